@@ -1,0 +1,44 @@
+# `make demo` searches a first cell on scikit-learn's digits; `make test` is what has to be green before a commit.
+# The first call makes .venv and installs into it; later ones are quick until pyproject.toml or constraints.txt changes.
+
+# The first of these that runs and is new enough. `make PYTHON=/path/to/python demo` takes another one.
+CANDIDATES := python3.11 python3.12 python3.13 python3
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for p in $(CANDIDATES); do $$p $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
+
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+# Two processes with one thread each: more threads than cores make small tensors many times slower.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+.PHONY: demo test test-all lint clean
+
+demo: $(INSTALLED)
+	$(BIN)/oche search
+
+test: lint
+	$(PYTEST) -m "not slow"
+
+test-all: lint
+	$(PYTEST)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check
+	$(BIN)/mypy
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(or $(PYTHON),false) $(NEW_ENOUGH) 2>/dev/null || { \
+	  echo "oche needs Python 3.11 or newer, and '$(or $(PYTHON),$(CANDIDATES))' is not: install one, or name it with 'make PYTHON=/path/to/python3.11'." >&2; \
+	  exit 1; }
+	$(PYTHON) -m venv .venv
+
+# torch comes first, at the tested version: a plain `pip install torch` may fetch gigabytes of CUDA packages.
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $@

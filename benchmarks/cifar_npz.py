@@ -1,0 +1,74 @@
+"""Turns the lossless WebP sheets of CIFAR into an `.npz` that `oche.data.load` reads.
+
+    python benchmarks/cifar_npz.py FOLDER --out cifar10.npz
+    python benchmarks/cifar_npz.py FOLDER --set cifar100 --out cifar100.npz
+    oche search pcdarts --data cifar10.npz
+
+FOLDER (or the environment variable OCHE_DATA) holds cifar10/ and cifar100/, each with sheets of 32x32 tiles, row by
+row, and an index.npz of labels. CIFAR-10 has its train images in two balanced halves, a and b; what is written has the
+order of the official files. Of CIFAR-100 there are the 10,000 official test images only: they become one set (x, y) with
+the 100 fine classes, which `load` splits three ways.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+TILE = 32
+
+
+def main() -> None:
+    """Reads the command line, writes the file, says what is in it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", nargs="?", default=os.environ.get("OCHE_DATA"), help="default: $OCHE_DATA")
+    parser.add_argument("--out", type=Path, required=True, help="the .npz to write")
+    parser.add_argument("--set", choices=("cifar10", "cifar100"), default="cifar10")
+    parser.add_argument("--part", choices=("a", "b", "both"), default="both", help="half of CIFAR-10's train images")
+    given = parser.parse_args()
+    if not given.folder:
+        parser.error("give FOLDER or set OCHE_DATA")
+    if given.set == "cifar100" and given.part != "both":
+        parser.error("--part is for cifar10")
+    root = Path(given.folder) / given.set
+    if not (root / "index.npz").is_file():
+        parser.error(f"there is no {root / 'index.npz'}")
+    arrays = cifar10(root, given.part) if given.set == "cifar10" else cifar100(root)
+    np.savez(given.out, **arrays)
+    print(f"{given.out}: " + ", ".join(f"{name} {array.shape}" for name, array in arrays.items()))
+
+
+def cifar10(root: Path, part: str = "both") -> dict[str, NDArray[np.generic]]:
+    """x_train (N, 32, 32, 3), y_train (N,), x_test, y_test, classes (10,); N is 25,000 for a half, 50,000 for both."""
+    index = np.load(root / "index.npz")
+    halves = ("a", "b") if part == "both" else (part,)
+    order = np.argsort(np.concatenate([index[f"train_{half}_index"] for half in halves]))
+    return {
+        "x_train": np.concatenate([tiles(root / f"train_{half}.webp") for half in halves])[order],
+        "y_train": np.concatenate([index[f"train_{half}_label"] for half in halves])[order],
+        "x_test": tiles(root / "test.webp"),
+        "y_test": index["test_label"],
+        "classes": index["classes"].astype(str),
+    }
+
+
+def cifar100(root: Path) -> dict[str, NDArray[np.generic]]:
+    """x (10000, 32, 32, 3), y (10000,) fine labels, classes (100,)."""
+    index = np.load(root / "index.npz")
+    return {"x": tiles(root / "test.webp"), "y": index["test_fine"], "classes": index["fine_names"].astype(str)}
+
+
+def tiles(path: Path) -> NDArray[np.uint8]:
+    """A sheet of tiles, row by row -> (N, 32, 32, 3) uint8."""
+    sheet = np.asarray(Image.open(path).convert("RGB"))
+    rows, columns = sheet.shape[0] // TILE, sheet.shape[1] // TILE
+    return sheet.reshape(rows, TILE, columns, TILE, 3).swapaxes(1, 2).reshape(-1, TILE, TILE, 3)
+
+
+if __name__ == "__main__":
+    main()

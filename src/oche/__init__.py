@@ -1,0 +1,1 @@
+"""Differentiable neural architecture search that does not collapse."""

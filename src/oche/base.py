@@ -1,0 +1,98 @@
+"""The few types that every part speaks in: batches, groups of cells, and counted randomness.
+
+Shapes are written in one notation throughout: `B` images, `C` channels, `H W` pixels, `E` edges of a cell, `O` candidate
+operations of an edge.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+"""theta: supernet weights by parameter name."""
+
+Alpha = dict[str, Tensor]
+"""Architecture parameters, `"group/name"` -> tensor."""
+
+OpWeights = dict[str, Tensor]
+"""Cell instance -> (E, O) multipliers of its candidates' outputs."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images (B, C, H, W), float and normalised, with their targets: (B,) class numbers, or (B, H, W) for masks."""
+
+    images: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """Cells that share architecture parameters, and what may be chosen in them.
+
+    `edges` are (source, target) node numbers; `ops` the candidates of each edge, which may differ by edge: matrices over
+    a group are (E, O) with O the longest list, and `valid()` says which entries exist. `keep` is how many incoming edges a
+    node keeps after the search (2 in DARTS); None keeps all of them, one op each, `none` included (NAS-Bench-201).
+    """
+
+    name: str
+    edges: tuple[tuple[int, int], ...]
+    ops: tuple[tuple[str, ...], ...]
+    keep: int | None = 2
+    cells: tuple[str, ...] = ()
+
+    @property
+    def width(self) -> int:
+        """O: the largest number of candidates on an edge."""
+        return max(len(ops) for ops in self.ops)
+
+    def valid(self) -> Tensor:
+        """(E, O) bool: True where edge e has a candidate o."""
+        return torch.tensor([[o < len(ops) for o in range(self.width)] for ops in self.ops])
+
+    def into(self) -> dict[int, list[int]]:
+        """Target node -> numbers of its incoming edges, in edge order."""
+        incoming: dict[int, list[int]] = {}
+        for e, (_, target) in enumerate(self.edges):
+            incoming.setdefault(target, []).append(e)
+        return incoming
+
+
+@dataclass(frozen=True)
+class Draw:
+    """All that a forward pass or a relaxation may know besides its inputs; the same draw gives the same noise.
+
+    `phase` is "weight", "alpha" or "eval"; `progress` in [0, 1] is how much of the search is done; `mask` holds, for
+    groups that lost candidates during the search, (E, O) bool matrices of those that remain.
+    """
+
+    seed: int
+    step: int = 0
+    phase: str = "eval"
+    progress: float = 0.0
+    mask: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
+        """A fresh generator that depends on (seed, step, phase, purpose) alone."""
+        return counted(self.seed, self.step, self.phase, purpose, device=device)
+
+    def alive(self, group: Group) -> Tensor:
+        """(E, O) bool on the CPU: candidates of the group that exist and are not masked out."""
+        valid = group.valid()
+        return valid & self.mask[group.name].cpu() if group.name in self.mask else valid
+
+
+def counted(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator seeded by a CRC of the key: randomness is counted, never streamed, so any draw can be repeated.
+
+    >>> torch.equal(torch.rand(2, generator=counted(1, "a")), torch.rand(2, generator=counted(1, "a")))
+    True
+    """
+    text = "/".join(map(str, key)).encode()
+    seed = zlib.crc32(text) | (zlib.adler32(text) << 32)  # 64 bits, so that two keys rarely meet
+    return torch.Generator(device=device).manual_seed(seed & 0x7FFF_FFFF_FFFF_FFFF)

@@ -1,0 +1,129 @@
+"""The bilevel problem as two pure functions, and the ways to differentiate through it.
+
+    min_alpha outer(theta*(alpha), alpha)   where   theta*(alpha) = argmin_theta inner(theta, alpha)
+
+`theta` holds the weights that learn and no others, so freezing weights makes every product here cheaper by itself. Nothing
+below knows of supernets: each gradient can be checked on a quadratic whose hypergradient is known in closed form.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from oche.base import Alpha, Batch, Params
+
+Loss = Callable[[Params, Alpha, Batch], Tensor]
+
+
+@dataclass(frozen=True)
+class Bilevel:
+    """`inner` and `outer` losses, and `descend(theta, grads)`: the weights after the next weight step, differentiable in grads.
+
+    `mean` averages tensors over processes; alone it does nothing.
+    """
+
+    inner: Loss
+    outer: Loss
+    descend: Callable[[Params, Params], Params]
+    mean: Callable[[Sequence[Tensor]], list[Tensor]] = list
+
+
+class Batches(Protocol):
+    """The batches of one step: `inner()` is the one the weight step will use, `outer()` that of the architecture step."""
+
+    def inner(self) -> Batch: ...
+    def outer(self) -> Batch: ...
+
+
+class ArchGradient(Protocol):
+    """(outer loss, d outer / d alpha), both of this process; the loop averages the gradient over processes."""
+
+    def __call__(self, problem: Bilevel, theta: Params, alpha: Alpha, batches: Batches) -> tuple[Tensor, Alpha]: ...
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """d outer(theta, alpha) / d alpha at the present weights; no gradient of a weight is computed (DARTS, xi = 0)."""
+
+    def __call__(self, problem: Bilevel, theta: Params, alpha: Alpha, batches: Batches) -> tuple[Tensor, Alpha]:
+        loss = problem.outer(detached(theta), alpha, batches.outer())
+        return loss.detach(), gradient(loss, alpha)
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """d outer(theta', alpha) / d alpha with theta' = descend(theta, g), g = d inner(theta, alpha) / d theta (DARTS, eq. 7), exact.
+
+    With u = (d theta'/d g)^T d outer/d theta', the second term is (d g/d alpha)^T u: one product by double backward.
+    """
+
+    def __call__(self, problem: Bilevel, theta: Params, alpha: Alpha, batches: Batches) -> tuple[Tensor, Alpha]:
+        leaves = required(theta)
+        inner = problem.inner(leaves, alpha, batches.inner())
+        g = torch.autograd.grad(inner, list(leaves.values()), create_graph=True, materialize_grads=True)
+        loss, direct, u = _look_ahead(problem, theta, alpha, g, batches)
+        second = torch.autograd.grad(g, list(alpha.values()), grad_outputs=list(u.values()), materialize_grads=True)
+        return loss, {name: direct[name] + term for name, term in zip(alpha, second, strict=True)}
+
+
+@dataclass(frozen=True)
+class FiniteDifference:
+    """Unrolled with the product taken by a central difference (DARTS, eq. 8): the weights move by `radius` to either side along u.
+
+    As published; in float32 it is off by 6 to 14 % of the gradient (Unrolled is exact and costs no more passes).
+    """
+
+    radius: float = 0.01
+
+    def __call__(self, problem: Bilevel, theta: Params, alpha: Alpha, batches: Batches) -> tuple[Tensor, Alpha]:
+        batch = batches.inner()
+        leaves = required(theta)
+        g = torch.autograd.grad(problem.inner(leaves, detached(alpha), batch), list(leaves.values()), materialize_grads=True)
+        loss, direct, u = _look_ahead(problem, theta, alpha, g, batches)
+        norm = torch.sqrt(sum((t.square().sum() for t in u.values()), loss.new_zeros(())))
+        epsilon = self.radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        plus = gradient(problem.inner(axpy(epsilon, u, theta), alpha, batch), alpha)
+        minus = gradient(problem.inner(axpy(-epsilon, u, theta), alpha, batch), alpha)
+        return loss, {name: direct[name] + (plus[name] - minus[name]) / (2 * epsilon) for name in alpha}
+
+
+def _look_ahead(
+    problem: Bilevel, theta: Params, alpha: Alpha, g: Sequence[Tensor], batches: Batches
+) -> tuple[Tensor, Alpha, Params]:
+    """Outer loss at theta' = descend(theta, g), its direct gradient in alpha, and u, its gradient in g."""
+    averaged = [t.requires_grad_() for t in problem.mean([t.detach().clone() for t in g])]
+    ahead = problem.descend(detached(theta), dict(zip(theta, averaged, strict=True)))
+    loss = problem.outer(ahead, alpha, batches.outer())
+    grads = torch.autograd.grad(loss, [*alpha.values(), *averaged], materialize_grads=True)
+    direct = dict(zip(alpha, grads[: len(alpha)], strict=True))
+    u = dict(zip(theta, problem.mean(grads[len(alpha) :]), strict=True))
+    return loss.detach(), direct, u
+
+
+# ------------------------------------------------------------------ dict algebra
+
+
+def detached(tree: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values, cut from the graph."""
+    return {name: t.detach() for name, t in tree.items()}
+
+
+def required(tree: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same values as fresh leaves that require gradients."""
+    return {name: t.detach().requires_grad_() for name, t in tree.items()}
+
+
+def axpy(a: Tensor | float, x: dict[str, Tensor], y: dict[str, Tensor]) -> dict[str, Tensor]:
+    """a x + y, cut from the graph."""
+    return {name: y[name].detach() + a * x[name].detach() for name in y}
+
+
+def gradient(loss: Tensor, tree: dict[str, Tensor]) -> dict[str, Tensor]:
+    """d loss / d tree, zeros where the loss does not depend on an entry."""
+    grads = torch.autograd.grad(loss, list(tree.values()), materialize_grads=True)
+    return dict(zip(tree, grads, strict=True))

@@ -1,0 +1,46 @@
+"""Named settings: `paper` as published, `quick` for an afternoon's laptop, `smoke` to see that everything runs.
+
+A budget is a handful of assignments as on the command line; it holds no code. The published ones lie in their method's file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from oche.errors import unknown
+
+
+@dataclass(frozen=True)
+class Budget:
+    """`epochs` and `batch`, and `settings` such as `{"space.cells": 8, "weight_lr.start": 0.1}`; `source` says where from."""
+
+    epochs: int
+    batch: int
+    settings: Mapping[str, object] = field(default_factory=dict)
+    source: str = "our choice"
+
+
+QUICK: dict[str, Budget] = {
+    "toy": Budget(30, 64, {"arch_optimizer.lr": 3e-3}),
+    "nb201": Budget(40, 64, {"space.cells": 1, "space.channels": 16, "arch_optimizer.lr": 3e-3}),
+    "darts": Budget(25, 64, {"space.cells": 5, "space.channels": 8, "arch_optimizer.lr": 3e-3}),
+}
+"""Our choice: one cell a stage, a tenfold learning rate for alpha because there are few steps."""
+
+SMOKE: dict[str, Budget] = {
+    "toy": Budget(2, 16, {}),
+    "nb201": Budget(2, 16, {"space.cells": 1, "space.channels": 4}),
+    "darts": Budget(2, 16, {"space.cells": 3, "space.channels": 4}),
+}
+"""Our choice: seconds. Its numbers mean nothing."""
+
+NAMES = ("paper", "quick", "smoke")
+
+
+def budget(name: str, space: str, published: Mapping[str, Budget]) -> Budget:
+    """The budget of that name in that space; spaces without one of their own take that of `darts`. Raises UserError."""
+    tables: dict[str, Mapping[str, Budget]] = {"paper": published, "quick": QUICK, "smoke": SMOKE}
+    if name not in tables:
+        raise unknown("budget", name, tables)
+    return tables[name].get(space, tables[name]["darts"])

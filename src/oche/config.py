@@ -1,0 +1,289 @@
+"""How settings get from the command line and from TOML into Python: signatures are the only schema there is.
+
+A method is built by calling its factory (`build`), changed field by field (`override`), written down whole
+(`describe`) and set to what was written down (`restore`). Values are plain: numbers, strings, booleans, paths, tuples
+of these, `"none"`. A part, that is a nested frozen dataclass, is never made from a value: its fields are set one by
+one. A field with `repr=False` is no setting: it stays what the part's author made it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import tomllib
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, Union
+
+import tomli_w
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+
+from oche.errors import UserError, unknown
+
+T = TypeVar("T")
+
+NONE = "none"
+"""How None is written in TOML and on the command line, for settings that may be None."""
+
+PLAIN = (str, int, float, list, dict)
+"""What TOML can hold; such a value is no part."""
+
+
+def build(factory: Callable[..., T], values: Mapping[str, object], where: str) -> T:
+    """Calls `factory` with keyword values, each checked and converted after the annotation of its parameter.
+
+    `where` is what errors call the factory. Raises UserError for an unknown name, a missing one, or a value that does
+    not fit.
+
+    >>> def pcdarts(K: int = 4, lr: float = 3e-4) -> tuple[int, float]:
+    ...     return K, lr
+    >>> build(pcdarts, {"K": "2"}, "pcdarts")
+    (2, 0.0003)
+    >>> build(pcdarts, {"lrr": 2}, "pcdarts")
+    Traceback (most recent call last):
+    oche.errors.UserError: There is no pcdarts setting 'lrr'; did you mean 'lr'? Known: K, lr.
+    """
+    hints = _hints(factory)
+    parameters = {p.name: p for p in inspect.signature(factory).parameters.values() if p.kind in _BY_NAME}
+    _refuse_unknown(values, parameters, "", where)
+    missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in values]
+    if missing:
+        raise UserError(f"{where} needs a value for {', '.join(missing)}.")
+    return factory(**{name: _fit(value, hints.get(name, object), name, where) for name, value in values.items()})
+
+
+def override(part: T, path: str, value: object, where: str) -> T:
+    """A copy of a tree of frozen dataclasses in which the field at the dotted `path` has another value.
+
+    Raises UserError for a field that does not exist or a value that does not fit its annotation.
+    """
+    *way, last = path.split(".")
+    holders: list[Any] = [part]
+    for depth, name in enumerate(way):
+        _refuse_unknown([name], _names(holders[-1]), _dotted(way[:depth]), where)
+        holders.append(getattr(holders[-1], name))
+        if not _is_part(holders[-1]):
+            raise UserError(f"{where}: {'.'.join(way[: depth + 1])} has no fields, so {path} cannot be set.")
+    _refuse_unknown([last], _names(holders[-1]), _dotted(way), where)
+    new: Any = _fit(value, _hints(type(holders[-1]))[last], path, where)
+    for holder, name in zip(reversed(holders), reversed([*way, last]), strict=True):
+        new = replace(holder, **{name: new})
+    return typing.cast(T, new)
+
+
+def assignment(text: str) -> tuple[str, object]:
+    """The dotted path and the value of `path=value`; the value is read as TOML, or else is the text itself.
+
+    >>> assignment("space.cells=3"), assignment("relaxation=none"), assignment("space.widths=[16, 32]")
+    (('space.cells', 3), ('relaxation', 'none'), ('space.widths', [16, 32]))
+    """
+    path, equals, written = text.partition("=")
+    if not equals or not path.strip():
+        raise UserError(f"{text!r} sets nothing; expected NAME=VALUE, such as space.cells=3.")
+    try:
+        table = tomllib.loads(f"value = {written.strip()}")
+    except tomllib.TOMLDecodeError:
+        table = {}
+    value = table.get("value") if len(table) == 1 else None
+    return path.strip(), value if isinstance(value, str | int | float | list) else written.strip()
+
+
+def describe(part: object) -> dict[str, object]:
+    """A nested table of all the settings in a tree of frozen dataclasses, each table with its class's name as `type`.
+
+    Tuples become lists, None becomes "none", and a function or a class its qualified name: enough for `restore`, and
+    for a reader who wants to know what was run. Raises UserError for a value that TOML has no form for.
+    """
+    table: dict[str, object] = {"type": type(part).__name__}
+    for name in _names(part):
+        if name == "type":
+            raise TypeError(f"{type(part).__name__}.type: describe() needs this name for the class's own")
+        table[name] = _plain(getattr(part, name), f"{type(part).__name__}.{name}")
+    return table
+
+
+def restore(part: T, described: Mapping[str, object], where: str) -> T:
+    """A copy of `part` with every value that `describe` wrote; `restore(part, describe(x), ...) == x` for like types.
+
+    What the table leaves out stays as it is. Raises UserError where the table tells of other types than `part` has.
+    """
+    return typing.cast(T, _restored(part, described, "", where))
+
+
+def dumps(table: Mapping[str, object]) -> str:
+    """The table as TOML."""
+    return tomli_w.dumps(table)
+
+
+def loads(text: str, where: str) -> dict[str, object]:
+    """The table in a TOML text; `where` is what errors call it. Raises UserError where it is no TOML."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where} is not valid TOML: {error}.") from None
+
+
+# ---------------------------------------------------------------------- names
+
+
+_BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+def _hints(factory: Callable[..., object]) -> dict[str, Any]:
+    """Name -> annotation, strings resolved where they were written."""
+    if inspect.isclass(factory) and not is_dataclass(factory):
+        return typing.get_type_hints(factory.__init__)
+    return typing.get_type_hints(factory)
+
+
+def _names(part: Any) -> list[str]:
+    return [field.name for field in fields(part) if field.init and field.repr]
+
+
+def _is_part(value: object) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _dotted(way: list[str]) -> str:
+    return "".join(f"{name}." for name in way)
+
+
+def _refuse_unknown(names: Iterable[str], known: Iterable[str], prefix: str, where: str) -> None:
+    known = [prefix + name for name in known]
+    for name in names:
+        if prefix + name not in known:
+            if not known:
+                raise UserError(f"{where} has no settings, so {prefix + name!r} cannot be set.")
+            raise unknown(f"{where} setting", prefix + name, known)
+
+
+# ---------------------------------------------------------------------- values after annotations
+
+
+_ANNOTATED: Any = Annotated  # annotations made at run time, which no type checker follows
+_UNION: Any = Union
+
+def _fit(value: object, hint: Any, name: str, where: str) -> Any:
+    """The value, converted to what the annotation asks for."""
+    adapter: TypeAdapter[Any] = TypeAdapter(_schema(hint), config=ConfigDict(coerce_numbers_to_str=True))
+    try:
+        return adapter.validate_python(value)
+    except ValidationError:
+        raise UserError(f"{where}: {name} must be {_say(hint)}, not {value!r}.") from None
+
+
+def _schema(hint: Any) -> Any:
+    """The annotation, with the rules of this module attached for pydantic; any class it does not know is a part."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint in (int, float):
+        return _ANNOTATED[hint, BeforeValidator(_no_bool)]
+    if hint in (bool, str, Path, types.NoneType, object, Any) or origin is Literal:
+        return hint
+    if origin is Annotated:
+        return _schema(inner[0])
+    if origin in (Union, types.UnionType):
+        union = _UNION[tuple(_schema(choice) for choice in inner)]
+        return _ANNOTATED[union, BeforeValidator(_none)] if types.NoneType in inner else union
+    if origin is tuple:
+        items = tuple(item if item is Ellipsis else _schema(item) for item in inner)
+        return _ANNOTATED[types.GenericAlias(tuple, items), BeforeValidator(_items)]
+    return _ANNOTATED[Any, AfterValidator(_slot(hint))]
+
+
+def _no_bool(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError("true and false are no numbers")
+    return value
+
+
+def _none(value: object) -> object:
+    return None if value == NONE else value
+
+
+def _items(value: object) -> object:
+    """`16,32` and a single `16` are tuples too, as they are typed on a command line."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return [value] if isinstance(value, int | float) else value
+
+
+def _slot(hint: Any) -> Callable[[object], object]:
+    """Accepts a part for a slot; isinstance tells where it can, which is not so for callables and most protocols."""
+
+    def check(value: object) -> object:
+        try:
+            fits = isinstance(value, hint)
+        except TypeError:
+            fits = not isinstance(value, PLAIN)
+        if not fits:
+            raise ValueError("another type")
+        return value
+
+    return check
+
+
+def _say(hint: Any) -> str:
+    """An annotation in words.
+
+    >>> _say(tuple[int, ...] | None), _say(Literal["a", "b"])
+    ('tuple of int or none', "'a' or 'b'")
+    """
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is types.NoneType:
+        return NONE
+    if origin is Literal:
+        return " or ".join(map(repr, inner))
+    if origin in (Union, types.UnionType):
+        return " or ".join(map(_say, inner))
+    if origin is tuple:
+        return f"tuple of {', '.join(_say(item) for item in inner if item is not Ellipsis)}"
+    return getattr(hint, "__name__", str(hint))
+
+
+# ---------------------------------------------------------------------- parts and tables
+
+
+def _plain(value: object, name: str) -> object:
+    if _is_part(value):
+        return describe(value)
+    if value is None:
+        return NONE
+    if isinstance(value, tuple):
+        return [_plain(item, name) for item in value]
+    if isinstance(value, str | int | float):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        return _qualified(value)
+    raise UserError(f"{name} is {value!r}, which run.toml cannot hold; make it a frozen dataclass with plain fields.")
+
+
+def _qualified(routine: Any) -> str:
+    return f"{routine.__module__}.{routine.__qualname__}"
+
+
+def _restored(old: Any, described: object, path: str, where: str, hint: Any = object) -> Any:
+    """What stands in the place of `old` after `described`: a part, a tuple with parts, a function or a plain value."""
+    if _is_part(old):
+        if not isinstance(described, Mapping) or described.get("type") != type(old).__name__:
+            told = described.get("type") if isinstance(described, Mapping) else described
+            raise UserError(f"{where}: {path or 'this'} is {told!r} there but {type(old).__name__} here.")
+        prefix = f"{path}." if path else ""
+        table = {name: value for name, value in described.items() if name != "type"}
+        _refuse_unknown(table, _names(old), prefix, where)
+        hints = _hints(type(old))
+        changes = {n: _restored(getattr(old, n), v, prefix + n, where, hints[n]) for n, v in table.items()}
+        return replace(old, **changes)
+    if isinstance(old, tuple) and any(_is_part(item) or callable(item) for item in old):
+        if not isinstance(described, list) or len(described) != len(old):
+            raise UserError(f"{where}: {path} has {len(old)} parts here, which {described!r} does not fit.")
+        pairs = enumerate(zip(old, described, strict=True))
+        return tuple(_restored(item, table, f"{path}.{n}", where) for n, (item, table) in pairs)
+    if callable(old):
+        if described != _qualified(old):
+            raise UserError(f"{where}: {path} is {described!r} there but {_qualified(old)!r} here.")
+        return old
+    return _fit(described, hint, path, where)

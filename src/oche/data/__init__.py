@@ -1,0 +1,35 @@
+"""Data sets and how their images reach the device: reading, splitting, augmentation, batches.
+
+    data = load("digits").to(device)
+    weights, arch = halves()(data.train, seed)
+    stream = Stream(weights, 64, seed, "weight", for_search(data), device)
+    batch = stream.at(0)
+
+What a data set is (`images`), how any pixels get one form (`pixels`), how a source is read (`readers`, with `arrays`,
+`folders`, `torchsets`), how it is completed (`parts`) and what is worth knowing about it (`facts`), who sees which
+images (`splits`), how images are varied (`augment`), in which order they come (`stream`).
+"""
+
+from oche.data.augment import Augment, for_search, for_training, none
+from oche.data.images import ArraySource, Data, ImageSet, LazySource, Source
+from oche.data.readers import SETS, load
+from oche.data.splits import Fractions, halves
+from oche.data.stream import Stream, batches
+
+__all__ = [
+    "SETS",
+    "ArraySource",
+    "Augment",
+    "Data",
+    "Fractions",
+    "ImageSet",
+    "LazySource",
+    "Source",
+    "Stream",
+    "batches",
+    "for_search",
+    "for_training",
+    "halves",
+    "load",
+    "none",
+]

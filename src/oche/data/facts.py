@@ -1,0 +1,68 @@
+"""What is true of a data set and worth knowing before a run: mean and spread, imbalance, leaks between its parts."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+from oche.base import counted
+from oche.data.images import ArraySource, ImageSet
+
+CHUNK = 1024
+SAMPLE = 2048
+IMBALANCE = 1.5
+
+
+def mean_and_std(train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
+    """Mean and standard deviation of each channel, pixels in [0, 1], over all images; and a note if over some only.
+
+    Of images that are decoded on demand a fixed sample of 2,048 is read. A channel that never varies gets std 1.
+    """
+    positions, notes = torch.arange(len(train)), tuple[str, ...]()
+    if not isinstance(train.source, ArraySource) and len(train) > SAMPLE:
+        positions = torch.randperm(len(train), generator=counted(len(train), "mean and std"))[:SAMPLE].sort().values
+        notes = (f"Mean and std were measured on {SAMPLE} of {len(train)} train images.",)
+    sums, count = torch.zeros(2, 1, dtype=torch.float64), 0
+    for images in _chunks(train, positions):
+        pixels = images.double().flatten(0, 2) / (255 if images.dtype == torch.uint8 else 1)
+        sums = sums + torch.stack([pixels.sum(0), pixels.square().sum(0)]).cpu()
+        count += len(pixels)
+    mean, square = sums / count
+    std = (square - mean.square()).clamp(min=0).sqrt()
+    return tuple(mean.tolist()), tuple(s if s > 1e-6 else 1.0 for s in std.tolist()), notes
+
+
+def imbalance(train: ImageSet, classes: Sequence[str]) -> tuple[str, ...]:
+    """A note when the largest class has at least 1.5 times as many train images as the smallest."""
+    counts = torch.bincount(train.targets.cpu(), minlength=len(classes))
+    most, least = int(counts.argmax()), int(counts.argmin())
+    if counts[most] < IMBALANCE * counts[least]:
+        return ()
+    extremes = f"{counts[most]} images of {classes[most]!r}, {counts[least]} of {classes[least]!r}"
+    return (f"Classes are unbalanced in train: {extremes}.",)
+
+
+def leaks(parts: Mapping[str, ImageSet]) -> tuple[str, ...]:
+    """A note for each two parts that share identical pixels; only parts that are in memory are compared."""
+    held = {name: part for name, part in parts.items() if isinstance(part.source, ArraySource)}
+    seen = {name: [_digest(image) for images in _chunks(part) for image in images] for name, part in held.items()}
+    notes = []
+    for first, second in combinations(seen, 2):
+        known = set(seen[first])
+        if shared := sum(digest in known for digest in seen[second]):
+            notes.append(f"{shared} of the {len(seen[second])} {second} images are in {first} too, pixel for pixel.")
+    return tuple(notes)
+
+
+def _chunks(part: ImageSet, positions: Tensor | None = None) -> Iterator[Tensor]:
+    positions = torch.arange(len(part)) if positions is None else positions
+    for start in range(0, len(positions), CHUNK):
+        yield part.take(positions[start : start + CHUNK])[0]
+
+
+def _digest(image: Tensor) -> bytes:
+    return hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest()

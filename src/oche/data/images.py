@@ -1,0 +1,134 @@
+"""What a data set is once it has been read: three parts, each a view of a source of pixels.
+
+Pixels are stored as they lie in files, (B, H, W, C); they become (B, C, H, W) floats in `augment.py` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+Item = TypeVar("Item")
+
+
+class Source(Protocol):
+    """Images by number, all of one size."""
+
+    def take(self, indices: Tensor) -> Tensor:
+        """(B,) int64 -> (B, H, W, C): uint8, or float32 in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class ArraySource:
+    """All images in one tensor (N, H, W, C), uint8 or float32 in [0, 1], in memory or on the accelerator."""
+
+    images: Tensor
+
+    def take(self, indices: Tensor) -> Tensor:
+        """(B, H, W, C) on the device of the tensor."""
+        return self.images.index_select(0, indices.to(self.images.device))
+
+
+@dataclass(frozen=True, eq=False)
+class LazySource:
+    """Images decoded when asked for, by `workers` threads: for what does not fit in memory.
+
+    `decode` maps a number to (H, W, C), of the common size; it must be safe to call from several threads, or
+    `workers` must be 1.
+    """
+
+    decode: Callable[[int], Tensor]
+    workers: int = 8
+
+    def take(self, indices: Tensor) -> Tensor:
+        """(B, H, W, C) on the CPU."""
+        return torch.stack(in_parallel(self.decode, indices.tolist(), self.workers))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """One part of a data set: a view of some of the images of a source, with their class numbers.
+
+    `targets` (N,) int64 are the classes of the N images of this part, `index` (N,) int64 their numbers in the source.
+
+    >>> part = ImageSet.of(torch.zeros(4, 8, 8, 1, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+    >>> len(part), part.subset(torch.tensor([1, 3])).targets
+    (4, tensor([1, 1]))
+    """
+
+    source: Source
+    targets: Tensor
+    index: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor, targets: Tensor) -> ImageSet:
+        """All of `images` (N, H, W, C), uint8 or float32 in [0, 1], with `targets` (N,)."""
+        return cls(ArraySource(images), targets.long(), torch.arange(len(targets), device=targets.device))
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions (B,) in this part -> images (B, H, W, C), targets (B,)."""
+        images = self.source.take(self.index[positions.to(self.index.device)])
+        return images, self.targets[positions.to(self.targets.device)]
+
+    def subset(self, positions: Tensor) -> ImageSet:
+        """The images at these positions (M,), still a view of the same source."""
+        positions = positions.to(self.targets.device)
+        return replace(self, targets=self.targets[positions], index=self.index[positions.to(self.index.device)])
+
+    def to(self, device: torch.device | str) -> ImageSet:
+        """This part with its pixels on `device`; only its own images are copied, and nothing if they are there already.
+
+        Images that are decoded on demand stay where they are.
+        """
+        targets = self.targets.to(device)
+        if not isinstance(self.source, ArraySource) or self.source.images.device == targets.device:
+            return replace(self, targets=targets)
+        return ImageSet.of(self.source.take(self.index).to(device), targets)
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """A data set split three ways. A search sees `train` and `val`, never `test`.
+
+    Attributes:
+        size: (H, W) of every image.
+        mean, std: of the channels of `train`, pixels in [0, 1].
+        flip: whether an image keeps its class when mirrored left to right (digits do not).
+        notes: sentences about how it was read, and what to beware of, for the table printed before a run.
+    """
+
+    name: str
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    channels: int
+    size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    flip: bool = True
+    notes: tuple[str, ...] = ()
+
+    def to(self, device: torch.device | str) -> Data:
+        """The same data with the pixels of all three parts on `device`; see `ImageSet.to`."""
+        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
+
+
+def in_parallel(work: Callable[[int], Item], numbers: Iterable[int], workers: int) -> list[Item]:
+    """[work(n) for n in numbers], by a pool of threads that is made once."""
+    return [work(n) for n in numbers] if workers == 1 else list(_pool(workers).map(work, numbers))
+
+
+@cache
+def _pool(workers: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, thread_name_prefix="oche-decode")

@@ -1,0 +1,84 @@
+"""Batches by number: endless and shuffled for training, one pass in order for evaluation.
+
+Batch i of a stream is a function of (seed, purpose, i, rank) and of nothing that happened before, so a run resumes from
+a number, and no epoch is cut short or begun twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from oche.base import Batch, counted
+from oche.data.augment import Augment
+from oche.data.images import ImageSet
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """An endless sequence of full batches: a permutation of the images an epoch, one behind the other.
+
+    Batch i of rank r takes entries (i world + r) batch, ... of that sequence. A batch may lie across the border of two
+    epochs, so all are full, even where the part is smaller than a batch; over all ranks, every image is seen exactly
+    once an epoch.
+
+    Attributes:
+        batch: images a batch and rank.
+        purpose: sets apart streams that share a seed ("weight", "alpha").
+        device: where the batches are made; images are best there already (`Data.to`).
+
+    Raises:
+        ValueError: no images, a batch below 1, or a rank outside 0 .. world - 1.
+    """
+
+    images: ImageSet
+    batch: int
+    seed: int
+    purpose: str
+    augment: Augment
+    device: torch.device | str = "cpu"
+    rank: int = 0
+    world: int = 1
+
+    def __post_init__(self) -> None:
+        if not len(self.images) or self.batch < 1 or not 0 <= self.rank < self.world:
+            given = f"{len(self.images)} images, batch={self.batch}, rank={self.rank}, world={self.world}"
+            raise ValueError(f"{given}: expected some images, a batch of at least 1 and a rank below world.")
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Batches of each rank until every image has been seen: ceil(N / (batch world))."""
+        return -(-len(self.images) // (self.batch * self.world))
+
+    def at(self, i: int) -> Batch:
+        """Batch i = 0, 1, 2, ...: images (batch, C, H, W) augmented and normalised, targets (batch,), on `device`."""
+        images, targets = self.images.take(self.positions(i))
+        noise = counted(self.seed, i, self.rank, self.purpose, "augment")
+        return Batch(self.augment(images.to(self.device), noise), targets.to(self.device))
+
+    def positions(self, i: int) -> Tensor:
+        """(batch,) positions in `images` of batch i."""
+        count = len(self.images)
+        start = (i * self.world + self.rank) * self.batch
+        stop = start + self.batch
+        pieces = []
+        for epoch in range(start // count, (stop - 1) // count + 1):
+            order = _permutation(count, self.seed, epoch, self.purpose)
+            pieces.append(order[max(start - epoch * count, 0) : stop - epoch * count])
+        return torch.cat(pieces)
+
+
+def batches(images: ImageSet, batch: int, augment: Augment, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    """One pass over all images in order, normalised but not augmented; the last batch may be smaller."""
+    for start in range(0, len(images), batch):
+        pixels, targets = images.take(torch.arange(start, min(start + batch, len(images))))
+        yield Batch(augment.normalise(pixels.to(device)), targets.to(device))
+
+
+@lru_cache(maxsize=8)
+def _permutation(count: int, seed: int, epoch: int, purpose: str) -> Tensor:
+    return torch.randperm(count, generator=counted(seed, epoch, purpose))

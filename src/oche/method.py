@@ -1,0 +1,52 @@
+"""A method is data: a frozen dataclass that says which part sits in which slot. One loop runs them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oche.bilevel import ArchGradient, FirstOrder
+from oche.callbacks import Callback
+from oche.data import Fractions
+from oche.edges import EdgeFactory, WeightedSum
+from oche.optim import SGD, Adam, OptimizerFactory
+from oche.relaxations import Relaxation, Softmax
+from oche.schedule import Cosine, Schedule
+from oche.selection import Selection, TopK
+from oche.terms import Term
+from oche.trainable import AllWeights, Trainable
+
+
+@dataclass(frozen=True)
+class Method:
+    """The slots of a differentiable search; the defaults are first-order DARTS.
+
+    - `relaxation`, `edge`: how alpha becomes op weights, and how an edge uses them.
+    - `trainable`: which weights learn.
+    - `arch_gradient`, `arch_optimizer`: how alpha steps: after the share `arch_start` of the epochs, every `arch_every` steps,
+      before the weight step (`arch_first`) or after it.
+    - `weight_optimizer`, `weight_lr`, `clip`: how weights step; `lr_by_step` moves the learning rate at every step, not every epoch.
+    - `split`: which share of the training images each of the two sees.
+    - `inner_terms`, `outer_terms`, `callbacks`: what is added to the losses, and hooks.
+    - `selection`: how the genotype is derived.
+    - `papers`: BibTeX keys.
+    """
+
+    name: str = "darts"
+    relaxation: Relaxation = Softmax()
+    edge: EdgeFactory = WeightedSum()
+    trainable: Trainable = AllWeights()
+    arch_gradient: ArchGradient = FirstOrder()
+    arch_optimizer: OptimizerFactory = Adam()
+    weight_optimizer: OptimizerFactory = SGD()
+    weight_lr: Schedule = Cosine(0.025, 0.001)
+    lr_by_step: bool = False
+    clip: float | None = 5.0
+    arch_start: float = 0.0
+    arch_every: int = 1
+    arch_first: bool = True
+    split: Fractions = Fractions()
+    inner_terms: tuple[Term, ...] = ()
+    outer_terms: tuple[Term, ...] = ()
+    callbacks: tuple[Callback, ...] = ()
+    selection: Selection = TopK()
+    papers: tuple[str, ...] = ()

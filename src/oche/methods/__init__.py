@@ -1,0 +1,45 @@
+"""The published methods by name. `METHODS["pcdarts"](K=2)` builds one; `rf_` before any name freezes its convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from oche.budgets import Budget
+from oche.config import build
+from oche.errors import unknown
+from oche.methods.darts import PUBLISHED as DARTS
+from oche.methods.darts import darts, darts_2nd
+from oche.methods.pcdarts import PUBLISHED as PCDARTS
+from oche.methods.pcdarts import pcdarts
+from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
+from oche.strategies import RandomSampling, Searcher
+
+METHODS: dict[str, Callable[..., Searcher]] = {
+    "darts": darts,
+    "darts_2nd": darts_2nd,
+    "pcdarts": pcdarts,
+    "rf_darts": rf_darts,
+    "rf_pcdarts": rf_pcdarts,
+    "random_sampling": RandomSampling,
+}
+
+PUBLISHED: dict[str, Mapping[str, Budget]] = {"darts": DARTS, "darts_2nd": DARTS, "pcdarts": PCDARTS}
+"""Published settings of each method, by space. A random-features method takes its base's."""
+
+
+def published(name: str) -> Mapping[str, Budget]:
+    """The published settings of a method, its base's for `rf_NAME`, DARTS's for those that have none."""
+    return PUBLISHED.get(name.removeprefix("rf_"), DARTS)
+
+
+def method_named(name: str, options: Mapping[str, object] | None = None) -> Searcher:
+    """The method of that name with its options; `rf_NAME` is `random_features(NAME)`. Raises UserError for an unknown one."""
+    if name in METHODS:
+        return build(METHODS[name], options or {}, f"method {name}")
+    base = name.removeprefix("rf_")
+    if base in METHODS and base != name:
+        return random_features(build(METHODS[base], options or {}, f"method {base}"))
+    raise unknown("method", name, METHODS)
+
+
+__all__ = ["METHODS", "method_named", "published", "random_features"]

@@ -1,0 +1,48 @@
+"""RF-DARTS: Differentiable Architecture Search with Random Features. X. Zhang, Y. Li, X. Zhang, Y. Wang, J. Sun. CVPR 2023, arXiv 2208.08835.
+
+    theta = {gamma, beta of every batch norm};  convolutions stay as drawn;  everything else as in the base method
+
+Skip connections win in plain DARTS because they help the convolutions beside them to train. With the convolutions frozen there
+is nobody to help, and operations are compared by what their features are worth.
+
+Stated by the paper (abstract): only batch norm is trained; RF-DARTS is this on DARTS, RF-PCDARTS on PC-DARTS; the best
+run on NAS-Bench-201 reaches 94.36 % on CIFAR-10, the cell known here as NB201_9930.
+
+The paper's body was not at hand: affine batch norm everywhere in the cells (without it nothing could learn), frozen stem convolutions,
+PyTorch's initial values and the base method's hyperparameters are our reading. So is the frozen classifier (`classifier=False`),
+the literal one; `classifier=True` is the other, and what `--budget quick` takes, by measurement (docs/choose.md).
+
+Deviations from the paper: unknown where it is silent here, see above. Deviations from the authors' code: none was published.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from oche.errors import UserError
+from oche.method import Method
+from oche.methods.darts import darts
+from oche.methods.pcdarts import pcdarts
+from oche.strategies import Searcher
+from oche.trainable import BatchNormOnly, Initialiser
+
+
+def random_features(
+    searcher: Searcher, *, classifier: bool = False, stem: bool = False, pool_bn: bool = True, initialiser: Initialiser = "pytorch"
+) -> Method:
+    """Any method with its convolutions frozen at random; the switches are BatchNormOnly's. Raises UserError without a supernet."""
+    if not isinstance(searcher, Method):
+        raise UserError(f"Random features need a supernet, and {searcher.name} trains none: choose a gradient method.")
+    trainable = BatchNormOnly(classifier=classifier, stem=stem, pool_bn=pool_bn, initialiser=initialiser)
+    papers = (*searcher.papers, "zhang2023rfdarts")
+    return replace(searcher, name=f"rf_{searcher.name}", trainable=trainable, papers=papers)
+
+
+def rf_darts(classifier: bool = False, initialiser: Initialiser = "pytorch") -> Method:
+    """First-order DARTS with random features."""
+    return random_features(darts(), classifier=classifier, initialiser=initialiser)
+
+
+def rf_pcdarts(K: int = 4, classifier: bool = False, initialiser: Initialiser = "pytorch") -> Method:
+    """PC-DARTS with random features: also the 1/K channels that are searched stay as drawn."""
+    return random_features(pcdarts(K), classifier=classifier, initialiser=initialiser)

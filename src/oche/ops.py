@@ -1,0 +1,162 @@
+"""The candidate operations, under their published names: `OPS[name](channels, stride, affine)` builds a module.
+
+Every operation keeps the number of channels, and at stride 2 turns H x W into ceil(H/2) x ceil(W/2) whatever the parity.
+Sources: quark0/darts (DARTS space), D-X-Y/AutoDL-Projects (`nor_conv_*`), automl/RobustDARTS (`noise`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oche.base import Draw
+
+OpFactory = Callable[[int, int, bool], nn.Module]
+"""(channels, stride, affine batch norm?) -> module mapping (B, C, H, W) to (B, C, ceil(H/stride), ceil(W/stride))."""
+
+
+class Zero(nn.Module):
+    """`none`: zeros of the (strided) input's shape."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x[:, :, :: self.stride, :: self.stride])
+
+
+class Drawn(nn.Module):
+    """An operation that needs randomness: it is called as `op(x, draw)`; `path` tells its noise from its siblings'."""
+
+    path: str = ""
+
+
+class Noise(Drawn):
+    """`noise`: fresh N(0, 1) of the (strided) input's shape, no gradient to x (S4 of RobustDARTS).
+
+    Without a draw (a finished network at work) it is its mean, zero, so that a prediction is a function of the image
+    alone: our choice, the authors' code keeps drawing.
+    """
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor, draw: Draw | None = None) -> Tensor:
+        like = x[:, :, :: self.stride, :: self.stride]
+        if draw is None:
+            return torch.zeros_like(like)
+        noise = torch.randn(like.shape, generator=draw.generator(self.path, x.device), device=x.device, dtype=torch.float32)
+        return noise.to(x.dtype)
+
+
+class PoolBN(nn.Sequential):
+    """A pool with the batch norm that a DARTS supernet puts behind it, so that its scale is comparable; absent in retraining."""
+
+    def __init__(self, pool: nn.Module, channels: int, affine: bool) -> None:
+        super().__init__()
+        self.pool = pool
+        self.norm = nn.BatchNorm2d(channels, affine=affine)
+
+
+class ReLUConvBN(nn.Sequential):
+    """ReLU, convolution, batch norm: `nor_conv_kxk`, and the 1x1 that fits a DARTS cell's inputs."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, affine: bool) -> None:
+        super().__init__(
+            nn.ReLU(),
+            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+            nn.BatchNorm2d(outputs, affine=affine),
+        )
+
+
+class FactorizedReduce(nn.Module):
+    """Halves the resolution with two 1x1 stride-2 convolutions, one on even and one on odd pixels, then batch norm.
+
+    An odd last row or column meets a padded zero, so that both halves have ceil(H/2) rows.
+    """
+
+    def __init__(self, inputs: int, outputs: int, affine: bool) -> None:
+        super().__init__()
+        self.relu = nn.ReLU()
+        self.even = nn.Conv2d(inputs, outputs // 2, 1, stride=2, bias=False)
+        self.odd = nn.Conv2d(inputs, outputs - outputs // 2, 1, stride=2, bias=False)
+        self.norm = nn.BatchNorm2d(outputs, affine=affine)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(x)
+        height, width = x.shape[-2:]
+        shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
+        return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+
+
+def _separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
+    """ReLU, depthwise, pointwise, batch norm."""
+    padding = dilation * (kernel - 1) // 2
+    return [
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, kernel, stride, padding, dilation, groups=channels, bias=False),
+        nn.Conv2d(channels, channels, 1, bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    ]
+
+
+def sep_conv(kernel: int) -> OpFactory:
+    """`sep_conv_kxk`: depthwise-separable convolution applied twice, the stride in the first."""
+
+    def build(channels: int, stride: int, affine: bool) -> nn.Module:
+        return nn.Sequential(*_separable(channels, kernel, stride, 1, affine), *_separable(channels, kernel, 1, 1, affine))
+
+    return build
+
+
+def dil_conv(kernel: int) -> OpFactory:
+    """`dil_conv_kxk`: depthwise-separable convolution with dilation 2, applied once."""
+    return lambda channels, stride, affine: nn.Sequential(*_separable(channels, kernel, stride, 2, affine))
+
+
+def nor_conv(kernel: int) -> OpFactory:
+    """`nor_conv_kxk` of NAS-Bench-201: ReLU, dense convolution, batch norm."""
+    return lambda channels, stride, affine: ReLUConvBN(channels, channels, kernel, stride, affine)
+
+
+def conv_7x1_1x7(channels: int, stride: int, affine: bool) -> nn.Module:
+    """ReLU, 1x7, 7x1, batch norm."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False),
+        nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False),
+        nn.BatchNorm2d(channels, affine=affine),
+    )
+
+
+def skip_connect(channels: int, stride: int, affine: bool) -> nn.Module:
+    """Identity; at stride 2 a FactorizedReduce."""
+    return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels, affine)
+
+
+OPS: dict[str, OpFactory] = {
+    "none": lambda channels, stride, affine: Zero(stride),
+    "noise": lambda channels, stride, affine: Noise(stride),
+    "skip_connect": skip_connect,
+    "max_pool_3x3": lambda channels, stride, affine: nn.MaxPool2d(3, stride, 1),
+    "avg_pool_3x3": lambda channels, stride, affine: nn.AvgPool2d(3, stride, 1, count_include_pad=False),
+    "sep_conv_3x3": sep_conv(3),
+    "sep_conv_5x5": sep_conv(5),
+    "sep_conv_7x7": sep_conv(7),
+    "dil_conv_3x3": dil_conv(3),
+    "dil_conv_5x5": dil_conv(5),
+    "conv_7x1_1x7": conv_7x1_1x7,
+    "nor_conv_1x1": nor_conv(1),
+    "nor_conv_3x3": nor_conv(3),
+}
+
+
+def run(op: nn.Module, x: Tensor, draw: Draw | None) -> Tensor:
+    """Calls an operation, with the draw where it asks for one."""
+    out: Tensor = op(x, draw) if isinstance(op, Drawn) else op(x)
+    return out

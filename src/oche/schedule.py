@@ -1,0 +1,91 @@
+"""Values that change as a run goes on: each schedule maps progress in [0, 1] to a number.
+
+A schedule is a pure function of progress, so a resumed run and a run of another length need no bookkeeping.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Schedule(Protocol):
+    """progress in [0, 1] -> value."""
+
+    def __call__(self, progress: float) -> float: ...
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value throughout."""
+
+    value: float
+
+    def __call__(self, progress: float) -> float:
+        return self.value
+
+
+@dataclass(frozen=True)
+class Linear:
+    """start + (end - start) * progress."""
+
+    start: float
+    end: float
+
+    def __call__(self, progress: float) -> float:
+        return self.start + (self.end - self.start) * progress
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """end + (start - end) (1 + cos(pi progress)) / 2 (SGDR without restarts, Loshchilov & Hutter, ICLR 2017).
+
+    In the first `warm_up` of the run it is multiplied by a ramp from `warm_up_from` to 1 (PC-DARTS on ImageNet: 0.2, 0.4, ..., 1 in
+    5 of 50 epochs, that is warm_up=0.08 from 0.2).
+
+    >>> Cosine(0.025, 0.001)(0.0)
+    0.025
+    """
+
+    start: float
+    end: float = 0.0
+    warm_up: float = 0.0
+    warm_up_from: float = 0.2
+
+    def __call__(self, progress: float) -> float:
+        value = self.end + (self.start - self.end) * (1 + math.cos(math.pi * progress)) / 2
+        if progress < self.warm_up:
+            value *= self.warm_up_from + (1 - self.warm_up_from) * progress / self.warm_up
+        return value
+
+
+@dataclass(frozen=True)
+class LinearTail:
+    """Linear descent to zero after a warm-up, with a gentler slope in the last `tail` of `epochs` epochs (PC-DARTS on ImageNet).
+
+    In epoch e of E: start (E - tail - e) / (E - tail), and in the tail start (E - e) / ((E - tail) tail); while e is in the warm-up,
+    that value times (e + 1) / warm_up.
+    """
+
+    start: float
+    epochs: int = 250
+    tail: int = 5
+    warm_up: int = 5
+
+    def __call__(self, progress: float) -> float:
+        epoch, body = progress * self.epochs, self.epochs - self.tail
+        left = self.epochs - epoch
+        value = (body - epoch) / body if left > self.tail else left / (body * self.tail)
+        return self.start * value * (min(1.0, (epoch + 1) / self.warm_up) if self.warm_up else 1.0)
+
+
+@dataclass(frozen=True)
+class Geometric:
+    """start * (end / start) ** progress: the same factor at each step (DARTS on ImageNet: x0.97 an epoch)."""
+
+    start: float
+    end: float
+
+    def __call__(self, progress: float) -> float:
+        return float(self.start * (self.end / self.start) ** progress)

@@ -1,0 +1,64 @@
+"""From a searched state to a genotype."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from oche.base import Group
+from oche.genotype import Choice, Genotype
+from oche.state import Problem, SearchState
+
+
+class Selection(Protocol):
+    """Derives the genotype; may look at the state's strengths, or tune through the problem."""
+
+    def __call__(self, state: SearchState, problem: Problem) -> Genotype: ...
+
+
+@dataclass(frozen=True)
+class TopK:
+    """Each node keeps the edges with the strongest op other than `none`, and on each of them that op (DARTS, 2.4).
+
+    How many is `keep`, or where that is None what the space's group says (2 in DARTS cells). A group that keeps all its edges
+    (NAS-Bench-201) takes the strongest op of each, `none` included.
+    """
+
+    keep: int | None = None
+
+    def __call__(self, state: SearchState, problem: Problem) -> Genotype:
+        choices = {}
+        for group, strength in state.strengths():
+            keep = self.keep or group.keep
+            choices[group.name] = argmax(group, strength) if keep is None else strongest(group, strength, keep)
+        return Genotype(problem.space.name, choices, problem.space.sharing)
+
+
+@dataclass(frozen=True)
+class PerEdgeArgmax:
+    """Every edge keeps its strongest op, `none` included (NAS-Bench-201's rule, in any space)."""
+
+    def __call__(self, state: SearchState, problem: Problem) -> Genotype:
+        choices = {group.name: argmax(group, strength) for group, strength in state.strengths()}
+        return Genotype(problem.space.name, choices, problem.space.sharing)
+
+
+def argmax(group: Group, strength: Tensor) -> tuple[Choice, ...]:
+    """One op an edge: the strongest. `strength` is (E, O); the first wins a tie."""
+    best = strength.masked_fill(~group.valid(), float("-inf")).argmax(-1).tolist()
+    return tuple(Choice(s, t, group.ops[e][o]) for e, ((s, t), o) in enumerate(zip(group.edges, best, strict=True)))
+
+
+def strongest(group: Group, strength: Tensor, keep: int) -> tuple[Choice, ...]:
+    """`keep` edges a node, by their strongest op that is not `none`; an edge that has only `none` is never kept."""
+    usable = torch.tensor([[o < len(ops) and ops[o] != "none" for o in range(group.width)] for ops in group.ops])
+    scores, best = strength.masked_fill(~usable, float("-inf")).max(-1)
+    choices = []
+    for target, numbers in sorted(group.into().items()):
+        ranked = sorted((e for e in numbers if usable[e].any()), key=lambda e: -float(scores[e]))
+        for e in sorted(ranked[:keep]):
+            choices.append(Choice(group.edges[e][0], target, group.ops[e][int(best[e])]))
+    return tuple(choices)

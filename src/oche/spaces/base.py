@@ -1,0 +1,310 @@
+"""What a search space is, and the two networks it builds: the supernet with all candidates, and the one a genotype chose.
+
+Both hang their edges into the same body (stem, cells, head), so a network's weights have the names they had in the
+supernet and can be inherited from it. Architecture parameters live in neither.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from oche.base import Batch, Draw, Group, OpWeights, Params
+from oche.edges import EDGES, Edge, EdgeFactory
+from oche.errors import UserError, unknown
+from oche.genotype import Genotype
+from oche.ops import OPS, PoolBN, run
+
+Through = Callable[[int, nn.Module, Tensor], Tensor]
+"""How a cell evaluates one of its edges: (edge number, edge, x) -> output."""
+
+RunCell = Callable[[str, "Cell", Sequence[Tensor]], Tensor]
+"""How a body evaluates one of its cells: (cell's name, cell, inputs) -> output."""
+
+BuildEdge = Callable[[Group, int, int, int], nn.Module | None]
+"""(group, edge number, channels, stride) -> the edge's module, or None where the genotype leaves the edge out."""
+
+
+class Cell(nn.Module):
+    """A directed acyclic graph: each node sums its incoming edges; the output is a concatenation of nodes, or the last."""
+
+    def __init__(self, entries: Sequence[nn.Module], group: Group, edges: Sequence[nn.Module | None], concat: bool) -> None:
+        super().__init__()
+        self.entries = nn.ModuleList(entries)
+        self.edges = nn.ModuleDict({f"{s}-{t}": m for (s, t), m in zip(group.edges, edges, strict=True) if m is not None})
+        self.concat = concat
+        self._into = [  # target node -> (edge number, source, key) of its edges
+            [(e, group.edges[e][0], f"{group.edges[e][0]}-{target}") for e in numbers if edges[e] is not None]
+            for target, numbers in sorted(group.into().items())
+        ]
+
+    def forward(self, inputs: Sequence[Tensor], through: Through) -> Tensor:
+        states = [entry(x) for entry, x in zip(self.entries, inputs, strict=True)]
+        for incoming in self._into:
+            terms = [through(e, self.edges[key], states[source]) for e, source, key in incoming]
+            states.append(sum(terms[1:], terms[0]))
+        return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
+
+
+class Body(nn.Module, ABC):
+    """Stem, cells and head. `cells` holds the cells by name."""
+
+    cells: nn.ModuleDict
+
+    @abstractmethod
+    def forward(self, x: Tensor, run_cell: RunCell) -> tuple[Tensor, dict[str, Tensor]]:
+        """x (B, C, H, W) -> outputs (B, classes) and every cell's output by the cell's name."""
+
+
+class Supernet(nn.Module):
+    """All candidates at once: `supernet(x, op_weights, draw) -> (outputs, observed)`.
+
+    Batch norm uses batch statistics and keeps none, so a forward pass leaves no trace. `observed` holds each cell's output.
+    """
+
+    def __init__(self, body: Body) -> None:
+        super().__init__()
+        self.body = body
+        for name, module in self.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.track_running_stats = False
+                module.running_mean = module.running_var = module.num_batches_tracked = None
+            if hasattr(module, "path"):
+                module.path = name
+
+    def forward(self, x: Tensor, op_weights: OpWeights, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
+        def run_cell(name: str, cell: Cell, inputs: Sequence[Tensor]) -> Tensor:
+            w = op_weights[name]
+            return cell(inputs, lambda e, edge, h: edge(h, w[e], draw))
+
+        outputs, observed = self.body(x, run_cell)
+        return outputs, observed
+
+
+class Chosen(nn.Module):
+    """One operation on an edge of a discrete network."""
+
+    def __init__(self, op: str, module: nn.Module) -> None:
+        super().__init__()
+        self.ops = nn.ModuleDict({op: module})
+
+    def forward(self, x: Tensor, draw: Draw | None) -> Tensor:
+        (op,) = self.ops.values()
+        return run(op, x, draw)
+
+
+class Kept(nn.Module):
+    """A supernet's edge with its op weights frozen into it, for genotypes that keep soft coefficients."""
+
+    coefficients: Tensor
+
+    def __init__(self, mixed: Edge, coefficients: Sequence[float]) -> None:
+        super().__init__()
+        self.mixed = mixed
+        self.register_buffer("coefficients", torch.tensor(coefficients))
+
+    def forward(self, x: Tensor, draw: Draw | None) -> Tensor:
+        out: Tensor = self.mixed(x, self.coefficients, draw)
+        return out
+
+
+class Network(nn.Module):
+    """The chosen network alone, with running statistics: a plain module, `network(x) -> outputs`.
+
+    Training goes through `heads`, which adds drop path and the auxiliary head.
+    """
+
+    def __init__(self, body: Body, auxiliary: tuple[str, nn.Module] | None = None) -> None:
+        super().__init__()
+        self.body = body
+        self.auxiliary_cell, self.auxiliary = auxiliary or ("", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.heads(x)[0]
+
+    def heads(self, x: Tensor, draw: Draw | None = None, drop_path: float = 0.0) -> tuple[Tensor, Tensor | None]:
+        """Outputs and auxiliary outputs (None without that head, or in eval mode).
+
+        `drop_path` is the probability with which an image loses one edge's output, never that of an identity (DARTS).
+        """
+
+        def run_cell(name: str, cell: Cell, inputs: Sequence[Tensor]) -> Tensor:
+            def through(e: int, edge: nn.Module, h: Tensor) -> Tensor:
+                out: Tensor = edge(h, draw)
+                if drop_path == 0.0 or draw is None or out is h:
+                    return out
+                kept = torch.rand(len(h), 1, 1, 1, generator=draw.generator(f"{name}/{e}", h.device), device=h.device) >= drop_path
+                return out * (kept / (1 - drop_path)).to(out.dtype)
+
+            return cell(inputs, through)
+
+        outputs, observed = self.body(x, run_cell)
+        use = self.auxiliary is not None and self.training
+        return outputs, self.auxiliary(observed[self.auxiliary_cell]) if use and self.auxiliary is not None else None
+
+
+@dataclass(frozen=True)
+class Space(ABC):
+    """A search space bound to its input and output: `inputs` image channels of `size` (H, W) pixels, `outputs` classes."""
+
+    name: str = "space"
+    inputs: int = 3
+    outputs: int = 10
+    size: tuple[int, int] = (32, 32)
+    sharing: Literal["type", "cell"] = "type"
+
+    def __post_init__(self) -> None:
+        if min(self.size) < 8:
+            raise UserError(f"Images are {self.size[0]}x{self.size[1]}; a search needs at least 8x8: choose a larger size.")
+
+    # ------------------------------------------------------------------ what a space defines
+
+    @abstractmethod
+    def kinds(self) -> tuple[Group, ...]:
+        """The kinds of cell, each with the names of its cells in the order they are passed."""
+
+    @abstractmethod
+    def body(self, build: BuildEdge, *, affine: bool) -> Body:
+        """Stem, cells and head, the cells' edges from `build`; `affine` for the batch norms inside cells."""
+
+    def candidate(self, op: str, channels: int, stride: int, affine: bool) -> nn.Module:
+        """A candidate of the supernet."""
+        return OPS[op](channels, stride, affine)
+
+    def auxiliary(self) -> tuple[str, nn.Module] | None:
+        """(cell whose output it reads, head) for training, or None where the images are too small or the space has none."""
+        return None
+
+    def notes(self) -> tuple[str, ...]:
+        """Sentences for the preflight: what was scaled or switched off to fit the images."""
+        return ()
+
+    # ------------------------------------------------------------------ what follows from it
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        """Cells that share alpha: all of a kind, or each cell by itself (`sharing="cell"`, D-DARTS)."""
+        if self.sharing == "type":
+            return self.kinds()
+        return tuple(
+            Group(cell, kind.edges, kind.ops, kind.keep, (cell,)) for kind in self.kinds() for cell in kind.cells
+        )
+
+    def cell_groups(self) -> dict[str, Group]:
+        """Cell's name -> its group."""
+        return {cell: group for group in self.groups for cell in group.cells}
+
+    def cardinality(self) -> int:
+        """The number of genotypes that can be derived: `keep` edges a node with one op other than `none` each, or one op an edge."""
+        return math.prod(_derivable(group) for group in self.groups)
+
+    def spread(self, by_group: Mapping[str, Tensor]) -> OpWeights:
+        """Ties cells to groups: {group: (E, O)} -> {cell: (E, O)}."""
+        return {cell: by_group[group.name] for group in self.groups for cell in group.cells}
+
+    def supernet(self, edge: EdgeFactory, *, affine: bool) -> Supernet:
+        """All candidates on all edges, mixed by `edge`."""
+
+        def build(group: Group, e: int, channels: int, stride: int) -> nn.Module:
+            return edge(group.ops[e], channels, stride, lambda op, width: self.candidate(op, width, stride, affine))
+
+        return Supernet(self.body(build, affine=affine))
+
+    def network(self, genotype: Genotype, *, auxiliary: bool = False) -> Network:
+        """The chosen network alone, all batch norms affine with running statistics. Raises UserError for a foreign genotype."""
+        self.check(genotype)
+
+        def build(group: Group, e: int, channels: int, stride: int) -> nn.Module | None:
+            chosen = [c for c in genotype.groups[group.name] if (c.source, c.target) == group.edges[e]]
+            if not chosen:
+                return None
+            if genotype.discrete:
+                return Chosen(chosen[0].op, OPS[chosen[0].op](channels, stride, True))
+            edge = EDGES[genotype.edge](**genotype.edge_args)
+            mixed = edge([c.op for c in chosen], channels, stride, lambda op, width: self.candidate(op, width, stride, True))
+            return Kept(mixed, [c.coefficient for c in chosen])
+
+        return Network(self.body(build, affine=True), self.auxiliary() if auxiliary else None)
+
+    def check(self, genotype: Genotype) -> None:
+        """Raises UserError, with the first reason, where a genotype is not one of this space."""
+        if genotype.space != self.name or genotype.sharing != self.sharing:
+            raise UserError(
+                f"The genotype is of the space {genotype.space!r} (sharing {genotype.sharing!r}), not of {self.name!r} "
+                f"(sharing {self.sharing!r}): name its own space with `--space {genotype.space}`."
+            )
+        if genotype.edge not in EDGES:
+            raise unknown("edge type", genotype.edge, EDGES)
+        groups = {group.name: group for group in self.groups}
+        if set(groups) != set(genotype.groups):
+            raise UserError(f"The genotype has the cells {sorted(genotype.groups)}; the space {self.name!r} has {sorted(groups)}.")
+        for name, choices in genotype.groups.items():
+            allowed = dict(zip(groups[name].edges, groups[name].ops, strict=True))
+            for c in choices:
+                if c.op not in allowed.get((c.source, c.target), ()):
+                    raise UserError(
+                        f"{c.op!r} on the edge {c.source}->{c.target} of cell {name!r} is no candidate of the space {self.name!r}, "
+                        f"which has {', '.join(allowed.get((c.source, c.target), ('no such edge',)))} there."
+                    )
+            if {c.target for c in choices} != set(groups[name].into()):
+                raise UserError(f"Cell {name!r} of the genotype leaves a node without input; every node needs at least one edge.")
+
+    @torch.no_grad()
+    def inherit(self, network: nn.Module, theta: Params, batches: Iterable[Batch]) -> None:
+        """Copies the supernet's weights theta into a network of this space and re-estimates its running statistics on `batches`.
+
+        A batch norm without affine weights in the supernet keeps 1 and 0; the batch norm of a supernet's pool has no place in a
+        discrete network and is left out. Raises UserError where the widths differ (a discrete network of a partial-channel search).
+        """
+        for name, own in network.named_parameters():
+            source = name.replace(".mixed.ops.", ".ops.")
+            if source in theta and theta[source].shape == own.shape:
+                own.copy_(theta[source])
+            elif source in theta:
+                raise UserError(
+                    f"{name} has shape {tuple(own.shape)}, the supernet's {tuple(theta[source].shape)}: these weights cannot be inherited "
+                    "(a partial-channel supernet's operations are narrower than the network's); train from scratch instead."
+                )
+        estimate_statistics(network, batches)
+
+
+@torch.no_grad()
+def estimate_statistics(network: nn.Module, batches: Iterable[Batch]) -> None:
+    """Sets every batch norm's running statistics to the plain average over `batches` (instead of an exponential one)."""
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # torch's cumulative average
+    was_training = network.training
+    network.train()
+    for batch in batches:
+        network(batch.images)
+    network.train(was_training)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def _derivable(group: Group) -> int:
+    if group.keep is None:
+        return math.prod(len(ops) for ops in group.ops)
+    total = 1
+    for numbers in group.into().values():
+        ways = [1] + [0] * group.keep  # elementary symmetric polynomials of the edges' op counts
+        for e in numbers:
+            n = sum(op != "none" for op in group.ops[e])
+            ways = [1] + [ways[k] + n * ways[k - 1] for k in range(1, group.keep + 1)]
+        total *= ways[min(group.keep, len(numbers))]
+    return total
+
+
+def with_pool_norm(op: str, channels: int, stride: int, affine: bool) -> nn.Module:
+    """A candidate as DARTS supernets have it: a batch norm behind every pool."""
+    module = OPS[op](channels, stride, affine)
+    return PoolBN(module, channels, affine) if "pool" in op else module

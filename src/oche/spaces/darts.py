@@ -1,0 +1,181 @@
+"""The DARTS space (S0): cells with two inputs, four nodes and eight candidate operations (Liu et al., ICLR 2019).
+
+Normal cells keep the resolution; reduction cells at L//3 and 2L//3 halve it and double the channels. A node keeps its two
+strongest incoming edges. Structure and sizes as in quark0/darts; the ImageNet stem as in yuhuixu1993/PC-DARTS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from oche.base import Group
+from oche.errors import UserError
+from oche.ops import FactorizedReduce, ReLUConvBN
+from oche.spaces.base import Body, BuildEdge, Cell, RunCell, Space, with_pool_norm
+
+DARTS_OPS = (
+    "none",
+    "max_pool_3x3",
+    "avg_pool_3x3",
+    "skip_connect",
+    "sep_conv_3x3",
+    "sep_conv_5x5",
+    "dil_conv_3x3",
+    "dil_conv_5x5",
+)
+
+
+def _edges(nodes: int) -> tuple[tuple[int, int], ...]:
+    return tuple((source, target) for target in range(2, 2 + nodes) for source in range(target))
+
+
+@dataclass(frozen=True)
+class DartsSpace(Space):
+    """`cells` cells of `nodes` nodes, the first with `channels` channels.
+
+    `normal` and `reduce` list each edge's candidates, or the candidates of all edges. `stem` is "cifar" (one 3x3 convolution
+    to `stem_multiplier * channels`), "imagenet" (three stride-2 convolutions, 1/8 of the resolution), or "auto": imagenet
+    from 128 pixels on (our choice).
+    """
+
+    name: str = "darts"
+    channels: int = 16
+    cells: int = 8
+    nodes: int = 4
+    normal: tuple[tuple[str, ...], ...] = (DARTS_OPS,)
+    reduce: tuple[tuple[str, ...], ...] = (DARTS_OPS,)
+    stem: Literal["auto", "cifar", "imagenet"] = "auto"
+    stem_multiplier: int = 3
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.cells < 1 or self.channels < 1 or self.nodes < 1:
+            raise UserError(f"A DARTS space needs at least one cell, channel and node; given {self.cells}, {self.channels}, {self.nodes}.")
+
+    @property
+    def imagenet_stem(self) -> bool:
+        return self.stem == "imagenet" or (self.stem == "auto" and min(self.size) >= 128)
+
+    @property
+    def reductions(self) -> set[int]:
+        """Numbers of the reduction cells."""
+        return {self.cells // 3, 2 * self.cells // 3}
+
+    def kinds(self) -> tuple[Group, ...]:
+        edges = _edges(self.nodes)
+        names = {"normal": [], "reduce": []}  # type: dict[str, list[str]]
+        for i in range(self.cells):
+            names["reduce" if i in self.reductions else "normal"].append(f"cell_{i}")
+        lists = {"normal": self.normal, "reduce": self.reduce}
+        return tuple(
+            Group(kind, edges, ops * len(edges) if len(ops) == 1 else ops, 2, tuple(names[kind])) for kind, ops in lists.items()
+        )
+
+    def candidate(self, op: str, channels: int, stride: int, affine: bool) -> nn.Module:
+        return with_pool_norm(op, channels, stride, affine)
+
+    def body(self, build: BuildEdge, *, affine: bool) -> DartsBody:
+        return DartsBody(self, build, affine)
+
+    def auxiliary(self) -> tuple[str, nn.Module] | None:
+        size, channels, last = self._auxiliary_input()
+        head = AuxiliaryHead(channels, size, self.outputs, last_norm=not self.imagenet_stem) if size >= 4 else None
+        return (last, head) if head else None
+
+    def _auxiliary_input(self) -> tuple[int, int, str]:
+        """Resolution, channels and name of the second reduction cell's output."""
+        size = min(self.size)
+        for _ in range(len(self.reductions) + (3 if self.imagenet_stem else 0)):
+            size = -(-size // 2)
+        return size, self.nodes * self.channels * 2 ** len(self.reductions), f"cell_{max(self.reductions)}"
+
+    def notes(self) -> tuple[str, ...]:
+        said = []
+        if self.imagenet_stem:
+            said.append(f"images of {self.size[0]}x{self.size[1]} pixels: the ImageNet stem reduces them to 1/8 before the first cell")
+        if self.auxiliary() is None:
+            said.append(f"the auxiliary head is off: images of {self.size[0]}x{self.size[1]} are too small for it")
+        return tuple(said)
+
+
+class DartsBody(Body):
+    """stem -> cells, each reading the two before it -> global average -> linear."""
+
+    def __init__(self, space: DartsSpace, build: BuildEdge, affine: bool) -> None:
+        super().__init__()
+        before = last = space.stem_multiplier * space.channels
+        self.stem, self.stem1 = _stem(space.inputs, last, space.imagenet_stem)
+        self.cells = nn.ModuleDict()
+        channels, was_reduction = space.channels, space.imagenet_stem
+        groups = space.cell_groups()
+        for i in range(space.cells):
+            reduction = i in space.reductions
+            channels *= 2 if reduction else 1
+            name = f"cell_{i}"
+            entry: Callable[[], nn.Module] = _entry(before, channels, was_reduction, affine)
+            group = groups[name]
+            edges = [build(group, e, channels, 2 if reduction and source < 2 else 1) for e, (source, _) in enumerate(group.edges)]
+            self.cells[name] = Cell([entry(), ReLUConvBN(last, channels, 1, 1, affine)], group, edges, concat=True)
+            before, last, was_reduction = last, space.nodes * channels, reduction
+        self.classifier = nn.Linear(last, space.outputs)
+
+    def forward(self, x: Tensor, run_cell: RunCell) -> tuple[Tensor, dict[str, Tensor]]:
+        before = self.stem(x)
+        last = before if self.stem1 is None else self.stem1(before)
+        observed: dict[str, Tensor] = {}
+        for name, cell in self.cells.items():
+            assert isinstance(cell, Cell)
+            before, last = last, run_cell(name, cell, (before, last))
+            observed[name] = last
+        return self.classifier(last.mean((2, 3))), observed
+
+
+def _entry(inputs: int, channels: int, halve: bool, affine: bool) -> Callable[[], nn.Module]:
+    if halve:
+        return lambda: FactorizedReduce(inputs, channels, affine)
+    return lambda: ReLUConvBN(inputs, channels, 1, 1, affine)
+
+
+def _stem(inputs: int, width: int, imagenet: bool) -> tuple[nn.Module, nn.Module | None]:
+    if not imagenet:
+        return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)), None
+    first = nn.Sequential(
+        nn.Conv2d(inputs, width // 2, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(width // 2),
+        nn.ReLU(),
+        nn.Conv2d(width // 2, width, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+    )
+    return first, ReLUConvBN(width, width, 3, 2, True)
+
+
+class AuxiliaryHead(nn.Module):
+    """The DARTS auxiliary classifier on features of `size` x `size`: pool to 2x2, 1x1 to 128, 2x2 to 768, linear.
+
+    At 8x8 (CIFAR) and 7x7 (ImageNet) the pools are the published ones; other sizes pool adaptively (our choice).
+    `last_norm=False` leaves out the second batch norm, as the ImageNet code does on purpose.
+    """
+
+    def __init__(self, channels: int, size: int, outputs: int, *, last_norm: bool) -> None:
+        super().__init__()
+        published = {8: nn.AvgPool2d(5, 3), 7: nn.AvgPool2d(5, 2)}
+        self.features = nn.Sequential(
+            nn.ReLU(),
+            published.get(size, nn.AdaptiveAvgPool2d(2)),
+            nn.Conv2d(channels, 128, 1, bias=False),
+            nn.BatchNorm2d(128),
+            nn.ReLU(),
+            nn.Conv2d(128, 768, 2, bias=False),
+            nn.BatchNorm2d(768) if last_norm else nn.Identity(),
+            nn.ReLU(),
+        )
+        self.classifier = nn.Linear(768, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.classifier(torch.flatten(self.features(x), 1))
+        return out

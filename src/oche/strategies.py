@@ -1,0 +1,63 @@
+"""Choosing without a gradient: searchers that propose genotypes of a space."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from oche.base import Group, counted
+from oche.genotype import Choice, Genotype
+from oche.method import Method
+from oche.run import Run
+from oche.spaces import Space
+from oche.state import Problem
+
+
+@dataclass(frozen=True)
+class RandomSampling:
+    """One genotype, uniformly among all of the space: the baseline that any search has to beat (arXiv 1902.07638, 1912.12522)."""
+
+    name: str = "random_sampling"
+    papers: tuple[str, ...] = ("li2019random", "yang2020frustratingly")
+
+    def run(self, problem: Problem) -> Genotype:
+        genotype = sample(problem.space, counted(problem.seed, "random sampling"))
+        if problem.run:
+            problem.run.write(Run.GENOTYPE, genotype.to_json().encode())
+        return genotype
+
+
+Searcher = Method | RandomSampling
+"""What `METHODS` builds."""
+
+
+class SearcherFactory(Protocol):
+    """Builds a searcher; its keyword arguments are the searcher's own options."""
+
+    def __call__(self) -> Searcher: ...
+
+
+def sample(space: Space, rng: torch.Generator) -> Genotype:
+    """A genotype of the space, each as likely as any other."""
+    return Genotype(space.name, {group.name: _cell(group, rng) for group in space.groups}, space.sharing)
+
+
+def _cell(group: Group, rng: torch.Generator) -> tuple[Choice, ...]:
+    if group.keep is None:
+        return tuple(_choice(group, e, group.ops[e], rng) for e in range(len(group.edges)))
+    choices: list[Choice] = []
+    for _, numbers in sorted(group.into().items()):
+        ops = {e: tuple(op for op in group.ops[e] if op != "none") for e in numbers}
+        subsets = list(torch.combinations(torch.tensor(numbers), min(group.keep, len(numbers))).tolist())
+        ways = torch.tensor([math.prod(len(ops[e]) for e in subset) for subset in subsets], dtype=torch.float64)
+        kept = subsets[int(torch.multinomial(ways, 1, generator=rng))]
+        choices += [_choice(group, e, ops[e], rng) for e in kept]
+    return tuple(choices)
+
+
+def _choice(group: Group, e: int, ops: tuple[str, ...], rng: torch.Generator) -> Choice:
+    source, target = group.edges[e]
+    return Choice(source, target, ops[int(torch.randint(len(ops), (), generator=rng))])

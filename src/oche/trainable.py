@@ -1,0 +1,96 @@
+"""Which weights of a supernet learn. The rest keep the values they were drawn with, bit for bit, and get no gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from oche.ops import PoolBN
+
+
+class Trainable(Protocol):
+    """`affine`: whether the cells' batch norms have weights. `prepare` may draw the weights anew. Call it for the names that learn."""
+
+    @property
+    def affine(self) -> bool: ...
+    def prepare(self, supernet: nn.Module, rng: torch.Generator) -> None: ...
+    def __call__(self, supernet: nn.Module) -> frozenset[str]: ...
+
+
+@dataclass(frozen=True)
+class AllWeights:
+    """Every weight learns, as in DARTS; its supernets have no affine batch norm in the cells, `affine=True` is the ablation."""
+
+    affine: bool = False
+
+    def prepare(self, supernet: nn.Module, rng: torch.Generator) -> None:
+        """Keeps PyTorch's initial values, as the authors' code does."""
+
+    def __call__(self, supernet: nn.Module) -> frozenset[str]:
+        return frozenset(name for name, _ in supernet.named_parameters())
+
+
+Initialiser = Literal["pytorch", "kaiming_normal", "kaiming_uniform", "orthogonal", "binary"]
+
+
+@dataclass(frozen=True)
+class BatchNormOnly:
+    """Random features: convolutions stay as drawn, batch norms learn (RF-DARTS, Zhang et al., CVPR 2023).
+
+    The paper's abstract says that only batch norm is trained; the switches are what it leaves open, their defaults our reading:
+
+    - `classifier`: the last linear layer learns (False: frozen, the literal reading).
+    - `stem`: the stem's convolutions learn (False).
+    - `pool_bn`: the batch norms that a DARTS supernet puts behind its pools learn (True).
+    - `initialiser`: how convolutions are drawn. "pytorch" is U(-b, b) with b = 1/sqrt(fan_in); where a batch norm follows, the scale
+      of the others makes no difference, only their shape.
+    """
+
+    classifier: bool = False
+    stem: bool = False
+    pool_bn: bool = True
+    initialiser: Initialiser = "pytorch"
+
+    @property
+    def affine(self) -> bool:
+        return True
+
+    @torch.no_grad()
+    def prepare(self, supernet: nn.Module, rng: torch.Generator) -> None:
+        """Draws every convolution's kernel from `initialiser`."""
+        if self.initialiser != "pytorch":
+            for module in supernet.modules():
+                if isinstance(module, nn.Conv2d):
+                    _INITIALISERS[self.initialiser](module.weight, rng)
+
+    def __call__(self, supernet: nn.Module) -> frozenset[str]:
+        learn: set[str] = set()
+        for path, module in supernet.named_modules():
+            batch_norm = isinstance(module, nn.BatchNorm2d)
+            of_pool = path.endswith(".norm") and isinstance(supernet.get_submodule(path.removesuffix(".norm")), PoolBN)
+            if (
+                (batch_norm and (self.pool_bn or not of_pool))
+                or (self.classifier and path.endswith("classifier"))
+                or (self.stem and isinstance(module, nn.Conv2d) and ".stem" in path)
+            ):
+                learn |= {f"{path}.{name}" for name, _ in module.named_parameters()}
+        return frozenset(learn)
+
+
+def _binary(weight: Tensor, rng: torch.Generator) -> None:
+    """+-sqrt(2 / fan_in): the signs of a Kaiming normal with its standard deviation (open_lth)."""
+    nn.init.kaiming_normal_(weight, generator=rng)
+    fan_in = weight[0].numel()
+    weight.copy_(weight.sign() * (2 / fan_in) ** 0.5)
+
+
+_INITIALISERS: dict[str, Callable[[Tensor, torch.Generator], object]] = {
+    "kaiming_normal": lambda weight, rng: nn.init.kaiming_normal_(weight, generator=rng),
+    "kaiming_uniform": lambda weight, rng: nn.init.kaiming_uniform_(weight, generator=rng),
+    "orthogonal": lambda weight, rng: nn.init.orthogonal_(weight, generator=rng),
+    "binary": _binary,
+}

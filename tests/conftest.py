@@ -1,0 +1,24 @@
+"""What all tests share: one thread, repeatable examples, and the folder of real data where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+
+torch.set_num_threads(1)  # tensors here are small: more threads make them many times slower
+
+hypothesis.settings.register_profile("house", derandomize=True, deadline=None, max_examples=50)
+hypothesis.settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data sets and tables: OCHE_DATA, or `shared/data` beside the repository."""
+    folder = Path(os.environ.get("OCHE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no data folder at {folder}; set OCHE_DATA to one")
+    return folder
