@@ -6,7 +6,7 @@
 
 FOLDER (or the environment variable OCHE_DATA) holds cifar10/ and cifar100/, each with sheets of 32x32 tiles, row by
 row, and an index.npz of labels. CIFAR-10 has its train images in two balanced halves, a and b; what is written has the
-order of the official files. Of CIFAR-100 there are the 10,000 official test images only: they become one set (x, y) with
+order of the official files. Of CIFAR-100 there are only the 10,000 official test images: they become one set (x, y) of
 the 100 fine classes, which `load` splits three ways.
 """
 
@@ -39,7 +39,7 @@ def main() -> None:
     if not (root / "index.npz").is_file():
         parser.error(f"there is no {root / 'index.npz'}")
     arrays = cifar10(root, given.part) if given.set == "cifar10" else cifar100(root)
-    np.savez(given.out, **arrays)
+    np.savez(given.out, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
     print(f"{given.out}: " + ", ".join(f"{name} {array.shape}" for name, array in arrays.items()))
 
 

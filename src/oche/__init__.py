@@ -1,1 +1,62 @@
-"""Differentiable neural architecture search that does not collapse."""
+"""Differentiable neural architecture search that does not collapse.
+
+    import oche
+    found = oche.search("rf_darts", space="nb201", data="digits")
+    trained = found.train()
+    print(found.genotype, trained.test.accuracy, trained.export())
+
+Names are resolved when first used, so that `import oche` costs nothing and `oche --help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from oche.errors import UserError
+from oche.genotype import Genotype
+
+if TYPE_CHECKING:
+    from oche.api import Found, Trained, evaluate_run, predict, resume, search, train
+    from oche.data import load
+    from oche.method import Method
+    from oche.methods import METHODS, random_features
+    from oche.spaces import SPACES
+
+_HOMES = {
+    "Found": "oche.api",
+    "Trained": "oche.api",
+    "evaluate_run": "oche.api",
+    "predict": "oche.api",
+    "resume": "oche.api",
+    "search": "oche.api",
+    "train": "oche.api",
+    "load": "oche.data",
+    "Method": "oche.method",
+    "METHODS": "oche.methods",
+    "random_features": "oche.methods",
+    "SPACES": "oche.spaces",
+}
+
+__all__ = [
+    "METHODS",
+    "SPACES",
+    "Found",
+    "Genotype",
+    "Method",
+    "Trained",
+    "UserError",
+    "evaluate_run",
+    "load",
+    "predict",
+    "random_features",
+    "resume",
+    "search",
+    "train",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'oche' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Params
@@ -83,7 +84,9 @@ class FiniteDifference:
     def __call__(self, problem: Bilevel, theta: Params, alpha: Alpha, batches: Batches) -> tuple[Tensor, Alpha]:
         batch = batches.inner()
         leaves = required(theta)
-        g = torch.autograd.grad(problem.inner(leaves, detached(alpha), batch), list(leaves.values()), materialize_grads=True)
+        g = torch.autograd.grad(
+            problem.inner(leaves, detached(alpha), batch), list(leaves.values()), materialize_grads=True
+        )
         loss, direct, u = _look_ahead(problem, theta, alpha, g, batches)
         norm = torch.sqrt(sum((t.square().sum() for t in u.values()), loss.new_zeros(())))
         epsilon = self.radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
@@ -121,6 +124,15 @@ def required(tree: dict[str, Tensor]) -> dict[str, Tensor]:
 def axpy(a: Tensor | float, x: dict[str, Tensor], y: dict[str, Tensor]) -> dict[str, Tensor]:
     """a x + y, cut from the graph."""
     return {name: y[name].detach() + a * x[name].detach() for name in y}
+
+
+def average(fabric: Fabric, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The mean of each tensor over all processes, in one message. Explicit, since DDP's hooks do not see `autograd.grad`."""
+    if fabric.world_size == 1 or not tensors:
+        return list(tensors)
+    flat = fabric.all_reduce(torch.cat([t.flatten() for t in tensors]), reduce_op="mean")
+    assert isinstance(flat, Tensor)
+    return [part.view_as(t) for part, t in zip(torch.split(flat, [t.numel() for t in tensors]), tensors, strict=True)]
 
 
 def gradient(loss: Tensor, tree: dict[str, Tensor]) -> dict[str, Tensor]:

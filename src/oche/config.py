@@ -165,6 +165,7 @@ def _refuse_unknown(names: Iterable[str], known: Iterable[str], prefix: str, whe
 _ANNOTATED: Any = Annotated  # annotations made at run time, which no type checker follows
 _UNION: Any = Union
 
+
 def _fit(value: object, hint: Any, name: str, where: str) -> Any:
     """The value, converted to what the annotation asks for."""
     adapter: TypeAdapter[Any] = TypeAdapter(_schema(hint), config=ConfigDict(coerce_numbers_to_str=True))

@@ -53,4 +53,4 @@ def multiply_adds(network: nn.Module, images: torch.Tensor) -> int:
         network(images)
     for hook in hooks:
         hook.remove()
-    return counter.get_total_flops() // 2 + biases
+    return int(counter.get_total_flops()) // 2 + biases

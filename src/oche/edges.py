@@ -59,7 +59,9 @@ class _Partial(Edge):
         if self.stride > 1:
             bypass = F.max_pool2d(bypass, 2, 2, ceil_mode=True)
         mixed = torch.cat([_mix(self.ops, active, w, draw), bypass * w.sum()], dim=1)
-        return mixed.unflatten(1, (self.share, -1)).transpose(1, 2).flatten(1, 2)
+        batch, channels, height, width = mixed.shape
+        groups = mixed.view(batch, self.share, channels // self.share, height, width)
+        return groups.transpose(1, 2).reshape(batch, channels, height, width)
 
 
 @dataclass(frozen=True)

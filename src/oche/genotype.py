@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from oche.errors import UserError
 
@@ -103,7 +104,9 @@ class Genotype:
         try:
             table = json.loads(text)
             if table["schema"] != SCHEMA:
-                raise UserError(f"This genotype has schema {table['schema']}; this oche reads schema {SCHEMA}: update oche.")
+                raise UserError(
+                    f"This genotype has schema {table['schema']}; this oche reads schema {SCHEMA}: update oche."
+                )
             genotype = Genotype(
                 space=str(table["space"]),
                 groups={str(n): tuple(_choice(row) for row in rows) for n, rows in table["groups"].items()},
@@ -114,9 +117,13 @@ class Genotype:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             if isinstance(error, UserError):
                 raise
-            raise UserError(f"This is no genotype in JSON ({error}); expected what `oche search` writes to genotype.json.") from None
+            raise UserError(
+                f"This is no genotype in JSON ({error}); expected what `oche search` writes to genotype.json."
+            ) from None
         if "hash" in table and table["hash"] != genotype.hash:
-            raise UserError(f"The genotype's hash {table['hash']} does not fit its content ({genotype.hash}): it was edited or damaged.")
+            raise UserError(
+                f"The genotype's hash {table['hash']} does not fit its content ({genotype.hash}): it was edited or damaged."
+            )
         return genotype
 
     def _table(self) -> dict[str, object]:
@@ -124,7 +131,9 @@ class Genotype:
         return {"schema": SCHEMA, "space": self.space, "sharing": self.sharing, "edge": edge, "groups": self._rows()}
 
     def _rows(self) -> dict[str, list[tuple[int, int, str, float]]]:
-        return {n: [(c.source, c.target, c.op, float(c.coefficient)) for c in choices] for n, choices in self.groups.items()}
+        return {
+            n: [(c.source, c.target, c.op, float(c.coefficient)) for c in choices] for n, choices in self.groups.items()
+        }
 
     # ------------------------------------------------------------------ published string forms
 
@@ -172,7 +181,12 @@ class Genotype:
 
 def _choice(row: list[object]) -> Choice:
     source, target, op, coefficient = row
-    if not (isinstance(source, int) and isinstance(target, int) and isinstance(op, str) and isinstance(coefficient, int | float)):
+    if not (
+        isinstance(source, int)
+        and isinstance(target, int)
+        and isinstance(op, str)
+        and isinstance(coefficient, int | float)
+    ):
         raise ValueError(f"a choice is [source, target, op, coefficient], not {row}")
     return Choice(source, target, op, float(coefficient))
 
@@ -181,7 +195,9 @@ def _parse_arch_string(text: str, space: str) -> Genotype:
     choices = []
     for target, node in enumerate(text.split("+"), start=1):
         items = re.findall(r"([^|~+]+)~(\d+)\|", node)
-        if "|" + "".join(f"{op}~{source}|" for op, source in items) != node or [int(s) for _, s in items] != list(range(target)):
+        if "|" + "".join(f"{op}~{source}|" for op, source in items) != node or [int(s) for _, s in items] != list(
+            range(target)
+        ):
             raise UserError(
                 f"{node!r} is no node {target} of a NAS-Bench-201 string; expected one `op~source` for each source 0 to {target - 1}, as in "
                 "'|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|'."
@@ -199,7 +215,7 @@ def _parse_namedtuple(text: str, space: str) -> Genotype:
         parts = {str(k.arg): _literal(k.value) for k in call.keywords}
         groups = {}
         for name in ("normal", "reduce"):
-            nodes = [int(node) for node in parts[f"{name}_concat"]]
+            nodes = parts[f"{name}_concat"]
             pairs = [(str(op), int(source)) for op, source in parts[name]]
             if nodes != list(range(2, 2 + len(nodes))) or len(pairs) != 2 * len(nodes):
                 raise ValueError(f"{name}: expected two (op, input) pairs for each of the concatenated nodes 2, 3, ...")
@@ -213,7 +229,8 @@ def _parse_namedtuple(text: str, space: str) -> Genotype:
     return Genotype(space, groups)
 
 
-def _literal(node: ast.expr) -> list[tuple[object, ...]] | list[object]:
+def _literal(node: ast.expr) -> list[Any]:
+    """A list of numbers or pairs, or a call of range."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
         return list(range(*(ast.literal_eval(argument) for argument in node.args)))
     return list(ast.literal_eval(node))

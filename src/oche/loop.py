@@ -11,15 +11,16 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Draw, OpWeights, Params, counted
-from oche.bilevel import Bilevel, detached
+from oche.bilevel import Bilevel, average, detached
 from oche.data import ImageSet, Stream, batches, none
 from oche.genotype import Genotype
 from oche.method import Method
@@ -65,14 +66,16 @@ def search(problem: Problem, method: Method) -> SearchResult:
             problem.listener("step", {"step": state.step, "steps": state.steps, "epoch": state.epoch})
             if state.step % problem.checkpoint_every == 0:
                 checkpoint(state, problem)
-        end_epoch(state, problem, method, time.perf_counter() - started, (state.step - first) * problem.batch, searching)
+        end_epoch(
+            state, problem, method, time.perf_counter() - started, (state.step - first) * problem.batch, searching
+        )
 
     genotype = method.selection(state, problem)
     accuracy, loss = score(state, problem, problem.data.val)
     record = {"kind": "supernet", "val_accuracy": accuracy, "val_loss": loss, "alpha_moved": _moved(state)}
     if problem.run and problem.fabric.is_global_zero:
-        problem.run.log({**record, "genotype": str(genotype)})
-        problem.run.write(Run.GENOTYPE, genotype.to_json().encode())
+        problem.run.log(record)
+        problem.run.write(Run.GENOTYPE, genotype.to_json().encode())  # last: from now on this search is done
     problem.listener("supernet", record)
     return SearchResult(genotype, state, tuple(_history(problem)))
 
@@ -127,7 +130,7 @@ def bilevel(state: SearchState, problem: Problem, method: Method) -> Bilevel:
     def descend(theta: Params, grads: Params) -> Params:
         return method.weight_optimizer.look_ahead(theta, grads, state.weight_optimizer)
 
-    return Bilevel(inner, outer, descend, _mean_over_processes(problem))
+    return Bilevel(inner, outer, descend, partial(average, problem.fabric))
 
 
 def task_loss(
@@ -183,7 +186,16 @@ def streams(problem: Problem, method: Method) -> tuple[Stream, Stream]:
 
     def stream(images: ImageSet, purpose: str) -> Stream:
         fabric = problem.fabric
-        return Stream(images, problem.batch, problem.seed, purpose, problem.augment, fabric.device, fabric.global_rank, fabric.world_size)
+        return Stream(
+            images,
+            problem.batch,
+            problem.seed,
+            purpose,
+            problem.augment,
+            fabric.device,
+            fabric.global_rank,
+            fabric.world_size,
+        )
 
     weights, arch = method.split(problem.data.train, problem.seed)
     return stream(weights, "weights"), stream(arch, "arch")
@@ -207,12 +219,15 @@ class StepBatches:
 
 
 def set_learning_rate(state: SearchState, problem: Problem, method: Method, steps_per_epoch: int) -> None:
+    """The schedule's value at this epoch, or at this step."""
     progress = state.step / state.steps if method.lr_by_step else (state.step // steps_per_epoch) / problem.epochs
     for group in state.weight_optimizer.param_groups:
         group["lr"] = method.weight_lr(progress)
 
 
-def end_epoch(state: SearchState, problem: Problem, method: Method, seconds: float, images: int, searching: bool) -> None:
+def end_epoch(
+    state: SearchState, problem: Problem, method: Method, seconds: float, images: int, searching: bool
+) -> None:
     """Turns the epoch's sums into a record, writes it down, and checkpoints."""
     genotype = method.selection(state, problem)
     meters = {name: float(value) for name, value in state.meters.items()}
@@ -298,21 +313,6 @@ def memory_mib(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
-
-
-def _mean_over_processes(problem: Problem) -> Callable[[Sequence[Tensor]], list[Tensor]]:
-    """Averages gradients explicitly: DDP's hooks do not see `autograd.grad`."""
-    if problem.fabric.world_size == 1:
-        return list
-
-    def mean(tensors: Sequence[Tensor]) -> list[Tensor]:
-        if not tensors:
-            return []
-        flat = problem.fabric.all_reduce(torch.cat([t.flatten() for t in tensors]), reduce_op="mean")
-        assert isinstance(flat, Tensor)
-        return [part.view_as(t) for part, t in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
-
-    return mean
 
 
 def _ratio(meters: dict[str, float], total: str, count: str) -> float | None:

@@ -50,7 +50,9 @@ class Noise(Drawn):
         like = x[:, :, :: self.stride, :: self.stride]
         if draw is None:
             return torch.zeros_like(like)
-        noise = torch.randn(like.shape, generator=draw.generator(self.path, x.device), device=x.device, dtype=torch.float32)
+        noise = torch.randn(
+            like.shape, generator=draw.generator(self.path, x.device), device=x.device, dtype=torch.float32
+        )
         return noise.to(x.dtype)
 
 
@@ -91,7 +93,8 @@ class FactorizedReduce(nn.Module):
         x = self.relu(x)
         height, width = x.shape[-2:]
         shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
-        return self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+        out: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+        return out
 
 
 def _separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
@@ -109,7 +112,9 @@ def sep_conv(kernel: int) -> OpFactory:
     """`sep_conv_kxk`: depthwise-separable convolution applied twice, the stride in the first."""
 
     def build(channels: int, stride: int, affine: bool) -> nn.Module:
-        return nn.Sequential(*_separable(channels, kernel, stride, 1, affine), *_separable(channels, kernel, 1, 1, affine))
+        return nn.Sequential(
+            *_separable(channels, kernel, stride, 1, affine), *_separable(channels, kernel, 1, 1, affine)
+        )
 
     return build
 

@@ -54,7 +54,10 @@ class EdgeNormalised(Relaxation):
     scale: float = 1e-3
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:
-        return {**self.inner.init(group, rng), f"{group.name}/beta": self.scale * torch.randn(len(group.edges), generator=rng)}
+        return {
+            **self.inner.init(group, rng),
+            f"{group.name}/beta": self.scale * torch.randn(len(group.edges), generator=rng),
+        }
 
     def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
         return self.inner(alpha, group, draw) * self._share(alpha, group)

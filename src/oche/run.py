@@ -25,7 +25,7 @@ STALE = 600.0
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder. Names are relative to it and may be nested: `run.write("genotypes/epoch_000.json", data)`."""
+    """One run's folder. Names are relative to it and may be nested: `run.write(Run.genotype(0), data)`."""
 
     path: Path
 
@@ -37,6 +37,15 @@ class Run:
     NETWORK: ClassVar[str] = "network"
     REPORT: ClassVar[str] = "report.html"
     FIGURES: ClassVar[str] = "figures"
+
+    @staticmethod
+    def genotype(epoch: int) -> str:
+        """Name of the genotype that the search would have chosen after an epoch.
+
+        >>> Run.genotype(7)
+        'genotypes/epoch_007.json'
+        """
+        return f"genotypes/epoch_{epoch:03d}.json"
 
     # ------------------------------------------------------------------ folders
 
@@ -143,10 +152,6 @@ class Run:
     def _complete_lines(self) -> list[bytes]:
         content = self.read(Run.LOG) if self.has(Run.LOG) else b""
         return [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
-
-
-ALPHAS, GENOTYPE, STATE = Run.ALPHAS, Run.GENOTYPE, Run.STATE
-"""What a search writes, for those who only need the names."""
 
 
 def _sweep(folder: Path) -> None:

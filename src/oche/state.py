@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -23,7 +24,7 @@ Listener = Callable[[str, Mapping[str, object]], None]
 """Told ("step", {...}) after every step and ("epoch", record) after every epoch."""
 
 
-def _nobody(event: str, record: Mapping[str, object]) -> None:
+def nobody(event: str, record: Mapping[str, object]) -> None:
     """The listener that does not listen."""
 
 
@@ -45,7 +46,7 @@ class Problem:
     fabric: Fabric = field(default_factory=lambda: Fabric(accelerator="cpu", devices=1))
     run: Run | None = None
     checkpoint_every: int = 100
-    listener: Listener = _nobody
+    listener: Listener = nobody
 
 
 @dataclass
@@ -133,13 +134,17 @@ class SearchState:
     @torch.no_grad()
     def loads(self, data: bytes, device: torch.device) -> None:
         """Takes over a checkpoint of the same problem and method. Raises UserError where it is damaged or of another one."""
-        try:
+        with damaged():
             table = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-        except (RuntimeError, EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
-            raise UserError(f"The checkpoint state.pt is truncated or damaged ({_first_line(error)}): delete it to start that run anew.") from None
+        if "alpha" not in table:
+            raise UserError("The checkpoint state.pt is not a search's, so no search can be resumed from it.")
         own = dict(self.supernet.named_parameters())
-        if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in table["weights"].items()} or set(self.alpha) != set(table["alpha"]):
-            raise UserError("The checkpoint state.pt is of another space or method than this run's settings: it cannot be resumed.")
+        if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in table["weights"].items()} or set(
+            self.alpha
+        ) != set(table["alpha"]):
+            raise UserError(
+                "The checkpoint state.pt is of another space or method than this run's settings: it cannot be resumed."
+            )
         for name, t in table["weights"].items():
             own[name].copy_(t)
         for name, t in table["alpha"].items():
@@ -152,10 +157,18 @@ class SearchState:
         self.trajectory, self.genotype = table["trajectory"], table["genotype"]
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["end of file"])[0]
+@contextmanager
+def damaged() -> Iterator[None]:
+    """Turns what `torch.load` says of a file it cannot read into one sentence."""
+    try:
+        yield
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or ["end of file"])[0]
+        raise UserError(
+            f"The checkpoint state.pt is truncated or damaged ({reason}): delete it to start that run anew."
+        ) from None
 
 
 def quiet(problem: Problem) -> Problem:
     """The same problem, kept nowhere and telling nobody."""
-    return replace(problem, run=None, listener=_nobody)
+    return replace(problem, run=None, listener=nobody)

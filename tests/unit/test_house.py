@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "oche"
 LAYERS = (  # a module imports from the rows above its own, or from its own package; design.md has the same list
     ("errors",),
     ("genotype",),
-    ("run", "config"),
+    ("run", "config", "budgets"),
     ("base",),
     ("schedule",),
     ("optim",),
@@ -30,11 +30,12 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("trainable", "terms", "selection", "callbacks"),
     ("method",),
     ("loop", "train"),
-    ("strategies",),
-    ("methods",),
-    ("budgets",),
+    ("preflight", "strategies"),
+    ("compare", "methods"),
+    ("plan",),
     ("bench", "export"),
     ("testing", "report"),
+    ("api",),
     ("cli",),
     ("__main__",),
 )
@@ -126,6 +127,7 @@ def test_the_order_allows_earlier_layers_and_the_own_package() -> None:
 
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+FIELD = ast.AnnAssign | ast.Assign
 
 
 class Normalise(ast.NodeTransformer):
@@ -158,12 +160,15 @@ def fingerprint(definition: Definition) -> str | None:
     copy = ast.parse(ast.unparse(definition)).body[0]
     assert isinstance(copy, Definition)
     copy.name = "_"
-    normalise = Normalise()
     if isinstance(copy, ast.ClassDef):  # fields are public names: only what is inside methods is renamed
-        copy.body = [s if isinstance(s, ast.AnnAssign | ast.Assign) else Normalise().visit(s) for s in copy.body]
-        copy.body = [statement for statement in copy.body if statement is not None]
+        copy.body = [
+            kept
+            for statement in copy.body
+            for kept in [statement if isinstance(statement, FIELD) else Normalise().visit(statement)]
+            if kept is not None
+        ]
     else:
-        copy = normalise.visit(copy)
+        copy = Normalise().visit(copy)
     statements = sum(isinstance(node, ast.stmt) for node in ast.walk(copy)) - 1
     return ast.dump(copy, annotate_fields=False) if statements >= 4 else None
 

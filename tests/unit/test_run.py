@@ -101,7 +101,7 @@ def test_a_written_file_has_the_usual_permissions(run: Run) -> None:
 
 @pytest.mark.parametrize("sweeps", [lambda run: Run.open(run.path), lambda run: run.write("genotypes/a.json", b"")])
 def test_stale_temporaries_go_and_fresh_ones_stay(run: Run, sweeps: object) -> None:
-    run.write("genotypes/epoch_000.json", b"")
+    run.write(Run.genotype(0), b"")
     stale, fresh = (run.file(f"genotypes/.epoch_001.json.{name}.tmp") for name in ("stale", "fresh"))
     stale.write_bytes(b"half")
     fresh.write_bytes(b"half")  # a search may be writing it while a report opens the run
@@ -126,14 +126,14 @@ for n in itertools.count():
 
 
 def test_a_killed_process_leaves_whole_files(run: Run) -> None:
-    """SIGKILL at 24 random moments: the state is one byte repeated, as written, and the log loses no complete line."""
+    """SIGKILL at 20 random moments: the state is one byte repeated, as written, and the log loses no complete line."""
     whole = bytes([0]) * 2_000_000
     run.write(Run.STATE, whole)
     moments = random.Random(0)
     torn = 0
-    for _ in range(24):
+    for _ in range(20):
         lines = run.lines()
-        command = [sys.executable, "-c", WRITER, str(run.path)]
+        command = [sys.executable, "-S", "-c", WRITER, str(run.path)]
         environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
         with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as process:
             assert process.stdout is not None

@@ -39,7 +39,7 @@ def read_npz(path: Path, size: int | None, channels: int | None) -> Parts:
         UserError: the file is broken or holds pickled objects, keys are missing, images or labels do not fit.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as an .npz file: {error}; write it with numpy.savez.") from error
@@ -81,7 +81,7 @@ def read_idx_file(path: Path) -> NDArray[np.uint8]:
     shape = tuple(int.from_bytes(raw[4 + 4 * a : 8 + 4 * a], "big") for a in range(axes))
     if len(raw) != 4 + 4 * axes + math.prod(shape):
         raise UserError(f"{path} has {len(raw)} bytes, not what its shape {shape} asks for; fetch it again.")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * axes).reshape(shape)
+    return np.frombuffer(bytearray(raw), np.uint8, offset=4 + 4 * axes).reshape(shape)
 
 
 def _pairs(arrays: dict[str, NDArray[np.generic]], path: Path) -> dict[str, Pair]:

@@ -36,7 +36,8 @@ class Augment:
             0 is off.
         resized_crop: a random window of 8 % to 100 % of the area and an aspect between 3/4 and 4/3, stretched to the
             size of the image (Szegedy et al., CVPR 2015; torchvision's RandomResizedCrop, but where that draws again
-            when a window is too large, its longer side is clipped). Takes the place of `pad`.
+            when a window is too large, its longer side is clipped, and its place is not rounded to pixels). Takes the
+            place of `pad`.
         jitter: brightness, contrast, saturation, hue: factors from 1 - j to 1 + j, and a shift of hue by up to j of a
             full turn, drawn for every image. torchvision shuffles these four; here they come in this order. Saturation
             and hue need 3 channels and are skipped otherwise.

@@ -59,7 +59,7 @@ def scaled(arrays: Sequence[NDArray[np.generic]], name: str) -> tuple[list[Tenso
     high = float(max(array.max() for array in arrays))
     whole = all(array.dtype.kind in "bui" for array in arrays)
     if whole and low >= 0 and high <= 255 and not all(array.dtype.kind == "b" for array in arrays):
-        return [torch.from_numpy(np.ascontiguousarray(array, dtype=np.uint8)) for array in arrays], ()
+        return [torch.from_numpy(np.require(array, np.uint8, ("C", "W"))) for array in arrays], ()
     notes: tuple[str, ...] = ()
     if low >= 0 and high <= 1:
         low, high = 0.0, 1.0
@@ -142,4 +142,4 @@ def _onto_unit(array: NDArray[np.generic], low: float, high: float) -> Tensor:
     pixels = array.astype(np.result_type(array.dtype, np.float32))
     if (low, high) != (0.0, 1.0):
         pixels = (pixels - low) / (high - low or 1.0)
-    return torch.from_numpy(np.ascontiguousarray(pixels, dtype=np.float32))
+    return torch.from_numpy(np.require(pixels, np.float32, ("C", "W")))

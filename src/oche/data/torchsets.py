@@ -142,7 +142,7 @@ def _item(items: _Items, i: int) -> tuple[Tensor, int]:
         return pixels_of(image), number
     if isinstance(image, Tensor | np.ndarray):
         array = np.asarray(image)
-        return torch.from_numpy(np.ascontiguousarray(channels_last(array[None], where)[0])), number
+        return torch.from_numpy(np.require(channels_last(array[None], where)[0], requirements=("C", "W"))), number
     raise UserError(f"{where} has an image of type {type(image).__name__}; expected a PIL image, a tensor or an array.")
 
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from oche.edges import PartialChannels
 from oche.budgets import Budget
+from oche.edges import PartialChannels
 from oche.method import Method
 from oche.methods.darts import PUBLISHED as DARTS_PUBLISHED
 from oche.methods.darts import darts
@@ -27,7 +27,10 @@ _OURS = {"arch_start": 0.3, "space.cells": 8, "space.channels": 16}
 PUBLISHED = {
     **DARTS_PUBLISHED,
     "darts": Budget(
-        50, 256, {**_OURS, "weight_lr.start": 0.1, "weight_lr.end": 0.0, "arch_optimizer.lr": 6e-4}, "yuhuixu1993/PC-DARTS @ b74702f"
+        50,
+        256,
+        {**_OURS, "weight_lr.start": 0.1, "weight_lr.end": 0.0, "arch_optimizer.lr": 6e-4},
+        "yuhuixu1993/PC-DARTS @ b74702f",
     ),
     "imagenet": Budget(
         50,
@@ -46,7 +49,9 @@ PUBLISHED = {
         "yuhuixu1993/PC-DARTS @ b74702f, ImageNet",
     ),
     **{
-        space: Budget(50, 64, {"arch_start": 0.3, "space.cells": 8, "space.channels": 16}, "xiangning-chen/SmoothDARTS @ d3dbfed")
+        space: Budget(
+            50, 64, {"arch_start": 0.3, "space.cells": 8, "space.channels": 16}, "xiangning-chen/SmoothDARTS @ d3dbfed"
+        )
         for space in ("s1", "s2", "s3", "s4")
     },
 }

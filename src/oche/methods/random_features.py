@@ -28,7 +28,12 @@ from oche.trainable import BatchNormOnly, Initialiser
 
 
 def random_features(
-    searcher: Searcher, *, classifier: bool = False, stem: bool = False, pool_bn: bool = True, initialiser: Initialiser = "pytorch"
+    searcher: Searcher,
+    *,
+    classifier: bool = False,
+    stem: bool = False,
+    pool_bn: bool = True,
+    initialiser: Initialiser = "pytorch",
 ) -> Method:
     """Any method with its convolutions frozen at random; the switches are BatchNormOnly's. Raises UserError without a supernet."""
     if not isinstance(searcher, Method):

@@ -181,7 +181,7 @@ def _alphas(data: bytes) -> dict[str, Plot]:
             Strip(edge, own, _softmax(alpha[:, e, : len(own)]).T)
             for e, (edge, own) in enumerate(zip(edges, ops, strict=True))
         ]
-        title = f"Operation weights of the {group} cell" if group != "cell" else "Operation weights"
+        title = "Softmax of alpha" + (f", {group} cell" if group != "cell" else "")
         plain = leaf in ("", "alpha")
         found[f"alpha_{group}" if plain else f"alpha_{group}_{leaf}"] = Strips(
             title if plain else f"{title} ({leaf})",
@@ -192,10 +192,12 @@ def _alphas(data: bytes) -> dict[str, Plot]:
 
 
 def _ops(names: NDArray[np.str_] | None, edges: int, count: int) -> list[tuple[str, ...]]:
-    """Each edge's operations, from a JSON list of lists in one string or from a JSON list for each edge."""
+    """Each edge's operations: from JSON lists, one for each edge or one for all, or from one list of lists."""
     rows = [json.loads(str(text)) for text in np.ravel(names)] if names is not None else []
-    if len(rows) == 1 and edges != 1 or rows and rows[0] and isinstance(rows[0][0], list):
+    if len(rows) == 1 and rows[0] and isinstance(rows[0][0], list):
         rows = rows[0]
+    if len(rows) == 1:
+        rows *= edges
     if len(rows) != edges:
         return [tuple(f"op {i}" for i in range(count))] * edges
     return [tuple(map(str, row)) for row in rows]

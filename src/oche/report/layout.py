@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from oche.genotype import Choice
 
@@ -85,7 +86,7 @@ def concatenates(choices: Sequence[Choice]) -> bool:
 
 def _layers(choices: Sequence[Choice], char: float) -> tuple[list[list[Box]], list[list[Box]]]:
     names = node_names(choices)
-    depth = {node: 0 for node in names}
+    depth = dict.fromkeys(names, 0)
     for node in names:
         depth[node] = max((depth[c.source] + 1 for c in choices if c.target == node), default=0)
     inputs = {0, 1} if concatenates(choices) else {0}
@@ -125,7 +126,7 @@ def _chain(start: Box, end: Box, layers: list[list[Box]], op: Box | None = None)
         layers[i].append(box)
         chain.append(box)
     chain.append(end)
-    for a, b in zip(chain, chain[1:], strict=False):
+    for a, b in pairwise(chain):
         a.after.append(b)
         b.before.append(a)
     return chain
@@ -152,7 +153,7 @@ def _order(layers: list[list[Box]]) -> None:
 
 def _crossings(layers: list[list[Box]]) -> int:
     total = 0
-    for layer, following in zip(layers, layers[1:], strict=False):
+    for layer, following in pairwise(layers):
         rank = {id(box): i for i, box in enumerate(following)}
         ends = [sorted(rank[id(b)] for b in box.after) for box in layer]
         total += sum(b < a for i, above in enumerate(ends) for below in ends[i + 1 :] for a in above for b in below)

@@ -18,4 +18,14 @@ SPACES: dict[str, type[Space]] = {
     "s4": S4,
 }
 
-__all__ = ["SPACES", "Cell", "DartsSpace", "NB201Space", "Network", "Space", "Supernet", "ToySpace", "estimate_statistics"]
+__all__ = [
+    "SPACES",
+    "Cell",
+    "DartsSpace",
+    "NB201Space",
+    "Network",
+    "Space",
+    "Supernet",
+    "ToySpace",
+    "estimate_statistics",
+]

@@ -34,10 +34,14 @@ BuildEdge = Callable[[Group, int, int, int], nn.Module | None]
 class Cell(nn.Module):
     """A directed acyclic graph: each node sums its incoming edges; the output is a concatenation of nodes, or the last."""
 
-    def __init__(self, entries: Sequence[nn.Module], group: Group, edges: Sequence[nn.Module | None], concat: bool) -> None:
+    def __init__(
+        self, entries: Sequence[nn.Module], group: Group, edges: Sequence[nn.Module | None], concat: bool
+    ) -> None:
         super().__init__()
         self.entries = nn.ModuleList(entries)
-        self.edges = nn.ModuleDict({f"{s}-{t}": m for (s, t), m in zip(group.edges, edges, strict=True) if m is not None})
+        self.edges = nn.ModuleDict(
+            {f"{s}-{t}": m for (s, t), m in zip(group.edges, edges, strict=True) if m is not None}
+        )
         self.concat = concat
         self._into = [  # target node -> (edge number, source, key) of its edges
             [(e, group.edges[e][0], f"{group.edges[e][0]}-{target}") for e in numbers if edges[e] is not None]
@@ -81,7 +85,8 @@ class Supernet(nn.Module):
     def forward(self, x: Tensor, op_weights: OpWeights, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
         def run_cell(name: str, cell: Cell, inputs: Sequence[Tensor]) -> Tensor:
             w = op_weights[name]
-            return cell(inputs, lambda e, edge, h: edge(h, w[e], draw))
+            out: Tensor = cell(inputs, lambda e, edge, h: edge(h, w[e], draw))
+            return out
 
         outputs, observed = self.body(x, run_cell)
         return outputs, observed
@@ -123,10 +128,12 @@ class Network(nn.Module):
     def __init__(self, body: Body, auxiliary: tuple[str, nn.Module] | None = None) -> None:
         super().__init__()
         self.body = body
-        self.auxiliary_cell, self.auxiliary = auxiliary or ("", None)
+        self.auxiliary_cell = auxiliary[0] if auxiliary else ""
+        self.auxiliary = auxiliary[1] if auxiliary else None
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.heads(x)[0]
+        outputs, _ = self.heads(x)
+        return outputs
 
     def heads(self, x: Tensor, draw: Draw | None = None, drop_path: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """Outputs and auxiliary outputs (None without that head, or in eval mode).
@@ -139,10 +146,14 @@ class Network(nn.Module):
                 out: Tensor = edge(h, draw)
                 if drop_path == 0.0 or draw is None or out is h:
                     return out
-                kept = torch.rand(len(h), 1, 1, 1, generator=draw.generator(f"{name}/{e}", h.device), device=h.device) >= drop_path
+                kept = (
+                    torch.rand(len(h), 1, 1, 1, generator=draw.generator(f"{name}/{e}", h.device), device=h.device)
+                    >= drop_path
+                )
                 return out * (kept / (1 - drop_path)).to(out.dtype)
 
-            return cell(inputs, through)
+            out: Tensor = cell(inputs, through)
+            return out
 
         outputs, observed = self.body(x, run_cell)
         use = self.auxiliary is not None and self.training
@@ -161,7 +172,9 @@ class Space(ABC):
 
     def __post_init__(self) -> None:
         if min(self.size) < 8:
-            raise UserError(f"Images are {self.size[0]}x{self.size[1]}; a search needs at least 8x8: choose a larger size.")
+            raise UserError(
+                f"Images are {self.size[0]}x{self.size[1]}; a search needs at least 8x8: choose a larger size."
+            )
 
     # ------------------------------------------------------------------ what a space defines
 
@@ -227,7 +240,9 @@ class Space(ABC):
             if genotype.discrete:
                 return Chosen(chosen[0].op, OPS[chosen[0].op](channels, stride, True))
             edge = EDGES[genotype.edge](**genotype.edge_args)
-            mixed = edge([c.op for c in chosen], channels, stride, lambda op, width: self.candidate(op, width, stride, True))
+            mixed = edge(
+                [c.op for c in chosen], channels, stride, lambda op, width: self.candidate(op, width, stride, True)
+            )
             return Kept(mixed, [c.coefficient for c in chosen])
 
         return Network(self.body(build, affine=True), self.auxiliary() if auxiliary else None)
@@ -243,7 +258,9 @@ class Space(ABC):
             raise unknown("edge type", genotype.edge, EDGES)
         groups = {group.name: group for group in self.groups}
         if set(groups) != set(genotype.groups):
-            raise UserError(f"The genotype has the cells {sorted(genotype.groups)}; the space {self.name!r} has {sorted(groups)}.")
+            raise UserError(
+                f"The genotype has the cells {sorted(genotype.groups)}; the space {self.name!r} has {sorted(groups)}."
+            )
         for name, choices in genotype.groups.items():
             allowed = dict(zip(groups[name].edges, groups[name].ops, strict=True))
             for c in choices:
@@ -253,7 +270,9 @@ class Space(ABC):
                         f"which has {', '.join(allowed.get((c.source, c.target), ('no such edge',)))} there."
                     )
             if {c.target for c in choices} != set(groups[name].into()):
-                raise UserError(f"Cell {name!r} of the genotype leaves a node without input; every node needs at least one edge.")
+                raise UserError(
+                    f"Cell {name!r} of the genotype leaves a node without input; every node needs at least one edge."
+                )
 
     @torch.no_grad()
     def inherit(self, network: nn.Module, theta: Params, batches: Iterable[Batch]) -> None:
@@ -277,7 +296,9 @@ class Space(ABC):
 @torch.no_grad()
 def estimate_statistics(network: nn.Module, batches: Iterable[Batch]) -> None:
     """Sets every batch norm's running statistics to the plain average over `batches` (instead of an exponential one)."""
-    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats]
+    norms = [
+        module for module in network.modules() if isinstance(module, nn.BatchNorm2d) and module.track_running_stats
+    ]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

@@ -55,7 +55,9 @@ class DartsSpace(Space):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.cells < 1 or self.channels < 1 or self.nodes < 1:
-            raise UserError(f"A DARTS space needs at least one cell, channel and node; given {self.cells}, {self.channels}, {self.nodes}.")
+            raise UserError(
+                f"A DARTS space needs at least one cell, channel and node; given {self.cells}, {self.channels}, {self.nodes}."
+            )
 
     @property
     def imagenet_stem(self) -> bool:
@@ -73,7 +75,8 @@ class DartsSpace(Space):
             names["reduce" if i in self.reductions else "normal"].append(f"cell_{i}")
         lists = {"normal": self.normal, "reduce": self.reduce}
         return tuple(
-            Group(kind, edges, ops * len(edges) if len(ops) == 1 else ops, 2, tuple(names[kind])) for kind, ops in lists.items()
+            Group(kind, edges, ops * len(edges) if len(ops) == 1 else ops, 2, tuple(names[kind]))
+            for kind, ops in lists.items()
         )
 
     def candidate(self, op: str, channels: int, stride: int, affine: bool) -> nn.Module:
@@ -97,7 +100,9 @@ class DartsSpace(Space):
     def notes(self) -> tuple[str, ...]:
         said = []
         if self.imagenet_stem:
-            said.append(f"images of {self.size[0]}x{self.size[1]} pixels: the ImageNet stem reduces them to 1/8 before the first cell")
+            said.append(
+                f"images of {self.size[0]}x{self.size[1]} pixels: the ImageNet stem reduces them to 1/8 before the first cell"
+            )
         if self.auxiliary() is None:
             said.append(f"the auxiliary head is off: images of {self.size[0]}x{self.size[1]} are too small for it")
         return tuple(said)
@@ -119,7 +124,10 @@ class DartsBody(Body):
             name = f"cell_{i}"
             entry: Callable[[], nn.Module] = _entry(before, channels, was_reduction, affine)
             group = groups[name]
-            edges = [build(group, e, channels, 2 if reduction and source < 2 else 1) for e, (source, _) in enumerate(group.edges)]
+            edges = [
+                build(group, e, channels, 2 if reduction and source < 2 else 1)
+                for e, (source, _) in enumerate(group.edges)
+            ]
             self.cells[name] = Cell([entry(), ReLUConvBN(last, channels, 1, 1, affine)], group, edges, concat=True)
             before, last, was_reduction = last, space.nodes * channels, reduction
         self.classifier = nn.Linear(last, space.outputs)

@@ -1,0 +1,394 @@
+"""The verbs as functions: `oche.search(...)`, then `.train()`, `.export()`, `.report()` on what it returns.
+
+The command line calls these and adds nothing but words, so whatever it does can be done from Python.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as safetensors_load
+
+from oche import config
+from oche.compare import Comparison, compare
+from oche.data import Data, for_search, load, none
+from oche.data.folders import SUFFIXES, read_image
+from oche.data.pixels import resized, with_channels
+from oche.errors import UserError, unknown
+from oche.export import FORMATS, Deployed, export_network, load_network, save_network
+from oche.genotype import Genotype
+from oche.loop import search as run_loop
+from oche.method import Method
+from oche.plan import (
+    Plan,
+    Request,
+    TrainRequest,
+    fabric_for,
+    requested,
+    resolve,
+    resolve_training,
+    searched_size,
+    training_table,
+)
+from oche.preflight import Estimate, estimate
+from oche.report import render
+from oche.run import Run
+from oche.state import Listener, Problem, nobody
+from oche.tasks import Classify
+from oche.train import BEST, LAST, Score, Training, evaluate, retrain
+
+RUNS = Path("runs")
+"""Where runs go unless `out` says otherwise."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What `search` returns: the run's folder, the genotype, and the comparison with random cells if one was asked for."""
+
+    run: Run
+    genotype: Genotype
+    comparison: Comparison | None = None
+
+    @property
+    def history(self) -> list[dict[str, object]]:
+        """One record an epoch: losses, accuracies, entropy, skips, genotype."""
+        return [record for record in self.run.records() if record.get("kind") == "epoch"]
+
+    def train(self, protocol: str = "quick", **options: object) -> Trained:
+        """Trains the found network from scratch, in a run folder of its own; see `oche.train`."""
+        return config.build(train, {"genotype": self.run.path, "protocol": protocol, **options}, "train")
+
+    def export(self, formats: Sequence[str] = FORMATS) -> list[Path]:
+        """Writes `.pt2` and ONNX files of the network trained in the comparison."""
+        return export_network(self.run, formats)
+
+    def report(self) -> Path:
+        """Writes report.html and figures."""
+        return render(self.run)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` returns: the run's folder and the test score of the weights that its protocol keeps."""
+
+    run: Run
+    test: Score
+
+    def export(self, formats: Sequence[str] = FORMATS) -> list[Path]:
+        """Writes `.pt2` and ONNX files."""
+        return export_network(self.run, formats)
+
+    def network(self) -> torch.nn.Module:
+        """The trained network, a plain module: images (B, C, H, W) in [0, 1] -> class scores."""
+        loaded = load_network(self.run)
+        return Deployed(loaded.network, loaded.augment.mean, loaded.augment.std).eval()
+
+
+# ------------------------------------------------------------------ search
+
+
+def search(
+    method: str = "rf_darts",
+    *,
+    space: str = "nb201",
+    data: str | Data = "digits",
+    budget: str = "quick",
+    epochs: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    devices: int = 1,
+    precision: str = "32",
+    compare: int = 3,
+    compare_seeds: int = 3,
+    protocol: str = "brief",
+    settings: Mapping[str, object] | None = None,
+    out: str | Path | None = None,
+    listener: Listener = nobody,
+) -> Found:
+    """Searches a space for a cell that fits the data, and trains it beside `compare` random cells.
+
+    `method`, `space`, `budget`, `protocol` are names (`oche list ...`), `data` a name, a path or a `Data`; `settings` are assignments such
+    as `{"space.cells": 3, "trainable.classifier": True}`. `out` is the run's folder, `runs/METHOD-SPACE` by default; an existing
+    one is never overwritten. Raises UserError for anything unknown or impossible.
+    """
+    request = Request(
+        method, space, data if isinstance(data, str) else data.name, budget, epochs, batch, seed, device, devices, precision, compare,
+        compare_seeds, protocol, dict(settings or {}),
+    )  # fmt: skip
+    plan = resolve(request, data if isinstance(data, Data) else None)
+    return carry_out(plan, start(plan, out), listener)
+
+
+def start(plan: Plan, out: str | Path | None = None) -> Run:
+    """Makes the run's folder and writes run.toml."""
+    name = plan.searcher.name if ":" in plan.request.method else plan.request.method
+    run = Run.create(Path(out) if out else RUNS / f"{name}-{plan.request.space}")
+    run.write(Run.CONFIG, config.dumps(plan.table()).encode())
+    return run
+
+
+def reopen(path: str | Path, data: Data | None = None) -> tuple[Plan, Run]:
+    """The plan of an earlier search, to be carried on. `data` is needed where it had been given as an object. Raises UserError."""
+    run = Run.open(Path(path))
+    request, table = requested(run)
+    if not isinstance(request, Request):
+        raise UserError(f"{path} is a training; carry on with it by `oche train --resume {path}`.")
+    return resolve(request, data, table), run
+
+
+def resume(path: str | Path, data: Data | None = None, listener: Listener = nobody) -> Found | Trained:
+    """Carries on with a search or a training that was interrupted; a finished one is left as it is. Raises UserError."""
+    run = Run.open(Path(path))
+    request, table = requested(run)
+    if isinstance(request, TrainRequest):
+        return finish_training(resolve_training(request, data, recorded=table), run, listener)
+    return carry_out(resolve(request, data, table), run, listener)
+
+
+def problem_of(plan: Plan, run: Run | None = None, listener: Listener = nobody) -> Problem:
+    """The search that a plan describes."""
+    return Problem(
+        space=plan.space,
+        data=plan.data.to(plan.fabric.device),
+        task=Classify(),
+        augment=for_search(plan.data),
+        epochs=plan.epochs,
+        batch=plan.batch,
+        seed=plan.request.seed,
+        fabric=plan.fabric,
+        run=run,
+        listener=listener,
+    )
+
+
+def measured(plan: Plan) -> Estimate | None:
+    """Memory and time of a plan, from one measured step; None where nothing is searched by steps. Raises UserError if it cannot fit."""
+    return estimate(problem_of(plan), plan.searcher) if isinstance(plan.searcher, Method) else None
+
+
+def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
+    """Searches, compares, exports the network, writes the report; what a run already holds is not done again."""
+    problem = problem_of(plan, run, listener)
+    with out_of_memory(plan.batch):
+        if run.has(Run.GENOTYPE):
+            genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode())
+        elif isinstance(plan.searcher, Method):
+            genotype = run_loop(problem, plan.searcher).genotype
+        else:
+            genotype = plan.searcher.run(problem)
+        comparison = None
+        if plan.request.compare > 0:
+            training = Training(
+                plan.space, genotype, problem.data, plan.protocol, plan.request.seed, plan.fabric, run, listener
+            )
+            comparison, network = compare(training, cells=plan.request.compare, seeds=plan.request.compare_seeds)
+            if plan.fabric.is_global_zero and not _logged(run, "comparison"):
+                save_network(run, network, plan.space, genotype, plan.data, {"test_accuracy": comparison.found[0]})
+                run.log(comparison.record())
+    if plan.fabric.is_global_zero:
+        render(run)
+    return Found(run, genotype, comparison)
+
+
+# ------------------------------------------------------------------ train, evaluate, predict
+
+
+def train(
+    genotype: str | Path,
+    *,
+    data: str | Data | None = None,
+    space: str | None = None,
+    protocol: str = "quick",
+    epochs: int | None = None,
+    batch: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    devices: int = 1,
+    precision: str = "32",
+    settings: Mapping[str, object] | None = None,
+    out: str | Path | None = None,
+    listener: Listener = nobody,
+) -> Trained:
+    """Trains a genotype's network from scratch on the train images, and scores it on the test images.
+
+    `genotype` is a search's folder (whose data and space are taken over), a genotype file, a published string, or the name of a
+    published cell; `protocol` is one of `oche list protocols`. Raises UserError.
+    """
+    plan = plan_training(genotype, data, space, protocol, epochs, batch, seed, device, devices, precision, settings)
+    return finish_training(plan.training, plan.start(out), listener)
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A request to train, resolved, before its folder exists."""
+
+    request: TrainRequest
+    training: Training
+    name: str
+
+    def start(self, out: str | Path | None = None) -> Run:
+        """Makes the run's folder and writes run.toml."""
+        run = Run.create(Path(out) if out else RUNS / self.name)
+        run.write(Run.CONFIG, config.dumps(training_table(self.request, self.training)).encode())
+        run.write(Run.GENOTYPE, self.training.genotype.to_json().encode())
+        return run
+
+
+def plan_training(
+    genotype: str | Path,
+    data: str | Data | None,
+    space: str | None,
+    protocol: str,
+    epochs: int | None,
+    batch: int | None,
+    seed: int,
+    device: str,
+    devices: int,
+    precision: str,
+    settings: Mapping[str, object] | None,
+) -> TrainPlan:
+    """Resolves what `train` was asked for. Raises UserError."""
+    given, source = genotype_of(genotype, space)
+    size, earlier = None, "digits"
+    if source:
+        request, table = requested(source)
+        size, earlier = searched_size(table), request.data
+        inherited = {k: v for k, v in request.settings.items() if k.startswith("data.")} if data is None else {}
+        settings = {**inherited, **(settings or {})}
+    name = data.name if isinstance(data, Data) else data or earlier
+    asked = TrainRequest(
+        str(given), given.space, name, protocol, epochs, batch, seed, device, devices, precision, dict(settings or {})
+    )
+    training = resolve_training(asked, data if isinstance(data, Data) else None, size)
+    return TrainPlan(asked, training, f"{source.path.name}-train" if source else f"{given.space}-train")
+
+
+def finish_training(training: Training, run: Run, listener: Listener = nobody) -> Trained:
+    """Trains from wherever the run stands, scores the result on the test images, exports it, writes the report."""
+    training = replace(training, run=run, listener=listener)
+    with out_of_memory(training.protocol.batch):
+        network = retrain(training)
+        test = evaluate(network, training.data.test, none(training.data), training.fabric)
+    if training.fabric.is_global_zero:
+        save_network(run, network, training.space, training.genotype, training.data, {"test_accuracy": test.accuracy})
+        run.log({"kind": "test", "accuracy": test.accuracy, "loss": test.loss})
+        run.log(
+            {
+                "kind": "confusion",
+                "classes": list(training.data.classes),
+                "matrix": [list(row) for row in test.confusion],
+            }
+        )
+        render(run)
+    return Trained(run, test)
+
+
+def genotype_of(text: str | Path, space: str | None = None) -> tuple[Genotype, Run | None]:
+    """A genotype from a run's folder, a JSON file, a published string or a published cell's name; and the run if it was one."""
+    path = Path(text)
+    short = len(str(text)) < 250  # a longer one is no path, and asking the file system would fail
+    if short and path.is_dir():
+        run = Run.open(path)
+        return Genotype.from_json(run.read(Run.GENOTYPE).decode()), run
+    return Genotype.parse(path.read_text() if short and path.is_file() else str(text), space), None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Of one image: the class, and its probability in [0, 1]."""
+
+    path: Path
+    label: str
+    probability: float
+
+
+def evaluate_run(
+    path: str | Path, *, data: str | Data | None = None, checkpoint: str = "kept", device: str = "auto"
+) -> Score:
+    """Scores a run's trained network on the test part of its own data, or of other data with the same classes.
+
+    `checkpoint` is "kept" (the network/ folder), or of a training "last" or "best". Raises UserError.
+    """
+    run = Run.open(Path(path))
+    loaded = load_network(run)
+    if checkpoint not in ("kept", "last", "best"):
+        raise unknown("checkpoint", checkpoint, ["kept", "last", "best"])
+    if checkpoint != "kept":
+        weights = safetensors_load(run.read(LAST if checkpoint == "last" else BEST))
+        loaded.network.load_state_dict({name: t for name, t in weights.items() if not name.startswith("auxiliary.")})
+    request, _ = requested(run)
+    if not isinstance(data, Data):
+        own = (
+            {k.removeprefix("data."): v for k, v in request.settings.items() if k.startswith("data.")}
+            if data is None
+            else {}
+        )
+        side = loaded.space.size[0] if loaded.space.size[0] == loaded.space.size[1] else None
+        options = {"source": data or request.data, "seed": request.seed, "channels": loaded.space.inputs, **own}
+        data = config.build(load, options if data is None else {**options, "size": side}, "data")
+    if data.classes != loaded.classes or data.size != loaded.space.size:
+        raise UserError(
+            f"{data.name} has {len(data.classes)} classes at {data.size}, the network was trained for {len(loaded.classes)} at "
+            f"{loaded.space.size}: choose data with the same classes, in the same size."
+        )
+    fabric = fabric_for(device)
+    return evaluate(loaded.network.to(fabric.device), data.test, loaded.augment, fabric)
+
+
+@torch.no_grad()
+def predict(
+    path: str | Path, images: Sequence[str | Path], *, device: str = "auto", batch: int = 64
+) -> list[Prediction]:
+    """Classifies image files, or all images in folders, with a run's trained network. Raises UserError."""
+    loaded = load_network(Run.open(Path(path)))
+    files = list(image_files(images))
+    where = fabric_for(device).device
+    network = loaded.network.to(where)
+    predictions = []
+    for i in range(0, len(files), batch):
+        part = files[i : i + batch]
+        pixels = [
+            resized(with_channels(read_image(f), loaded.space.inputs, str(f))[None], loaded.space.size) for f in part
+        ]
+        scores = network(loaded.augment.normalise(torch.cat(pixels).to(where))).softmax(1)
+        best, label = scores.max(1)
+        predictions += [
+            Prediction(f, loaded.classes[int(c)], float(p)) for f, c, p in zip(part, label, best, strict=True)
+        ]
+    return predictions
+
+
+def image_files(given: Sequence[str | Path]) -> Iterator[Path]:
+    """The files named, and all images below the folders named, sorted. Raises UserError where something is missing or holds none."""
+    for path in map(Path, given):
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not found:
+                raise UserError(f"{path} holds no images; expected files such as {', '.join(sorted(SUFFIXES)[:4])}.")
+            yield from found
+        elif path.is_file():
+            yield path
+        else:
+            raise UserError(
+                f"There is no file or folder {str(path)!r} to predict; name image files or folders of them."
+            )
+
+
+@contextmanager
+def out_of_memory(batch: int) -> Iterator[None]:
+    """Turns an allocation that failed into one sentence."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError):
+        raise UserError(
+            f"Out of memory with a batch of {batch}: try half of it (--batch {max(2, batch // 2)}); what was done is kept."
+        ) from None
+
+
+def _logged(run: Run, kind: str) -> bool:
+    return any(record.get("kind") == kind for record in run.records())

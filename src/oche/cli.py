@@ -1,0 +1,547 @@
+"""The command line: words around the verbs of `oche.api`. Importing this loads no torch, so `--help` answers at once.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage (one sentence says what), 130 interrupted (what was done is kept).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from oche.config import assignment
+from oche.errors import UserError, unknown
+from oche.run import Run
+
+if TYPE_CHECKING:
+    from oche.api import Found, Trained
+    from oche.plan import Plan
+
+app = typer.Typer(
+    help="Differentiable neural architecture search that does not collapse.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+console = Console(highlight=False)
+
+Seed = Annotated[int, typer.Option(help="Everything random depends on this number.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")]
+Devices = Annotated[int, typer.Option(help="How many processes, one a device.")]
+Precision = Annotated[str, typer.Option(help="32, or bf16 for mixed precision.")]
+Epochs = Annotated[int | None, typer.Option(help="Default: the budget's.")]
+BatchSize = Annotated[int | None, typer.Option("--batch", help="Images a step and process. Default: the budget's.")]
+Out = Annotated[Path | None, typer.Option(help="The run's folder; an existing one is never overwritten.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="PART.FIELD=VALUE, as often as you like; see docs/settings.md.")
+]
+Resume = Annotated[Path | None, typer.Option(help="Carry on with an interrupted run.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
+
+
+# ------------------------------------------------------------------ search and train
+
+
+@app.command()
+def search(
+    method: Annotated[str, typer.Argument(help="`oche list methods`, or FILE.py:FUNCTION.")] = "rf_darts",
+    space: Annotated[str, typer.Option(help="`oche list spaces`.")] = "nb201",
+    data: Annotated[
+        str, typer.Option(help="digits, a folder of images, an .npz file, a folder of idx files.")
+    ] = "digits",
+    budget: Annotated[str, typer.Option(help="paper, quick or smoke.")] = "quick",
+    epochs: Epochs = None,
+    batch: BatchSize = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    devices: Devices = 1,
+    precision: Precision = "32",
+    compare: Annotated[
+        int | None, typer.Option(help="Random cells to train beside the found one. Default: 3, 0 with --budget paper.")
+    ] = None,
+    compare_seeds: Annotated[int, typer.Option(help="Trainings of each of these cells.")] = 3,
+    protocol: Annotated[str, typer.Option(help="How they are trained: `oche list protocols`.")] = "brief",
+    settings: Settings = None,
+    out: Out = None,
+    config: Annotated[Path | None, typer.Option(help="Repeat the search of this run.toml.")] = None,
+    resume: Resume = None,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done, measure one step, and stop.")] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search a space for a cell that fits the data, and train it beside random cells."""
+    from oche import api
+    from oche.plan import Request, recorded_request, resolve
+
+    show = Show(quiet)
+    if resume:
+        plan, run = api.reopen(resume)
+    elif config:
+        request, table = recorded_request(config)
+        plan, run = resolve(request, recorded=table), None
+    else:
+        cells = (0 if budget == "paper" else 3) if compare is None else compare
+        asked = dict(map(assignment, settings or []))
+        plan = resolve(
+            Request(
+                method,
+                space,
+                data,
+                budget,
+                epochs,
+                batch,
+                seed,
+                device,
+                devices,
+                precision,
+                cells,
+                compare_seeds,
+                protocol,
+                asked,
+            )
+        )
+        run = None
+    show.preflight(plan, out or (run.path if run else None))
+    if dry_run:
+        return
+    run = run or api.start(plan, out)
+    with show.search(plan):
+        found = api.carry_out(plan, run, show.listen)
+    show.found(found)
+
+
+@app.command()
+def train(
+    genotype: Annotated[
+        str, typer.Argument(help="A search's folder, a genotype file, string, or published name.")
+    ] = "",
+    data: Annotated[str | None, typer.Option(help="Default: the search's data.")] = None,
+    space: Annotated[str | None, typer.Option(help="The space of a genotype that does not say it.")] = None,
+    protocol: Annotated[str, typer.Option(help="`oche list protocols`.")] = "quick",
+    epochs: Epochs = None,
+    batch: BatchSize = None,
+    seed: Seed = 0,
+    device: Device = "auto",
+    devices: Devices = 1,
+    precision: Precision = "32",
+    settings: Settings = None,
+    out: Out = None,
+    resume: Resume = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train a genotype's network from scratch."""
+    from oche import api
+
+    show = Show(quiet)
+    if resume:
+        with show.training():
+            trained = api.resume(resume, listener=show.listen)
+        if isinstance(trained, api.Found):
+            raise UserError(f"{resume} is a search; carry on with it by `oche search --resume {resume}`.")
+    else:
+        if not genotype:
+            raise UserError(
+                "`oche train` needs a genotype: a search's folder, a genotype file or string, or `--resume RUN`."
+            )
+        asked = dict(map(assignment, settings or []))
+        plan = api.plan_training(
+            genotype, data, space, protocol, epochs, batch, seed, device, devices, precision, asked
+        )
+        run = plan.start(out)
+        show.training_plan(plan.training, run)
+        with show.training(plan.training.protocol.epochs):
+            trained = api.finish_training(plan.training, run, show.listen)
+    show.trained(trained)
+
+
+# ------------------------------------------------------------------ after a run
+
+
+@app.command(name="eval")
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="A run with a trained network.")],
+    data: Annotated[str | None, typer.Option(help="Default: the run's own test images.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="kept, or of a training last or best.")] = "kept",
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Score a trained network on test images."""
+    from oche import api
+
+    score = api.evaluate_run(run, data=data, checkpoint=checkpoint, device=device)
+    images = sum(map(sum, score.confusion))
+    if as_json:
+        print(
+            json.dumps({"accuracy": score.accuracy, "loss": score.loss, "images": images, "confusion": score.confusion})
+        )
+    else:
+        console.print(f"accuracy {score.accuracy:.2%}, loss {score.loss:.4f}, on {images} images")
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Argument(help="A run with a trained network.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Classify images with a trained network."""
+    from oche import api
+
+    for p in api.predict(run, images, device=device):
+        if as_json:
+            print(json.dumps({"path": str(p.path), "label": p.label, "probability": p.probability}))
+        else:
+            console.print(f"{p.path}  {p.label}  {p.probability:.1%}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A run with a trained network.")],
+    formats: Annotated[list[str] | None, typer.Option("--format", help="pt2 or onnx; both by default.")] = None,
+) -> None:
+    """Write a trained network as .pt2 and ONNX, each checked against the network."""
+    from oche.export import FORMATS, export_network
+
+    for path in export_network(Run.open(run), formats or FORMATS):
+        console.print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB, checked", soft_wrap=True)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Any run.")]) -> None:
+    """Write a run's report.html and figures anew."""
+    from oche.report import render
+
+    console.print(str(render(Run.open(run))), soft_wrap=True)
+
+
+@app.command()
+def draw(
+    genotype: Annotated[str, typer.Argument(help="A run's folder, a genotype file, string, or published name.")],
+    out: Annotated[Path | None, typer.Option(help="An .svg or .png file; without it, text.")] = None,
+    space: Annotated[str | None, typer.Option(help="The space of a genotype that does not say it.")] = None,
+) -> None:
+    """Draw a genotype's cells."""
+    from oche.report.draw import draw as picture
+    from oche.report.draw import draw_text
+
+    path = Path(genotype)
+    if len(genotype) < 250 and path.is_dir():
+        path = Run.open(path).file(Run.GENOTYPE)
+    text = path.read_text() if len(genotype) < 250 and path.is_file() else genotype
+    from oche.genotype import Genotype
+
+    parsed = Genotype.parse(text, space)
+    if out is None:
+        console.print(draw_text(parsed), markup=False)
+    else:
+        out.write_bytes(picture(parsed, out.suffix.removeprefix(".")))
+        console.print(str(out))
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[
+        str, typer.Argument(help="methods, spaces, ops, data, budgets, protocols or genotypes.")
+    ] = "methods",
+    as_json: AsJson = False,
+) -> None:
+    """List what there is by name."""
+    if kind not in _LISTS:
+        raise unknown("list", kind, _LISTS)
+    entries = _LISTS[kind]()
+    if as_json:
+        print(json.dumps(entries))
+        return
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, line in entries.items():
+        table.add_row(name, line)
+    console.print(table)
+
+
+@app.command()
+def check(data: Annotated[str, typer.Argument(help="As for `oche search --data`.")]) -> None:
+    """Read data as a search would, and say what is in it."""
+    from oche.data import load
+
+    console.print(_table(_data_rows(load(data))))
+
+
+# ------------------------------------------------------------------ what is printed
+
+
+class Show:
+    """Prints a run's beginning, progress and end. `quiet` leaves the end only."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        self.task: Any = None
+
+    def preflight(self, plan: Plan, out: Path | None) -> None:
+        from oche import api
+
+        estimate = api.measured(plan)
+        if self.quiet:
+            return
+        request, space = plan.request, plan.space
+        rows = _data_rows(plan.data)
+        rows += [("split", "test images are kept aside; " + _split(plan))]
+        rows += [
+            (
+                "method",
+                f"{plan.searcher.name}, {plan.epochs} epochs, batch {plan.batch} ({request.budget}: {plan.source})",
+            )
+        ]
+        rows += [("space", f"{space.name}: {space.cardinality():,} genotypes")]
+        rows += [("", note) for note in space.notes()]
+        if estimate:
+            rows += [("supernet", f"{estimate.parameters:,} parameters, {estimate.trainable:,} of them learn")]
+            minutes = f"{estimate.seconds:.0f} s" if estimate.seconds < 120 else f"{estimate.seconds / 60:.0f} min"
+            cost = f"about {estimate.memory_mib:.0f} MiB and {minutes} ({estimate.steps} steps of {1000 * estimate.step_seconds:.0f} ms)"
+            rows += [("cost", cost)]
+        if request.compare:
+            cells = f"{request.compare} random cells, {request.compare_seeds} seeds each, protocol {request.protocol}"
+            rows += [("then", f"trains the found cell beside {cells}")]
+        rows += [("device", f"{plan.fabric.device}, precision {request.precision}, seed {request.seed}")]
+        rows += [("run", str(out or f"{api.RUNS}/{request.method}-{space.name}"))]
+        console.print(_table(rows))
+
+    def training_plan(self, training: Any, run: Run) -> None:
+        if self.quiet:
+            return
+        from oche.cost import cost
+
+        protocol = training.protocol
+        rows = _data_rows(training.data)
+        rows += [("genotype", str(training.genotype))]
+        rows += [("network", f"{cost(training.space, training.genotype)}")]
+        rows += [("", note) for note in training.space.notes() if protocol.auxiliary]
+        rows += [("protocol", f"{protocol.epochs} epochs, batch {protocol.batch} ({protocol.source})")]
+        rows += [("device", f"{training.fabric.device}, seed {training.seed}"), ("run", str(run.path))]
+        console.print(_table(rows))
+
+    def search(self, plan: Plan) -> AbstractContextManager[Any]:
+        total = plan.epochs
+        return self._progress("search", total)
+
+    def training(self, total: int | None = None) -> AbstractContextManager[Any]:
+        return self._progress("train", total)
+
+    def _progress(self, name: str, total: int | None) -> Progress:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+        )
+        self.bar = Progress(*columns, console=console, transient=True, disable=self.quiet)
+        self.task = self.bar.add_task(name, total=total, said="")
+        return self.bar
+
+    def listen(self, event: str, record: Mapping[str, Any]) -> None:
+        """Moves the bar at every step, and prints a line for every epoch that changed something worth reading."""
+        if self.bar is None or self.quiet:
+            return
+        if event == "step":
+            self.bar.update(
+                self.task, completed=record["step"] / max(record["steps"], 1) * (self.bar.tasks[0].total or 1)
+            )
+        elif event in _LINES:
+            line = _LINES[event](record)
+            self.bar.update(self.task, said=line)
+            if event != "epoch" or record.get("changed") or record["epoch"] % 5 == 0 or not console.is_terminal:
+                self.bar.console.print(line, markup=False, soft_wrap=True)
+            if event == "train_epoch":
+                self.bar.update(self.task, completed=record["epoch"] + 1)
+
+    def found(self, found: Found) -> None:
+        from oche.report.draw import draw_text
+
+        console.print(f"\nfound  {found.genotype}", markup=False, soft_wrap=True)
+        console.print(draw_text(found.genotype), markup=False)
+        if found.comparison:
+            console.print(_comparison(found))
+        path = found.run.path
+        console.print(f"\nEverything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
+        if found.comparison:
+            console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche train {path}", soft_wrap=True)
+        else:
+            console.print(f"Next: oche train {path}", soft_wrap=True)
+
+    def trained(self, trained: Trained) -> None:
+        path = trained.run.path
+        console.print(f"\ntest accuracy {trained.test.accuracy:.2%}, loss {trained.test.loss:.4f}")
+        console.print(f"Everything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
+        console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche eval {path}", soft_wrap=True)
+
+
+def _epoch_line(r: Mapping[str, Any]) -> str:
+    skips = "+".join(str(n) for n in r["skips"].values())
+    alpha = "held    " if r["arch_loss"] is None else f"{r['arch_loss']:.3f} {r['arch_accuracy']:4.0%}"
+    mark = "*" if r["changed"] else " "
+    return (
+        f"{r['epoch']:3d} {r['phase']:7s} w {r['weight_loss']:.3f} {r['weight_accuracy']:4.0%}  alpha {alpha}  "
+        f"entropy {r['entropy']:.3f}  skips {skips} {mark}{r['genotype']}"
+    )
+
+
+_LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "epoch": _epoch_line,
+    "supernet": lambda r: (
+        f"supernet: {r['val_accuracy']:.1%} on validation images; alpha moved by {r['alpha_moved']:.3f} (rms)"
+    ),
+    "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {r['test_accuracy']:.2%} on test images",
+    "train_epoch": lambda r: (
+        f"{r['epoch']:3d} train {r['loss']:.3f} {r['accuracy']:4.0%}  validation {r['val_loss']:.3f} {r['val_accuracy']:.1%}"
+    ),
+}
+
+
+def _comparison(found: Found) -> Table:
+    """Found cell against random cells: the mean over seeds of the test accuracy, with 95 % intervals."""
+    import numpy as np
+
+    from oche.compare import interval
+
+    assert found.comparison
+    table = Table(
+        title="\ntest accuracy, mean over seeds [95 % interval]", title_justify="left", box=None, pad_edge=False
+    )
+    for name in ("cell", "mean", "interval", "each seed"):
+        table.add_column(name, justify="left")
+    rows = {**found.comparison.accuracies, "random, mean": found.comparison.random}
+    for name, values in rows.items():
+        low, high = interval(values)
+        table.add_row(
+            name,
+            f"{np.mean(values):.2%}",
+            f"[{low:.2%}, {high:.2%}]".replace("[", r"\["),
+            " ".join(f"{v:.2%}" for v in values),
+        )
+    gains = found.comparison.improvements
+    low, high = interval(gains)
+    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+    table.caption = (
+        f"relative improvement over random {np.mean(gains):+.2f} % "
+        + rf"\[{low:+.2f}, {high:+.2f}]: {verdict} random cells with these seeds"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, line in rows:
+        table.add_row(name, line.replace("[", r"\["))
+    return table
+
+
+def _data_rows(data: Any) -> list[tuple[str, str]]:
+    size = f"{data.size[0]}x{data.size[1]}, {data.channels} channel{'s' if data.channels > 1 else ''}"
+    names = ", ".join(data.classes[:8]) + (", ..." if len(data.classes) > 8 else "")
+    parts = f"{len(data.train)} train, {len(data.val)} validation, {len(data.test)} test images of {size}"
+    return [
+        ("data", f"{data.name}: {parts}"),
+        ("classes", f"{len(data.classes)}: {names}"),
+        *(("", note) for note in data.notes),
+    ]
+
+
+def _split(plan: Plan) -> str:
+    from oche.method import Method
+
+    if not isinstance(plan.searcher, Method):
+        return "nothing is trained in the search"
+    split = plan.searcher.split
+    return f"of the train images {split.weights:.0%} train weights, {split.arch:.0%} train alpha"
+
+
+# ------------------------------------------------------------------ lists
+
+
+def _first_line(thing: object) -> str:
+    return (thing.__doc__ or "").strip().split("\n")[0]
+
+
+def _methods() -> dict[str, str]:
+    from oche.methods import METHODS
+
+    return {name: _first_line(factory) for name, factory in METHODS.items()}
+
+
+def _spaces() -> dict[str, str]:
+    from oche.spaces import SPACES
+
+    return {name: _first_line(space) for name, space in SPACES.items()}
+
+
+def _ops() -> dict[str, str]:
+    from oche.ops import OPS
+    from oche.spaces import SPACES
+
+    users = {op: [n for n, s in SPACES.items() if any(op in ops for g in s().groups for ops in g.ops)] for op in OPS}
+    return {op: "in " + ", ".join(names) if names else "in no space" for op, names in users.items()}
+
+
+def _data() -> dict[str, str]:
+    from oche.data import SETS
+
+    return {name: _first_line(reader) for name, reader in SETS.items()}
+
+
+def _budgets() -> dict[str, str]:
+    return {
+        "paper": "as published",
+        "quick": "an afternoon's laptop (the default)",
+        "smoke": "seconds, to see that everything runs",
+    }
+
+
+def _protocols() -> dict[str, str]:
+    from oche.train import PROTOCOLS
+
+    return {name: f"{p.epochs} epochs, batch {p.batch}; {p.source}" for name, p in PROTOCOLS.items()}
+
+
+def _genotypes() -> dict[str, str]:
+    from oche.genotype import PUBLISHED
+
+    return dict(PUBLISHED)
+
+
+_LISTS: dict[str, Callable[[], dict[str, str]]] = {
+    "methods": _methods,
+    "spaces": _spaces,
+    "ops": _ops,
+    "data": _data,
+    "budgets": _budgets,
+    "protocols": _protocols,
+    "genotypes": _genotypes,
+}
+
+
+def main() -> None:
+    """Runs the command line; a user's mistake is one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"oche: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("oche: interrupted; what was done is kept, `--resume RUN` carries on.", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,344 @@
+"""From what a user asked for to what will be run: names, budgets and settings become a method, a space and data.
+
+A setting is `path=value`. Its path begins with a part: `space`, `data`, `train` (the protocol of the comparison and of retraining),
+`method` (an option of the method, or any of its fields), or one of the method's own slots: `trainable.classifier=true`.
+The order of precedence is method, then budget, then settings; run.toml keeps what came out.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Literal, cast
+
+import torch
+from lightning_fabric import Fabric
+
+from oche import config
+from oche.budgets import budget
+from oche.data import Data, load
+from oche.errors import UserError, unknown
+from oche.genotype import Genotype
+from oche.method import Method
+from oche.methods import METHODS, method_named, published
+from oche.run import Run
+from oche.spaces import SPACES, Space
+from oche.strategies import Searcher
+from oche.train import PROTOCOLS, Protocol, Training
+
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
+IMAGENET = 128
+"""Pixels from which on a published ImageNet setting is taken where a method has one (the stem changes there too)."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked for, as plain values: the `[request]` table of run.toml. None means the budget's own."""
+
+    method: str = "rf_darts"
+    space: str = "nb201"
+    data: str = "digits"
+    budget: str = "quick"
+    epochs: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    devices: int = 1
+    precision: str = "32"
+    compare: int = 3
+    compare_seeds: int = 3
+    protocol: str = "brief"
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A request resolved: everything that a search and the comparison after it need."""
+
+    request: Request
+    searcher: Searcher
+    space: Space
+    data: Data
+    protocol: Protocol
+    epochs: int
+    batch: int
+    fabric: Fabric
+    source: str
+
+    def table(self) -> dict[str, object]:
+        """run.toml: the request, every resolved value, and the versions."""
+        request = {name: "none" if value is None else value for name, value in asdict(self.request).items()}
+        return {
+            "request": request,
+            "resolved": {
+                "epochs": self.epochs,
+                "batch": self.batch,
+                "settings_from": self.source,
+                "device": str(self.fabric.device),
+            },
+            "method": config.describe(self.searcher),
+            "space": config.describe(self.space),
+            "train": config.describe(self.protocol),
+            "data": _facts(self.data),
+            "versions": _versions(),
+        }
+
+
+def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, object] | None = None) -> Plan:
+    """Turns a request into a plan. `data` takes the place of the request's; `recorded` is a run.toml whose resolved values hold.
+
+    Raises UserError for anything unknown or impossible.
+    """
+    parts = _by_part(request.settings)
+    fabric = fabric_for(request.device, request.devices, request.precision)
+    if data is None:
+        data = config.build(load, {"source": request.data, "seed": request.seed, **parts.pop("data", {})}, "data")
+    elif parts.pop("data", None):
+        raise UserError("Settings of `data` do not apply to data that is already loaded; set them when loading it.")
+    searcher = searcher_named(request.method, _options(request.method, parts.get("method", {})))
+    if request.space not in SPACES:
+        raise unknown("space", request.space, SPACES)
+    tables = published(searcher.name)
+    key = (
+        "imagenet"
+        if "imagenet" in tables and min(data.size) >= IMAGENET and request.space == "darts"
+        else request.space
+    )
+    chosen = budget(request.budget, key, tables)
+    given = _by_part(chosen.settings)
+    space = _space(request.space, data, {**given.pop("space", {}), **parts.pop("space", {})})
+    protocol = named_protocol(request.protocol, parts.pop("train", {}))
+    if isinstance(searcher, Method):
+        for settings, mine in ((given, False), (parts, True)):
+            searcher = _with(searcher, settings, request.method, strict=mine)
+    elif parts.keys() - {"method"}:
+        raise UserError(
+            f"{searcher.name} has no parts to set; it takes no {', '.join(sorted(parts.keys() - {'method'}))}."
+        )
+    if recorded is not None:
+        searcher = config.restore(searcher, _table(recorded, "method"), "run.toml: method")
+        space = config.restore(space, _table(recorded, "space"), "run.toml: space")
+        protocol = config.restore(protocol, _table(recorded, "train"), "run.toml: train")
+    batch = request.batch or chosen.batch
+    epochs = chosen.epochs if request.epochs is None else request.epochs
+    if batch < 2 or epochs < 1:
+        raise UserError(
+            f"A search needs at least one epoch and batches of two images; given epochs={epochs}, batch={batch}."
+        )
+    return Plan(request, searcher, space, data, protocol, epochs, batch, fabric, chosen.source)
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What `oche train` was asked for: the `[training]` table of its run.toml. None means the protocol's own."""
+
+    genotype: str
+    space: str
+    data: str = "digits"
+    protocol: str = "quick"
+    epochs: int | None = None
+    batch: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    devices: int = 1
+    precision: str = "32"
+    settings: Mapping[str, object] = field(default_factory=dict)
+
+
+def resolve_training(
+    request: TrainRequest,
+    data: Data | None = None,
+    size: Mapping[str, object] | None = None,
+    recorded: Mapping[str, object] | None = None,
+) -> Training:
+    """Turns a request into a training. `size` holds the searched space's own fields, which the protocol and the settings override.
+
+    Raises UserError for anything unknown or impossible, a genotype of another space included.
+    """
+    parts = _by_part(request.settings)
+    if "slot" in parts or "method" in parts:
+        wrong = sorted([*parts.get("slot", {}), *parts.get("method", {})])[0]
+        raise unknown("training setting", wrong, ["space.FIELD", "data.FIELD", "train.FIELD"])
+    fabric = fabric_for(request.device, request.devices, request.precision)
+    if data is None:
+        data = config.build(load, {"source": request.data, "seed": request.seed, **parts.get("data", {})}, "data")
+    changes = {key: value for key, value in (("epochs", request.epochs), ("batch", request.batch)) if value is not None}
+    protocol = named_protocol(request.protocol, {**changes, **parts.get("train", {})})
+    if request.space not in SPACES:
+        raise unknown("space", request.space, SPACES)
+    own = {f.name for f in fields(SPACES[request.space])}
+    sizes = {key: getattr(protocol, key) for key in ("cells", "channels", "stem_multiplier")}
+    sizes = {key: value for key, value in sizes.items() if value is not None and key in own}
+    space = _space(request.space, data, {**(size or {}), **sizes, **parts.get("space", {})})
+    if recorded is not None:
+        space = config.restore(space, _table(recorded, "space"), "run.toml: space")
+        protocol = config.restore(protocol, _table(recorded, "train"), "run.toml: train")
+    genotype = Genotype.parse(request.genotype, request.space)
+    space.check(genotype)
+    if protocol.batch < 2 or protocol.epochs < 1:
+        raise UserError(
+            f"A training needs at least one epoch and batches of two images; given epochs={protocol.epochs}, batch={protocol.batch}."
+        )
+    return Training(space, genotype, data.to(fabric.device), protocol, request.seed, fabric)
+
+
+def training_table(request: TrainRequest, training: Training) -> dict[str, object]:
+    """run.toml of a training: the request, every resolved value, and the versions."""
+    return {
+        "training": {name: "none" if value is None else value for name, value in asdict(request).items()},
+        "space": config.describe(training.space),
+        "train": config.describe(training.protocol),
+        "data": _facts(training.data),
+        "versions": _versions(),
+    }
+
+
+def requested(run: Run) -> tuple[Request | TrainRequest, Mapping[str, object]]:
+    """The request in a run's run.toml, and the whole table. Raises UserError where it holds none."""
+    where = str(run.file(Run.CONFIG))
+    table = config.loads(run.read(Run.CONFIG).decode(), where)
+    if "training" in table:
+        return config.build(TrainRequest, _table(table, "training"), where), table
+    return config.build(Request, _table(table, "request"), where), table
+
+
+def recorded_request(path: Path) -> tuple[Request, Mapping[str, object]]:
+    """The request of a search in a run.toml file, and the whole table, to repeat it. Raises UserError."""
+    if not path.is_file():
+        raise UserError(f"There is no file {str(path)!r}; expected the run.toml of a search.")
+    table = config.loads(path.read_text(), str(path))
+    return config.build(Request, _table(table, "request"), str(path)), table
+
+
+def searched_size(table: Mapping[str, object]) -> dict[str, object]:
+    """The fields of a run.toml's space that a training takes over: all but what the data decides."""
+    return {k: v for k, v in _table(table, "space").items() if k not in ("type", "name", "inputs", "outputs", "size")}
+
+
+def searcher_named(name: str, options: Mapping[str, object] | None = None) -> Searcher:
+    """A method by its name, or `file.py:function` for one of your own. Raises UserError."""
+    path, colon, function = name.rpartition(":")
+    if not colon or not path.endswith(".py"):
+        return method_named(name, options)
+    if not Path(path).is_file():
+        raise UserError(f"There is no file {path!r}; expected FILE.py:FUNCTION, where the function returns a Method.")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if function not in vars(module):
+        raise unknown(f"function in {path}", function, [n for n, f in vars(module).items() if inspect.isfunction(f)])
+    built = config.build(cast(Callable[..., Searcher], vars(module)[function]), options or {}, name)
+    if not isinstance(built, Method):
+        raise UserError(f"{name} returned {type(built).__name__}; expected an oche.Method.")
+    return built
+
+
+def named_protocol(name: str, settings: Mapping[str, object]) -> Protocol:
+    """A retraining protocol with some of its fields changed. Raises UserError."""
+    if name not in PROTOCOLS:
+        raise unknown("protocol", name, PROTOCOLS)
+    protocol = PROTOCOLS[name]
+    for path, value in settings.items():
+        protocol = config.override(protocol, path, value, "train")
+    return protocol
+
+
+def fabric_for(device: str, devices: int = 1, precision: str = "32") -> Fabric:
+    """lightning-fabric for "auto", "cpu", "cuda", "cuda:1" or "mps". Raises UserError where there is no such device."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    kind, _, number = device.partition(":")
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind not in ("cpu", "cuda", "mps"):
+        raise unknown("device", device, ["auto", "cpu", "cuda", "cuda:0", "mps"])
+    there = {"cpu": 1 << 16, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if (number and not number.isdigit()) or int(number or 0) + devices > there:
+        raise UserError(
+            f"There is no device {device!r} here for {devices} process(es); `--device auto` takes what there is."
+        )
+    ids: list[int] | int = [int(number)] if number and kind == "cuda" else devices
+    fabric = Fabric(
+        accelerator=kind, devices=ids, strategy="ddp" if devices > 1 else "auto", precision=PRECISIONS[precision]
+    )
+    fabric.launch()
+    return fabric
+
+
+def _facts(data: Data) -> dict[str, object]:
+    parts = {"train": len(data.train), "val": len(data.val), "test": len(data.test)}
+    return {
+        "name": data.name,
+        **parts,
+        "classes": list(data.classes),
+        "size": list(data.size),
+        "notes": list(data.notes),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("oche", "torch", "lightning-fabric", "numpy")} | {
+        "python": platform.python_version()
+    }
+
+
+# ------------------------------------------------------------------ settings
+
+
+def _by_part(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
+    """{"space.cells": 3, "clip": 5} -> {"space": {"cells": 3}, "method": {"clip": 5}}: what is no part's is the method's."""
+    parts: dict[str, dict[str, object]] = {}
+    for path, value in settings.items():
+        part, dot, rest = path.partition(".")
+        if part in ("space", "data", "train", "method") and dot:
+            parts.setdefault(part, {})[rest] = value
+        else:
+            parts.setdefault("slot", {})[path] = value
+    return parts
+
+
+def _options(name: str, settings: Mapping[str, object]) -> dict[str, object]:
+    """Those of `method.X=...` that are options of the method's factory."""
+    factory = METHODS.get(name) or METHODS.get(name.removeprefix("rf_"))
+    known = inspect.signature(factory).parameters if factory else {}
+    return {path: value for path, value in settings.items() if path in known}
+
+
+def _with(method: Method, settings: Mapping[str, Mapping[str, object]], name: str, *, strict: bool) -> Method:
+    """The method with fields changed. A budget's settings for a part that the method has replaced are left out (not `strict`)."""
+    options = _options(name, settings.get("method", {}))
+    changes = {**settings.get("slot", {}), **{p: v for p, v in settings.get("method", {}).items() if p not in options}}
+    known = {f.name for f in fields(method)}
+    for path, value in changes.items():
+        if path.split(".")[0] not in known:
+            raise unknown("part", path.split(".")[0], [*known - {"name", "papers"}, "space", "data", "train", "method"])
+        try:
+            method = config.override(method, path, value, name)
+        except UserError:
+            if strict:
+                raise
+    return method
+
+
+def _space(name: str, data: Data, settings: Mapping[str, object]) -> Space:
+    bound = SPACES[name](inputs=data.channels, outputs=len(data.classes), size=data.size)
+    known = {f.name for f in fields(bound)} - {"name", "inputs", "outputs", "size"}
+    for path, value in settings.items():
+        if path not in known:
+            raise unknown(f"setting of the space {name}", path, known)
+        bound = config.override(bound, path, value, f"space {name}")
+    return bound
+
+
+def _table(table: Mapping[str, object], name: str) -> Mapping[str, object]:
+    part = table.get(name)
+    if not isinstance(part, dict):
+        raise UserError(f"run.toml has no [{name}] table; expected the run.toml that a search or a training wrote.")
+    return part

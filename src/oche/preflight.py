@@ -1,0 +1,113 @@
+"""What a search is about to cost, measured before it starts: parameters, memory, time; and whether it fits."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from oche.cost import parameters
+from oche.errors import UserError
+from oche.loop import StepBatches, arch_step, begin, bilevel, streams, task_loss, weight_step
+from oche.method import Method
+from oche.state import Problem, SearchState, quiet
+
+LONG = 2.0
+"""Seconds: a first step that takes longer is believed, a shorter one is measured again, warm."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of a search: weights in the supernet and among them those that learn, peak memory in MiB, seconds a step and in all."""
+
+    parameters: int
+    trainable: int
+    memory_mib: float
+    step_seconds: float
+    steps: int
+
+    @property
+    def seconds(self) -> float:
+        return self.step_seconds * self.steps
+
+
+def estimate(problem: Problem, method: Method) -> Estimate:
+    """Measures one step of a throw-away copy of the search. Raises UserError where it would not fit into memory."""
+    problem = quiet(problem)
+    state = begin(problem, method)
+    need, free = memory_bytes(state, problem, method), free_bytes(problem.fabric.device)
+    if need > free:
+        fits = max(1, int(problem.batch * free / need * 0.8))
+        raise UserError(
+            f"This search needs about {need / 2**30:.1f} GiB with a batch of {problem.batch}, and {free / 2**30:.1f} GiB are free: "
+            f"try --batch {fits}, or a smaller space such as --set space.channels=8."
+        )
+    step = _step_seconds(state, problem, method)
+    total = parameters(state.supernet)
+    return Estimate(total, sum(t.numel() for t in state.theta.values()), need / 2**20, step, state.steps)
+
+
+def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
+    """Peak memory of a step: what the two losses keep for their backward passes, a fifth more for what passes through, and the weights.
+
+    Counted on batches of 2 and 4 and extended to the batch; first order keeps one loss at a time, unrolling about three.
+    """
+    small, large = (_kept_bytes(state, problem, method, batch) for batch in (2, 4))
+    per_image = (large - small) / 2
+    kept = small + per_image * max(0, problem.batch - 2)
+    weights = sum(p.numel() * p.element_size() for p in state.supernet.parameters())
+    passes = 1 if type(method.arch_gradient).__name__ == "FirstOrder" else 3
+    return 1.2 * passes * kept + 4 * weights
+
+
+def free_bytes(device: torch.device) -> float:
+    """Memory that a new allocation could get: the accelerator's, or the machine's within the process's own limits."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
+    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
+    if meminfo.exists():
+        limits += [
+            float(line.split()[1]) * 1024
+            for line in meminfo.read_text().splitlines()
+            if line.startswith("MemAvailable")
+        ]
+    if group.exists() and group.read_text().strip().isdigit():
+        limits.append(float(group.read_text()))
+    return min(limits)
+
+
+def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int) -> float:
+    """Bytes that autograd keeps of one weight loss on `batch` images, each storage counted once."""
+    weights, _ = streams(replace(problem, batch=batch), method)
+    storages: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in state.supernet.parameters()}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storages.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes())
+        return t
+
+    draw = state.draw("weight")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss, _ = task_loss(state, problem, None, state.op_weights(state.alpha, draw), weights.at(0), draw)
+    del loss
+    return float(sum(storages.values()))
+
+
+def _step_seconds(state: SearchState, problem: Problem, method: Method) -> float:
+    weights, arch = streams(problem, method)
+    losses = bilevel(state, problem, method)
+    seconds = 0.0
+    for i in range(2):
+        started = time.perf_counter()
+        now = StepBatches(weights, arch, i)
+        arch_step(state, method, losses, now)
+        weight_step(state, problem, method, losses, now)
+        if problem.fabric.device.type == "cuda":
+            torch.cuda.synchronize(problem.fabric.device)
+        seconds = time.perf_counter() - started
+        if seconds > LONG:
+            break
+    return seconds

@@ -1,0 +1,292 @@
+"""retrain(): a genotype's network from scratch, under a named protocol; evaluate(): what a network is worth.
+
+The protocols are those of the DARTS line (auxiliary head, drop path, cutout, cosine, clip), sizes included, so that a number can be
+compared with a paper's; `quick` and `smoke` are ours.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import save as safetensors_bytes
+from torch import nn
+from torchmetrics.functional.classification import multiclass_confusion_matrix
+
+from oche.base import Draw, counted
+from oche.bilevel import average
+from oche.data import Augment, Data, ImageSet, Stream, batches, for_training, none
+from oche.errors import UserError
+from oche.genotype import Genotype
+from oche.optim import SGD
+from oche.run import Run
+from oche.schedule import Cosine, Geometric, LinearTail, Schedule
+from oche.spaces import Network, Space
+from oche.state import Listener, damaged, nobody
+from oche.tasks import Classify
+
+LAST, BEST = "checkpoints/last.safetensors", "checkpoints/best.safetensors"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a network is trained from scratch.
+
+    `auxiliary` weighs the auxiliary head's loss, `drop_path` is that probability at the end of a linear ramp, `cutout` a side at 32
+    pixels. `keep` says which weights are the result: the last epoch's, or those of the best validation accuracy.
+    `cells`, `channels` and `stem_multiplier` set the network's size (None: as searched). `source` says where the settings are from.
+    """
+
+    epochs: int
+    batch: int
+    lr: Schedule
+    optimizer: SGD = SGD()
+    clip: float | None = 5.0
+    auxiliary: float = 0.4
+    drop_path: float = 0.0
+    cutout: int = 0
+    label_smoothing: float = 0.0
+    keep: Literal["last", "best"] = "last"
+    cells: int | None = None
+    channels: int | None = None
+    stem_multiplier: int | None = None
+    source: str = "our choice"
+
+
+_CIFAR = Protocol(
+    600, 96, Cosine(0.025), drop_path=0.2, cutout=16, cells=20, channels=36, source="quark0/darts, CIFAR-10"
+)
+
+PROTOCOLS: dict[str, Protocol] = {
+    "quick": Protocol(30, 64, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
+    "brief": Protocol(12, 64, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
+    "smoke": Protocol(2, 32, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
+    "darts_cifar": _CIFAR,
+    "pcdarts_cifar": replace(_CIFAR, drop_path=0.3, source="yuhuixu1993/PC-DARTS, CIFAR-10"),
+    "robust_small": replace(_CIFAR, cells=8, channels=16, source="automl/RobustDARTS, S1-S4 at 8 cells of 16 channels"),
+    "darts_imagenet": Protocol(
+        250,
+        128,
+        Geometric(0.1, 0.1 * 0.97**250),
+        SGD(weight_decay=3e-5),
+        label_smoothing=0.1,
+        keep="best",
+        cells=14,
+        channels=48,
+        stem_multiplier=1,
+        source="quark0/darts, ImageNet",
+    ),
+    "pcdarts_imagenet": Protocol(
+        250,
+        1024,
+        LinearTail(0.5),
+        SGD(weight_decay=3e-5),
+        label_smoothing=0.1,
+        keep="best",
+        cells=14,
+        channels=48,
+        stem_multiplier=1,
+        source="yuhuixu1993/PC-DARTS, ImageNet",
+    ),
+    "nb201": Protocol(
+        200,
+        256,
+        Cosine(0.1),
+        SGD(nesterov=True, weight_decay=5e-4),
+        clip=None,
+        auxiliary=0.0,
+        cells=5,
+        channels=16,
+        source="NAS-Bench-201, 200 epochs",
+    ),
+}
+"""`oche train --protocol NAME`. Ours train at the searched size; the published ones set their own."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of a network on images: `accuracy` in [0, 1], mean `loss`, and `confusion` (classes, classes), true class by row."""
+
+    accuracy: float
+    loss: float
+    confusion: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Training:
+    """One network's training, resolved: everything `retrain` needs."""
+
+    space: Space
+    genotype: Genotype
+    data: Data
+    protocol: Protocol
+    seed: int = 0
+    fabric: Fabric = field(default_factory=lambda: Fabric(accelerator="cpu", devices=1))
+    run: Run | None = None
+    listener: Listener = nobody
+
+
+@dataclass
+class TrainState:
+    """All that changes while a network trains, and all that is checkpointed."""
+
+    network: Network
+    optimizer: torch.optim.Optimizer
+    epoch: int = 0
+    lines: int = 0
+    best: float = -1.0
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+def retrain(training: Training) -> Network:
+    """The genotype's network, trained from scratch. Continues from the run's checkpoint if there is one.
+
+    Returns the network with the weights that the protocol keeps, in eval mode. Raises UserError for a genotype of another space or
+    a damaged checkpoint.
+    """
+    protocol, run = training.protocol, training.run
+    state = begin(training)
+    resume(state, training)
+    stream = _stream(training)
+    while state.epoch < protocol.epochs:
+        started = time.perf_counter()
+        for group in state.optimizer.param_groups:
+            group["lr"] = protocol.lr(state.epoch / protocol.epochs)
+        loss, accuracy = train_epoch(state, training, stream)
+        score = evaluate(state.network, training.data.val, none(training.data), training.fabric)
+        record: dict[str, object] = {
+            "kind": "train_epoch",
+            "epoch": state.epoch,
+            "loss": loss,
+            "accuracy": accuracy,
+            "val_loss": score.loss,
+            "val_accuracy": score.accuracy,
+            "lr": state.optimizer.param_groups[0]["lr"],
+            "seconds": time.perf_counter() - started,
+        }
+        state.epoch += 1
+        if score.accuracy > state.best:
+            state.best, state.best_weights = score.accuracy, _weights(state.network)
+        if run and training.fabric.is_global_zero:
+            run.log(record)
+            state.lines = run.lines()
+            run.write(Run.STATE, dumps(state))
+            run.write(LAST, safetensors_bytes(_weights(state.network)))
+            run.write(BEST, safetensors_bytes(state.best_weights))
+        training.listener("train_epoch", record)
+    if protocol.keep == "best":
+        state.network.load_state_dict(state.best_weights)
+    return state.network.eval()
+
+
+def begin(training: Training) -> TrainState:
+    """A fresh network and optimiser: everything random in them depends on the seed alone."""
+    space, device = training.space, training.fabric.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(counted(training.seed, "network").initial_seed())
+        network = space.network(training.genotype, auxiliary=training.protocol.auxiliary > 0)
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return TrainState(network, training.protocol.optimizer(list(network.parameters())))
+
+
+def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[float, float]:
+    """One pass over the training images: (mean loss without the auxiliary head's, accuracy)."""
+    protocol, fabric = training.protocol, training.fabric
+    task, network = Classify(protocol.label_smoothing), state.network.train()
+    ramp = protocol.drop_path * state.epoch / protocol.epochs
+    sums = torch.zeros(3, device=fabric.device, dtype=torch.float64)
+    for i in range(state.epoch * stream.steps_per_epoch, (state.epoch + 1) * stream.steps_per_epoch):
+        batch = stream.at(i)
+        with fabric.autocast():
+            outputs, auxiliary = network.heads(batch.images, Draw(training.seed, i, "train"), ramp)
+        main = task.loss(outputs.float(), batch.targets)
+        loss = main if auxiliary is None else main + protocol.auxiliary * task.loss(auxiliary.float(), batch.targets)
+        state.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        used = [p for p in network.parameters() if p.grad is not None]
+        for p, grad in zip(used, average(fabric, [p.grad for p in used if p.grad is not None]), strict=True):
+            p.grad = grad
+        if protocol.clip is not None:
+            nn.utils.clip_grad_norm_(used, protocol.clip)
+        state.optimizer.step()
+        seen = len(batch.targets)
+        sums += torch.stack([main.detach() * seen, task.hits(outputs.detach(), batch.targets), torch.tensor(seen)]).to(
+            sums
+        )
+    total, hits, count = sums.tolist()
+    return total / count, hits / count
+
+
+@torch.no_grad()
+def evaluate(network: nn.Module, images: ImageSet, augment: Augment, fabric: Fabric, batch: int = 256) -> Score:
+    """Scores a network in eval mode; `augment` normalises (`data.none`). The network's mode is left as it was."""
+    was_training = network.training
+    network.eval()
+    task, outputs, targets = Classify(), [], []
+    for part in batches(images, batch, augment, fabric.device):
+        with fabric.autocast():
+            outputs.append(network(part.images).float())
+        targets.append(part.targets)
+    network.train(was_training)
+    logits, truth = torch.cat(outputs), torch.cat(targets)
+    confusion = multiclass_confusion_matrix(logits, truth, num_classes=logits.shape[1])
+    rows = tuple(tuple(int(n) for n in row) for row in confusion.tolist())
+    return Score(float(task.hits(logits, truth)) / len(truth), float(task.loss(logits, truth)), rows)
+
+
+# ------------------------------------------------------------------ checkpoints
+
+
+def dumps(state: TrainState) -> bytes:
+    """Everything that changes, as the bytes of a file that `resume` reads without unpickling code."""
+    buffer = io.BytesIO()
+    table = {
+        "weights": state.network.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "counters": [state.epoch, state.lines],
+        "best": state.best,
+        "best_weights": state.best_weights,
+    }
+    torch.save(table, buffer)
+    return buffer.getvalue()
+
+
+def resume(state: TrainState, training: Training) -> None:
+    """Takes over the run's checkpoint, and cuts the log back to what that checkpoint had seen. Raises UserError if it is damaged."""
+    run = training.run
+    if run is None:
+        return
+    if run.has(Run.STATE):
+        with damaged():
+            table = torch.load(io.BytesIO(run.read(Run.STATE)), map_location=training.fabric.device, weights_only=True)
+        if "optimizer" not in table:
+            raise UserError(f"{run.path} holds a search, not a training: `oche train {run.path}` starts one from it.")
+        state.network.load_state_dict(table["weights"])
+        state.optimizer.load_state_dict(table["optimizer"])
+        state.epoch, state.lines = table["counters"]
+        state.best, state.best_weights = table["best"], table["best_weights"]
+    if training.fabric.is_global_zero:
+        run.rewind(state.lines)
+
+
+def _stream(training: Training) -> Stream:
+    fabric, protocol = training.fabric, training.protocol
+    augment = for_training(training.data, protocol.cutout)
+    return Stream(
+        training.data.train,
+        protocol.batch,
+        training.seed,
+        "train",
+        augment,
+        fabric.device,
+        fabric.global_rank,
+        fabric.world_size,
+    )
+
+
+def _weights(network: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: t.detach().cpu().contiguous().clone() for name, t in network.state_dict().items()}
