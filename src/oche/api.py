@@ -37,6 +37,7 @@ from oche.plan import (
 from oche.preflight import Estimate, estimate
 from oche.report import render
 from oche.run import Run
+from oche.spaces import Network
 from oche.state import Listener, Problem, nobody
 from oche.tasks import Classify
 from oche.train import BEST, LAST, Score, Training, evaluate, retrain
@@ -186,9 +187,13 @@ def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
             training = Training(
                 plan.space, genotype, problem.data, plan.protocol, plan.request.seed, plan.fabric, run, listener
             )
-            comparison, network = compare(training, cells=plan.request.compare, seeds=plan.request.compare_seeds)
+
+            def keep(network: Network, accuracy: float) -> None:
+                if plan.fabric.is_global_zero:
+                    save_network(run, network, plan.space, genotype, plan.data, {"test_accuracy": accuracy})
+
+            comparison = compare(training, cells=plan.request.compare, seeds=plan.request.compare_seeds, keep=keep)
             if plan.fabric.is_global_zero and not _logged(run, "comparison"):
-                save_network(run, network, plan.space, genotype, plan.data, {"test_accuracy": comparison.found[0]})
                 run.log(comparison.record())
     if plan.fabric.is_global_zero:
         render(run)

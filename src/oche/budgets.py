@@ -38,9 +38,12 @@ SMOKE: dict[str, Budget] = {
 NAMES = ("paper", "quick", "smoke")
 
 
-def budget(name: str, space: str, published: Mapping[str, Budget]) -> Budget:
-    """The budget of that name in that space; spaces without one of their own take that of `darts`. Raises UserError."""
-    tables: dict[str, Mapping[str, Budget]] = {"paper": published, "quick": QUICK, "smoke": SMOKE}
+def budget(name: str, space: str, own: Mapping[str, Mapping[str, Budget]]) -> Budget:
+    """The budget of that name in that space; `own` are a method's own tables, budget's name -> space -> budget.
+
+    Spaces without an entry take that of `darts`. Raises UserError for an unknown name.
+    """
+    tables = {"quick": QUICK, "smoke": SMOKE, **own}
     if name not in tables:
-        raise unknown("budget", name, tables)
+        raise unknown("budget", name, NAMES)
     return tables[name].get(space, tables[name]["darts"])

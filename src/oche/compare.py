@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,10 +14,14 @@ from oche.data import none
 from oche.genotype import Genotype
 from oche.run import Run
 from oche.spaces import Network
+from oche.state import nobody
 from oche.strategies import sample
 from oche.train import Training, evaluate, retrain
 
 FOUND = "found"
+
+Keep = Callable[[Network, float], None]
+"""Takes a trained network and its test accuracy."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +57,21 @@ class Comparison:
         }
 
 
-def compare(training: Training, *, cells: int, seeds: int) -> tuple[Comparison, Network]:
-    """Trains `training.genotype` and `cells` random cells `seeds` times each; returns the accuracies and the found cell's first network.
+def compare(training: Training, *, cells: int, seeds: int, keep: Keep) -> Comparison:
+    """Trains `training.genotype` and `cells` random cells `seeds` times each, on the same seeds.
 
-    What the run's log already holds is not trained again, but for the network that is returned.
+    `keep` is handed the found cell's first network with its test accuracy. What the run's log already holds is not trained again.
     """
     run, done = training.run, dict(_done(training.run))
-    first: Network | None = None
     accuracies: dict[str, list[float]] = {}
     for name, genotype in _cells(training, cells):
         price = cost(training.space, genotype)
         for seed in range(training.seed, training.seed + seeds):
-            if (name, seed) not in done or (name == FOUND and first is None):
-                network = retrain(replace(training, genotype=genotype, seed=seed, run=None))
-                first = first or network
+            if (name, seed) not in done:
+                network = retrain(replace(training, genotype=genotype, seed=seed, run=None, listener=nobody))
                 test = evaluate(network, training.data.test, none(training.data), training.fabric)
+                if name == FOUND and seed == training.seed:
+                    keep(network, test.accuracy)
                 record: dict[str, object] = {
                     "kind": "trained",
                     "cell": name,
@@ -77,13 +81,12 @@ def compare(training: Training, *, cells: int, seeds: int) -> tuple[Comparison, 
                     "parameters": price.parameters,
                     "multiply_adds": price.multiply_adds,
                 }
-                if run and (name, seed) not in done and training.fabric.is_global_zero:
+                if run and training.fabric.is_global_zero:
                     run.log(record)
                 training.listener("trained", record)
                 done[name, seed] = test.accuracy
             accuracies.setdefault(name, []).append(done[name, seed])
-    assert first is not None
-    return Comparison({name: tuple(a) for name, a in accuracies.items()}), first
+    return Comparison({name: tuple(values) for name, values in accuracies.items()})
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> list[float]:

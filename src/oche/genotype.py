@@ -199,7 +199,7 @@ def _parse_arch_string(text: str, space: str) -> Genotype:
             range(target)
         ):
             raise UserError(
-                f"{node!r} is no node {target} of a NAS-Bench-201 string; expected one `op~source` for each source 0 to {target - 1}, as in "
+                f"{node!r} is no node {target} of a NAS-Bench-201 string; expected `op~source` for each source 0 to {target - 1}, as in "
                 "'|nor_conv_3x3~0|+|nor_conv_3x3~0|skip_connect~1|'."
             )
         choices += [Choice(int(source), target, op) for op, source in items]
@@ -224,7 +224,7 @@ def _parse_namedtuple(text: str, space: str) -> Genotype:
                 raise ValueError(f"{name}: a node can only read from nodes before it")
     except (SyntaxError, KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"This is no DARTS genotype ({error}); expected Genotype(normal=[(op, input), ...], normal_concat=..., reduce=..., reduce_concat=...)."
+            f"This is no DARTS genotype ({error}); expected Genotype(normal=[(op, input), ...], normal_concat=..., reduce=..., ...)."
         ) from None
     return Genotype(space, groups)
 

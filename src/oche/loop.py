@@ -272,7 +272,11 @@ def checkpoint(state: SearchState, problem: Problem) -> None:
     """All that resuming needs, written atomically; and the trajectory of alpha for whoever draws it."""
     if problem.run and problem.fabric.is_global_zero:
         arrays = {name: torch.stack(rows).numpy() for name, rows in state.trajectory.items()}
-        arrays |= {f"ops/{group.name}": np.array(json.dumps(group.ops)) for group in state.space.groups}
+        for group in state.space.groups:
+            arrays |= {
+                f"ops/{group.name}": np.array(json.dumps(group.ops)),
+                f"edges/{group.name}": np.array(group.edges),
+            }
         buffer = io.BytesIO()
         np.savez(buffer, epoch=np.arange(state.epoch + 1), **arrays)  # type: ignore[arg-type]
         problem.run.write(Run.ALPHAS, buffer.getvalue())

@@ -25,7 +25,7 @@ from oche.data import Data, load
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.method import Method
-from oche.methods import METHODS, method_named, published
+from oche.methods import METHODS, budgets, method_named
 from oche.run import Run
 from oche.spaces import SPACES, Space
 from oche.strategies import Searcher
@@ -103,10 +103,10 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
     searcher = searcher_named(request.method, _options(request.method, parts.get("method", {})))
     if request.space not in SPACES:
         raise unknown("space", request.space, SPACES)
-    tables = published(searcher.name)
+    tables = budgets(searcher.name)
     key = (
         "imagenet"
-        if "imagenet" in tables and min(data.size) >= IMAGENET and request.space == "darts"
+        if "imagenet" in tables["paper"] and min(data.size) >= IMAGENET and request.space == "darts"
         else request.space
     )
     chosen = budget(request.budget, key, tables)

@@ -36,6 +36,7 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("bench", "export"),
     ("testing", "report"),
     ("api",),
+    ("show",),
     ("cli",),
     ("__main__",),
 )

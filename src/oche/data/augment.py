@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from kornia import enhance
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -159,6 +158,8 @@ def _resized_windows(images: Tensor, noise: Tensor, flipped: Tensor) -> Tensor:
 
 def _jittered(images: Tensor, jitter: tuple[float, float, float, float], noise: Tensor) -> Tensor:
     """(B, H, W, C) -> the same in float32, [0, 1]; kornia's functions follow Pillow's definitions."""
+    from kornia import enhance  # here, for it takes a second to import and only ImageNet's protocol needs it
+
     pixels = _unit(images).permute(0, 3, 1, 2)
     brightness, contrast, saturation = (1 + j * (2 * n - 1) for j, n in zip(jitter[:3], noise[:3], strict=True))
     pixels = enhance.adjust_brightness_accumulative(pixels, brightness.clamp(min=0))

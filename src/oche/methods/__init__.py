@@ -11,7 +11,7 @@ from oche.methods.darts import PUBLISHED as DARTS
 from oche.methods.darts import darts, darts_2nd
 from oche.methods.pcdarts import PUBLISHED as PCDARTS
 from oche.methods.pcdarts import pcdarts
-from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
+from oche.methods.random_features import QUICK, random_features, rf_darts, rf_pcdarts
 from oche.strategies import RandomSampling, Searcher
 
 METHODS: dict[str, Callable[..., Searcher]] = {
@@ -24,12 +24,14 @@ METHODS: dict[str, Callable[..., Searcher]] = {
 }
 
 PUBLISHED: dict[str, Mapping[str, Budget]] = {"darts": DARTS, "darts_2nd": DARTS, "pcdarts": PCDARTS}
-"""Published settings of each method, by space. A random-features method takes its base's."""
+"""Published settings of each method, by space, for `--budget paper`."""
 
 
-def published(name: str) -> Mapping[str, Budget]:
-    """The published settings of a method, its base's for `rf_NAME`, DARTS's for those that have none."""
-    return PUBLISHED.get(name.removeprefix("rf_"), DARTS)
+def budgets(name: str) -> dict[str, Mapping[str, Budget]]:
+    """A method's own budgets: what was published of it, or of its base for `rf_NAME`; and what random features need to be quick."""
+    base = name.removeprefix("rf_")
+    own: dict[str, Mapping[str, Budget]] = {"paper": PUBLISHED.get(base, DARTS)}
+    return own if base == name else {**own, "quick": QUICK}
 
 
 def method_named(name: str, options: Mapping[str, object] | None = None) -> Searcher:
@@ -42,4 +44,4 @@ def method_named(name: str, options: Mapping[str, object] | None = None) -> Sear
     raise unknown("method", name, METHODS)
 
 
-__all__ = ["METHODS", "method_named", "published", "random_features"]
+__all__ = ["METHODS", "budgets", "method_named", "random_features"]

@@ -19,7 +19,7 @@ from oche.base import Batch, Draw, Group, OpWeights, Params
 from oche.edges import EDGES, Edge, EdgeFactory
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
-from oche.ops import OPS, PoolBN, run
+from oche.ops import OPS, Drawn, PoolBN, run
 
 Through = Callable[[int, nn.Module, Tensor], Tensor]
 """How a cell evaluates one of its edges: (edge number, edge, x) -> output."""
@@ -79,7 +79,7 @@ class Supernet(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.track_running_stats = False
                 module.running_mean = module.running_var = module.num_batches_tracked = None
-            if hasattr(module, "path"):
+            if isinstance(module, Drawn):
                 module.path = name
 
     def forward(self, x: Tensor, op_weights: OpWeights, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:

@@ -1,0 +1,217 @@
+"""What a run says on the terminal: the table before it, the bar and the lines during it, the result and what to type next."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from oche.run import Run
+
+if TYPE_CHECKING:
+    from oche.api import Found, Trained
+    from oche.data import Data
+    from oche.plan import Plan
+    from oche.train import Training
+
+console = Console(highlight=False)
+
+
+class Show:
+    """Prints a run's beginning, progress and end. `quiet` leaves the end only."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        self.trainings = 0
+
+    def preflight(self, plan: Plan, out: Path | None) -> None:
+        from oche import api
+
+        estimate = api.measured(plan)
+        if self.quiet:
+            return
+        request, space = plan.request, plan.space
+        rows = data_rows(plan.data)
+        rows += [("split", "test images are kept aside; " + _split(plan))]
+        rows += [
+            (
+                "method",
+                f"{plan.searcher.name}, {plan.epochs} epochs, batch {plan.batch} ({request.budget}: {plan.source})",
+            )
+        ]
+        rows += [("space", f"{space.name}: {space.cardinality():,} genotypes")]
+        rows += [("", note) for note in space.notes()]
+        if estimate:
+            rows += [("supernet", f"{estimate.parameters:,} parameters, {estimate.trainable:,} of them learn")]
+            minutes = f"{estimate.seconds:.0f} s" if estimate.seconds < 120 else f"{estimate.seconds / 60:.0f} min"
+            cost = f"about {estimate.memory_mib:.0f} MiB and {minutes} ({estimate.steps} steps of {1000 * estimate.step_seconds:.0f} ms)"
+            rows += [("cost", cost)]
+        if request.compare:
+            cells = f"{request.compare} random cells, {request.compare_seeds} seeds each, protocol {request.protocol}"
+            rows += [("then", f"trains the found cell beside {cells}")]
+        rows += [("device", f"{plan.fabric.device}, precision {request.precision}, seed {request.seed}")]
+        rows += [("run", str(out or f"{api.RUNS}/{request.method}-{space.name}"))]
+        console.print(rows_table(rows))
+
+    def training_plan(self, training: Training, run: Run) -> None:
+        if self.quiet:
+            return
+        from oche.cost import cost
+
+        protocol = training.protocol
+        rows = data_rows(training.data)
+        rows += [("genotype", str(training.genotype))]
+        rows += [("network", f"{cost(training.space, training.genotype)}")]
+        rows += [("", note) for note in training.space.notes() if protocol.auxiliary]
+        rows += [("protocol", f"{protocol.epochs} epochs, batch {protocol.batch} ({protocol.source})")]
+        rows += [("device", f"{training.fabric.device}, seed {training.seed}"), ("run", str(run.path))]
+        console.print(rows_table(rows))
+
+    def search(self, plan: Plan) -> Progress:
+        self.trainings = (1 + plan.request.compare) * plan.request.compare_seeds
+        return self._progress("search", plan.epochs)
+
+    def training(self, total: int | None = None) -> Progress:
+        return self._progress("train", total)
+
+    def _progress(self, name: str, total: int | None) -> Progress:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+        )
+        self.bar = Progress(*columns, console=console, transient=True, disable=self.quiet)
+        self.task = self.bar.add_task(name, total=total, said="")
+        return self.bar
+
+    def listen(self, event: str, record: Mapping[str, Any]) -> None:
+        """Moves the bar at every step, and prints a line for every epoch that changed something worth reading."""
+        if self.bar is None or self.quiet:
+            return
+        if event == "step":
+            self.bar.update(
+                self.task, completed=record["step"] / max(record["steps"], 1) * (self.bar.tasks[0].total or 1)
+            )
+        elif event == "supernet":
+            self.bar.console.print(_LINES[event](record), markup=False, soft_wrap=True)
+            self.bar.reset(self.task, description="compare", total=self.trainings, said="")
+        elif event in _LINES:
+            line = _LINES[event](record)
+            self.bar.update(self.task, said=line)
+            if event != "epoch" or record.get("changed") or record["epoch"] % 5 == 0 or not console.is_terminal:
+                self.bar.console.print(line, markup=False, soft_wrap=True)
+            if event == "train_epoch":
+                self.bar.update(self.task, completed=record["epoch"] + 1)
+            elif event == "trained":
+                self.bar.advance(self.task)
+
+    def found(self, found: Found) -> None:
+        from oche.report.draw import draw_text
+
+        console.print(f"\nfound  {found.genotype}", markup=False, soft_wrap=True)
+        console.print(draw_text(found.genotype), markup=False)
+        if found.comparison:
+            console.print(_comparison(found))
+        path = found.run.path
+        console.print(f"\nEverything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
+        if found.comparison:
+            console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche train {path}", soft_wrap=True)
+        else:
+            console.print(f"Next: oche train {path}", soft_wrap=True)
+
+    def trained(self, trained: Trained) -> None:
+        path = trained.run.path
+        console.print(f"\ntest accuracy {trained.test.accuracy:.2%}, loss {trained.test.loss:.4f}")
+        console.print(f"Everything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
+        console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche eval {path}", soft_wrap=True)
+
+
+def _epoch_line(r: Mapping[str, Any]) -> str:
+    skips = "+".join(str(n) for n in r["skips"].values())
+    alpha = "held    " if r["arch_loss"] is None else f"{r['arch_loss']:.3f} {r['arch_accuracy']:4.0%}"
+    mark = "*" if r["changed"] else " "
+    return (
+        f"{r['epoch']:3d} {r['phase']:7s} w {r['weight_loss']:.3f} {r['weight_accuracy']:4.0%}  alpha {alpha}  "
+        f"entropy {r['entropy']:.3f}  skips {skips} {mark}{r['genotype']}"
+    )
+
+
+_LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "epoch": _epoch_line,
+    "supernet": lambda r: (
+        f"supernet: {r['val_accuracy']:.1%} on validation images; alpha moved by {r['alpha_moved']:.3f} (rms)"
+    ),
+    "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {r['test_accuracy']:.2%} on test images",
+    "train_epoch": lambda r: (
+        f"{r['epoch']:3d} train {r['loss']:.3f} {r['accuracy']:4.0%}  validation {r['val_loss']:.3f} {r['val_accuracy']:.1%}"
+    ),
+}
+
+
+def _comparison(found: Found) -> Table:
+    """Found cell against random cells: the mean over seeds of the test accuracy, with 95 % intervals."""
+    import numpy as np
+
+    from oche.compare import interval
+
+    assert found.comparison
+    table = Table(
+        title="\ntest accuracy, mean over seeds [95 % interval]", title_justify="left", box=None, pad_edge=False
+    )
+    for name in ("cell", "mean", "interval", "each seed"):
+        table.add_column(name, justify="left")
+    rows = {**found.comparison.accuracies, "random, mean": found.comparison.random}
+    for name, values in rows.items():
+        low, high = interval(values)
+        table.add_row(
+            name,
+            f"{np.mean(values):.2%}",
+            f"[{low:.2%}, {high:.2%}]".replace("[", r"\["),
+            " ".join(f"{v:.2%}" for v in values),
+        )
+    gains = found.comparison.improvements
+    low, high = interval(gains)
+    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
+    table.caption = (
+        f"relative improvement over random {np.mean(gains):+.2f} % "
+        + rf"\[{low:+.2f}, {high:+.2f}]: {verdict} random cells with these seeds"
+    )
+    table.caption_justify = "left"
+    return table
+
+
+def rows_table(rows: Sequence[tuple[str, str]]) -> Table:
+    """Name and line, a row each."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, line in rows:
+        table.add_row(name, line.replace("[", r"\["))
+    return table
+
+
+def data_rows(data: Data) -> list[tuple[str, str]]:
+    """What is worth knowing of a data set before it is searched on."""
+    size = f"{data.size[0]}x{data.size[1]}, {data.channels} channel{'s' if data.channels > 1 else ''}"
+    names = ", ".join(data.classes[:8]) + (", ..." if len(data.classes) > 8 else "")
+    parts = f"{len(data.train)} train, {len(data.val)} validation, {len(data.test)} test images of {size}"
+    return [
+        ("data", f"{data.name}: {parts}"),
+        ("classes", f"{len(data.classes)}: {names}"),
+        *(("", note) for note in data.notes),
+    ]
+
+
+def _split(plan: Plan) -> str:
+    from oche.method import Method
+
+    if not isinstance(plan.searcher, Method):
+        return "nothing is trained in the search"
+    split = plan.searcher.split
+    return f"of the train images {split.weights:.0%} train weights, {split.arch:.0%} train alpha"
