@@ -19,7 +19,7 @@ from oche.data import Data, for_search, load, none
 from oche.data.folders import SUFFIXES, read_image
 from oche.data.pixels import resized, with_channels
 from oche.errors import UserError, unknown
-from oche.export import FORMATS, Deployed, export_network, load_network, save_network
+from oche.export import FORMATS, Deployed, available_formats, export_network, load_network, save_network
 from oche.genotype import Genotype
 from oche.loop import search as run_loop
 from oche.method import Method
@@ -195,6 +195,7 @@ def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
             comparison = compare(training, cells=plan.request.compare, seeds=plan.request.compare_seeds, keep=keep)
             if plan.fabric.is_global_zero and not _logged(run, "comparison"):
                 run.log(comparison.record())
+                export_network(run, available_formats())
     if plan.fabric.is_global_zero:
         render(run)
     return Found(run, genotype, comparison)

@@ -1,4 +1,7 @@
-"""Is the found cell better than chance? It is trained beside random cells of its space, under one protocol, with paired seeds."""
+"""Is the found cell better than chance? It is trained beside random cells of its space, under one protocol, with paired seeds.
+
+Random cells that no signal can pass (NAS-Bench-201 has some) are drawn again: beating a network that outputs a constant is no merit.
+"""
 
 from __future__ import annotations
 
@@ -99,7 +102,11 @@ def interval(values: Sequence[float], level: float = 0.95) -> list[float]:
 def _cells(training: Training, cells: int) -> Iterator[tuple[str, Genotype]]:
     yield FOUND, training.genotype
     for i in range(1, cells + 1):
-        yield f"random {i}", sample(training.space, counted(training.seed, "compare", i))
+        rng = counted(training.seed, "compare", i)
+        drawn = sample(training.space, rng)
+        while not drawn.connected:
+            drawn = sample(training.space, rng)
+        yield f"random {i}", drawn
 
 
 def _done(run: Run | None) -> Iterator[tuple[tuple[str, int], float]]:

@@ -6,10 +6,14 @@ What leaves the house takes images as (B, C, H, W) floats in [0, 1] and normalis
 from __future__ import annotations
 
 import json
+import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -135,6 +139,12 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
     return written
 
 
+def available_formats() -> tuple[str, ...]:
+    """The formats that can be written here: ONNX needs the extra `onnx`."""
+    there = all(find_spec(name) for name in ("onnxruntime", "onnxscript"))
+    return FORMATS if there else tuple(name for name in FORMATS if name != "onnx")
+
+
 def _to_pt2(module: nn.Module, size: tuple[int, ...], path: Path) -> None:
     torch.export.save(_program(module, size), path)
 
@@ -145,22 +155,33 @@ def _program(module: nn.Module, size: tuple[int, ...]) -> torch.export.ExportedP
 
 
 def _to_onnx(module: nn.Module, size: tuple[int, ...], path: Path) -> None:
-    try:
-        import onnxruntime  # noqa: F401
-        import onnxscript  # noqa: F401
-    except ImportError:
-        raise UserError("Exporting to ONNX needs the extra `onnx`: pip install 'oche[onnx]'.") from None
-    torch.onnx.export(
-        module,
-        (torch.zeros(2, *size),),
-        path,
-        dynamo=True,
-        external_data=False,
-        input_names=["images"],
-        output_names=["scores"],
-        dynamic_shapes={"images": {0: "batch"}},
-        verbose=False,
-    )
+    if "onnx" not in available_formats():
+        raise UserError("Exporting to ONNX needs the extra `onnx`: pip install 'oche[onnx]'.")
+    with _without_chatter():
+        torch.onnx.export(
+            module,
+            (torch.zeros(2, *size),),
+            path,
+            dynamo=True,
+            external_data=False,
+            input_names=["images"],
+            output_names=["scores"],
+            dynamic_shapes={"images": {0: "batch"}},
+            verbose=False,
+        )
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keeps torch's exporter from speaking of torchvision and of its own deprecations, which no user can mend."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
+    logger.setLevel(level)
 
 
 def _runner(name: str, path: Path) -> nn.Module:

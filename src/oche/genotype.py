@@ -76,6 +76,11 @@ class Genotype:
         """Group -> number of skip connections, the field's first sign of collapse."""
         return {name: sum(c.op == "skip_connect" for c in choices) for name, choices in self.groups.items()}
 
+    @property
+    def connected(self) -> bool:
+        """True where in every cell the last node gets something from an input: cells of `none` may cut it off (NAS-Bench-201)."""
+        return all(_reaches_end(choices) for choices in self.groups.values())
+
     def summary(self) -> str:
         """A cell in a few words, the most frequent operation first: `3 nor_conv_3x3, 2 skip_connect, 1 none`."""
         lines = []
@@ -177,6 +182,15 @@ class Genotype:
             pairs = [(c.op, c.source) for c in choices]
             parts.append(f"{name}={pairs}, {name}_concat={nodes}")
         return f"Genotype({', '.join(parts)})"
+
+
+def _reaches_end(choices: tuple[Choice, ...]) -> bool:
+    targets = {c.target for c in choices}
+    reached = {c.source for c in choices} - targets
+    for target in sorted(targets):
+        if any(c.target == target and c.source in reached and c.op != "none" for c in choices):
+            reached.add(target)
+    return max(targets) in reached
 
 
 def _choice(row: list[object]) -> Choice:

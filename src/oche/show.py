@@ -32,6 +32,7 @@ class Show:
 
     def preflight(self, plan: Plan, out: Path | None) -> None:
         from oche import api
+        from oche.data import for_search, for_training
 
         estimate = api.measured(plan)
         if self.quiet:
@@ -47,6 +48,7 @@ class Show:
         ]
         rows += [("space", f"{space.name}: {space.cardinality():,} genotypes")]
         rows += [("", note) for note in space.notes()]
+        rows += [("images", f"search: {for_search(plan.data).describe()}")]
         if estimate:
             rows += [("supernet", f"{estimate.parameters:,} parameters, {estimate.trainable:,} of them learn")]
             minutes = f"{estimate.seconds:.0f} s" if estimate.seconds < 120 else f"{estimate.seconds / 60:.0f} min"
@@ -55,6 +57,7 @@ class Show:
         if request.compare:
             cells = f"{request.compare} random cells, {request.compare_seeds} seeds each, protocol {request.protocol}"
             rows += [("then", f"trains the found cell beside {cells}")]
+            rows += [("", f"training: {for_training(plan.data, plan.protocol.cutout).describe()}")]
         rows += [("device", f"{plan.fabric.device}, precision {request.precision}, seed {request.seed}")]
         rows += [("run", str(out or f"{api.RUNS}/{request.method}-{space.name}"))]
         console.print(rows_table(rows))
@@ -63,12 +66,14 @@ class Show:
         if self.quiet:
             return
         from oche.cost import cost
+        from oche.data import for_training
 
         protocol = training.protocol
         rows = data_rows(training.data)
         rows += [("genotype", str(training.genotype))]
         rows += [("network", f"{cost(training.space, training.genotype)}")]
         rows += [("", note) for note in training.space.notes() if protocol.auxiliary]
+        rows += [("images", for_training(training.data, protocol.cutout).describe())]
         rows += [("protocol", f"{protocol.epochs} epochs, batch {protocol.batch} ({protocol.source})")]
         rows += [("device", f"{training.fabric.device}, seed {training.seed}"), ("run", str(run.path))]
         console.print(rows_table(rows))

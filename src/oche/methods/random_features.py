@@ -34,7 +34,7 @@ QUICK = {
     "nb201": Budget(80, 64, {"space.cells": 1, "space.channels": 16, **_SLOW}),
     "darts": Budget(40, 64, {"space.cells": 5, "space.channels": 8, **_SLOW}),
 }
-"""Our choice: batch norm alone learns slowly, so the learning rate is higher, the classifier helps, and alpha waits until features mean something."""
+"""Our choice: batch norm alone learns slowly, so its rate is higher, the classifier learns too, and alpha waits for features."""
 
 
 def random_features(
