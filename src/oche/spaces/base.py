@@ -48,6 +48,11 @@ class Cell(nn.Module):
             for target, numbers in sorted(group.into().items())
         ]
 
+    def mixed(self, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
+        """The cell of a supernet: every edge mixed by its row of the op weights w (E, O)."""
+        out: Tensor = self(inputs, lambda e, edge, h: edge(h, w[e], draw))
+        return out
+
     def forward(self, inputs: Sequence[Tensor], through: Through) -> Tensor:
         states = [entry(x) for entry, x in zip(self.entries, inputs, strict=True)]
         for incoming in self._into:
@@ -84,9 +89,7 @@ class Supernet(nn.Module):
 
     def forward(self, x: Tensor, op_weights: OpWeights, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
         def run_cell(name: str, cell: Cell, inputs: Sequence[Tensor]) -> Tensor:
-            w = op_weights[name]
-            out: Tensor = cell(inputs, lambda e, edge, h: edge(h, w[e], draw))
-            return out
+            return cell.mixed(inputs, op_weights[name], draw)
 
         outputs, observed = self.body(x, run_cell)
         return outputs, observed
