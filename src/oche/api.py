@@ -32,6 +32,7 @@ from oche.plan import (
     resolve,
     resolve_training,
     searched_size,
+    threads_for,
     training_table,
 )
 from oche.preflight import Estimate, estimate
@@ -104,6 +105,7 @@ def search(
     device: str = "auto",
     devices: int = 1,
     precision: str = "32",
+    threads: int | None = None,
     compare: int = 3,
     compare_seeds: int = 3,
     protocol: str = "brief",
@@ -118,8 +120,8 @@ def search(
     one is never overwritten. Raises UserError for anything unknown or impossible.
     """
     request = Request(
-        method, space, data if isinstance(data, str) else data.name, budget, epochs, batch, seed, device, devices, precision, compare,
-        compare_seeds, protocol, dict(settings or {}),
+        method, space, data if isinstance(data, str) else data.name, budget, epochs, batch, seed, device, devices, precision, threads,
+        compare, compare_seeds, protocol, dict(settings or {}),
     )  # fmt: skip
     plan = resolve(request, data if isinstance(data, Data) else None)
     return carry_out(plan, start(plan, out), listener)
@@ -147,7 +149,7 @@ def resume(path: str | Path, data: Data | None = None, listener: Listener = nobo
     run = Run.open(Path(path))
     request, table = requested(run)
     if isinstance(request, TrainRequest):
-        return finish_training(resolve_training(request, data, recorded=table), run, listener)
+        return finish_training(resolve_training(request, data, recorded=table), run, request.threads, listener)
     return carry_out(resolve(request, data, table), run, listener)
 
 
@@ -169,13 +171,14 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = nobody) 
 
 def measured(plan: Plan) -> Estimate | None:
     """Memory and time of a plan, from one measured step; None where nothing is searched by steps. Raises UserError if it cannot fit."""
-    return estimate(problem_of(plan), plan.searcher) if isinstance(plan.searcher, Method) else None
+    with cpu_threads(plan.request.threads):
+        return estimate(problem_of(plan), plan.searcher) if isinstance(plan.searcher, Method) else None
 
 
 def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
     """Searches, compares, exports the network, writes the report; what a run already holds is not done again."""
     problem = problem_of(plan, run, listener)
-    with out_of_memory(plan.batch):
+    with out_of_memory(plan.batch), cpu_threads(plan.request.threads):
         if run.has(Run.GENOTYPE):
             genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode())
         elif isinstance(plan.searcher, Method):
@@ -216,6 +219,7 @@ def train(
     device: str = "auto",
     devices: int = 1,
     precision: str = "32",
+    threads: int | None = None,
     settings: Mapping[str, object] | None = None,
     out: str | Path | None = None,
     listener: Listener = nobody,
@@ -225,8 +229,12 @@ def train(
     `genotype` is a search's folder (whose data and space are taken over), a genotype file, a published string, or the name of a
     published cell; `protocol` is one of `oche list protocols`. Raises UserError.
     """
-    plan = plan_training(genotype, data, space, protocol, epochs, batch, seed, device, devices, precision, settings)
-    return finish_training(plan.training, plan.start(out), listener)
+    request = TrainRequest(
+        str(genotype), space, data if isinstance(data, str) else None, protocol, epochs, batch, seed, device, devices, precision, threads,
+        dict(settings or {}),
+    )  # fmt: skip
+    plan = plan_training(request, data if isinstance(data, Data) else None)
+    return finish_training(plan.training, plan.start(out), plan.request.threads, listener)
 
 
 @dataclass(frozen=True)
@@ -245,39 +253,26 @@ class TrainPlan:
         return run
 
 
-def plan_training(
-    genotype: str | Path,
-    data: str | Data | None,
-    space: str | None,
-    protocol: str,
-    epochs: int | None,
-    batch: int | None,
-    seed: int,
-    device: str,
-    devices: int,
-    precision: str,
-    settings: Mapping[str, object] | None,
-) -> TrainPlan:
-    """Resolves what `train` was asked for. Raises UserError."""
-    given, source = genotype_of(genotype, space)
-    size, earlier = None, "digits"
+def plan_training(request: TrainRequest, data: Data | None = None) -> TrainPlan:
+    """Resolves what `train` was asked for; from a search's folder, its data and size are taken over. Raises UserError."""
+    genotype, source = genotype_of(request.genotype, request.space)
+    size, earlier, settings = None, "digits", dict(request.settings)
     if source:
-        request, table = requested(source)
-        size, earlier = searched_size(table), request.data
-        inherited = {k: v for k, v in request.settings.items() if k.startswith("data.")} if data is None else {}
-        settings = {**inherited, **(settings or {})}
-    name = data.name if isinstance(data, Data) else data or earlier
-    asked = TrainRequest(
-        str(given), given.space, name, protocol, epochs, batch, seed, device, devices, precision, dict(settings or {})
-    )
-    training = resolve_training(asked, data if isinstance(data, Data) else None, size)
-    return TrainPlan(asked, training, f"{source.path.name}-train" if source else f"{given.space}-train")
+        searched, table = requested(source)
+        size, earlier = searched_size(table), searched.data or earlier
+        if request.data is None and data is None:
+            settings = {**{k: v for k, v in searched.settings.items() if k.startswith("data.")}, **settings}
+    name = data.name if data else request.data or earlier
+    request = replace(request, genotype=str(genotype), space=genotype.space, data=name, settings=settings)
+    training = resolve_training(request, data, size)
+    request = replace(request, threads=threads_for(request.threads, training.data))
+    return TrainPlan(request, training, f"{source.path.name}-train" if source else f"{genotype.space}-train")
 
 
-def finish_training(training: Training, run: Run, listener: Listener = nobody) -> Trained:
+def finish_training(training: Training, run: Run, threads: int | None = None, listener: Listener = nobody) -> Trained:
     """Trains from wherever the run stands, scores the result on the test images, exports it, writes the report."""
     training = replace(training, run=run, listener=listener)
-    with out_of_memory(training.protocol.batch):
+    with out_of_memory(training.protocol.batch), cpu_threads(threads):
         network = retrain(training)
         test = evaluate(network, training.data.test, none(training.data), training.fabric)
     if training.fabric.is_global_zero:
@@ -383,6 +378,17 @@ def image_files(given: Sequence[str | Path]) -> Iterator[Path]:
             raise UserError(
                 f"There is no file or folder {str(path)!r} to predict; name image files or folders of them."
             )
+
+
+@contextmanager
+def cpu_threads(threads: int | None) -> Iterator[None]:
+    """Lets torch use that many threads in between."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -30,6 +30,7 @@ app = typer.Typer(
 Seed = Annotated[int, typer.Option(help="Everything random depends on this number.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")]
 Devices = Annotated[int, typer.Option(help="How many processes, one a device.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: 1 for images up to 16x16, else all.")]
 Precision = Annotated[str, typer.Option(help="32, or bf16 for mixed precision.")]
 Epochs = Annotated[int | None, typer.Option(help="Default: the budget's.")]
 BatchSize = Annotated[int | None, typer.Option("--batch", help="Images a step and process. Default: the budget's.")]
@@ -59,6 +60,7 @@ def search(
     device: Device = "auto",
     devices: Devices = 1,
     precision: Precision = "32",
+    threads: Threads = None,
     compare: Annotated[
         int | None, typer.Option(help="Random cells to train beside the found one. Default: 3, 0 with --budget paper.")
     ] = None,
@@ -96,6 +98,7 @@ def search(
                 device,
                 devices,
                 precision,
+                threads,
                 cells,
                 compare_seeds,
                 protocol,
@@ -126,6 +129,7 @@ def train(
     device: Device = "auto",
     devices: Devices = 1,
     precision: Precision = "32",
+    threads: Threads = None,
     settings: Settings = None,
     out: Out = None,
     resume: Resume = None,
@@ -133,6 +137,7 @@ def train(
 ) -> None:
     """Train a genotype's network from scratch."""
     from oche import api
+    from oche.plan import TrainRequest
 
     show = Show(quiet)
     if resume:
@@ -146,13 +151,14 @@ def train(
                 "`oche train` needs a genotype: a search's folder, a genotype file or string, or `--resume RUN`."
             )
         asked = dict(map(assignment, settings or []))
-        plan = api.plan_training(
-            genotype, data, space, protocol, epochs, batch, seed, device, devices, precision, asked
+        request = TrainRequest(
+            genotype, space, data, protocol, epochs, batch, seed, device, devices, precision, threads, asked
         )
+        plan = api.plan_training(request)
         run = plan.start(out)
         show.training_plan(plan.training, run)
         with show.training(plan.training.protocol.epochs):
-            trained = api.finish_training(plan.training, run, show.listen)
+            trained = api.finish_training(plan.training, run, plan.request.threads, show.listen)
     show.trained(trained)
 
 

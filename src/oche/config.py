@@ -184,6 +184,8 @@ def _schema(hint: Any) -> Any:
         return hint
     if origin is Annotated:
         return _schema(inner[0])
+    if origin is Mapping:  # a table of settings, each checked where it is used
+        return dict[str, Any]
     if origin in (Union, types.UnionType):
         union = _UNION[tuple(_schema(choice) for choice in inner)]
         return _ANNOTATED[union, BeforeValidator(_none)] if types.NoneType in inner else union

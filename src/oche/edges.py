@@ -77,6 +77,8 @@ class PartialChannels:
     def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
         if channels % self.K:
             raise ValueError(f"{channels=} is not divisible by K={self.K}: choose channels or K so that it is.")
+        if self.K == 1:
+            return WeightedSum()(ops, channels, stride, build)
         return _Partial(nn.ModuleDict({op: build(op, channels // self.K) for op in ops}), self.K, stride)
 
 

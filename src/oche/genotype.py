@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from oche.errors import UserError
@@ -119,7 +120,7 @@ class Genotype:
                 edge=str(table["edge"]["type"]),
                 edge_args={k: int(v) for k, v in table["edge"].items() if k != "type"},
             )
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(
@@ -236,7 +237,7 @@ def _parse_namedtuple(text: str, space: str) -> Genotype:
             groups[name] = tuple(Choice(source, 2 + i // 2, op) for i, (op, source) in enumerate(pairs))
             if any(not 0 <= c.source < c.target for c in groups[name]):
                 raise ValueError(f"{name}: a node can only read from nodes before it")
-    except (SyntaxError, KeyError, TypeError, ValueError) as error:
+    except (SyntaxError, KeyError, TypeError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(
             f"This is no DARTS genotype ({error}); expected Genotype(normal=[(op, input), ...], normal_concat=..., reduce=..., ...)."
         ) from None
@@ -246,7 +247,7 @@ def _parse_namedtuple(text: str, space: str) -> Genotype:
 def _literal(node: ast.expr) -> list[Any]:
     """A list of numbers or pairs, or a call of range."""
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "range":
-        return list(range(*(ast.literal_eval(argument) for argument in node.args)))
+        return list(islice(range(*(ast.literal_eval(argument) for argument in node.args)), 100))  # more is no cell
     return list(ast.literal_eval(node))
 
 

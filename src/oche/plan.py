@@ -11,7 +11,7 @@ import importlib.util
 import inspect
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, cast
@@ -32,6 +32,9 @@ from oche.strategies import Searcher
 from oche.train import PROTOCOLS, Protocol, Training
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
+SMALL = 16 * 16
+"""Pixels up to which one thread is as fast as several, and steadier on a busy machine."""
+
 IMAGENET = 128
 """Pixels from which on a published ImageNet setting is taken where a method has one (the stem changes there too)."""
 
@@ -50,6 +53,7 @@ class Request:
     device: str = "auto"
     devices: int = 1
     precision: str = "32"
+    threads: int | None = None
     compare: int = 3
     compare_seeds: int = 3
     protocol: str = "brief"
@@ -130,16 +134,17 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         raise UserError(
             f"A search needs at least one epoch and batches of two images; given epochs={epochs}, batch={batch}."
         )
+    request = replace(request, threads=threads_for(request.threads, data))
     return Plan(request, searcher, space, data, protocol, epochs, batch, fabric, chosen.source)
 
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What `oche train` was asked for: the `[training]` table of its run.toml. None means the protocol's own."""
+    """What `oche train` was asked for: the `[training]` table of its run.toml. None means the search's own, or the protocol's."""
 
     genotype: str
-    space: str
-    data: str = "digits"
+    space: str | None = None
+    data: str | None = None
     protocol: str = "quick"
     epochs: int | None = None
     batch: int | None = None
@@ -147,6 +152,7 @@ class TrainRequest:
     device: str = "auto"
     devices: int = 1
     precision: str = "32"
+    threads: int | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -166,11 +172,13 @@ def resolve_training(
         raise unknown("training setting", wrong, ["space.FIELD", "data.FIELD", "train.FIELD"])
     fabric = fabric_for(request.device, request.devices, request.precision)
     if data is None:
-        data = config.build(load, {"source": request.data, "seed": request.seed, **parts.get("data", {})}, "data")
+        data = config.build(
+            load, {"source": request.data or "digits", "seed": request.seed, **parts.get("data", {})}, "data"
+        )
     changes = {key: value for key, value in (("epochs", request.epochs), ("batch", request.batch)) if value is not None}
     protocol = named_protocol(request.protocol, {**changes, **parts.get("train", {})})
-    if request.space not in SPACES:
-        raise unknown("space", request.space, SPACES)
+    if request.space is None or request.space not in SPACES:
+        raise unknown("space", str(request.space), SPACES)
     own = {f.name for f in fields(SPACES[request.space])}
     sizes = {key: getattr(protocol, key) for key in ("cells", "channels", "stem_multiplier")}
     sizes = {key: value for key, value in sizes.items() if value is not None and key in own}
@@ -248,6 +256,16 @@ def named_protocol(name: str, settings: Mapping[str, object]) -> Protocol:
     for path, value in settings.items():
         protocol = config.override(protocol, path, value, "train")
     return protocol
+
+
+def threads_for(asked: int | None, data: Data) -> int:
+    """How many threads torch's CPU operations use: as asked, else one for images up to 16x16, where more only wait for each other.
+
+    It is settled before the run and kept with it, for sums round differently with another number. Raises UserError below 1.
+    """
+    if asked is not None and asked < 1:
+        raise UserError(f"--threads must be at least 1; given {asked}.")
+    return asked or (1 if data.size[0] * data.size[1] <= SMALL else torch.get_num_threads())
 
 
 def fabric_for(device: str, devices: int = 1, precision: str = "32") -> Fabric:

@@ -58,7 +58,12 @@ class Show:
             cells = f"{request.compare} random cells, {request.compare_seeds} seeds each, protocol {request.protocol}"
             rows += [("then", f"trains the found cell beside {cells}")]
             rows += [("", f"training: {for_training(plan.data, plan.protocol.cutout).describe()}")]
-        rows += [("device", f"{plan.fabric.device}, precision {request.precision}, seed {request.seed}")]
+        rows += [
+            (
+                "device",
+                f"{plan.fabric.device}, {request.threads} threads, precision {request.precision}, seed {request.seed}",
+            )
+        ]
         rows += [("run", str(out or f"{api.RUNS}/{request.method}-{space.name}"))]
         console.print(rows_table(rows))
 

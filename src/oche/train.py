@@ -174,9 +174,9 @@ def retrain(training: Training) -> Network:
         if run and training.fabric.is_global_zero:
             run.log(record)
             state.lines = run.lines()
-            run.write(Run.STATE, dumps(state))
             run.write(LAST, safetensors_bytes(_weights(state.network)))
             run.write(BEST, safetensors_bytes(state.best_weights))
+            run.write(Run.STATE, dumps(state))  # last: what it counts as done is on the disk
         training.listener("train_epoch", record)
     if protocol.keep == "best":
         state.network.load_state_dict(state.best_weights)

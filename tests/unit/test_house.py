@@ -28,6 +28,7 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("state",),
     ("probes",),
     ("trainable", "terms", "selection", "callbacks"),
+    ("monitor",),
     ("method",),
     ("loop", "train"),
     ("preflight", "strategies"),

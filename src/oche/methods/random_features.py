@@ -27,7 +27,7 @@ from oche.methods.pcdarts import pcdarts
 from oche.strategies import Searcher
 from oche.trainable import BatchNormOnly, Initialiser
 
-_SLOW = {"trainable.classifier": True, "weight_lr.start": 0.5, "arch_start": 0.4, "arch_optimizer.lr": 1e-2}
+_SLOW = {"trainable.classifier": True, "weight_lr.start": 0.5, "arch_start": 0.4, "arch_optimizer.lr": 3e-2}
 
 QUICK = {
     "toy": Budget(60, 64, _SLOW),

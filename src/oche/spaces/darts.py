@@ -87,7 +87,8 @@ class DartsSpace(Space):
 
     def auxiliary(self) -> tuple[str, nn.Module] | None:
         size, channels, last = self._auxiliary_input()
-        head = AuxiliaryHead(channels, size, self.outputs, last_norm=not self.imagenet_stem) if size >= 4 else None
+        square = size if self.size[0] == self.size[1] else 0  # the published pools are for squares
+        head = AuxiliaryHead(channels, square, self.outputs, last_norm=not self.imagenet_stem) if size >= 4 else None
         return (last, head) if head else None
 
     def _auxiliary_input(self) -> tuple[int, int, str]:

@@ -1,0 +1,196 @@
+"""Numbers about a search as it stands: how flat, how decided, how far from the network it promises. Nothing here changes the state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.stats import kendalltau
+from torch import Tensor, nn
+
+from oche.base import Alpha, Batch, Draw, OpWeights, Params, counted
+from oche.benchmarks import Table
+from oche.bilevel import Loss, detached, required
+from oche.data import ImageSet, batches, none
+from oche.errors import UserError
+from oche.genotype import FREE, Genotype
+from oche.spaces import Space
+from oche.state import Problem, SearchState
+from oche.tasks import Task
+
+IMAGES = 1000
+"""How many validation images an accuracy is measured on unless told otherwise: its standard error is then 1.6 points at most."""
+
+
+# ------------------------------------------------------------------ of a genotype
+
+
+def parameter_free(genotype: Genotype) -> float:
+    """Share of the chosen operations that have no weights: skips, pools, `none`.
+
+    >>> parameter_free(Genotype.parse("|skip_connect~0|+|none~0|nor_conv_1x1~1|"))
+    0.6666666666666666
+    """
+    ops = [choice.op for choices in genotype.groups.values() for choice in choices]
+    return sum(op in FREE for op in ops) / len(ops)
+
+
+def skip_share(genotype: Genotype) -> float:
+    """The largest share of skip connections among the chosen operations of a cell."""
+    return max(count / len(genotype.groups[name]) for name, count in genotype.skips().items())
+
+
+# ------------------------------------------------------------------ of the loss
+
+
+def validation_loss(state: SearchState, problem: Problem) -> Loss:
+    """The task's loss as a pure function of (theta, alpha): the outer loss without what a method adds to it."""
+
+    def loss(theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
+        draw = state.draw("alpha")
+        return problem.task.loss(
+            _outputs(state, problem, theta, state.op_weights(alpha, draw), batch, draw), batch.targets
+        )
+
+    return loss
+
+
+def hessian_eigenvalue(state: SearchState, loss: Loss, batch: Batch) -> float:
+    """The largest signed eigenvalue of d2 loss / d alpha2 at the present (theta, alpha), all of alpha as one vector.
+
+    `loss` is `validation_loss`'s, or a search's own outer loss. Lanczos on Hessian-vector products, each one backward pass through the
+    gradient's graph. Not through curvlinops: it takes products by functorch's vmap of jvp of jacrev, which neither a loss that keeps
+    meters nor a fused autograd function survives. R-DARTS adds alpha's weight decay to the loss, hence 1e-3 to every eigenvalue.
+    """
+    meters, state.meters = state.meters, {}
+    try:
+        leaves = required(state.alpha)
+        values = list(leaves.values())
+        outer = loss(detached(state.theta), leaves, batch)
+        grads = torch.autograd.grad(outer, values, create_graph=True, materialize_grads=True)
+    finally:
+        state.meters = meters  # what a search's own loss has counted
+    flat = torch.cat([grad.flatten() for grad in grads])
+    if not flat.requires_grad:
+        return 0.0  # linear in alpha
+
+    def product(v: NDArray[np.float64]) -> NDArray[np.float64]:
+        direction = torch.as_tensor(v.ravel(), dtype=flat.dtype, device=flat.device)
+        columns = torch.autograd.grad(flat, values, direction, retain_graph=True, materialize_grads=True)
+        return torch.cat([column.flatten() for column in columns]).double().cpu().numpy()
+
+    start = torch.randn(len(flat), generator=counted("eigenvalue"), dtype=torch.float64).numpy()
+    shift = float(np.linalg.norm(product(start)) / np.linalg.norm(start))
+    if shift == 0:
+        return 0.0  # Lanczos cannot start on a zero matrix
+    shifted = LinearOperator((len(flat), len(flat)), matvec=lambda v: product(v) + shift * v.ravel(), dtype=np.float64)
+    accuracy = (
+        0.0 if flat.dtype == torch.float64 else 1e-4
+    )  # of H + shift, whose eigenvalue is not near 0; 0 is machine precision
+    (value,) = eigsh(shifted, k=1, which="LA", v0=start, tol=accuracy, return_eigenvectors=False)
+    return float(value) - shift
+
+
+# ------------------------------------------------------------------ of the supernet as a judge
+
+
+def discretisation_gap(state: SearchState, problem: Problem, genotype: Genotype, images: int = IMAGES) -> float:
+    """Accuracy of the supernet minus that of the network `genotype` with the supernet's weights, both on validation images.
+
+    The network's batch-norm statistics are re-estimated on as many training images. A partial-channel supernet's operations are
+    narrower than the network's; there the network is the supernet itself with one-hot op weights and batch statistics.
+    """
+    shown = sample(problem.data.val, images, problem.seed)
+    whole = supernet_accuracy(state, problem, state.op_weights(detached(state.alpha), state.draw("eval")), shown)
+    with torch.random.fork_rng(devices=[]):  # a fresh network draws weights, which are then replaced
+        network = problem.space.network(genotype).to(next(iter(state.alpha.values())))
+    seen = sample(problem.data.train, images, problem.seed)
+    try:
+        problem.space.inherit(network, dict(state.supernet.named_parameters()), _plain(state, problem, seen))
+    except UserError:
+        return whole - supernet_accuracy(state, problem, one_hot(problem.space, genotype), shown)
+    return whole - _network_accuracy(network, problem.task, _plain(state, problem, shown))
+
+
+def kendall_tau(
+    state: SearchState,
+    problem: Problem,
+    table: Table,
+    cells: Sequence[Genotype],
+    metric: str = "cifar10/test",
+    images: int = IMAGES,
+) -> float:
+    """Rank correlation (tau-b) over `cells` between the supernet's accuracy with one-hot op weights and the table's metric.
+
+    In [-1, 1]; 0 where either cannot tell any two cells apart. Isomorphic cells would count twice: `table.sample` has none.
+    """
+    shown = sample(problem.data.val, images, problem.seed)
+    scores = [supernet_accuracy(state, problem, one_hot(problem.space, cell), shown) for cell in cells]
+    truth = [table.value(cell, metric) for cell in cells]
+    if len(set(scores)) < 2 or len(set(truth)) < 2:
+        return 0.0
+    return float(kendalltau(scores, truth).statistic)
+
+
+@torch.no_grad()
+def supernet_accuracy(state: SearchState, problem: Problem, weights: OpWeights, images: ImageSet) -> float:
+    """The supernet's share of right answers with these op weights, batch by batch, by batch statistics."""
+    like = next(iter(state.alpha.values()))
+    placed = {cell: w.to(like) for cell, w in weights.items()}
+    draw, hits, seen = state.draw("eval"), 0.0, 0
+    for batch in _plain(state, problem, images):
+        if len(batch.targets) > 1:  # batch statistics of one image are no statistics
+            hits += float(problem.task.hits(_outputs(state, problem, None, placed, batch, draw), batch.targets))
+            seen += problem.task.answers(batch.targets)
+    return hits / max(seen, 1)
+
+
+def one_hot(space: Space, genotype: Genotype) -> OpWeights:
+    """Op weights that are a genotype: the coefficient (1) where it chose, 0 elsewhere. Raises UserError for a foreign genotype."""
+    space.check(genotype)
+    by_group = {}
+    for group in space.groups:
+        w = torch.zeros(len(group.edges), group.width)
+        for c in genotype.groups[group.name]:
+            e = group.edges.index((c.source, c.target))
+            w[e, group.ops[e].index(c.op)] = c.coefficient
+        by_group[group.name] = w
+    return space.spread(by_group)
+
+
+def sample(images: ImageSet, count: int, seed: int) -> ImageSet:
+    """At most `count` of the images, always the same ones."""
+    return images.subset(torch.randperm(len(images), generator=counted(seed, "probe"))[:count])
+
+
+# ------------------------------------------------------------------ helpers
+
+
+def _outputs(
+    state: SearchState, problem: Problem, theta: Params | None, weights: OpWeights, batch: Batch, draw: Draw
+) -> Tensor:
+    """What the supernet says to a batch; `theta` replaces its weights, None leaves them."""
+    with problem.fabric.autocast():
+        outputs, _ = torch.func.functional_call(state.supernet, theta or {}, (batch.images, weights, draw))
+    assert isinstance(outputs, Tensor)
+    return outputs.to(batch.images.dtype)
+
+
+def _plain(state: SearchState, problem: Problem, images: ImageSet) -> Iterator[Batch]:
+    """One pass over the images, not augmented, in alpha's precision."""
+    dtype = next(iter(state.alpha.values())).dtype
+    for batch in batches(images, problem.batch, none(problem.data), problem.fabric.device):
+        yield Batch(batch.images.to(dtype), batch.targets)
+
+
+@torch.no_grad()
+def _network_accuracy(network: nn.Module, task: Task, shown: Iterable[Batch]) -> float:
+    network.eval()
+    hits, seen = 0.0, 0
+    for batch in shown:
+        hits += float(task.hits(network(batch.images), batch.targets))
+        seen += task.answers(batch.targets)
+    return hits / max(seen, 1)
