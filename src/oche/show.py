@@ -29,6 +29,7 @@ class Show:
         self.bar: Progress | None = None
         self.task = TaskID(0)
         self.trainings = 0
+        self.every = 1
 
     def preflight(self, plan: Plan, out: Path | None) -> None:
         from oche import api
@@ -61,7 +62,7 @@ class Show:
         rows += [
             (
                 "device",
-                f"{plan.fabric.device}, {request.threads} threads, precision {request.precision}, seed {request.seed}",
+                f"{plan.fabric.device}, {request.threads} thread(s), precision {request.precision}, seed {request.seed}",
             )
         ]
         rows += [("run", str(out or f"{api.RUNS}/{request.method}-{space.name}"))]
@@ -91,6 +92,7 @@ class Show:
         return self._progress("train", total)
 
     def _progress(self, name: str, total: int | None) -> Progress:
+        self.every = max(1, (total or 1) // 10)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(20),
@@ -103,7 +105,7 @@ class Show:
         return self.bar
 
     def listen(self, event: str, record: Mapping[str, Any]) -> None:
-        """Moves the bar at every step, and prints a line for every epoch that changed something worth reading."""
+        """Moves the bar at every step and shows every epoch beside it; a tenth of the epochs, and all else, stay as lines."""
         if self.bar is None or self.quiet:
             return
         if event == "step":
@@ -116,7 +118,7 @@ class Show:
         elif event in _LINES:
             line = _LINES[event](record)
             self.bar.update(self.task, said=line)
-            if event != "epoch" or record.get("changed") or record["epoch"] % 5 == 0 or not console.is_terminal:
+            if "epoch" not in record or record["epoch"] % self.every == self.every - 1 or "warning" in record:
                 self.bar.console.print(line, markup=False, soft_wrap=True)
             if event == "train_epoch":
                 self.bar.update(self.task, completed=record["epoch"] + 1)
@@ -184,7 +186,7 @@ def _comparison(found: Found) -> Table:
         table.add_row(
             name,
             f"{np.mean(values):.2%}",
-            f"[{low:.2%}, {high:.2%}]".replace("[", r"\["),
+            f"[{max(low, 0):.2%}, {min(high, 1):.2%}]".replace("[", r"\["),
             " ".join(f"{v:.2%}" for v in values),
         )
     gains = found.comparison.improvements
