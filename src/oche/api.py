@@ -198,7 +198,9 @@ def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
             comparison = compare(training, cells=plan.request.compare, seeds=plan.request.compare_seeds, keep=keep)
             if plan.fabric.is_global_zero and not _logged(run, "comparison"):
                 run.log(comparison.record())
-                export_network(run, available_formats())
+            if plan.fabric.is_global_zero:
+                missing = [name for name in available_formats() if not run.has(f"{Run.NETWORK}/model.{name}")]
+                export_network(run, missing)
     if plan.fabric.is_global_zero:
         render(run)
     return Found(run, genotype, comparison)
@@ -260,8 +262,9 @@ def plan_training(request: TrainRequest, data: Data | None = None) -> TrainPlan:
     if source:
         searched, table = requested(source)
         size, earlier = searched_size(table), searched.data or earlier
-        if request.data is None and data is None:
-            settings = {**{k: v for k, v in searched.settings.items() if k.startswith("data.")}, **settings}
+        if request.data is None and data is None:  # the search's split too: its images must not be tested on
+            own = {k: v for k, v in searched.settings.items() if k.startswith("data.")}
+            settings = {"data.seed": searched.seed, **own, **settings}
     name = data.name if data else request.data or earlier
     request = replace(request, genotype=str(genotype), space=genotype.space, data=name, settings=settings)
     training = resolve_training(request, data, size)
@@ -293,10 +296,14 @@ def genotype_of(text: str | Path, space: str | None = None) -> tuple[Genotype, R
     """A genotype from a run's folder, a JSON file, a published string or a published cell's name; and the run if it was one."""
     path = Path(text)
     short = len(str(text)) < 250  # a longer one is no path, and asking the file system would fail
-    if short and path.is_dir():
-        run = Run.open(path)
-        return Genotype.from_json(run.read(Run.GENOTYPE).decode()), run
-    return Genotype.parse(path.read_text() if short and path.is_file() else str(text), space), None
+    run = Run.open(path) if short and path.is_dir() else None
+    if run:
+        genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode(errors="replace"))
+    else:
+        genotype = Genotype.parse(path.read_text(errors="replace") if short and path.is_file() else str(text), space)
+    if space and genotype.space != space:
+        raise UserError(f"The genotype is of the space {genotype.space!r}, not of {space!r}: leave `--space` out.")
+    return genotype, run
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result onl
 
 @app.command()
 def search(
+    context: typer.Context,
     method: Annotated[str, typer.Argument(help="`oche list methods`, or FILE.py:FUNCTION.")] = "rf_darts",
     space: Annotated[str, typer.Option(help="`oche list spaces`.")] = "nb201",
     data: Annotated[
@@ -79,8 +80,10 @@ def search(
 
     show = Show(quiet)
     if resume:
+        _goes_alone(context, "resume", "dry_run", "quiet")
         plan, run = api.reopen(resume)
     elif config:
+        _goes_alone(context, "config", "out", "dry_run", "quiet")
         request, table = recorded_request(config)
         plan, run = resolve(request, recorded=table), None
     else:
@@ -117,6 +120,7 @@ def search(
 
 @app.command()
 def train(
+    context: typer.Context,
     genotype: Annotated[
         str, typer.Argument(help="A search's folder, a genotype file, string, or published name.")
     ] = "",
@@ -137,14 +141,16 @@ def train(
 ) -> None:
     """Train a genotype's network from scratch."""
     from oche import api
-    from oche.plan import TrainRequest
+    from oche.plan import Request, TrainRequest, requested
 
     show = Show(quiet)
     if resume:
+        _goes_alone(context, "resume", "quiet")
+        if isinstance(requested(Run.open(resume))[0], Request):
+            raise UserError(f"{resume} is a search; carry on with it by `oche search --resume {resume}`.")
         with show.training():
             trained = api.resume(resume, listener=show.listen)
-        if isinstance(trained, api.Found):
-            raise UserError(f"{resume} is a search; carry on with it by `oche search --resume {resume}`.")
+        assert isinstance(trained, api.Trained)
     else:
         if not genotype:
             raise UserError(
@@ -160,6 +166,15 @@ def train(
         with show.training(plan.training.protocol.epochs):
             trained = api.finish_training(plan.training, run, plan.request.threads, show.listen)
     show.trained(trained)
+
+
+def _goes_alone(context: typer.Context, option: str, *beside: str) -> None:
+    """Raises UserError for options that would be ignored, since the recorded run has settled them."""
+    for parameter in context.command.params:
+        source, name = context.get_parameter_source(parameter.name or ""), parameter.name
+        if source is not None and source.name == "COMMANDLINE" and name not in (option, *beside):
+            given = max(parameter.opts, key=len)
+            raise UserError(f"{given} cannot be given with --{option}, which takes everything from that run: leave it out.")
 
 
 # ------------------------------------------------------------------ after a run
@@ -236,7 +251,7 @@ def draw(
     path = Path(genotype)
     if len(genotype) < 250 and path.is_dir():
         path = Run.open(path).file(Run.GENOTYPE)
-    text = path.read_text() if len(genotype) < 250 and path.is_file() else genotype
+    text = path.read_text(errors="replace") if len(genotype) < 250 and path.is_file() else genotype
     from oche.genotype import Genotype
 
     parsed = Genotype.parse(text, space)
@@ -346,7 +361,9 @@ def main() -> None:
     except UserError as error:
         print(f"oche: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # 130 is what typer makes of Ctrl-C
+            raise
         print("oche: interrupted; what was done is kept, `--resume RUN` carries on.", file=sys.stderr)
         sys.exit(130)
 

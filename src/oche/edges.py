@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oche.base import Draw
+from oche.errors import UserError
 from oche.ops import run
 
 Candidate = Callable[[str, int], nn.Module]
@@ -75,8 +76,8 @@ class PartialChannels:
     K: int = 4
 
     def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
-        if channels % self.K:
-            raise ValueError(f"{channels=} is not divisible by K={self.K}: choose channels or K so that it is.")
+        if self.K < 1 or channels % self.K:
+            raise UserError(f"{channels=} is not divisible by K={self.K}: choose channels or K so that it is.")
         if self.K == 1:
             return WeightedSum()(ops, channels, stride, build)
         return _Partial(nn.ModuleDict({op: build(op, channels // self.K) for op in ops}), self.K, stride)

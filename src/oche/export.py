@@ -17,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load as safetensors_load
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
@@ -98,7 +98,11 @@ def load_network(run: Run) -> Loaded:
     """The run's trained network. Raises UserError where there is none, or where card and weights do not belong together."""
     if not run.has(CARD):
         raise UserError(f"{run.path} holds no trained network; train one with `oche train {run.path}`.")
-    card = json.loads(run.read(CARD))
+    try:
+        card = json.loads(run.read(CARD))
+        given = card["input"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{run.file(CARD)} is damaged: train the network again.") from None
     genotype = Genotype.from_json(json.dumps(card["genotype"]))
     if genotype.space not in SPACES:
         raise unknown("space", genotype.space, SPACES)
@@ -106,12 +110,15 @@ def load_network(run: Run) -> Loaded:
     network = space.network(genotype)
     try:
         network.load_state_dict(safetensors_load(run.read(WEIGHTS)))
+        with safe_open(run.file(WEIGHTS), "pt") as weights:
+            trained = (weights.metadata() or {}).get("genotype")
     except (RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
             f"{run.file(WEIGHTS)} does not hold the weights of the network in its card ({reason}): train it again."
         ) from None
-    given = card["input"]
+    if trained != genotype.hash:
+        raise UserError(f"{run.file(WEIGHTS)} was trained for another genotype than that of its card: train it again.")
     augment = Augment(tuple(given["mean"]), tuple(given["std"]))
     return Loaded(network.eval(), space, genotype, tuple(card["classes"]), augment, card)
 

@@ -8,6 +8,7 @@ from oche.bilevel import ArchGradient, FirstOrder
 from oche.callbacks import Callback
 from oche.data import Fractions
 from oche.edges import EdgeFactory, WeightedSum
+from oche.errors import UserError
 from oche.optim import SGD, Adam, OptimizerFactory
 from oche.relaxations import Relaxation, Softmax
 from oche.schedule import Cosine, Schedule
@@ -50,3 +51,10 @@ class Method:
     callbacks: tuple[Callback, ...] = ()
     selection: Selection = TopK()
     papers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.arch_every < 1 or not 0 <= self.arch_start <= 1:
+            raise UserError(
+                f"{self.name}: arch_every must be at least 1 and arch_start a share of the epochs; "
+                f"given {self.arch_every} and {self.arch_start}."
+            )

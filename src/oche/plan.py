@@ -104,7 +104,8 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         data = config.build(load, {"source": request.data, "seed": request.seed, **parts.pop("data", {})}, "data")
     elif parts.pop("data", None):
         raise UserError("Settings of `data` do not apply to data that is already loaded; set them when loading it.")
-    searcher = searcher_named(request.method, _options(request.method, parts.get("method", {})))
+    options = _options(request.method, parts.get("method", {}))
+    searcher = searcher_named(request.method, options)
     if request.space not in SPACES:
         raise unknown("space", request.space, SPACES)
     tables = budgets(searcher.name)
@@ -114,7 +115,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         else request.space
     )
     chosen = budget(request.budget, key, tables)
-    given = _by_part(chosen.settings)
+    given = _by_part({k: v for k, v in chosen.settings.items() if k.rpartition(".")[2] not in options})
     space = _space(request.space, data, {**given.pop("space", {}), **parts.pop("space", {})})
     protocol = named_protocol(request.protocol, parts.pop("train", {}))
     if isinstance(searcher, Method):
@@ -128,11 +129,16 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         searcher = config.restore(searcher, _table(recorded, "method"), "run.toml: method")
         space = config.restore(space, _table(recorded, "space"), "run.toml: space")
         protocol = config.restore(protocol, _table(recorded, "train"), "run.toml: train")
-    batch = request.batch or chosen.batch
+    batch = chosen.batch if request.batch is None else request.batch
     epochs = chosen.epochs if request.epochs is None else request.epochs
     if batch < 2 or epochs < 1:
         raise UserError(
             f"A search needs at least one epoch and batches of two images; given epochs={epochs}, batch={batch}."
+        )
+    if request.compare < 0 or (request.compare and request.compare_seeds < 1):
+        raise UserError(
+            f"A comparison needs random cells and at least one seed; given {request.compare} and {request.compare_seeds}: "
+            "`--compare 0` goes without."
         )
     request = replace(request, threads=threads_for(request.threads, data))
     return Plan(request, searcher, space, data, protocol, epochs, batch, fabric, chosen.source)
@@ -209,7 +215,7 @@ def training_table(request: TrainRequest, training: Training) -> dict[str, objec
 def requested(run: Run) -> tuple[Request | TrainRequest, Mapping[str, object]]:
     """The request in a run's run.toml, and the whole table. Raises UserError where it holds none."""
     where = str(run.file(Run.CONFIG))
-    table = config.loads(run.read(Run.CONFIG).decode(), where)
+    table = config.loads(run.read(Run.CONFIG).decode(errors="replace"), where)
     if "training" in table:
         return config.build(TrainRequest, _table(table, "training"), where), table
     return config.build(Request, _table(table, "request"), where), table
@@ -219,7 +225,7 @@ def recorded_request(path: Path) -> tuple[Request, Mapping[str, object]]:
     """The request of a search in a run.toml file, and the whole table, to repeat it. Raises UserError."""
     if not path.is_file():
         raise UserError(f"There is no file {str(path)!r}; expected the run.toml of a search.")
-    table = config.loads(path.read_text(), str(path))
+    table = config.loads(path.read_text(errors="replace"), str(path))
     return config.build(Request, _table(table, "request"), str(path)), table
 
 
@@ -277,6 +283,8 @@ def fabric_for(device: str, devices: int = 1, precision: str = "32") -> Fabric:
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind not in ("cpu", "cuda", "mps"):
         raise unknown("device", device, ["auto", "cpu", "cuda", "cuda:0", "mps"])
+    if devices < 1:
+        raise UserError(f"At least one process is needed; given {devices}.")
     there = {"cpu": 1 << 16, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
     if (number and not number.isdigit()) or int(number or 0) + devices > there:
         raise UserError(

@@ -162,8 +162,9 @@ def one_hot(space: Space, genotype: Genotype) -> OpWeights:
 
 
 def sample(images: ImageSet, count: int, seed: int) -> ImageSet:
-    """At most `count` of the images, always the same ones."""
-    return images.subset(torch.randperm(len(images), generator=counted(seed, "probe"))[:count])
+    """At most `count` of the images, always the same ones, in their order."""
+    chosen = torch.randperm(len(images), generator=counted(seed, "probe"))[:count]
+    return images.subset(chosen.sort().values)
 
 
 # ------------------------------------------------------------------ helpers
@@ -173,10 +174,11 @@ def _outputs(
     state: SearchState, problem: Problem, theta: Params | None, weights: OpWeights, batch: Batch, draw: Draw
 ) -> Tensor:
     """What the supernet says to a batch; `theta` replaces its weights, None leaves them."""
+    images = batch.images.to(next(iter(state.alpha.values())).dtype)
     with problem.fabric.autocast():
-        outputs, _ = torch.func.functional_call(state.supernet, theta or {}, (batch.images, weights, draw))
+        outputs, _ = torch.func.functional_call(state.supernet, theta or {}, (images, weights, draw))
     assert isinstance(outputs, Tensor)
-    return outputs.to(batch.images.dtype)
+    return outputs.to(images.dtype)
 
 
 def _plain(state: SearchState, problem: Problem, images: ImageSet) -> Iterator[Batch]:

@@ -19,7 +19,9 @@ def tiny_data(count: int = 24, size: tuple[int, int] = (8, 8), channels: int = 2
         return ImageSet.of(torch.rand(count, *size, channels, generator=rng, dtype=torch.float32), targets)
 
     names = tuple(map(str, range(classes)))
-    return Data("noise", part(), part(), part(), names, channels, size, (0.5,) * channels, (0.3,) * channels, flip=False)
+    return Data(
+        "noise", part(), part(), part(), names, channels, size, (0.5,) * channels, (0.3,) * channels, flip=False
+    )
 
 
 def tiny_space(name: str, data: Data, **settings: object) -> Space:
@@ -27,7 +29,9 @@ def tiny_space(name: str, data: Data, **settings: object) -> Space:
     return SPACES[name](inputs=data.channels, outputs=len(data.classes), size=data.size, **settings)  # type: ignore[arg-type]
 
 
-def tiny_problem(space: str = "toy", *, epochs: int = 1, batch: int = 4, seed: int = 3, count: int = 24, **settings: object) -> Problem:
+def tiny_problem(
+    space: str = "toy", *, epochs: int = 1, batch: int = 4, seed: int = 3, count: int = 24, **settings: object
+) -> Problem:
     """A problem on tiny_data: 3 steps an epoch at the defaults."""
     data = tiny_data(count)
     plain = Augment(data.mean, data.std)

@@ -178,6 +178,8 @@ class Space(ABC):
             raise UserError(
                 f"Images are {self.size[0]}x{self.size[1]}; a search needs at least 8x8: choose a larger size."
             )
+        for op in {op for group in self.kinds() for ops in group.ops for op in ops} - set(OPS):
+            raise unknown("operation", op, OPS)
 
     # ------------------------------------------------------------------ what a space defines
 

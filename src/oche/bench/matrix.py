@@ -1,0 +1,251 @@
+"""What a bench compares: methods x spaces x data x budgets x seeds, from a TOML file or from flags, and the trials this makes."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from oche import config
+from oche.bench.tables import Table, known
+from oche.errors import UserError, unknown
+from oche.method import Method
+from oche.plan import Request, searcher_named
+from oche.train import PROTOCOLS
+
+SUPERNET, TRAINED_VAL, TRAINED_TEST = "supernet/val", "trained/val", "trained/test"
+"""What a bench measures itself, in percent, beside the table's metrics: of the supernet, and of the retrained network."""
+
+AXES = ("methods", "spaces", "data", "budgets")
+FREE = {*AXES, "seeds", "first_seed", "settings", "settings_of", "table_folder", "cpus", "gpus"}
+"""Fields that may differ when a bench is carried on; what a trial was asked for is compared trial by trial."""
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """The comparison, as plain values.
+
+    - `seeds` is how many, from `first_seed` on; `epochs` and `batch` replace the budgets' own.
+    - `evaluate`: "table" looks the cells up in `table` (whose files lie in `table_folder`, or where OCHE_DATA says), "train" trains
+      them from scratch under `protocol` on the data, "both" does both.
+    - `metrics` are those of the table to report, the most important first; `select` is the one that selects: among a method's seeds,
+      and as the oracle. It must not be a test metric.
+    - `baselines` are added to `methods`, and `baseline` is the one that RI and significance refer to; `zero_cost` names the table's
+      scores whose best cell is reported (by default all that belong to the first metric's data set).
+    - `settings` are `--set`'s, for all methods (those without a supernet get what concerns space, data and training); `settings_of`
+      holds more for one method: `{"rf_darts": {"trainable.classifier": True}}`.
+    - `threads` are torch's in each trial, the same wherever it runs; `cpus` and `gpus` what a trial takes of a Ray cluster.
+    """
+
+    name: str = "bench"
+    methods: tuple[str, ...] = ("darts", "pcdarts", "rf_darts")
+    spaces: tuple[str, ...] = ("nb201",)
+    data: tuple[str, ...] = ("digits",)
+    budgets: tuple[str, ...] = ("quick",)
+    seeds: int = 4
+    first_seed: int = 0
+    epochs: int | None = None
+    batch: int | None = None
+    device: str = "auto"
+    precision: str = "32"
+    threads: int = 1
+    evaluate: Literal["table", "train", "both"] = "train"
+    table: str | None = None
+    table_folder: str | None = None
+    metrics: tuple[str, ...] = ()
+    select: str | None = None
+    protocol: str = "brief"
+    baseline: str = "random_sampling"
+    baselines: tuple[str, ...] = ("random_sampling", "random_search_ws")
+    zero_cost: tuple[str, ...] = ()
+    cpus: float = 1.0
+    gpus: float = 0.0
+    settings: Mapping[str, object] = field(default_factory=dict)
+    settings_of: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def searched(self) -> tuple[str, ...]:
+        """The methods and the baselines, each once."""
+        return tuple(dict.fromkeys((*self.methods, *self.baselines, self.baseline)))
+
+    @property
+    def looked_up(self) -> tuple[str, ...]:
+        """The table's metrics that a trial's cell is looked up by: those reported, and the one that selects."""
+        own = (SUPERNET, TRAINED_VAL, TRAINED_TEST)
+        return tuple(dict.fromkeys((*self.metrics, *([] if self.selector in own else [self.selector]))))
+
+    @property
+    def reported(self) -> tuple[str, ...]:
+        """All metrics of the result, the most important first."""
+        return (*self.metrics, *((TRAINED_TEST, TRAINED_VAL) if self.evaluate != "table" else ()))
+
+    @property
+    def selector(self) -> str:
+        """`select`, or the retrained network's validation accuracy."""
+        return self.select or TRAINED_VAL
+
+    def written(self) -> dict[str, object]:
+        """The `[bench]` table of run.toml."""
+        return {key: "none" if value is None else value for key, value in asdict(self).items()}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One search and the evaluation of its cell, in plain values, so that it can be sent to another machine.
+
+    `method` and the rest are as the matrix names them; the request has paths from the root.
+    """
+
+    method: str
+    space: str
+    data: str
+    budget: str
+    seed: int
+    request: Request
+    train: bool
+    threads: int
+
+    @property
+    def name(self) -> str:
+        """What the trial, and its folder, is called."""
+        return "-".join(slug(part) for part in (self.method, self.space, self.data, self.budget, str(self.seed)))
+
+    def asked(self) -> dict[str, object]:
+        """What the search was asked for."""
+        return asdict(self.request)
+
+
+def matrix_from(path: Path | None, overrides: Mapping[str, object] | None = None) -> Matrix:
+    """The matrix in a TOML file, or in a bench's run.toml; `overrides` (None: not given) replace its fields, `settings` one by one.
+
+    Raises UserError for a file that is not there, an unknown key, or a value that does not fit.
+    """
+    table: dict[str, object] = {}
+    if path is not None:
+        if not path.is_file():
+            raise UserError(f"There is no file {str(path)!r}; expected a TOML file that describes a bench.")
+        table = config.loads(path.read_text(), str(path))
+        bench = table.get("bench")
+        table = bench if isinstance(bench, dict) else {"name": path.stem, **table}
+    given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    settings = {**flat(table.get("settings", {})), **flat(given.pop("settings", {}))}
+    own = {**_table(table.get("settings_of", {})), **_table(given.pop("settings_of", {}))}
+    own = {method: flat(values) for method, values in own.items()}
+    matrix = config.build(Matrix, {**table, **given, "settings": settings, "settings_of": own}, str(path or "bench"))
+    check(matrix)
+    return matrix
+
+
+def check(matrix: Matrix, table: Table | None = None) -> None:
+    """Raises UserError where the matrix contradicts itself or the table, or would select on test data."""
+    for axis in AXES:
+        names = getattr(matrix, axis)
+        if not names or len(set(names)) < len(names):
+            raise UserError(f"{axis} must name at least one, and none twice; given {', '.join(names) or 'nothing'}.")
+    if matrix.seeds < 1 or matrix.threads < 1:
+        raise UserError(f"A bench needs a seed and a thread; given seeds={matrix.seeds}, threads={matrix.threads}.")
+    if "test" in matrix.selector.lower():
+        raise UserError(
+            f"select={matrix.selector!r} would select on test data, and what is reported would be too good: name a validation metric."
+        )
+    if matrix.evaluate == "train" and (matrix.table or matrix.metrics):
+        raise UserError('A table is given, but evaluate="train" does not look at it; say evaluate="table" or "both".')
+    if matrix.evaluate != "table" and matrix.protocol not in PROTOCOLS:
+        raise unknown("protocol", matrix.protocol, PROTOCOLS)
+    if matrix.evaluate == "table" and matrix.selector in (TRAINED_VAL, TRAINED_TEST):
+        raise UserError(
+            'Nothing is trained with evaluate="table", so `select` must name one of the table\'s validation metrics.'
+        )
+    for method in matrix.settings_of:
+        if method not in matrix.searched:
+            raise unknown("method in settings_of", method, matrix.searched)
+    if matrix.evaluate != "train":
+        _check_table(matrix, table)
+
+
+def trials(matrix: Matrix) -> tuple[Trial, ...]:
+    """Every trial, seeds outermost: whenever a bench is stopped, all methods have about as many of them. Raises UserError."""
+    settings = {method: dict(_settings(matrix, method)) for method in matrix.searched}
+    seeds = range(matrix.first_seed, matrix.first_seed + matrix.seeds)
+    found = []
+    for seed, budget, data, space, method in itertools.product(
+        seeds, matrix.budgets, matrix.data, matrix.spaces, matrix.searched
+    ):
+        request = Request(
+            method=_absolute(method),
+            space=space,
+            data=_absolute(data),
+            budget=budget,
+            epochs=matrix.epochs,
+            batch=matrix.batch,
+            seed=seed,
+            device=matrix.device,
+            precision=matrix.precision,
+            compare=0,
+            protocol=matrix.protocol,
+            settings=settings[method],
+        )
+        found.append(Trial(method, space, data, budget, seed, request, matrix.evaluate != "table", matrix.threads))
+    return tuple(found)
+
+
+def flat(table: object, prefix: str = "") -> dict[str, object]:
+    """A table of tables by dotted paths.
+
+    >>> flat({"space": {"cells": 1}, "clip": 5.0})
+    {'space.cells': 1, 'clip': 5.0}
+    """
+    paths: dict[str, object] = {}
+    for key, value in _table(table).items():
+        paths |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return paths
+
+
+def slug(text: str) -> str:
+    """A file name for a text: itself where it can be one, else with a checksum, so that two texts never share one.
+
+    >>> slug("rf_darts"), slug("my data/set")
+    ('rf_darts', 'my_data_set.ba8602')
+    """
+    safe = re.sub(r"[^\w.]+", "_", text)
+    return safe if safe == text else f"{safe}.{zlib.crc32(text.encode()) & 0xFF_FFFF:06x}"
+
+
+# ------------------------------------------------------------------ helpers
+
+
+def _check_table(matrix: Matrix, table: Table | None) -> None:
+    if matrix.table is None or not matrix.metrics:
+        names: Collection[str] = table.metrics if table else ()
+        there = f"; {table.name} has {', '.join(names)}" if table else ""
+        raise UserError(f"evaluate={matrix.evaluate!r} needs a `table` and the `metrics` to report{there}.")
+    if table is not None:
+        known(table, (*matrix.looked_up, *matrix.zero_cost))
+        for space in matrix.spaces:
+            if space != table.space:
+                raise UserError(f"The table {table.name} holds cells of {table.space}, not of {space}.")
+
+
+def _settings(matrix: Matrix, method: str) -> Iterator[tuple[str, object]]:
+    """A method's settings: those for all that it has parts for, then its own."""
+    supernet = isinstance(searcher_named(method), Method)
+    for path, value in matrix.settings.items():
+        if supernet or path.partition(".")[0] in ("space", "data", "train"):
+            yield path, value
+    yield from flat(matrix.settings_of.get(method, {})).items()
+
+
+def _absolute(text: str) -> str:
+    """A path, or FILE.py:FUNCTION, from the root, because a trial may run elsewhere; any other name as it is."""
+    path, colon, function = text.rpartition(":") if ".py:" in text else (text, "", "")
+    return f"{Path(path).resolve()}{colon}{function}" if Path(path).exists() else text
+
+
+def _table(value: object) -> Mapping[str, object]:
+    if not isinstance(value, Mapping):
+        raise UserError(f"settings must be a table such as {{'space.cells': 1}}, not {value!r}.")
+    return value

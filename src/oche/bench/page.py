@@ -1,0 +1,46 @@
+"""Writes a bench's result: results.csv, results.md, figures, and report.html, which needs no other file."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from oche.bench.pictures import pictures
+from oche.bench.render import HEADINGS, cells, legend, tables, to_csv, to_markdown, trial_table
+from oche.bench.result import BenchResult
+from oche.run import Run
+
+
+def write(result: BenchResult) -> Path:
+    """Writes all files of the result; returns the page's path."""
+    folder, drawn = result.folder, pictures(result)
+    for name, data in drawn.items():
+        folder.write(f"{Run.FIGURES}/{name}.svg", data)
+    folder.write(folder.CSV, to_csv(result).encode())
+    folder.write(folder.MARKDOWN, to_markdown(result).encode())
+    headings, rows = trial_table(result)
+    page = _template().render(
+        title=result.matrix.name,
+        done=len(result.finished),
+        total=len(result.finished) + len(result.missing),
+        notes=result.notes,
+        headings=HEADINGS,
+        tables=[(title, [(row.fixed, cells(row)) for row in group]) for title, group in tables(result)],
+        figures={name: Markup(data.decode()[data.decode().index("<svg") :]) for name, data in drawn.items()},
+        legend=legend(result),
+        trial_headings=headings,
+        trial_rows=rows,
+        settings=result.matrix.written(),
+        folder=str(folder.path),
+    )
+    folder.write(Run.REPORT, page.encode())
+    return folder.file(Run.REPORT)
+
+
+def _template() -> Template:
+    text = files("oche.bench").joinpath("bench.html.j2").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(text)

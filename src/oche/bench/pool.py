@@ -1,0 +1,96 @@
+"""Where trials run: here one after the other, in processes of this machine, or as tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+
+from oche.bench.matrix import Trial
+from oche.bench.trial import Outcome
+from oche.errors import UserError
+
+Work = Callable[[Trial, Path], Outcome]
+"""Carries a trial out in a folder; `run_trial`, or a stand-in of the same kind."""
+
+Done = tuple[Trial, Outcome | BaseException]
+"""A trial with its outcome, or with the error that ended it."""
+
+FAILURES = (UserError, RuntimeError, ArithmeticError, MemoryError)
+"""What may end one trial and leave the others to go on; anything else is a mistake in the program and is raised."""
+
+RETRIES = 3
+"""How often a trial is started again whose process or machine was lost; it continues from its checkpoint."""
+
+
+def here(trials: Sequence[Trial], folder: Path, work: Work) -> Iterator[Done]:
+    """One after the other, in this process."""
+    for trial in trials:
+        try:
+            done: Outcome | BaseException = work(trial, folder / trial.name)
+        except FAILURES as error:
+            done = error
+        yield trial, done
+
+
+def in_processes(trials: Sequence[Trial], folder: Path, work: Work, workers: int) -> Iterator[Done]:
+    """`workers` at a time, each trial in a fresh process, so that its peak memory is its own."""
+    left = list(trials)
+    for _ in range(1 + RETRIES):
+        lost: list[Trial] = []
+        if not left:
+            return
+        spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
+        pool = ProcessPoolExecutor(min(workers, len(left)), mp_context=spawn, max_tasks_per_child=1)
+        try:
+            futures = {pool.submit(work, trial, folder / trial.name): trial for trial in left}
+            for future in as_completed(futures):
+                error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    lost.append(futures[future])
+                else:
+                    yield futures[future], _expected(error) or future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+        left = lost
+    yield from ((trial, UserError(f"{trial.name} lost its process {1 + RETRIES} times.")) for trial in left)
+
+
+def on_ray(trials: Sequence[Trial], folder: Path, work: Work, address: str, cpus: float, gpus: float) -> Iterator[Done]:
+    """As Ray tasks; `address` is "local" for a cluster on this machine, else what `ray.init` takes.
+
+    The machines of a cluster need oche, the data at the same path, and, to continue interrupted trials, the bench's folder.
+    """
+    try:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+    except ImportError:
+        raise UserError("A Ray cluster needs Ray: pip install 'oche[ray]'.") from None
+    try:
+        ray.init(address=address, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(f"There is no Ray cluster at {address!r} ({str(error).splitlines()[0]}).") from None
+    try:
+        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(work)
+        pending = {task.remote(trial, folder / trial.name): trial for trial in trials}
+        while pending:
+            (first, *_), _ = ray.wait(list(pending), num_returns=1)
+            trial = pending.pop(first)
+            try:
+                done: Outcome | BaseException = ray.get(first)
+            except RayTaskError as error:  # raised inside the trial
+                done = _expected(error.cause) or error
+            except RayError as error:  # the machine was lost once too often
+                done = error
+            yield trial, done
+    finally:
+        ray.shutdown()
+
+
+def _expected(error: BaseException | None) -> BaseException | None:
+    """The error if it is one that a trial may end with, None if there was none; raises any other."""
+    if error is not None and not isinstance(error, FAILURES):
+        raise error
+    return error

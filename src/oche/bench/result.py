@@ -1,0 +1,229 @@
+"""From a bench's files to its result: one row for each method and metric in each place of the matrix."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import ClassVar
+
+from oche import config
+from oche.bench import stats
+from oche.bench.matrix import Matrix, trials
+from oche.bench.tables import Facts
+from oche.errors import UserError
+from oche.run import Run
+
+FEW = 6
+"""Seeds below which Wilcoxon's test cannot fall under 0.05, and bootstrap intervals come out too narrow."""
+
+
+@dataclass(frozen=True)
+class BenchFolder(Run):
+    """The folder of a bench: run.toml, the finished trials, what was taken from the table, the trials' run folders, the result."""
+
+    TRIALS: ClassVar[str] = "trials.jsonl"
+    FACTS: ClassVar[str] = "table.json"
+    RUNS: ClassVar[str] = "trials"
+    CSV: ClassVar[str] = "results.csv"
+    MARKDOWN: ClassVar[str] = "results.md"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A line of trials.jsonl: what was asked for, the cell, its values by metric, (epoch, skips, table's value) by epoch, and costs."""
+
+    name: str
+    method: str
+    space: str
+    data: str
+    budget: str
+    seed: int
+    asked: Mapping[str, object]
+    genotype: str
+    values: Mapping[str, float | None]
+    curve: tuple[tuple[int, int, float | None], ...] = ()
+    seconds: float = 0.0
+    train_seconds: float = 0.0
+    memory_mib: float | None = None
+    device: str = "cpu"
+    parameters: int = 0
+    multiply_adds: int = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method in one place of the matrix by one metric. `fixed` choices have a mean and a regret only.
+
+    `picked` is the value of the seed that `select` chose; `improvement` is RI over the baseline; `seconds` the median of a search's.
+    """
+
+    space: str
+    data: str
+    budget: str
+    metric: str
+    method: str
+    fixed: bool
+    summary: stats.Summary
+    picked: float | None = None
+    rank: int | None = None
+    regret: float | None = None
+    improvement: float | None = None
+    improvement_interval: stats.Interval | None = None
+    significance: stats.Significance | None = None
+    seconds: float | None = None
+    train_seconds: float | None = None
+    memory_mib: float | None = None
+    device: str = ""
+
+
+@dataclass(frozen=True)
+class BenchResult:
+    """A bench as its files tell it: the trials that are done, in the matrix's order, those that are `missing`, and the table of rows."""
+
+    folder: BenchFolder
+    matrix: Matrix
+    finished: tuple[Finished, ...]
+    missing: tuple[str, ...]
+    facts: Facts
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """A row for each method and fixed choice, by place and metric."""
+        m = self.matrix
+        places = itertools.product(m.spaces, m.data, m.budgets, m.reported)
+        return tuple(row for place in places for row in _rows(self, *place))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What has to be known to read the rows."""
+        return tuple(_notes(self))
+
+    def places(self) -> Iterator[tuple[tuple[str, str, str], list[Finished]]]:
+        """((space, data, budget), the trials there)."""
+        m = self.matrix
+        for place in itertools.product(m.spaces, m.data, m.budgets):
+            yield place, [t for t in self.finished if (t.space, t.data, t.budget) == place]
+
+
+def read(path: Path) -> BenchResult:
+    """The result that a bench's folder holds by now. Raises UserError where it is no bench, or damaged."""
+    folder = BenchFolder(Run.open(path).path)
+    matrix, found = matrix_of(folder), finished(folder)
+    names = [trial.name for trial in trials(matrix)]
+    facts = Facts.read(json.loads(folder.read(folder.FACTS))) if folder.has(folder.FACTS) else Facts()
+    done = tuple(found[name] for name in names if name in found)
+    return BenchResult(folder, matrix, done, tuple(name for name in names if name not in found), facts)
+
+
+def matrix_of(folder: BenchFolder) -> Matrix:
+    """The matrix in a bench's run.toml. Raises UserError where there is none."""
+    where = str(folder.file(Run.CONFIG))
+    table = config.loads(folder.read(Run.CONFIG).decode(), where).get("bench")
+    if not isinstance(table, dict):
+        raise UserError(f"{str(folder.path)!r} is no bench's folder: its run.toml has no [bench] table.")
+    return config.build(Matrix, table, where)
+
+
+def finished(folder: BenchFolder) -> dict[str, Finished]:
+    """The trials that are done, by name. Raises UserError for a damaged line."""
+    found: dict[str, Finished] = {}
+    lines = folder.read(folder.TRIALS).decode().splitlines() if folder.has(folder.TRIALS) else []
+    for n, line in enumerate(lines, start=1):
+        where = f"Line {n} of {folder.file(folder.TRIALS)}"
+        try:
+            record = json.loads(line)
+        except ValueError:
+            raise UserError(f"{where} is damaged; remove that line and start the bench again.") from None
+        trial = config.build(Finished, record, where)
+        found[trial.name] = trial
+    return found
+
+
+# ------------------------------------------------------------------ rows
+
+
+def _rows(result: BenchResult, space: str, data: str, budget: str, metric: str) -> Iterator[Row]:
+    here = [t for t in result.finished if (t.space, t.data, t.budget) == (space, data, budget)]
+    by_seed: dict[str, dict[int, float]] = {}
+    for trial in here:
+        if (value := trial.values.get(metric)) is not None:
+            by_seed.setdefault(trial.method, {})[trial.seed] = value
+    summaries = {method: stats.summary(list(values.values())) for method, values in by_seed.items()}
+    order = stats.ranks({method: s.mean for method, s in summaries.items()}) if summaries else {}
+    optimum = result.facts.optimum.get(metric)
+    base = by_seed.get(result.matrix.baseline, {})
+    for method in sorted(order, key=lambda name: order[name]):
+        mine, of_method = by_seed[method], [t for t in here if t.method == method]
+        compared = base if method != result.matrix.baseline else {}
+        yield Row(
+            space, data, budget, metric, method, False, summaries[method],
+            picked=_picked(of_method, result.matrix.selector, metric),
+            rank=order[method],
+            regret=None if optimum is None else optimum - summaries[method].mean,
+            improvement=stats.relative_improvement(summaries[method].mean, _mean(compared)) if compared else None,
+            improvement_interval=_improvement_interval(mine, compared) if compared else None,
+            significance=stats.significance(mine, compared) if compared else None,
+            seconds=median(t.seconds for t in of_method),
+            train_seconds=median(t.train_seconds for t in of_method),
+            memory_mib=max((t.memory_mib for t in of_method if t.memory_mib is not None), default=None),
+            device=", ".join(sorted({t.device for t in of_method})),
+        )  # fmt: skip
+    choices = {choice.name: choice.values.get(metric) for choice in result.facts.fixed}
+    choices |= {"mean of the table": result.facts.mean.get(metric), "optimum of the table": optimum}
+    for name, value in choices.items():
+        if value is not None:
+            alone = stats.Summary(0, value, None, value, None)
+            regret = None if optimum is None else optimum - value
+            improvement = stats.relative_improvement(value, _mean(base)) if base else None
+            yield Row(space, data, budget, metric, name, True, alone, regret=regret, improvement=improvement)
+
+
+def _mean(values: Mapping[int, float]) -> float:
+    return sum(values.values()) / len(values)
+
+
+def _improvement_interval(method: Mapping[int, float], baseline: Mapping[int, float]) -> stats.Interval | None:
+    return stats.improvement_interval(
+        list(method.values()), list(baseline.values()), paired=method.keys() == baseline.keys()
+    )
+
+
+def _picked(of_method: Sequence[Finished], select: str, metric: str) -> float | None:
+    """The value by `metric` of the seed that is best by `select`: the first of equals."""
+    scored = [(value, trial) for trial in of_method if (value := trial.values.get(select)) is not None]
+    return max(scored, key=lambda pair: pair[0])[1].values.get(metric) if scored else None
+
+
+# ------------------------------------------------------------------ notes
+
+
+def _notes(result: BenchResult) -> Iterator[str]:
+    matrix = result.matrix
+    yield f"Selected by {matrix.selector} (the picked seed, and the oracle); no test metric selects anything."
+    for data in matrix.data:
+        if others := [metric for metric in matrix.metrics if not _same_data(data, metric)]:
+            yield (
+                f"Searched on {data}, but {', '.join(others)} are looked up in a table of other data: the search never saw those images."
+            )
+    seeds = {t.seed for t in result.finished}
+    if 0 < len(seeds) < FEW:
+        yield (
+            f"With {len(seeds)} seeds a Wilcoxon p-value cannot fall below {2.0 ** (1 - len(seeds)):.3g}, and bootstrap intervals come "
+            "out too narrow: read differences with care. P-values are not corrected for the number of methods."
+        )
+    if result.missing:
+        total = len(result.missing) + len(result.finished)
+        yield f"Unfinished: {len(result.missing)} of {total} trials are missing; the same command runs them."
+    yield from (f"{name} failed: {reason}" for name, reason in result.failures.items())
+
+
+def _same_data(data: str, metric: str) -> bool:
+    """Whether a metric such as `cifar10/test` is, by its name, one of this data."""
+    name, own = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (Path(data).stem, metric.partition("/")[0]))
+    return bool(own) and own in name

@@ -1,0 +1,168 @@
+"""run_bench(): the trials that are missing, one line each as they finish, then the tables, the pictures and the page."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+
+from oche import config
+from oche.bench.matrix import FREE, Matrix, Trial, check, trials
+from oche.bench.page import write
+from oche.bench.pool import Done, Work, here, in_processes, on_ray
+from oche.bench.result import BenchFolder, BenchResult, Finished, finished, matrix_of, read
+from oche.bench.tables import Table, facts, values, zero_cost_scores
+from oche.bench.trial import Outcome, run_trial
+from oche.benchmarks import TABLES
+from oche.errors import UserError, unknown
+from oche.genotype import Genotype
+from oche.plan import resolve
+from oche.run import Run
+
+Listener = Callable[[str, Mapping[str, object]], None]
+"""Told ("begin", {total, done, folder}), then ("trial", {...}) or ("failed", {name, reason}) as each trial ends."""
+
+
+def silent(event: str, record: Mapping[str, object]) -> None:
+    """The listener that does not listen."""
+
+
+def run_bench(
+    matrix: Matrix,
+    out: str | Path,
+    workers: int = 1,
+    address: str | None = None,
+    listener: Listener = silent,
+    *,
+    table: Table | None = None,
+    work: Work = run_trial,
+) -> BenchResult:
+    """Runs what is missing of a bench in the folder `out`, and renders the result.
+
+    `workers` processes work at a time; with an `address` the trials are tasks of that Ray cluster ("local": one on this machine).
+    A trial that fails is told of and left missing; the others go on. `table` takes the place of the matrix's own, `work` that of
+    `run_trial`. Raises UserError for a matrix that contradicts itself, or a folder of another bench.
+    """
+    if workers < 1:
+        raise UserError(f"A bench needs at least one worker; given {workers}.")
+    if table is None and matrix.evaluate != "train" and matrix.table is not None:
+        table = table_named(matrix.table, matrix.table_folder)
+    check(matrix, table)
+    folder = _opened(Path(out), matrix)
+    everything = trials(matrix)
+    missing = _missing(everything, finished(folder))
+    for trial in _one_of_a_kind(missing):
+        resolve(trial.request)  # a mistake in the last method is told before the first one has run for hours
+    if table is not None:
+        found = facts(table, matrix.looked_up, matrix.selector, matrix.zero_cost or _scores(table, matrix))
+        folder.write(folder.FACTS, json.dumps(found.table()).encode())
+    listener("begin", {"total": len(everything), "done": len(everything) - len(missing), "folder": str(folder.path)})
+    failures: dict[str, str] = {}
+    for trial, outcome in _run(missing, folder.file(folder.RUNS).resolve(), matrix, workers, address, work):
+        if isinstance(outcome, Outcome):
+            line = _line(trial, outcome, matrix, table)
+            earlier = folder.read(folder.TRIALS) if folder.has(folder.TRIALS) else b""
+            folder.write(folder.TRIALS, earlier + json.dumps(asdict(line)).encode() + b"\n")
+            listener("trial", {**asdict(line), "metric": matrix.reported[0], "value": line.values[matrix.reported[0]]})
+        else:
+            failures[trial.name] = str(outcome)
+            listener("failed", {"name": trial.name, "reason": str(outcome)})
+    result = replace(read(folder.path), failures=failures)
+    write(result)
+    return result
+
+
+def show(path: str | Path) -> BenchResult:
+    """Renders a bench's tables, pictures and page anew, from its files alone. Raises UserError where there is no bench."""
+    result = read(Path(path))
+    write(result)
+    return result
+
+
+def table_named(name: str, folder: str | None = None) -> Table:
+    """A table of `oche.benchmarks` by its name, its files in `folder` or where OCHE_DATA says. Raises UserError."""
+    if name not in TABLES:
+        raise unknown("table", name, TABLES)
+    return TABLES[name](Path(folder) if folder else None)
+
+
+# ------------------------------------------------------------------ before the trials
+
+
+def _opened(path: Path, matrix: Matrix) -> BenchFolder:
+    """A new folder, or that of the same bench, whose axes may have grown. Raises UserError for another bench's."""
+    folder = BenchFolder(path)
+    versions = {name: version(name) for name in ("oche", "torch")} | {"python": platform.python_version()}
+    if folder.has(Run.CONFIG):
+        old, new = matrix_of(folder).written(), matrix.written()
+        for name in new.keys() - FREE:
+            if old[name] != new[name]:
+                raise UserError(
+                    f"{str(path)!r} holds a bench with {name}={old[name]!r}, not {new[name]!r}: choose another folder."
+                )
+        _missing(trials(matrix), finished(folder))
+    path.mkdir(parents=True, exist_ok=True)
+    folder.write(Run.CONFIG, config.dumps({"bench": matrix.written(), "versions": versions}).encode())
+    return folder
+
+
+def _missing(everything: Sequence[Trial], done: Mapping[str, Finished]) -> tuple[Trial, ...]:
+    """The trials that are not done. Raises UserError for one that was done with other settings."""
+    for trial in everything:
+        if trial.name in done and done[trial.name].asked != trial.asked():
+            raise UserError(
+                f"{trial.name} was run with other settings in this folder; choose another folder, or take its line out of "
+                f"{BenchFolder.TRIALS} and its folder out of {BenchFolder.RUNS}."
+            )
+    return tuple(trial for trial in everything if trial.name not in done)
+
+
+def _one_of_a_kind(missing: Sequence[Trial]) -> Iterator[Trial]:
+    """A trial of each method, space, data and budget."""
+    yield from {(t.method, t.space, t.data, t.budget): t for t in reversed(missing)}.values()
+
+
+def _scores(table: Table, matrix: Matrix) -> tuple[str, ...]:
+    return zero_cost_scores(table, matrix.metrics[0])
+
+
+# ------------------------------------------------------------------ the trials
+
+
+def _run(
+    missing: Sequence[Trial], folder: Path, matrix: Matrix, workers: int, address: str | None, work: Work
+) -> Iterator[Done]:
+    if address is not None:
+        return on_ray(missing, folder, work, address, matrix.cpus, matrix.gpus)
+    return here(missing, folder, work) if workers == 1 else in_processes(missing, folder, work, workers)
+
+
+def _line(trial: Trial, outcome: Outcome, matrix: Matrix, table: Table | None) -> Finished:
+    """The trial's line: its outcome, with what the table says of its cell and of each epoch's."""
+
+    def looked_up(cell: str, metrics: Sequence[str]) -> dict[str, float | None]:
+        return dict(values(table, Genotype.parse(cell, trial.space), metrics)) if table else {}
+
+    first = matrix.metrics[:1]
+    curve = [(epoch, skips, next(iter(looked_up(cell, first).values()), None)) for epoch, skips, cell in outcome.epochs]
+    return Finished(
+        trial.name,
+        trial.method,
+        trial.space,
+        trial.data,
+        trial.budget,
+        trial.seed,
+        trial.asked(),
+        outcome.genotype,
+        {**looked_up(outcome.genotype, matrix.looked_up), **outcome.measured},
+        tuple(curve),
+        outcome.seconds,
+        outcome.train_seconds,
+        outcome.memory_mib,
+        outcome.device,
+        outcome.parameters,
+        outcome.multiply_adds,
+    )

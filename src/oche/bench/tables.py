@@ -1,0 +1,106 @@
+"""What a bench asks of a table of all cells, and what it takes from it once: the optimum, and the choices that need no search.
+
+`oche.benchmarks` holds such tables; any object with these attributes will do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from oche.config import build
+from oche.errors import UserError, unknown
+from oche.genotype import Genotype
+
+
+class Table(Protocol):
+    """Every cell of a space with its metrics; those in `smaller` are better when smaller."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def space(self) -> str: ...
+    @property
+    def metrics(self) -> Collection[str]: ...
+    @property
+    def smaller(self) -> Collection[str]: ...
+    def value(self, genotype: Genotype, metric: str, /) -> float: ...
+    def column(self, metric: str, /) -> NDArray[np.floating]: ...
+    def genotype(self, i: int, /) -> Genotype: ...
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """A choice without a search and without a seed: its name, the cell, and the cell's values by metric."""
+
+    name: str
+    genotype: str
+    values: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of a table: each metric's optimum and mean over all cells, and the choices that need no search."""
+
+    name: str = ""
+    optimum: Mapping[str, float] = field(default_factory=dict)
+    mean: Mapping[str, float] = field(default_factory=dict)
+    fixed: tuple[Fixed, ...] = ()
+
+    def table(self) -> dict[str, object]:
+        """As JSON holds it; `read` takes it back."""
+        return {**asdict(self), "fixed": [asdict(choice) for choice in self.fixed]}
+
+    @staticmethod
+    def read(table: Mapping[str, object]) -> Facts:
+        """From what `table` returned. Raises UserError where it is something else."""
+        rows = table.get("fixed", [])
+        if not isinstance(rows, list):
+            raise UserError("table.json is damaged: `fixed` is no list; remove the file and start the bench again.")
+        given = {name: value for name, value in table.items() if name != "fixed"}
+        return build(Facts, {**given, "fixed": tuple(build(Fixed, row, "table.json") for row in rows)}, "table.json")
+
+
+def facts(table: Table, metrics: Sequence[str], select: str, zero_cost: Sequence[str]) -> Facts:
+    """The optimum and the mean of `metrics`; the oracle, which is the best cell by `select`; the best cell by each score."""
+    columns = {metric: finite(table.column(metric)) for metric in metrics}
+    by = {f"oracle (by {select})": select, **{f"best {score}": score for score in zero_cost}}
+    chosen = {name: table.genotype(int(np.nanargmax(finite(table.column(metric))))) for name, metric in by.items()}
+    return Facts(
+        table.name,
+        {metric: float(np.nanmax(column)) for metric, column in columns.items()},
+        {metric: float(np.nanmean(column)) for metric, column in columns.items()},
+        tuple(Fixed(name, str(cell), dict(values(table, cell, metrics))) for name, cell in chosen.items()),
+    )
+
+
+def values(table: Table, genotype: Genotype, metrics: Sequence[str]) -> Iterator[tuple[str, float | None]]:
+    """(metric, the cell's value, or None where the table holds none)."""
+    for metric in metrics:
+        value = float(table.value(genotype, metric))
+        yield metric, value if math.isfinite(value) else None
+
+
+def finite(column: NDArray[np.floating]) -> NDArray[np.float64]:
+    """The column with NaN for whatever is not finite: some zero-cost scores are minus infinity."""
+    numbers = np.asarray(column, dtype=np.float64)
+    return np.where(np.isfinite(numbers), numbers, np.nan)
+
+
+def known(table: Table, metrics: Sequence[str]) -> None:
+    """Raises UserError for a metric that the table does not have, or of which less is better."""
+    for metric in metrics:
+        if metric not in table.metrics:
+            raise unknown(f"metric of the table {table.name}", metric, table.metrics)
+        if metric in table.smaller:
+            raise UserError(f"{metric} is a cost; a bench reports and selects by metrics of which more is better.")
+
+
+def zero_cost_scores(table: Table, metric: str) -> tuple[str, ...]:
+    """The table's scores without training that belong to a metric's data set: `zerocost/cifar10/...` for `cifar10/test`."""
+    return tuple(name for name in table.metrics if name.startswith(f"zerocost/{metric.partition('/')[0]}/"))

@@ -1,0 +1,50 @@
+"""Where does a cell keep what its backward needs? In buffers that the next step uses again.
+
+Fresh memory of this size costs a page fault every four kilobytes, a noticeable part of a step; so a buffer goes back to its pool when
+nothing refers to it any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+_PATIENCE = 1024
+"""A size that was not asked for in so many requests is given back to the system."""
+
+_Key = tuple[int, torch.dtype]
+
+
+@dataclass
+class Buffers:
+    """A pool of flat tensors by size and dtype."""
+
+    free: dict[_Key, list[Tensor]] = field(default_factory=dict)
+    asked: dict[_Key, int] = field(default_factory=dict)
+    requests: int = 0
+
+    def take(self, size: int, dtype: torch.dtype) -> Buffer:
+        """`size` elements with any content."""
+        key = (size, dtype)
+        self.requests += 1
+        self.asked[key] = self.requests
+        kept = self.free.get(key)
+        if kept:
+            return Buffer(kept.pop(), self)
+        for old in [k for k, last in self.asked.items() if last < self.requests - _PATIENCE]:
+            self.free.pop(old, None)
+            del self.asked[old]
+        return Buffer(torch.empty(size, dtype=dtype), self)
+
+
+@dataclass
+class Buffer:
+    """A tensor on loan."""
+
+    tensor: Tensor
+    pool: Buffers
+
+    def __del__(self) -> None:
+        self.pool.free.setdefault((self.tensor.numel(), self.tensor.dtype), []).append(self.tensor)

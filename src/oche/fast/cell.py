@@ -1,0 +1,79 @@
+"""Which cells of a supernet run fused, and how? `accelerate` puts a `FusedCell` in the place of every cell it can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from oche.base import Draw
+from oche.fast.buffers import Buffers
+from oche.fast.native import kernels
+from oche.fast.packed import layout, run_packed
+from oche.fast.portable import refusal, run_portable, zeros
+from oche.spaces.base import Cell, Supernet
+
+
+class FusedCell(Cell):
+    """A cell with the same submodules under the same names, whose `mixed` shares and fuses the work of its candidates.
+
+    Weights are read from the submodules when it is called, so `torch.func.functional_call` and optimisers see no difference.
+    """
+
+    def __init__(self, cell: Cell, pool: Buffers) -> None:
+        torch.nn.Module.__init__(self)
+        self.entries, self.edges = cell.entries, cell.edges
+        self.concat, self._into = cell.concat, cell._into
+        self.training = cell.training
+        self.layout, self.pool = layout(cell), pool
+
+    @property
+    def tier(self) -> str:
+        """`kernels`, or `portable` with the reason."""
+        if isinstance(self.layout, str):
+            return f"portable: {self.layout}"
+        return "portable: no compiled kernels" if kernels() is None else "kernels"
+
+    def mixed(self, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
+        """Like `Cell.mixed`: inputs (B, C, H, W), w (E, O)."""
+        states = [entry(x) for entry, x in zip(self.entries, inputs, strict=True)]
+        zero = zeros(w)
+        if not isinstance(self.layout, str) and _simple(states):
+            compiled = kernels()
+            if compiled is not None:
+                return run_packed(self.layout, states, w, zero, draw, compiled, self.pool)
+        states = run_portable(self, states, w, zero, draw)
+        return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
+
+
+def _simple(states: Sequence[Tensor]) -> bool:
+    """Whether the kernels take these: on the CPU, of one shape, in single or double precision."""
+    first = states[0]
+    return (
+        first.device.type == "cpu"
+        and first.dtype in (torch.float32, torch.float64)
+        and all(h.shape == first.shape and h.dtype == first.dtype for h in states)
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def accelerate(supernet: Supernet) -> Supernet:
+    """The same supernet with its cells fused where they can be, in place. `coverage` tells which.
+
+    Parameters, their names and the results (up to rounding) stay as they were.
+    """
+    cells, pool = supernet.body.cells, Buffers()
+    for name, cell in list(cells.items()):
+        if type(cell) is Cell and refusal(cell) is None:
+            cells[name] = FusedCell(cell, pool)
+    return supernet
+
+
+def coverage(supernet: Supernet) -> dict[str, str]:
+    """Cell's name -> how it runs: "kernels", "portable: why", or "plain: why"."""
+    said = {}
+    for name, cell in supernet.body.cells.items():
+        assert isinstance(cell, Cell)
+        said[name] = cell.tier if isinstance(cell, FusedCell) else f"plain: {refusal(cell) or 'not accelerated'}"
+    return said

@@ -1,0 +1,203 @@
+"""How does a node sum its candidates? `combine`: batch norm of every candidate and their weighted sum as one operation.
+
+For candidates T_t (B, C, H, W) into a node, their op weights w_t, and batch norms with scale g_t and shift s_t (1 and 0 where they
+are not affine; candidates without batch norm enter as they are):
+
+    S = sum_t w_t (g_t (T_t - m_t) r_t + s_t) = sum_t a_t T_t + b,    m, r = mean and 1/sqrt(var + eps) over B, H, W
+
+Neither normalised nor weighted tensors exist; only T is kept. With G = dS, r1 = sum G and q_t = sum G (T_t - m_t) r_t per channel:
+
+    dw_t = sum_c (g q + s r1),   dg = w q,   ds = w r1,   dT = a G - a (r1 + (T - m) r q) / M
+
+Twice differentiable: under `create_graph` the backward is that of the plain formula.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+PIXELS = (0, 2, 3)
+
+
+@dataclass(frozen=True)
+class Term:
+    """A candidate into a node: its output before batch norm (B, C, H, W), its op weight (), and its batch norm if it has one."""
+
+    value: Tensor
+    weight: Tensor
+    norm: nn.BatchNorm2d | None = None
+
+
+@dataclass
+class Moments:
+    """Batch statistics by tensor, so that a pool which several nodes read is measured once. Lives as long as one forward pass."""
+
+    known: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
+
+    def of(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance (C,) over images and pixels, at least in fp32."""
+        if id(value) not in self.known:  # the tensor is kept beside its moments, so that its id stays taken
+            with torch.no_grad():
+                variance, mean = torch.var_mean(_wide(value), PIXELS, correction=0)
+            self.known[id(value)] = (value, mean, variance)
+        return self.known[id(value)][1:]
+
+
+def combine(terms: Sequence[Term], moments: Moments) -> Tensor:
+    """S (B, C, H, W) of the module's docstring, in the terms' dtype. There has to be a term."""
+    spec, mean, rstd = [], [], []
+    for term in terms:
+        if term.norm is None:
+            spec.append((False, 0.0))
+            continue
+        m, variance = moments.of(term.value)
+        spec.append((True, term.norm.eps))
+        mean.append(m)
+        rstd.append((variance + term.norm.eps).rsqrt())
+    values = [term.value for term in terms]
+    scales = [None if term.norm is None else term.norm.weight for term in terms]
+    shifts = [None if term.norm is None else term.norm.bias for term in terms]
+    weights = torch.stack([term.weight for term in terms])
+    out: Tensor = _Combine.apply(tuple(spec), mean, rstd, weights, *values, *scales, *shifts)  # type: ignore[no-untyped-call]
+    return out
+
+
+def plain_combine(
+    spec: Sequence[tuple[bool, float]],
+    weights: Tensor,
+    values: Sequence[Tensor],
+    scales: Sequence[Tensor | None],
+    shifts: Sequence[Tensor | None],
+) -> Tensor:
+    """The same sum by torch's own batch norm, term by term: differentiable any number of times."""
+    total: Tensor | None = None
+    for t, (value, (normed, eps), scale, shift) in enumerate(zip(values, spec, scales, shifts, strict=True)):
+        if normed:
+            value = nn.functional.batch_norm(value, None, None, scale, shift, True, 0.0, eps)
+        total = weights[t] * value if total is None else total + weights[t] * value
+    assert total is not None
+    return total
+
+
+class _Context(Protocol):
+    """What autograd hands to both passes."""
+
+    saved_tensors: tuple[Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    spec: tuple[tuple[bool, float], ...]
+    mean: list[Tensor]
+    rstd: list[Tensor]
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+
+
+class _Combine(torch.autograd.Function):
+    """Arguments after `weights` (n,): n values, n scales or None, n shifts or None."""
+
+    @staticmethod
+    def forward(
+        ctx: _Context,
+        spec: tuple[tuple[bool, float], ...],
+        mean: list[Tensor],
+        rstd: list[Tensor],
+        weights: Tensor,
+        *rest: Tensor | None,
+    ) -> Tensor:
+        n = len(spec)
+        values = [_given(t) for t in rest[:n]]
+        ctx.spec, ctx.mean, ctx.rstd = spec, mean, rstd
+        ctx.save_for_backward(weights, *rest)
+        dtype = values[0].dtype
+        for value in values:
+            dtype = torch.promote_types(dtype, value.dtype)
+        wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
+        w = weights.detach().to(wide)
+        moments = iter(zip(mean, rstd, strict=True))
+        factors: list[Tensor] = []
+        constant: Tensor | None = None
+        for t, (normed, _) in enumerate(spec):
+            factor = w[t]
+            if normed:
+                m, r = next(moments)
+                scale, shift = rest[n + t], rest[2 * n + t]
+                factor = factor * (r if scale is None else r * scale)
+                added = -factor * m if shift is None else w[t] * shift - factor * m
+                constant = added if constant is None else constant + added
+            factors.append(factor.reshape(-1, 1, 1))
+        out = values[0].to(wide) * factors[0]
+        for value, factor in zip(values[1:], factors[1:], strict=True):
+            out.addcmul_(value.to(wide), factor)
+        if constant is not None:
+            out += constant.reshape(-1, 1, 1)
+        return out.to(dtype)
+
+    @staticmethod
+    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | list[Tensor] | None, ...]:
+        weights, *rest = ctx.saved_tensors
+        n = len(ctx.spec)
+        if torch.is_grad_enabled():
+            return (None, None, None, *_differentiable(ctx, grad, weights, rest))
+        need = ctx.needs_input_grad[4:]
+        grad = _like(grad, rest[0])
+        wide = torch.promote_types(grad.dtype, torch.float32)
+        w = weights.to(wide)
+        r1 = grad.sum(PIXELS, dtype=wide)
+        moments = iter(zip(ctx.mean, ctx.rstd, strict=True))
+        values: list[Tensor | None] = [None] * n
+        scales, shifts, dw = list(values), list(values), []
+        for t, (normed, eps) in enumerate(ctx.spec):
+            value, scale, shift = rest[t], rest[n + t], rest[2 * n + t]
+            if not normed:
+                values[t] = (grad * w[t].to(grad.dtype)).to(value.dtype) if need[t] else None
+                dw.append((grad.to(wide) * value).sum() if ctx.needs_input_grad[3] else r1.new_zeros(()))
+                continue
+            m, r = next(moments)
+            gain = w[t].expand_as(r) if scale is None else w[t] * scale
+            values[t], q, _ = torch.ops.aten.native_batch_norm_backward(
+                grad, _like(value, grad), gain.contiguous(), None, None, m, r, True, eps, [need[t], True, False]
+            )
+            scales[t] = w[t] * q if need[n + t] else None
+            shifts[t] = w[t] * r1 if need[2 * n + t] else None
+            dw.append((q if scale is None else scale * q).sum() + (0.0 if shift is None else (shift * r1).sum()))
+        return (None, None, None, torch.stack(dw).to(weights.dtype), *values, *scales, *shifts)
+
+
+def _differentiable(ctx: _Context, grad: Tensor, weights: Tensor, rest: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients that carry a graph: those of the plain formula at aliases of the inputs, so that no input is upstream of another."""
+    n = len(ctx.spec)
+    inputs = [None if t is None else t.view_as(t) for t in (weights, *rest)]
+    out = plain_combine(
+        ctx.spec,
+        _given(inputs[0]),
+        [_given(t) for t in inputs[1 : n + 1]],
+        inputs[n + 1 : 2 * n + 1],
+        inputs[2 * n + 1 :],
+    )
+    wanted = [i for i, need in enumerate(ctx.needs_input_grad[3:]) if need]
+    found = torch.autograd.grad(out, [_given(inputs[i]) for i in wanted], grad, create_graph=True)
+    grads: list[Tensor | None] = [None] * len(inputs)
+    for i, g in zip(wanted, found, strict=True):
+        grads[i] = g
+    return grads
+
+
+def _given(t: Tensor | None) -> Tensor:
+    assert t is not None
+    return t
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t if t.dtype in (torch.float32, torch.float64) else t.float()
+
+
+def _like(t: Tensor, other: Tensor) -> Tensor:
+    """t in the other's memory format and dtype."""
+    t = t.to(other.dtype)
+    if other.is_contiguous(memory_format=torch.channels_last):
+        return t.contiguous(memory_format=torch.channels_last)
+    return t.contiguous()

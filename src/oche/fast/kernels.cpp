@@ -1,0 +1,835 @@
+// How is a cell of depthwise-separable candidates, pools and skips computed in few passes over memory?
+//
+// Plain C interface, called through ctypes by `native.py`; the plan's layout is written by `packed.py` and must match `Unit` below.
+// Arrays are N H W C with C a multiple of 16 lanes. `fold` images may sit side by side in the lanes: statistics are then
+// folded over them. One image is the unit of parallel work; its tiles stay in cache. Formulas: the docstring of `packed.py`.
+// Compiled once per instruction set (-DVECTOR_BYTES=16, 32 or 64); no finite-math assumption (max pools start at -inf).
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+#ifdef _OPENMP
+#include <omp.h>
+#else
+static int omp_get_thread_num() { return 0; }
+#endif
+
+#ifndef VECTOR_BYTES
+#define VECTOR_BYTES 16
+#endif
+#define INLINE inline __attribute__((always_inline))
+
+namespace {
+
+constexpr int PAD = 4;  // the widest border: 5x5 with dilation 2
+
+enum Kind : int64_t { SEP, DIL, MAXPOOL, AVGPOOL, SKIP, HALVE, EXTRA };
+
+struct Unit {  // one candidate of one edge, or the entry of a pool; offsets in elements
+    int64_t kind, k, src, dst, weight;      // weight: position in the flattened op weights
+    int64_t d1, p1, d2, p2;                 // depthwise offsets in D, pointwise numbers in P (HALVE: even, odd)
+    int64_t norm1, norm2;                   // batch norm numbers, -1 without
+    int64_t slot1, slot2;                   // where the sums of y1 and of the term T are kept
+    int64_t y1, term;                       // offsets of y1 and T in the saved buffer (SKIP: the state itself)
+    int64_t first;                          // pools: 1 for the unit that computes the shared pool
+};
+
+struct Plan {
+    int64_t n, height, width, lanes, channels, fold, inputs, nodes, stride, units, slots, norms, ops, depth, points, concat, threads;
+    double eps;
+};
+
+template <class T> struct Vector {
+    typedef T type __attribute__((vector_size(VECTOR_BYTES), aligned(alignof(T)), may_alias));
+    static constexpr int width = VECTOR_BYTES / sizeof(T);
+};
+template <class T> using V = typename Vector<T>::type;
+template <class T> INLINE V<T>& at(T* p) { return *reinterpret_cast<V<T>*>(p); }
+template <class T> INLINE const V<T>& at(const T* p) { return *reinterpret_cast<const V<T>*>(p); }
+
+// ---------------------------------------------------------------- one image
+
+// tile (h + 2 PAD, w + 2 PAD, c) = max(scale x + shift, 0) inside, border untouched
+template <class T>
+void fill(const T* x, int64_t ld, int h, int w, int c, const T* scale, const T* shift, T* tile) {
+    const int tw = w + 2 * PAD;
+    const V<T> zero = {};
+    for (int y = 0; y < h; ++y)
+        for (int i = 0; i < w; ++i) {
+            const T* from = x + (int64_t(y) * w + i) * ld;
+            T* to = tile + (int64_t(y + PAD) * tw + i + PAD) * c;
+            for (int b = 0; b < c; b += Vector<T>::width) {
+                V<T> v = at(from + b);
+                if (scale) v = v * at(scale + b) + at(shift + b);
+                at(to + b) = v > zero ? v : zero;
+            }
+        }
+}
+
+template <class T, int K, int D, int S, int X>
+INLINE void depthwise_some(const T* in, int64_t row, int c, const T* taps, T* out, bool add) {
+    V<T> acc[X];
+#pragma GCC unroll 16
+    for (int x = 0; x < X; ++x) acc[x] = add ? at(out + x * c) : V<T>{};
+    for (int ky = 0; ky < K; ++ky) {
+        const T* p = in + ky * D * row;
+#pragma GCC unroll 8
+        for (int kx = 0; kx < K; ++kx) {
+            const V<T> t = at(taps + (ky * K + kx) * c);
+#pragma GCC unroll 16
+            for (int x = 0; x < X; ++x) acc[x] += at(p + (x * S + kx * D) * c) * t;
+        }
+    }
+#pragma GCC unroll 16
+    for (int x = 0; x < X; ++x) at(out + x * c) = acc[x];
+}
+
+// one row of a depthwise convolution: out (wo, c) from a padded tile
+template <class T, int K, int D, int S>
+void depthwise_row(const T* tile, int tw, int c, int oy, int wo, const T* taps, T* out, bool add) {
+    constexpr int P = PAD - D * (K - 1) / 2;
+    const int64_t row = int64_t(tw) * c;
+    const T* base = tile + (int64_t(oy) * S + P) * row + P * c;
+    constexpr int X = VECTOR_BYTES == 64 ? 8 : 4;
+    for (int b = 0; b < c; b += Vector<T>::width) {
+        int x = 0;
+        for (; x + X <= wo; x += X) depthwise_some<T, K, D, S, X>(base + x * S * c + b, row, c, taps + b, out + x * c + b, add);
+        for (; x < wo; ++x) depthwise_some<T, K, D, S, 1>(base + x * S * c + b, row, c, taps + b, out + x * c + b, add);
+    }
+}
+
+template <class T, int NB, int X>
+INLINE void pointwise_some(const T* z, int ci, const T* p, int co, T* y, int64_t ld, V<T>* sums, bool add) {
+    constexpr int W = Vector<T>::width;
+    V<T> acc[X][NB];
+#pragma GCC unroll 16
+    for (int x = 0; x < X; ++x)
+#pragma GCC unroll 4
+        for (int b = 0; b < NB; ++b) acc[x][b] = add ? at(y + x * ld + b * W) : V<T>{};
+    for (int i = 0; i < ci; ++i) {
+        V<T> q[NB];
+#pragma GCC unroll 4
+        for (int b = 0; b < NB; ++b) q[b] = at(p + i * co + b * W);
+#pragma GCC unroll 16
+        for (int x = 0; x < X; ++x)
+#pragma GCC unroll 4
+            for (int b = 0; b < NB; ++b) acc[x][b] += z[x * ci + i] * q[b];
+    }
+#pragma GCC unroll 16
+    for (int x = 0; x < X; ++x)
+#pragma GCC unroll 4
+        for (int b = 0; b < NB; ++b) {
+            at(y + x * ld + b * W) = acc[x][b];
+            if (sums) sums[2 * b] += acc[x][b], sums[2 * b + 1] += acc[x][b] * acc[x][b];
+        }
+}
+
+template <class T, int NB>
+INLINE void pointwise_blocks(const T* z, int n, int ci, const T* p, int co, T* y, int64_t ld, T* sums, bool add) {
+    constexpr int W = Vector<T>::width, X = NB == 1 ? (VECTOR_BYTES == 64 ? 16 : 8) : (VECTOR_BYTES == 64 ? 8 : 4);
+    V<T> s[2 * NB] = {};
+    int x = 0;
+    for (; x + X <= n; x += X) pointwise_some<T, NB, X>(z + x * ci, ci, p, co, y + x * ld, ld, sums ? s : nullptr, add);
+    for (; x + 4 <= n; x += 4) pointwise_some<T, NB, 4>(z + x * ci, ci, p, co, y + x * ld, ld, sums ? s : nullptr, add);
+    for (; x < n; ++x) pointwise_some<T, NB, 1>(z + x * ci, ci, p, co, y + x * ld, ld, sums ? s : nullptr, add);
+    if (sums)
+        for (int b = 0; b < NB; ++b) at(sums + b * W) += s[2 * b], at(sums + co + b * W) += s[2 * b + 1];
+}
+
+// y (n, co) = z (n, ci) p (ci, co), or added to y; sums (2, co): of y and of its squares
+template <class T>
+void pointwise(const T* z, int n, int ci, const T* p, int co, T* y, int64_t ld, T* sums, bool add) {
+    constexpr int W = Vector<T>::width;
+    int b = 0;
+    for (; b + 2 * W <= co; b += 2 * W) pointwise_blocks<T, 2>(z, n, ci, p + b, co, y + b, ld, sums ? sums + b : nullptr, add);
+    for (; b < co; b += W) pointwise_blocks<T, 1>(z, n, ci, p + b, co, y + b, ld, sums ? sums + b : nullptr, add);
+}
+
+template <class T, int I, int NB>
+INLINE void outer_some(const T* z, const T* dy, int n, int ci, int co, T* dp) {
+    constexpr int W = Vector<T>::width;
+    V<T> acc[I][NB];
+#pragma GCC unroll 16
+    for (int i = 0; i < I; ++i)
+#pragma GCC unroll 4
+        for (int b = 0; b < NB; ++b) acc[i][b] = V<T>{};
+    for (int x = 0; x < n; ++x) {
+        V<T> g[NB];
+#pragma GCC unroll 4
+        for (int b = 0; b < NB; ++b) g[b] = at(dy + int64_t(x) * co + b * W);
+#pragma GCC unroll 16
+        for (int i = 0; i < I; ++i)
+#pragma GCC unroll 4
+            for (int b = 0; b < NB; ++b) acc[i][b] += z[int64_t(x) * ci + i] * g[b];
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < I; ++i)
+#pragma GCC unroll 4
+        for (int b = 0; b < NB; ++b) at(dp + i * co + b * W) += acc[i][b];
+}
+
+// dp (ci, co) += z^T dy; ci is a multiple of 16
+template <class T>
+void outer(const T* z, const T* dy, int n, int ci, int co, T* dp) {
+    constexpr int W = Vector<T>::width, I1 = VECTOR_BYTES == 64 ? 16 : 8, I2 = VECTOR_BYTES == 64 ? 8 : 4;
+    int b = 0;
+    for (; b + 2 * W <= co; b += 2 * W)
+        for (int i = 0; i < ci; i += I2) outer_some<T, I2, 2>(z + i, dy + b, n, ci, co, dp + int64_t(i) * co + b);
+    for (; b < co; b += W)
+        for (int i = 0; i < ci; i += I1) outer_some<T, I1, 1>(z + i, dy + b, n, ci, co, dp + int64_t(i) * co + b);
+}
+
+// dd (K K, c) += sum over pixels of dz times the tile under each tap; dz sits in a tile of its own, S apart
+template <class T, int K, int D, int S>
+void taps_gradient(const T* tile, const T* dztile, int tw, int c, int ho, int wo, T* dd) {
+    constexpr int P = PAD - D * (K - 1) / 2, R = K * K <= 25 && VECTOR_BYTES == 64 ? K : (K == 3 ? 3 : 1);
+    const int64_t row = int64_t(tw) * c;
+    for (int b = 0; b < c; b += Vector<T>::width)
+        for (int k0 = 0; k0 < K; k0 += R) {
+            V<T> acc[R * K];
+#pragma GCC unroll 32
+            for (int t = 0; t < R * K; ++t) acc[t] = V<T>{};
+            for (int y = 0; y < ho; ++y) {
+                const T* g = dztile + (int64_t(y) * S + PAD) * row + PAD * c + b;
+                const T* in = tile + (int64_t(y) * S + P + k0 * D) * row + P * c + b;
+                for (int x = 0; x < wo; ++x) {
+                    const V<T> v = at(g + x * S * c);
+#pragma GCC unroll 8
+                    for (int ky = 0; ky < R; ++ky)
+#pragma GCC unroll 8
+                        for (int kx = 0; kx < K; ++kx) acc[ky * K + kx] += v * at(in + ky * D * row + (x * S + kx * D) * c);
+                }
+            }
+#pragma GCC unroll 32
+            for (int t = 0; t < R * K; ++t) at(dd + (k0 * K + t) * c + b) += acc[t];
+        }
+}
+
+#define BY_SHAPE(k, d, s, CALL)                                                                                   \
+    do {                                                                                                          \
+        if (k == 3 && d == 1 && s == 1) CALL(3, 1, 1);                                                            \
+        else if (k == 5 && d == 1 && s == 1) CALL(5, 1, 1);                                                       \
+        else if (k == 7 && d == 1 && s == 1) CALL(7, 1, 1);                                                       \
+        else if (k == 3 && d == 2 && s == 1) CALL(3, 2, 1);                                                       \
+        else if (k == 5 && d == 2 && s == 1) CALL(5, 2, 1);                                                       \
+        else if (k == 3 && d == 1) CALL(3, 1, 2);                                                                 \
+        else if (k == 5 && d == 1) CALL(5, 1, 2);                                                                 \
+        else if (k == 7 && d == 1) CALL(7, 1, 2);                                                                 \
+        else if (k == 3) CALL(3, 2, 2);                                                                           \
+        else CALL(5, 2, 2);                                                                                       \
+    } while (0)
+
+template <class T>
+void depthwise(int k, int d, int s, const T* tile, int tw, int c, int oy, int wo, const T* taps, T* out, bool add) {
+#define CALL(K, D, S) depthwise_row<T, K, D, S>(tile, tw, c, oy, wo, taps, out, add)
+    BY_SHAPE(k, d, s, CALL);
+#undef CALL
+}
+
+template <class T> struct Pool {
+    int h, w, c, s;
+    int64_t ld;
+    int ho() const { return (h + s - 1) / s; }
+    int wo() const { return (w + s - 1) / s; }
+
+    template <class F> INLINE void taps(int oy, int ox, F f) const {
+        for (int iy = oy * s - 1; iy <= oy * s + 1; ++iy)
+            for (int ix = ox * s - 1; ix <= ox * s + 1; ++ix)
+                if (iy >= 0 && iy < h && ix >= 0 && ix < w) f(int64_t(iy) * w + ix);
+    }
+
+    // sums (3, c): of the pooled values and of their squares about a pivot, which is the third row
+    void forward(bool max, const T* x, T* out, T* sums) const {
+        for (int b = 0; b < c; b += Vector<T>::width) {
+            V<T> s1 = {}, s2 = {}, pivot = {};  // a state's mean may be far larger than its deviation
+            for (int oy = 0; oy < ho(); ++oy)
+                for (int ox = 0; ox < wo(); ++ox) {
+                    V<T> v = {};
+                    int count = 0;
+                    if (max) v = v - std::numeric_limits<T>::infinity();
+                    taps(oy, ox, [&](int64_t i) {
+                        const V<T> t = at(x + i * ld + b);
+                        v = max ? (t > v ? t : v) : v + t;
+                        ++count;
+                    });
+                    if (!max) v = v * T(1.0 / count);
+                    at(out + (int64_t(oy) * wo() + ox) * c + b) = v;
+                    if (oy + ox == 0) pivot = v;
+                    v = v - pivot;
+                    s1 += v, s2 += v * v;
+                }
+            at(sums + b) += s1, at(sums + c + b) += s2, at(sums + 2 * c + b) = pivot;
+        }
+    }
+
+    // dx += what the gradient d (ho, wo, c) of the pooled values sends back; the first tap that is the maximum takes it
+    void backward(bool max, const T* x, const T* out, const T* d, T* dx) const {
+        for (int b = 0; b < c; b += Vector<T>::width)
+            for (int oy = 0; oy < ho(); ++oy)
+                for (int ox = 0; ox < wo(); ++ox) {
+                    const int64_t o = (int64_t(oy) * wo() + ox) * c + b;
+                    V<T> left = at(d + o);
+                    const V<T> zero = {}, top = at(out + o);
+                    if (max) {
+                        taps(oy, ox, [&](int64_t i) {
+                            auto hit = at(x + i * ld + b) == top;
+                            at(dx + i * c + b) += hit ? left : zero;
+                            left = hit ? zero : left;
+                        });
+                    } else {
+                        int count = 0;
+                        taps(oy, ox, [&](int64_t) { ++count; });
+                        left = left * T(1.0 / count);
+                        taps(oy, ox, [&](int64_t i) { at(dx + i * c + b) += left; });
+                    }
+                }
+    }
+};
+
+// ---------------------------------------------------------------- the cell
+
+template <class T> struct Cell {
+    const Plan& p;
+    const Unit* units;
+    const T* const* input;   // `inputs` pointers (n, height, width, lanes)
+    const double* w;
+    const T *depth, *point, *gamma, *beta;
+    const T* const* extra;   // EXTRA terms, by Unit::term
+    T *saved, *out;          // y and pools; nodes (n, ho, wo, nodes * lanes), or the last node alone behind the others
+    double *mean, *rstd;     // (slots, lanes)
+    int c, ho, wo, nt;
+    std::vector<double> sums;  // (n, slots, 2, lanes)
+
+    Cell(const Plan& plan, const Unit* u) : p(plan), units(u), c(int(plan.lanes)), nt(int(plan.threads)) {
+        ho = int((p.height + p.stride - 1) / p.stride), wo = int((p.width + p.stride - 1) / p.stride);
+    }
+
+    int height(int j) const { return j < p.inputs ? int(p.height) : ho; }
+    int width(int j) const { return j < p.inputs ? int(p.width) : wo; }
+    int stride(int j) const { return j < p.inputs ? int(p.stride) : 1; }
+    int64_t ld(int j) const { return j < p.inputs ? c : p.nodes * c; }
+    int64_t pixels() const { return int64_t(ho) * wo; }
+    const T* state(int j, int64_t n) const {
+        if (j < p.inputs) return input[j] + n * p.height * p.width * c;
+        return out + n * pixels() * p.nodes * c + (j - p.inputs) * c;
+    }
+    T* kept(int64_t offset, int64_t n) const { return saved + offset + n * pixels() * c; }
+    const T* term(const Unit& u, int64_t n) const {
+        if (u.kind == SKIP) return state(int(u.src), n);
+        return u.kind == EXTRA ? extra[u.term] + n * pixels() * c : kept(u.term, n);
+    }
+    int64_t term_ld(const Unit& u) const { return u.kind == SKIP ? ld(int(u.src)) : c; }
+    static int dilation(const Unit& u) { return u.kind == DIL ? 2 : 1; }
+    size_t tile_size(int j) const { return size_t(height(j) + 2 * PAD) * (width(j) + 2 * PAD) * c; }
+    bool convolves(int j) const {
+        for (int u = 0; u < p.units; ++u)
+            if (units[u].src == j && (units[u].kind == SEP || units[u].kind == DIL || units[u].kind == HALVE)) return true;
+        return false;
+    }
+    double count() const { return double(p.n) * p.fold * pixels(); }
+
+    // lanes of the same channel added up, in place
+    void fold(double* x) const {
+        if (p.fold == 1) return;
+        for (int i = 0; i < p.channels; ++i) {
+            double s = 0;
+            for (int f = 0; f < p.fold; ++f) s += x[f * p.channels + i];
+            for (int f = 0; f < p.fold; ++f) x[f * p.channels + i] = s;
+        }
+    }
+
+    void measure(int64_t slot) {
+        std::vector<double> s(2 * c, 0.0);
+        for (int64_t n = 0; n < p.n; ++n)
+            for (int i = 0; i < 2 * c; ++i) s[i] += sums[(n * p.slots + slot) * 2 * c + i];
+        fold(s.data()), fold(s.data() + c);
+        for (int i = 0; i < c; ++i) {
+            const double m = s[i] / count(), v = s[c + i] / count() - m * m;
+            mean[slot * c + i] = m;
+            rstd[slot * c + i] = 1 / std::sqrt((v > 0 ? v : 0) + p.eps);
+        }
+    }
+
+    double scale(int64_t norm, int i) const { return norm >= 0 && gamma ? double(gamma[norm * c + i]) : 1.0; }
+    double shift(int64_t norm, int i) const { return norm >= 0 && beta ? double(beta[norm * c + i]) : 0.0; }
+
+    // the first batch norm of a separable convolution as one map of y1
+    void first_norm(const Unit& u, T* a, T* b) const {
+        for (int i = 0; i < c; ++i) {
+            const double g = scale(u.norm1, i) * rstd[u.slot1 * c + i];
+            a[i] = T(g), b[i] = T(shift(u.norm1, i) - g * mean[u.slot1 * c + i]);
+        }
+    }
+
+    void keep_sums(int64_t n, int64_t slot, const T* s) {
+        double* to = &sums[(n * p.slots + slot) * 2 * c];
+        for (int i = 0; i < c; ++i) {
+            const double pivot = s[2 * c + i], s1 = s[i], pixels_ = double(pixels());
+            to[i] = s1 + pixels_ * pivot;
+            to[c + i] = s[c + i] + 2 * pivot * s1 + pixels_ * pivot * pivot;
+        }
+    }
+
+    void separable(const T* tile, int tw, int k, int d, int s, const T* taps, const T* matrix, T* y, T* row, T* total) const {
+        for (int oy = 0; oy < ho; ++oy) {
+            depthwise<T>(k, d, s, tile, tw, c, oy, wo, taps, row, false);
+            pointwise<T>(row, wo, c, matrix, c, y + int64_t(oy) * wo * c, c, total, false);
+        }
+    }
+
+    // every second pixel of a tile, from (from, from)
+    void gather(const T* tile, int tw, int oy, int from, T* row) const {
+        for (int x = 0; x < wo; ++x) std::memcpy(row + x * c, tile + (int64_t(2 * oy + from + PAD) * tw + 2 * x + from + PAD) * c, c * sizeof(T));
+    }
+
+    void run_forward() {
+        sums.assign(size_t(p.n) * p.slots * 2 * c, 0.0);
+        for (int j = 0; j < p.inputs + p.nodes; ++j) {
+            if (j >= p.inputs) combine(j);
+            bool first = false, second = false;
+            for (int u = 0; u < p.units; ++u)
+                if (units[u].src == j) first = first || units[u].kind != SKIP, second = second || units[u].kind == SEP;
+            if (first) sources(j);
+            if (second) seconds(j);
+        }
+    }
+
+    void sources(int j) {
+        const int h = height(j), wd = width(j), s = stride(j), tw = wd + 2 * PAD;
+        const bool convolving = convolves(j);
+#pragma omp parallel num_threads(nt)
+        {
+            std::vector<T> tile(convolving ? tile_size(j) : 0, T(0)), row(size_t(wo) * c), total(3 * c);
+#pragma omp for schedule(static)
+            for (int64_t n = 0; n < p.n; ++n) {
+                if (convolving) fill<T>(state(j, n), ld(j), h, wd, c, nullptr, nullptr, tile.data());
+                for (int i = 0; i < p.units; ++i) {
+                    const Unit& u = units[i];
+                    if (u.src != j || u.kind == SKIP || u.kind == EXTRA) continue;
+                    std::fill(total.begin(), total.end(), T(0));
+                    if (u.kind == MAXPOOL || u.kind == AVGPOOL) {
+                        if (!u.first) continue;
+                        Pool<T>{h, wd, c, s, ld(j)}.forward(u.kind == MAXPOOL, state(j, n), kept(u.term, n), total.data());
+                    } else if (u.kind == HALVE) {
+                        T* y = kept(u.term, n);
+                        for (int oy = 0; oy < ho; ++oy) {
+                            gather(tile.data(), tw, oy, 0, row.data());
+                            pointwise<T>(row.data(), wo, c, point + u.p1 * c * c, c, y + int64_t(oy) * wo * c, c, nullptr, false);
+                            gather(tile.data(), tw, oy, 1, row.data());
+                            pointwise<T>(row.data(), wo, c, point + u.p2 * c * c, c, y + int64_t(oy) * wo * c, c, total.data(), true);
+                        }
+                    } else {
+                        separable(tile.data(), tw, int(u.k), dilation(u), s, depth + u.d1, point + u.p1 * c * c,
+                                  kept(u.kind == SEP ? u.y1 : u.term, n), row.data(), total.data());
+                    }
+                    keep_sums(n, u.kind == SEP ? u.slot1 : u.slot2, total.data());
+                }
+            }
+        }
+        for (int i = 0; i < p.units; ++i) {
+            const Unit& u = units[i];
+            if (u.src != j || u.kind == SKIP || u.kind == EXTRA) continue;
+            if ((u.kind == MAXPOOL || u.kind == AVGPOOL) && !u.first) continue;
+            measure(u.kind == SEP ? u.slot1 : u.slot2);
+        }
+    }
+
+    void seconds(int j) {
+        const int tw = wo + 2 * PAD;
+#pragma omp parallel num_threads(nt)
+        {
+            std::vector<T> tile(size_t(ho + 2 * PAD) * tw * c, T(0)), row(size_t(wo) * c), total(3 * c), a(c), b(c);
+            for (int i = 0; i < p.units; ++i) {
+                const Unit& u = units[i];
+                if (u.src != j || u.kind != SEP) continue;
+                first_norm(u, a.data(), b.data());
+#pragma omp for schedule(static) nowait
+                for (int64_t n = 0; n < p.n; ++n) {
+                    std::fill(total.begin(), total.end(), T(0));
+                    fill<T>(kept(u.y1, n), c, ho, wo, c, a.data(), b.data(), tile.data());
+                    separable(tile.data(), tw, int(u.k), 1, 1, depth + u.d2, point + u.p2 * c * c, kept(u.term, n), row.data(), total.data());
+                    keep_sums(n, u.slot2, total.data());
+                }
+            }
+        }
+        for (int i = 0; i < p.units; ++i)
+            if (units[i].src == j && units[i].kind == SEP) measure(units[i].slot2);
+    }
+
+    void combine(int j) {
+        std::vector<const Unit*> terms;
+        std::vector<T> a, b(c, T(0));
+        std::vector<double> exact(c, 0.0);
+        for (int i = 0; i < p.units; ++i) {
+            const Unit& u = units[i];
+            if (u.dst != j) continue;
+            terms.push_back(&u);
+            for (int l = 0; l < c; ++l) {
+                const double r = u.norm2 >= 0 ? rstd[u.slot2 * c + l] : 1.0;
+                const double factor = w[u.weight] * scale(u.norm2, l) * r;
+                a.push_back(T(factor));
+                if (u.norm2 >= 0) exact[l] += w[u.weight] * shift(u.norm2, l) - factor * mean[u.slot2 * c + l];
+            }
+        }
+        for (int l = 0; l < c; ++l) b[l] = T(exact[l]);
+#pragma omp parallel for schedule(static) num_threads(nt)
+        for (int64_t n = 0; n < p.n; ++n) {
+            T* to = const_cast<T*>(state(j, n));
+            for (int oy = 0; oy < ho; ++oy)
+                for (int l = 0; l < c; l += Vector<T>::width) {
+                    T* row = to + int64_t(oy) * wo * ld(j) + l;
+                    for (int x = 0; x < wo; ++x) at(row + x * ld(j)) = at(b.data() + l);
+                    for (size_t t = 0; t < terms.size(); ++t) {
+                        const int64_t step = term_ld(*terms[t]);
+                        const T* from = term(*terms[t], n) + int64_t(oy) * wo * step + l;
+                        const V<T> f = at(a.data() + t * c + l);
+                        for (int x = 0; x < wo; ++x) at(row + x * ld(j)) += f * at(from + x * step);
+                    }
+                }
+        }
+    }
+};
+
+// Backward: states from the last to the first; a state's gradient is complete when all its out-edges are done
+template <class T> struct Back : Cell<T> {
+    using Base = Cell<T>;
+    using Base::c; using Base::ho; using Base::wo; using Base::nt; using Base::p; using Base::units;
+    const T* dout;
+    bool learn;                                          // whether depthwise and pointwise weights want gradients
+    T *ddepth, *dpoint;                                  // like depth and point, or null
+    double *dgamma, *dbeta, *dw;                         // (norms, lanes), (norms, lanes), (ops,)
+    T* const* dinput;
+    T *grads, *dv;                                       // workspace: G of the nodes; gradients before the second ReLU, one
+                                                         // plane per separable unit of the present source
+    std::vector<T> flipped, turned;                      // reversed taps, transposed matrices
+    std::vector<T> slope, level, tilt;                   // per unit: dT = slope G + level + tilt T
+    std::vector<double> dots;                            // (n, units + 1, lanes): sum G T, last sum G
+    std::vector<std::vector<T>> local;                   // per thread: weight gradients
+
+    Back(const Plan& plan, const Unit* u) : Base(plan, u) {}
+
+    T* gradient(int j, int64_t n) {
+        if (j < p.inputs) return dinput[j] + n * p.height * p.width * c;
+        return grads + ((j - p.inputs) * p.n + n) * this->pixels() * c;
+    }
+
+    void prepare() {
+        flipped.resize(p.depth), turned.resize(size_t(p.points) * c * c);
+        for (int i = 0; i < p.units; ++i) {
+            const Unit& u = units[i];
+            if (u.kind != SEP && u.kind != DIL) continue;
+            const int64_t offsets[2] = {u.d1, u.d2};
+            for (int s = 0; s < (u.kind == SEP ? 2 : 1); ++s)
+                for (int t = 0; t < u.k * u.k; ++t)
+                    std::memcpy(&flipped[offsets[s] + t * c], this->depth + offsets[s] + (u.k * u.k - 1 - t) * c, c * sizeof(T));
+        }
+        for (int64_t m = 0; m < p.points; ++m)
+            for (int i = 0; i < c; ++i)
+                for (int o = 0; o < c; ++o) turned[(m * c + o) * c + i] = this->point[(m * c + i) * c + o];
+        slope.assign(size_t(p.units) * c, T(0)), level = slope, tilt = slope;
+        local.resize(nt);
+        if (learn)
+            for (auto& l : local) l.assign(size_t(p.depth) + size_t(p.points) * c * c, T(0));
+    }
+
+    void run_backward() {
+        prepare();
+        for (int j = int(p.inputs + p.nodes) - 1; j >= 0; --j) {
+            seconds_back(j);
+            sources_back(j);
+            if (j >= p.inputs) coefficients(j);
+        }
+        if (learn)
+            for (auto& l : local) {
+                for (int64_t i = 0; i < p.depth; ++i) ddepth[i] += l[i];
+                for (int64_t i = 0; i < p.points * c * c; ++i) dpoint[i] += l[p.depth + i];
+            }
+    }
+
+    struct Scratch {
+        std::vector<T> tile, dz, dy, z, dx, row, total;
+    };
+
+    // from dy (ho, wo, c) of y = (depthwise of tile) matrix: dx (h, w, c), added or set, and weight gradients
+    void separable_back(Scratch& s, int h, int wd, int k, int d, int st, int64_t taps, int64_t matrix, T* dx, bool add) {
+        const int tw = wd + 2 * PAD, thread = omp_get_thread_num();
+        const T* turn = turned.data() + matrix * c * c;
+        for (int oy = 0; oy < ho; ++oy) {
+            T* to = s.dz.data() + (int64_t(oy * st + PAD) * tw + PAD) * c;
+            pointwise<T>(s.dy.data() + int64_t(oy) * wo * c, wo, c, turn, c, to, int64_t(st) * c, nullptr, false);
+        }
+        for (int y = 0; y < h; ++y) depthwise<T>(k, d, 1, s.dz.data(), tw, c, y, wd, flipped.data() + taps, dx + int64_t(y) * wd * c, add);
+        if (!learn) return;
+        for (int oy = 0; oy < ho; ++oy)
+            depthwise<T>(k, d, st, s.tile.data(), tw, c, oy, wo, this->depth + taps, s.z.data() + int64_t(oy) * wo * c, false);
+        outer<T>(s.z.data(), s.dy.data(), ho * wo, c, c, local[thread].data() + p.depth + matrix * c * c);
+        T* dd = local[thread].data() + taps;
+#define CALL(K, D, S) taps_gradient<T, K, D, S>(s.tile.data(), s.dz.data(), tw, c, ho, wo, dd)
+        BY_SHAPE(k, d, st, CALL);
+#undef CALL
+    }
+
+    // dy = slope G + level + tilt T of one image
+    void affine(const T* g, const T* t, int64_t step, const T* a, const T* b, const T* e, T* dy) const {
+        for (int64_t x = 0; x < this->pixels(); ++x)
+            for (int l = 0; l < c; l += Vector<T>::width)
+                at(dy + x * c + l) = at(a + l) * at(g + x * c + l) + at(b + l) + at(e + l) * at(t + x * step + l);
+    }
+
+    void map_of(double factor, double r1, double q, double m, double r, T& a, T& b, T& e) const {
+        a = T(factor), b = T(-factor * (r1 - q * m * r) / this->count()), e = T(-factor * q * r / this->count());
+    }
+
+    void seconds_back(int j) {
+        std::vector<int> mine;
+        for (int i = 0; i < p.units; ++i)
+            if (units[i].src == j && units[i].kind == SEP) mine.push_back(i);
+        if (mine.empty()) return;
+        const size_t plane = size_t(p.n) * this->pixels() * c;
+        std::vector<double> both(size_t(p.n) * mine.size() * 2 * c);
+        const int tw = wo + 2 * PAD;
+#pragma omp parallel num_threads(nt)
+        {
+            Scratch s;
+            s.tile.assign(size_t(ho + 2 * PAD) * tw * c, T(0)), s.dz = s.tile;
+            s.dy.resize(this->pixels() * c), s.z.resize(this->pixels() * c), s.total.resize(2 * c);
+            std::vector<T> a(c), b(c);
+            for (size_t k = 0; k < mine.size(); ++k) {
+                const Unit& u = units[mine[k]];
+                this->first_norm(u, a.data(), b.data());
+#pragma omp for schedule(static) nowait
+                for (int64_t n = 0; n < p.n; ++n) {
+                    const T* y1 = this->kept(u.y1, n);
+                    affine(gradient(int(u.dst), n), this->kept(u.term, n), c, &slope[mine[k] * c], &level[mine[k] * c], &tilt[mine[k] * c], s.dy.data());
+                    if (learn) fill<T>(y1, c, ho, wo, c, a.data(), b.data(), s.tile.data());
+                    T* v = dv + k * plane + n * this->pixels() * c;
+                    separable_back(s, ho, wo, int(u.k), 1, 1, u.d2, u.p2, v, false);
+                    const V<T> zero = {};
+                    for (int l = 0; l < c; l += Vector<T>::width) {
+                        V<T> s1 = {}, s2 = {};
+                        const V<T> al = at(a.data() + l), bl = at(b.data() + l);
+                        for (int64_t x = 0; x < this->pixels(); ++x) {
+                            const V<T> y = at(y1 + x * c + l);
+                            V<T> g = at(v + x * c + l);
+                            g = y * al + bl > zero ? g : zero;
+                            at(v + x * c + l) = g;
+                            s1 += g, s2 += g * y;
+                        }
+                        at(s.total.data() + l) = s1, at(s.total.data() + c + l) = s2;
+                    }
+                    for (int l = 0; l < 2 * c; ++l) both[(n * mine.size() + k) * 2 * c + l] = double(s.total[l]);
+                }
+            }
+        }
+        first.resize(mine.size() * 3 * c);
+        for (size_t k = 0; k < mine.size(); ++k) {
+            const Unit& u = units[mine[k]];
+            std::vector<double> r(2 * c, 0.0);
+            for (int64_t n = 0; n < p.n; ++n)
+                for (int l = 0; l < 2 * c; ++l) r[l] += both[(n * mine.size() + k) * 2 * c + l];
+            const double *m = this->mean + u.slot1 * c, *rs = this->rstd + u.slot1 * c;
+            for (int l = 0; l < c; ++l) dgamma[u.norm1 * c + l] = (r[c + l] - m[l] * r[l]) * rs[l], dbeta[u.norm1 * c + l] = r[l];
+            this->fold(r.data()), this->fold(r.data() + c);
+            T* f = first.data() + k * 3 * c;
+            for (int l = 0; l < c; ++l)
+                map_of(this->scale(u.norm1, l) * rs[l], r[l], (r[c + l] - m[l] * r[l]) * rs[l], m[l], rs[l], f[l], f[c + l], f[2 * c + l]);
+        }
+    }
+    std::vector<T> first;  // per separable unit of the present source: the map of its first batch norm
+
+    void sources_back(int j) {
+        const int h = this->height(j), wd = this->width(j), st = this->stride(j);
+        const bool convolving = this->convolves(j);
+        const size_t plane = size_t(p.n) * this->pixels() * c;
+        const int64_t own = int64_t(h) * wd;
+        if (j >= p.inputs) dots.assign(size_t(p.n) * (p.units + 1) * c, 0.0);
+#pragma omp parallel num_threads(nt)
+        {
+            Scratch s;
+            if (convolving) s.tile.assign(this->tile_size(j), T(0)), s.dz = s.tile;
+            s.dy.resize(this->pixels() * c), s.z.resize(this->pixels() * c), s.row.resize(size_t(std::max<int64_t>(wo, wd)) * c), s.dx.resize(own * c);
+#pragma omp for schedule(static)
+            for (int64_t n = 0; n < p.n; ++n) {
+                const T* x = this->state(j, n);
+                T* g = gradient(j, n);
+                std::memset(s.dx.data(), 0, s.dx.size() * sizeof(T));
+                if (convolving) fill<T>(x, this->ld(j), h, wd, c, nullptr, nullptr, s.tile.data());
+                size_t k = 0;
+                for (int i = 0; i < p.units; ++i) {
+                    const Unit& u = units[i];
+                    if (u.src != j) continue;
+                    if (u.kind == SEP) {
+                        const T* f = first.data() + k * 3 * c;
+                        affine(dv + k * plane + n * this->pixels() * c, this->kept(u.y1, n), c, f, f + c, f + 2 * c, s.dy.data());
+                        separable_back(s, h, wd, int(u.k), 1, st, u.d1, u.p1, s.dx.data(), true);
+                        ++k;
+                    } else if (u.kind == DIL || u.kind == HALVE) {
+                        affine(gradient(int(u.dst), n), this->kept(u.term, n), c, &slope[i * c], &level[i * c], &tilt[i * c], s.dy.data());
+                        if (u.kind == DIL) separable_back(s, h, wd, int(u.k), 2, st, u.d1, u.p1, s.dx.data(), true);
+                        else halve_back(s, u, h, wd);
+                    }
+                }
+                finish(j, n, x, g, own, convolving, s);
+                if (j >= p.inputs) measure_gradient(j, n, g);
+            }
+        }
+    }
+
+    void halve_back(Scratch& s, const Unit& u, int h, int wd) {
+        const int tw = wd + 2 * PAD;
+        const int64_t matrices[2] = {u.p1, u.p2};
+        for (int from = 0; from < 2; ++from) {
+            for (int oy = 0; oy < ho; ++oy) {
+                pointwise<T>(s.dy.data() + int64_t(oy) * wo * c, wo, c, turned.data() + matrices[from] * c * c, c, s.row.data(), c, nullptr, false);
+                const int y = 2 * oy + from;
+                if (y >= h) continue;
+                for (int ox = 0; ox < wo && 2 * ox + from < wd; ++ox) {
+                    T* to = s.dx.data() + (int64_t(y) * wd + 2 * ox + from) * c;
+                    for (int l = 0; l < c; ++l) to[l] += s.row[ox * c + l];
+                }
+            }
+            if (!learn) continue;
+            for (int oy = 0; oy < ho; ++oy) this->gather(s.tile.data(), tw, oy, from, s.z.data() + int64_t(oy) * wo * c);
+            outer<T>(s.z.data(), s.dy.data(), ho * wo, c, c, local[omp_get_thread_num()].data() + p.depth + matrices[from] * c * c);
+        }
+    }
+
+    // G of the state: through the ReLU, plus the cell's output, skips and pools
+    void finish(int j, int64_t n, const T* x, T* g, int64_t own, bool convolving, Scratch& s) {
+        const V<T> zero = {};
+        const bool shown = j >= p.inputs && (p.concat || j == p.inputs + p.nodes - 1);
+        const int64_t od = p.concat ? p.nodes * c : c;
+        const T* above = shown ? dout + n * own * od + (p.concat ? (j - p.inputs) * c : 0) : nullptr;
+        for (int64_t i = 0; i < own; ++i)
+            for (int l = 0; l < c; l += Vector<T>::width) {
+                V<T> v = zero;
+                if (convolving) v = at(x + i * this->ld(j) + l) > zero ? at(s.dx.data() + i * c + l) : zero;
+                if (above) v += at(above + i * od + l);
+                at(g + i * c + l) = v;
+            }
+        for (int kind = MAXPOOL; kind <= SKIP; ++kind) {
+            const T* pooled = nullptr;
+            std::vector<T> b, e;
+            for (int i = 0; i < p.units; ++i) {
+                const Unit& u = units[i];
+                if (u.src != j || u.kind != kind) continue;
+                const T* from = gradient(int(u.dst), n);
+                const T* a = &slope[i * c];
+                T* to = kind == SKIP ? g : s.dy.data();
+                if (kind != SKIP && !pooled) {
+                    pooled = this->kept(u.term, n);
+                    b.assign(c, T(0)), e = b;
+                    std::memset(s.dy.data(), 0, s.dy.size() * sizeof(T));
+                }
+                if (kind != SKIP)
+                    for (int l = 0; l < c; ++l) b[l] += level[i * c + l], e[l] += tilt[i * c + l];
+                for (int64_t q = 0; q < this->pixels(); ++q)
+                    for (int l = 0; l < c; l += Vector<T>::width) at(to + q * c + l) += at(a + l) * at(from + q * c + l);
+            }
+            if (!pooled) continue;
+            for (int64_t q = 0; q < this->pixels(); ++q)
+                for (int l = 0; l < c; l += Vector<T>::width)
+                    at(s.dy.data() + q * c + l) += at(b.data() + l) + at(e.data() + l) * at(pooled + q * c + l);
+            Pool<T>{this->height(j), this->width(j), c, this->stride(j), this->ld(j)}.backward(kind == MAXPOOL, x, pooled, s.dy.data(), g);
+        }
+    }
+
+    // sum G, and sum G (T - its mean) for every term into node j, one image
+    void measure_gradient(int j, int64_t n, const T* g) {
+        std::vector<T> about(c);
+        for (int i = 0; i <= p.units; ++i) {
+            if (i < p.units && units[i].dst != j) continue;
+            const T* t = i < p.units ? this->term(units[i], n) : nullptr;
+            const int64_t step = t ? this->term_ld(units[i]) : 0;
+            for (int l = 0; l < c; ++l) about[l] = t ? pivot(units[i], l) : T(0);
+            for (int l = 0; l < c; l += Vector<T>::width) {
+                V<T> s[4] = {};
+                const V<T> m = at(about.data() + l);
+                int64_t x = 0;
+                for (; x + 4 <= this->pixels(); x += 4)
+#pragma GCC unroll 4
+                    for (int k = 0; k < 4; ++k) s[k] += t ? at(g + (x + k) * c + l) * (at(t + (x + k) * step + l) - m) : at(g + (x + k) * c + l);
+                for (; x < this->pixels(); ++x) s[0] += t ? at(g + x * c + l) * (at(t + x * step + l) - m) : at(g + x * c + l);
+                s[0] = (s[0] + s[1]) + (s[2] + s[3]);
+                for (int k = 0; k < Vector<T>::width; ++k) dots[(n * (p.units + 1) + i) * c + l + k] = double(s[0][k]);
+            }
+        }
+    }
+
+    // the mean as the kernels' type holds it; 0 for a term without batch norm
+    T pivot(const Unit& u, int l) const { return u.norm2 >= 0 ? T(this->mean[u.slot2 * c + l]) : T(0); }
+
+    void coefficients(int j) {
+        auto total = [&](int i) {
+            std::vector<double> s(c, 0.0);
+            for (int64_t n = 0; n < p.n; ++n)
+                for (int l = 0; l < c; ++l) s[l] += dots[(n * (p.units + 1) + i) * c + l];
+            return s;
+        };
+        const std::vector<double> lane = total(int(p.units));
+        std::vector<double> r1 = lane;
+        this->fold(r1.data());
+        for (int i = 0; i < p.units; ++i) {
+            const Unit& u = units[i];
+            if (u.dst != j) continue;
+            std::vector<double> r2 = total(i);
+            const double weight = this->w[u.weight];
+            if (u.norm2 < 0) {
+                for (int l = 0; l < c; ++l) dw[u.weight] += r2[l], slope[i * c + l] = T(weight);
+                continue;
+            }
+            const double *m = this->mean + u.slot2 * c, *r = this->rstd + u.slot2 * c;
+            for (int l = 0; l < c; ++l) {
+                const double q = (r2[l] - (m[l] - pivot(u, l)) * lane[l]) * r[l];
+                dw[u.weight] += this->scale(u.norm2, l) * q + this->shift(u.norm2, l) * lane[l];
+                dgamma[u.norm2 * c + l] = weight * q, dbeta[u.norm2 * c + l] = weight * lane[l];
+            }
+            this->fold(r2.data());
+            for (int l = 0; l < c; ++l)
+                map_of(weight * this->scale(u.norm2, l) * r[l], r1[l], (r2[l] - (m[l] - pivot(u, l)) * r1[l]) * r[l], m[l], r[l],
+                       slope[i * c + l], level[i * c + l], tilt[i * c + l]);
+        }
+    }
+};
+
+template <class T>
+void forward(const Plan* plan, const int64_t* units, const T* const* input, const double* w, const T* depth, const T* point,
+             const T* gamma, const T* beta, const T* const* extra, T* saved, T* out, double* mean, double* rstd) {
+    Cell<T> cell(*plan, reinterpret_cast<const Unit*>(units));
+    cell.input = input, cell.w = w, cell.depth = depth, cell.point = point, cell.gamma = gamma, cell.beta = beta;
+    cell.extra = extra, cell.saved = saved, cell.out = out, cell.mean = mean, cell.rstd = rstd;
+    cell.run_forward();
+}
+
+template <class T>
+void backward(const Plan* plan, const int64_t* units, const T* const* input, const double* w, const T* depth, const T* point,
+              const T* gamma, const T* beta, const T* const* extra, T* saved, T* out, double* mean, double* rstd,
+              const T* dout, T* const* dinput, double* dw, T* ddepth, T* dpoint, double* dgamma, double* dbeta, T* work) {
+    Back<T> cell(*plan, reinterpret_cast<const Unit*>(units));
+    cell.input = input, cell.w = w, cell.depth = depth, cell.point = point, cell.gamma = gamma, cell.beta = beta;
+    cell.extra = extra, cell.saved = saved, cell.out = out, cell.mean = mean, cell.rstd = rstd;
+    cell.dout = dout, cell.dinput = dinput, cell.dw = dw, cell.ddepth = ddepth, cell.dpoint = dpoint;
+    cell.dgamma = dgamma, cell.dbeta = dbeta, cell.learn = ddepth != nullptr;
+    cell.grads = work, cell.dv = work + plan->nodes * plan->n * cell.pixels() * plan->lanes;
+    cell.run_backward();
+}
+
+}  // namespace
+
+#define EXPORT(T, NAME)                                                                                                        \
+    extern "C" void oche_forward_##NAME(const Plan* plan, const int64_t* units, const T* const* input, const double* w,        \
+                                        const T* depth, const T* point, const T* gamma, const T* beta, const T* const* extra,  \
+                                        T* saved, T* out, double* mean, double* rstd) {                                        \
+        forward<T>(plan, units, input, w, depth, point, gamma, beta, extra, saved, out, mean, rstd);                           \
+    }                                                                                                                          \
+    extern "C" void oche_backward_##NAME(const Plan* plan, const int64_t* units, const T* const* input, const double* w,       \
+                                         const T* depth, const T* point, const T* gamma, const T* beta, const T* const* extra, \
+                                         T* saved, T* out, double* mean, double* rstd, const T* dout, T* const* dinput,        \
+                                         double* dw, T* ddepth, T* dpoint, double* dgamma, double* dbeta, T* work) {           \
+        backward<T>(plan, units, input, w, depth, point, gamma, beta, extra, saved, out, mean, rstd, dout, dinput, dw,         \
+                    ddepth, dpoint, dgamma, dbeta, work);                                                                       \
+    }
+EXPORT(float, f32)
+EXPORT(double, f64)

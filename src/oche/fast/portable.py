@@ -1,0 +1,168 @@
+"""How is a cell computed with shared work, in plain torch? Any operation, any device, no compiler.
+
+Every candidate runs up to its batch norm, on a ReLU that all candidates of a state share; pools run once per state; each node is then
+one `combine`. A partial-channel cell sums its edges first and shuffles once per node, since the permutation commutes with the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeGuard
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oche.base import Draw
+from oche.edges import _Partial, _Sum
+from oche.fast.combine import Moments, Term, combine
+from oche.ops import FactorizedReduce, PoolBN, Zero, run
+from oche.spaces.base import Cell
+
+
+@dataclass
+class State:
+    """A node's value h (B, C, H, W) and what several of its edges need from it, each computed when first asked for."""
+
+    h: Tensor
+    made: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
+    heads: dict[int, State] = field(default_factory=dict)
+
+    def once(self, key: tuple[object, ...], make: Callable[[Tensor], Tensor]) -> Tensor:
+        """make(h), or what an earlier call with the same key made."""
+        if key not in self.made:
+            self.made[key] = make(self.h)
+        return self.made[key]
+
+    def relu(self) -> Tensor:
+        """max(h, 0)."""
+        return self.once(("relu",), torch.relu)
+
+    def head(self, share: int) -> State:
+        """The state of the first 1/share of the channels."""
+        if share not in self.heads:
+            self.heads[share] = State(self.h[:, : self.h.shape[1] // share])
+        return self.heads[share]
+
+
+def run_portable(
+    cell: Cell, states: Sequence[Tensor], w: Tensor, zero: set[tuple[int, int]], draw: Draw
+) -> list[Tensor]:
+    """The cell's states, inputs first, from those after its entries; w (E, O)."""
+    known = [State(h) for h in states]
+    moments = Moments()
+    for incoming in cell._into:
+        edges = [(e, known[source], cell.edges[key]) for e, source, key in incoming]
+        known.append(State(_node(edges, w, zero, draw, moments)))
+    return [state.h for state in known]
+
+
+def _node(
+    edges: Sequence[tuple[int, State, nn.Module]], w: Tensor, zero: set[tuple[int, int]], draw: Draw, moments: Moments
+) -> Tensor:
+    share = edges[0][2].share if isinstance(edges[0][2], _Partial) else 1
+    terms, bypassed = [], []
+    for e, state, edge in edges:
+        active = state
+        if isinstance(edge, _Partial):
+            bypassed.append((w[e].sum(), state.once(("bypass", share, edge.stride), _bypass(share, edge.stride))))
+            active = state.head(share)
+        ops = edge.ops
+        assert isinstance(ops, nn.ModuleDict)
+        terms += [
+            term
+            for o, (name, op) in enumerate(ops.items())
+            if (e, o) not in zero and not (name == "none" and len(ops) > 1)
+            for term in [_term(op, active, w[e, o], draw)]
+            if term is not None
+        ]
+    if not terms:  # every candidate is `none` or has no weight: zeros of the right shape
+        e, state, edge = edges[0]
+        assert isinstance(edge, _Sum | _Partial)
+        empty = Zero(_stride(edge, state.h))(state.head(share).h if share > 1 else state.h)
+        terms = [Term(empty, w[e].sum())]
+    mixed = combine(terms, moments)
+    if not bypassed:
+        return mixed
+    passed = combine([Term(value, weight) for weight, value in bypassed], moments)
+    batch, width, height, breadth = mixed.shape
+    groups = torch.cat([mixed, passed], dim=1).reshape(batch, share, width, height, breadth)
+    return groups.transpose(1, 2).flatten(1, 2)
+
+
+def _term(op: nn.Module, state: State, weight: Tensor, draw: Draw) -> Term | None:
+    """A candidate up to its batch norm; one that is not known runs as it is."""
+    if isinstance(op, Zero):
+        return None
+    if isinstance(op, nn.Identity):
+        return Term(state.h, weight)
+    if isinstance(op, nn.MaxPool2d | nn.AvgPool2d):
+        return Term(_pool(op, state), weight)
+    if isinstance(op, PoolBN) and of_batch(op.norm):
+        return Term(_pool(op.pool, state), weight, op.norm)
+    if isinstance(op, FactorizedReduce) and of_batch(op.norm):
+        return Term(_halved(op, state), weight, op.norm)
+    if isinstance(op, nn.Sequential) and len(op) > 2 and isinstance(op[0], nn.ReLU) and of_batch(op[-1]):
+        value = state.relu()
+        for module in list(op)[1:-1]:
+            value = module(value)
+        return Term(value, weight, op[-1])
+    return Term(run(op, state.h, draw), weight)
+
+
+def _pool(pool: nn.Module, state: State) -> Tensor:
+    return state.once((type(pool), repr(pool)), pool)
+
+
+def _halved(op: FactorizedReduce, state: State) -> Tensor:
+    x = state.relu()
+    height, width = x.shape[-2:]
+    shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
+    return torch.cat([op.even(x), op.odd(shifted)], dim=1)
+
+
+def _bypass(share: int, stride: int) -> Callable[[Tensor], Tensor]:
+    def rest(h: Tensor) -> Tensor:
+        passed = h[:, h.shape[1] // share :]
+        return F.max_pool2d(passed, 2, 2, ceil_mode=True) if stride > 1 else passed
+
+    return rest
+
+
+def zeros(w: Tensor) -> set[tuple[int, int]]:
+    """Entries of w that are exactly zero where nobody asks for their gradient: those candidates need not run.
+
+    On an accelerator none is skipped: to know them would make the host wait.
+    """
+    if w.requires_grad or w.device.type != "cpu":
+        return set()
+    return {(e, o) for e, row in enumerate(w.tolist()) for o, value in enumerate(row) if value == 0.0}
+
+
+def _stride(edge: _Sum | _Partial, h: Tensor) -> int:
+    """The edge's stride, read from any candidate that has one."""
+    for module in edge.modules():
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | Zero):
+            stride = module.stride
+            found = max(stride) if isinstance(stride, tuple) else stride
+            if found > 1:
+                return int(found)
+    return 1
+
+
+def of_batch(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
+    """Whether it is a batch norm that uses the batch's statistics and keeps none."""
+    return isinstance(norm, nn.BatchNorm2d) and norm.running_mean is None
+
+
+def refusal(cell: Cell) -> str | None:
+    """Why the cell cannot be fused, or None."""
+    kinds = {type(edge) for edge in cell.edges.values()}
+    if kinds - {_Sum, _Partial}:
+        return f"edges of type {', '.join(sorted(kind.__name__ for kind in kinds - {_Sum, _Partial}))}"
+    if _Partial in kinds and (len(kinds) > 1 or len({edge.share for edge in cell.edges.values()}) > 1):
+        return "edges that pass by different shares of the channels"
+    if any(isinstance(m, nn.BatchNorm2d) and not of_batch(m) for m in cell.modules()):
+        return "batch norm with running statistics"
+    return None

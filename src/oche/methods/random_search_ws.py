@@ -1,0 +1,153 @@
+"""Random search with weight sharing. L. Li, A. Talwalkar. UAI 2019, arXiv 1902.07638.
+
+    every step: one cell of each group, drawn uniformly; its operations alone run, and their weights step
+    at the end: `samples` cells drawn again and scored by the supernet on `batches` batches; the `finalists` best of them on all
+    validation images; the best of these is the result
+
+The baseline that a search with a supernet has to beat: what it finds is owed to shared weights alone, there is no alpha to learn.
+
+Taken from code (liamcli/randomNAS_release): a cell a batch, 1,000 samples on 10 batches, 10 finalists on all validation images.
+Ours: fewer samples by default (100 on 4 batches, for a laptop; the published ones are `published=True`), and after every epoch the best
+of `glances`, so that the search can be watched.
+
+Deviations from the paper: none known.
+Deviations from the authors' code: a cell is scored with each batch's own statistics, where the code takes running ones gathered over all
+cells; on the validation part, where the code takes the other half of the train images (unused here); no `none` in cells that keep two
+edges a node; one round of samples, where the code makes one for every 10,000 steps; cells that no signal can pass are drawn again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from oche.base import Alpha, Draw, Group, counted
+from oche.data import ImageSet
+from oche.edges import Candidate, Edge
+from oche.genotype import Choice, Genotype
+from oche.loop import score
+from oche.method import Method
+from oche.ops import run
+from oche.relaxations import Relaxation
+from oche.selection import argmax, strongest
+from oche.state import Problem, SearchState
+from oche.strategies import sample
+
+
+@dataclass(frozen=True)
+class OneCell(Relaxation):
+    """w_eo = 1 where the drawn cell has op o on edge e, else 0; drawn anew at every step. Selection and probes see w_eo = 1/O."""
+
+    def init(self, group: Group, rng: torch.Generator) -> Alpha:
+        return {f"{group.name}/alpha": torch.zeros(len(group.edges), group.width)}
+
+    def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        still = 0 * alpha[f"{group.name}/alpha"]  # the weights depend on alpha, by a gradient of zero
+        if draw.phase == "eval":
+            return self.strength(alpha, group, draw)
+        random = torch.rand(len(group.edges), group.width, generator=draw.generator(f"one cell/{group.name}"))
+        drawn = argmax(group, random) if group.keep is None else strongest(group, random, group.keep)
+        return still + one_hot(group, drawn).to(still)
+
+    def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        alive = draw.alive(group).to(alpha[f"{group.name}/alpha"])
+        return alive / alive.sum(-1, keepdim=True).clamp_min(1)
+
+
+@dataclass(frozen=True)
+class GivenCell(Relaxation):
+    """The op weights of one cell, whatever alpha is."""
+
+    cell: Mapping[str, Tensor]
+
+    def init(self, group: Group, rng: torch.Generator) -> Alpha:
+        return {}
+
+    def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        return self.cell[group.name]
+
+    def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        return self.cell[group.name]
+
+
+class _Sampled(Edge):
+    def __init__(self, ops: nn.ModuleDict) -> None:
+        super().__init__()
+        self.ops = ops
+
+    def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
+        modules = list(self.ops.values())
+        terms = [w[o] * run(modules[o], x, draw) for o in w.nonzero().flatten().tolist() or [0]]
+        return sum(terms[1:], terms[0])
+
+
+@dataclass(frozen=True)
+class SampledOps:
+    """sum_o w_o op_o(x) over the ops whose weight is not zero: the others are not computed, and their weights do not step."""
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        return _Sampled(nn.ModuleDict({op: build(op, channels) for op in ops}))
+
+
+@dataclass(frozen=True)
+class BestOfSampled:
+    """The best of `samples` random cells by the supernet's validation accuracy: first on `batches` batches, the `finalists` on all."""
+
+    samples: int = 100
+    batches: int = 4
+    finalists: int = 10
+    glances: int = 4
+
+    def __call__(self, state: SearchState, problem: Problem) -> Genotype:
+        images = problem.data.val
+        order = torch.randperm(len(images), generator=counted(problem.seed, "random search images")).to(
+            images.targets.device
+        )
+        last = state.epoch >= problem.epochs
+        cells = self._cells(state, problem, self.samples if last else self.glances)
+        few = images.subset(order[: self.batches * problem.batch])
+        ranked = sorted(cells, key=lambda cell: -accuracy(state, problem, few, cell))  # stable: the first of equals
+        if not last:
+            return ranked[0]
+        every = images.subset(order)
+        return max(ranked[: self.finalists], key=lambda cell: accuracy(state, problem, every, cell))
+
+    def _cells(self, state: SearchState, problem: Problem, count: int) -> list[Genotype]:
+        """`count` connected cells; the draw depends on the seed and the epoch alone."""
+        rng, cells = counted(problem.seed, "random search cells", state.epoch), list[Genotype]()
+        while len(cells) < count:
+            cell = sample(problem.space, rng)
+            if cell.connected:
+                cells.append(cell)
+        return cells
+
+
+def accuracy(state: SearchState, problem: Problem, images: ImageSet, cell: Genotype) -> float:
+    """In [0, 1], of the supernet with one cell switched on."""
+    like = next(iter(state.alpha.values()))
+    weights = {group.name: one_hot(group, cell.groups[group.name]).to(like) for group in problem.space.groups}
+    return score(replace(state, relaxation=GivenCell(weights)), problem, images)[0]
+
+
+def one_hot(group: Group, choices: Sequence[Choice]) -> Tensor:
+    """(E, O): 1 for each chosen op."""
+    w = torch.zeros(len(group.edges), group.width)
+    for choice in choices:
+        e = group.edges.index((choice.source, choice.target))
+        w[e, group.ops[e].index(choice.op)] = 1.0
+    return w
+
+
+def random_search_ws(published: bool = False) -> Method:
+    """Random search with shared weights: the baseline of any search with a supernet."""
+    return Method(
+        name="random_search_ws",
+        relaxation=OneCell(),
+        edge=SampledOps(),
+        arch_start=1.0,
+        selection=BestOfSampled(1000, 10, 10) if published else BestOfSampled(),
+        papers=("li2019random",),
+    )

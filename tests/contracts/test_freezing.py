@@ -1,0 +1,283 @@
+"""What is frozen stays frozen, bit for bit, and no step computes a gradient that it would throw away.
+
+Gradients are counted where they are made: a dispatch mode sees every backward kernel, with the mask that says which of its
+gradients were asked for. And since a graph for alpha costs memory even where no gradient is taken, what enters the supernet
+is looked at too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from oche.bilevel import FiniteDifference, Unrolled
+from oche.loop import StepBatches, arch_step, begin, bilevel, search, streams, weight_step
+from oche.method import Method
+from oche.methods import METHODS
+from oche.methods.darts import darts, darts_2nd
+from oche.methods.pcdarts import pcdarts
+from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
+from oche.state import Problem, SearchState
+from oche.trainable import BatchNormOnly
+from reference.tiny import tiny_problem
+
+aten = torch.ops.aten
+
+
+class Backwards(TorchDispatchMode):
+    """Counts the gradients that backward kernels are asked for, by what they belong to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        packet = func.overloadpacket
+        if packet is aten.convolution_backward:
+            self.seen["convolution"] += 1
+            self.seen["convolution's input"] += args[-1][0]
+            self.seen["convolution's weight"] += args[-1][1]
+        elif packet is aten.native_batch_norm_backward:
+            self.seen["batch norm"] += 1
+            self.seen["batch norm's weight"] += args[-1][1] or args[-1][2]
+        elif packet is aten._softmax_backward_data:
+            self.seen["alpha"] += 1
+        return func(*args, **(kwargs or {}))
+
+
+@dataclass
+class Entered:
+    """What one supernet forward was given: do its weights and op weights carry a graph?"""
+
+    weights: bool
+    frozen: bool
+    op_weights: bool
+
+
+@contextmanager
+def watched(state: SearchState) -> Iterator[list[Entered]]:
+    """Every forward of the supernet, with the weights that functional_call puts in."""
+    seen: list[Entered] = []
+
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        parameters = dict(module.named_parameters())
+        seen.append(
+            Entered(
+                weights=any(t.requires_grad for n, t in parameters.items() if n in state.learns),
+                frozen=any(t.requires_grad for n, t in parameters.items() if n not in state.learns),
+                op_weights=any(t.requires_grad for t in inputs[1].values()),
+            )
+        )
+
+    handle = state.supernet.register_forward_pre_hook(look)
+    yield seen
+    handle.remove()
+
+
+@dataclass
+class Seen:
+    state: SearchState
+    backwards: Counter[str]
+    forwards: list[Entered]
+
+
+def one_step(problem: Problem, method: Method, which: str) -> Seen:
+    """The named step alone, counted."""
+    state = begin(problem, method)
+    weights, arch = streams(problem, method)
+    losses, now = bilevel(state, problem, method), StepBatches(weights, arch, 0)
+    with watched(state) as forwards, Backwards() as counter:
+        if which == "alpha":
+            arch_step(state, method, losses, now)
+        else:
+            weight_step(state, problem, method, losses, now)
+    return Seen(state, counter.seen, forwards)
+
+
+def nb201() -> Problem:
+    return tiny_problem("nb201", epochs=2, count=16, cells=1, channels=4)
+
+
+def small_darts() -> Problem:
+    return tiny_problem("darts", epochs=2, count=16, cells=3, channels=4, nodes=1)
+
+
+SPACES: dict[str, Callable[[], Problem]] = {"nb201": nb201, "darts": small_darts}
+FIRST_ORDER: dict[str, Callable[[], Method]] = {
+    "darts": darts,
+    "pcdarts": lambda: pcdarts(2),
+    "rf_darts": rf_darts,
+    "rf_darts, classifier trained": lambda: rf_darts(classifier=True),
+    "rf_pcdarts": lambda: rf_pcdarts(2),
+}
+every_space = pytest.mark.parametrize("space", SPACES)
+every_method = pytest.mark.parametrize("name", FIRST_ORDER)
+
+
+# ---------------------------------------------------------------------- bit-identical
+
+SWITCHES: dict[str, Callable[[], Method]] = {
+    "literal": rf_darts,
+    "classifier": lambda: rf_darts(classifier=True),
+    "stem": lambda: random_features(darts(), stem=True),
+    "without pool norms": lambda: random_features(darts(), pool_bn=False),
+    "binary": lambda: rf_darts(initialiser="binary"),
+    "partial channels": lambda: replace(rf_pcdarts(2), arch_start=0.0),
+    "second order": lambda: random_features(darts_2nd()),
+    "finite difference": lambda: random_features(darts_2nd(finite_difference=True)),
+}
+
+
+@every_space
+@pytest.mark.parametrize("switch", SWITCHES)
+def test_frozen_tensors_are_bit_identical_after_a_search(space: str, switch: str) -> None:
+    problem, method = SPACES[space](), SWITCHES[switch]()
+    before = {name: t.detach().clone() for name, t in begin(problem, method).supernet.named_parameters()}
+    state = search(problem, method).state
+    after = dict(state.supernet.named_parameters())
+    frozen = set(before) - state.learns
+    assert frozen
+    assert {name for name in frozen if not torch.equal(before[name], after[name])} == set()
+    moved = {name for name in state.learns if not torch.equal(before[name], after[name])}
+    assert moved == state.learns, "weight decay alone moves every weight that learns; a bias gets gradients here"
+    for name, t in state.alpha.items():
+        assert not torch.equal(t.detach(), state.trajectory[name][0]), f"{name} did not move"
+    assert all(after[name].grad is None for name in frozen), "a frozen weight has a gradient"
+    assert not any(
+        t is p for g in state.weight_optimizer.param_groups for p in g["params"] for t in map(after.get, frozen)
+    )
+
+
+@every_space
+def test_every_convolution_is_frozen_and_every_batch_norm_learns(space: str) -> None:
+    state = begin(SPACES[space](), rf_darts())
+    kinds = {"conv": 0, "norm": 0}
+    for path, module in state.supernet.named_modules():
+        if isinstance(module, nn.Conv2d):
+            kinds["conv"] += 1
+            assert f"{path}.weight" not in state.learns
+            assert not module.weight.requires_grad
+        if isinstance(module, nn.BatchNorm2d):
+            kinds["norm"] += 1
+            assert {f"{path}.weight", f"{path}.bias"} <= state.learns, f"{path} is not affine"
+    assert min(kinds.values()) > 10
+    assert not any("classifier" in name for name in state.learns)
+
+
+# ---------------------------------------------------------------------- nothing for the bin
+
+
+@every_space
+@every_method
+def test_the_alpha_step_computes_no_weight_gradient(space: str, name: str) -> None:
+    seen = one_step(SPACES[space](), FIRST_ORDER[name](), "alpha")
+    assert seen.backwards["alpha"] > 0, "the counter sees nothing"
+    assert seen.backwards["convolution"] > 0
+    assert seen.backwards["convolution's weight"] == 0
+    assert seen.backwards["batch norm's weight"] == 0
+    assert seen.forwards == [Entered(weights=False, frozen=False, op_weights=True)]
+    assert all(p.grad is None for p in seen.state.supernet.parameters())
+
+
+@every_space
+@every_method
+def test_the_weight_step_computes_no_alpha_gradient(space: str, name: str) -> None:
+    seen = one_step(SPACES[space](), FIRST_ORDER[name](), "weight")
+    assert seen.backwards["batch norm's weight"] > 0, "the counter sees nothing"
+    assert seen.backwards["alpha"] == 0
+    assert seen.forwards == [Entered(weights=True, frozen=False, op_weights=False)]
+    assert all(t.grad is None for t in seen.state.alpha.values())
+
+
+@every_space
+def test_frozen_convolutions_get_no_gradient_and_trained_ones_do(space: str) -> None:
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in begin(SPACES[space](), darts()).supernet.modules())
+    trained = one_step(SPACES[space](), darts(), "weight").backwards
+    assert trained["convolution's weight"] == trained["convolution"] == convolutions
+    frozen = one_step(SPACES[space](), rf_darts(), "weight").backwards
+    assert frozen["convolution"] > 0, "gradients still pass through to the batch norms before"
+    assert frozen["convolution's weight"] == 0
+
+
+@every_space
+def test_the_frozen_stem_is_not_even_passed_through(space: str) -> None:
+    """Every convolution but the stem's first has a batch norm before it: that one needs no backward at all."""
+    convolutions = sum(isinstance(m, nn.Conv2d) for m in begin(SPACES[space](), rf_darts()).supernet.modules())
+    assert one_step(SPACES[space](), rf_darts(), "weight").backwards["convolution"] == convolutions - 1
+    assert one_step(SPACES[space](), rf_darts(), "alpha").backwards["convolution"] < convolutions
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("arch_gradient", [Unrolled(), FiniteDifference()], ids=lambda g: type(g).__name__)
+def test_second_order_needs_weight_gradients_and_only_of_what_learns(
+    arch_gradient: Unrolled | FiniteDifference, frozen: bool
+) -> None:
+    """The declared exception: the alpha step takes weight gradients, but none of a frozen convolution."""
+    method = replace(darts(), arch_gradient=arch_gradient)
+    seen = one_step(nb201(), random_features(method) if frozen else method, "alpha")
+    assert seen.backwards["alpha"] > 0
+    assert seen.backwards["batch norm's weight"] > 0
+    assert (seen.backwards["convolution's weight"] == 0) == frozen
+    assert not any(forward.frozen for forward in seen.forwards)
+
+
+def test_the_counter_would_notice() -> None:
+    """An alpha step whose weights were not detached, with gradients for all: what the tests above must refuse."""
+    problem, method = nb201(), darts()
+    state = begin(problem, method)
+    weights, arch = streams(problem, method)
+    losses, now = bilevel(state, problem, method), StepBatches(weights, arch, 0)
+    with watched(state) as forwards, Backwards() as counter:
+        losses.outer(state.theta, state.alpha, now.outer()).backward()
+    assert counter.seen["convolution's weight"] > 0
+    assert forwards == [Entered(weights=True, frozen=False, op_weights=True)]
+
+
+# ---------------------------------------------------------------------- the part itself
+
+
+def test_random_features_of_every_gradient_method() -> None:
+    """`random_features` changes the trainable slot, the name and the citation, and nothing else."""
+    for build in METHODS.values():
+        base = build()
+        if isinstance(base, Method) and not base.name.startswith("rf_"):
+            frozen = random_features(base)
+            same = replace(frozen, name=base.name, trainable=base.trainable, papers=base.papers)
+            assert same == base
+            assert isinstance(frozen.trainable, BatchNormOnly)
+            assert frozen.name == f"rf_{base.name}"
+
+
+def test_random_features_need_a_supernet() -> None:
+    with pytest.raises(ValueError, match="random_sampling trains none"):
+        random_features(METHODS["random_sampling"]())
+
+
+@pytest.mark.parametrize("initialiser", ["kaiming_normal", "kaiming_uniform", "orthogonal", "binary"])
+def test_initialisers_draw_every_convolution_anew_and_nothing_else(initialiser: str) -> None:
+    drawn = dict(begin(nb201(), rf_darts(initialiser=initialiser)).supernet.named_parameters())  # type: ignore[arg-type]
+    plain = dict(begin(nb201(), rf_darts()).supernet.named_parameters())
+    again = dict(begin(nb201(), rf_darts(initialiser=initialiser)).supernet.named_parameters())  # type: ignore[arg-type]
+    for name, t in drawn.items():
+        assert torch.equal(t, again[name]), "the seed alone decides"
+        assert torch.equal(t, plain[name]) == (t.ndim != 4), name
+        if t.ndim == 4:
+            fan_in = t[0].numel()
+            flat = t.detach().flatten(1)
+            if initialiser == "binary":
+                torch.testing.assert_close(flat.abs(), torch.full_like(flat, (2 / fan_in) ** 0.5))
+                assert {-1.0, 1.0} == set(flat.sign().unique().tolist())
+            elif initialiser == "kaiming_uniform":
+                assert float(flat.abs().max()) <= (6 / fan_in) ** 0.5
+            elif initialiser == "kaiming_normal":
+                assert 0.5 < float(flat.std()) / (2 / fan_in) ** 0.5 < 1.6
+            elif flat.shape[0] <= flat.shape[1]:
+                torch.testing.assert_close(flat @ flat.T, torch.eye(len(flat)), atol=1e-5, rtol=0)

@@ -1,0 +1,116 @@
+"""What a bench may be asked for, and the sentence for what it may not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from oche.bench.matrix import Matrix, check, matrix_from, slug, trials
+from oche.errors import UserError
+from reference.small_bench import ToyTable
+
+TOML = """
+methods = ["darts", "rf_darts"]
+spaces = ["toy"]
+budgets = ["smoke"]
+seeds = 2
+evaluate = "train"
+
+[settings]
+space.cells = 1
+weight_lr.start = 0.05
+
+[settings_of.rf_darts]
+trainable.classifier = true
+"""
+
+
+def written(folder: Path, text: str = TOML) -> Path:
+    path = folder / "small.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_file_and_flags_make_a_matrix(tmp_path: Path) -> None:
+    matrix = matrix_from(written(tmp_path), {"seeds": 1, "epochs": None, "settings": {"space.channels": 8}})
+    assert (matrix.name, matrix.methods, matrix.seeds) == ("small", ("darts", "rf_darts"), 1)
+    assert matrix.settings == {"space.cells": 1, "weight_lr.start": 0.05, "space.channels": 8}
+    assert matrix.settings_of == {"rf_darts": {"trainable.classifier": True}}
+    assert matrix_from(None, {"methods": "darts"}).methods == ("darts",)
+
+
+def test_each_trial_gets_the_settings_it_has_parts_for(tmp_path: Path) -> None:
+    matrix = replace(matrix_from(written(tmp_path)), baselines=())
+    found = {trial.name: trial.request.settings for trial in trials(matrix)}
+    assert list(found)[:3] == [
+        "darts-toy-digits-smoke-0",
+        "rf_darts-toy-digits-smoke-0",
+        "random_sampling-toy-digits-smoke-0",
+    ]
+    assert found["rf_darts-toy-digits-smoke-1"] == {
+        "space.cells": 1,
+        "weight_lr.start": 0.05,
+        "trainable.classifier": True,
+    }
+    assert found["random_sampling-toy-digits-smoke-0"] == {"space.cells": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("method = ['darts']", "no .* setting 'method'; did you mean 'methods'"),
+        ("seeds = 'many'", "seeds must be int"),
+        ("methods = ['darts', 'darts']", "none twice"),
+        ("seeds = 0", "needs a seed"),
+        ("select = 'trained/test'", "would select on test data"),
+        (
+            "evaluate = 'table'\ntable = 'nb201'\nmetrics = ['cifar10/test']\nselect = 'cifar10/test'",
+            "would select on test data",
+        ),
+        ("evaluate = 'table'\ntable = 'nb201'\nmetrics = ['cifar10/test']", "`select` must name"),
+        ("evaluate = 'both'\nselect = 'cifar10/valid'", "needs a `table` and the `metrics`"),
+        ("table = 'nb201'", "does not look at it"),
+        ("protocol = 'quik'", "did you mean 'quick'"),
+        ("settings_of.dart.clip = 1.0", "did you mean 'darts'"),
+        ("seeds = [", "not valid TOML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        matrix_from(written(tmp_path, text))
+
+
+def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no file"):
+        matrix_from(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"metrics": ("digits/tset",)}, "did you mean 'digits/test'"),
+        ({"select": "digits/val"}, "did you mean 'digits/valid'"),
+        ({"metrics": ("digits/parameters",)}, "is a cost"),
+        ({"zero_cost": ("zerocost/digits/scores",)}, "did you mean 'zerocost/digits/score'"),
+        ({"spaces": ("nb201",)}, "holds cells of toy, not of nb201"),
+    ],
+)
+def test_what_the_table_cannot_answer_is_a_sentence(
+    matrix: Matrix, table: ToyTable, changes: dict[str, tuple[str, ...]], says: str
+) -> None:
+    check(matrix, table)
+    with pytest.raises(UserError, match=says):
+        check(replace(matrix, **changes), table)  # type: ignore[arg-type]
+
+
+def test_two_paths_never_share_a_folder() -> None:
+    assert slug("a/b") != slug("a b") != slug("a_b")
+
+
+def test_data_that_is_a_path_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (trial, *_) = trials(Matrix(methods=("darts",), data=("images",), baselines=()))
+    assert (trial.data, trial.request.data) == ("images", str(tmp_path / "images"))

@@ -1,0 +1,233 @@
+"""Probes against a dense Hessian, scipy, counting by hand, and the promise that they leave no trace."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import kendalltau
+from torch import Tensor
+
+from oche.base import Alpha, Batch, Params
+from oche.benchmarks import Table
+from oche.data import batches, none
+from oche.errors import UserError
+from oche.genotype import Genotype
+from oche.loop import begin, bilevel, score, search, streams
+from oche.method import Method
+from oche.methods import METHODS
+from oche.methods.darts import darts
+from oche.probes import (
+    discretisation_gap,
+    hessian_eigenvalue,
+    kendall_tau,
+    one_hot,
+    parameter_free,
+    skip_share,
+    supernet_accuracy,
+    validation_loss,
+)
+from oche.selection import TopK
+from oche.state import Problem, SearchState
+from reference.tiny import tiny_problem
+
+CELLS = [f"|{a}~0|+|{b}~0|{c}~1|" for a, b, c in [
+    ("skip_connect", "skip_connect", "skip_connect"),
+    ("nor_conv_3x3", "none", "nor_conv_3x3"),
+    ("nor_conv_3x3", "skip_connect", "skip_connect"),
+    ("none", "nor_conv_3x3", "none"),
+    ("none", "none", "none"),
+]]  # fmt: skip
+
+
+@pytest.fixture
+def _float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def started(method: Method, problem: Problem, spread: float = 1.0) -> SearchState:
+    """A fresh state with alpha far enough from zero that cells differ."""
+    state = begin(problem, method)
+    rng = torch.Generator().manual_seed(5)
+    for t in state.alpha.values():
+        t.data.copy_(spread * torch.randn(t.shape, generator=rng))
+    return state
+
+
+def toy(text: str) -> Genotype:
+    return Genotype.parse(text, "toy")
+
+
+# ---------------------------------------------------------------------- of a genotype
+
+
+def test_shares() -> None:
+    assert parameter_free(toy(CELLS[0])) == 1.0
+    assert parameter_free(toy(CELLS[1])) == pytest.approx(1 / 3)
+    assert skip_share(toy(CELLS[2])) == pytest.approx(2 / 3)
+    assert parameter_free(Genotype.parse("DARTS_V2")) == 10 / 16  # 2 skips in the normal cell, all 8 of the reduction cell
+    assert skip_share(Genotype.parse("DARTS_V2")) == 3 / 8
+
+
+# ---------------------------------------------------------------------- eigenvalue
+
+
+def dense(loss: object, state: SearchState, batch: Batch) -> Tensor:
+    """The eigenvalues of the whole Hessian, entry by entry."""
+    shapes = {name: t.shape for name, t in state.alpha.items()}
+
+    def of(flat: Tensor) -> Tensor:
+        parts = torch.split(flat, [math.prod(shape) for shape in shapes.values()])
+        alpha = {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+        return loss(state.theta, alpha, batch)  # type: ignore[operator]
+
+    flat = torch.cat([t.detach().flatten() for t in state.alpha.values()])
+    return torch.linalg.eigvalsh(torch.autograd.functional.hessian(of, flat))
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize("name", ["darts", "pcdarts", "rf_darts"])
+@pytest.mark.parametrize("spread", [0.0, 2.0])
+def test_the_eigenvalue_is_the_dense_hessian_s(name: str, spread: float) -> None:
+    problem, method = tiny_problem(), METHODS[name]()
+    assert isinstance(method, Method)
+    state = started(method, problem, spread)
+    batch = streams(problem, method)[1].at(0)
+    loss = validation_loss(state, problem)
+    values = dense(loss, state, batch)
+    assert values[0] < -1e-3  # so that the largest is not simply the largest in absolute value
+    largest = pytest.approx(float(values[-1]), rel=1e-8, abs=1e-12)
+    assert hessian_eigenvalue(state, loss, batch) == largest
+    assert hessian_eigenvalue(state, bilevel(state, problem, method).outer, batch) == largest
+    assert state.meters == {}
+
+
+@pytest.mark.usefixtures("_float64")
+@pytest.mark.parametrize(
+    ("diagonal", "largest"),
+    [([-5.0, 1, 0.5], 1.0), ([-5.0, -1, -0.5], -0.5), ([0.0, 0, 0], 0.0), ([3.0, -3, 3], 3.0)],
+)
+def test_the_eigenvalue_is_the_largest_signed_one(diagonal: list[float], largest: float) -> None:
+    state = started(darts(), tiny_problem())
+    entries = torch.tensor(diagonal * 3)
+
+    def loss(theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
+        (a,) = alpha.values()
+        return (entries * a.flatten().square()).sum() / 2 + a.sum()
+
+    batch = Batch(torch.zeros(1), torch.zeros(1))
+    assert hessian_eigenvalue(state, loss, batch) == pytest.approx(largest, abs=1e-12)
+    assert hessian_eigenvalue(state, lambda theta, alpha, batch: next(iter(alpha.values())).sum(), batch) == 0.0
+
+
+def test_the_eigenvalue_in_single_precision() -> None:
+    problem = tiny_problem()
+    state = started(darts(), problem)
+    loss, batch = validation_loss(state, problem), streams(problem, darts())[1].at(0)
+    assert hessian_eigenvalue(state, loss, batch) == pytest.approx(float(dense(loss, state, batch)[-1]), rel=1e-3)
+
+
+# ---------------------------------------------------------------------- the supernet as a judge
+
+
+def test_one_hot_weights_are_the_genotype() -> None:
+    space = tiny_problem().space
+    weights = one_hot(space, toy("|none~0|+|skip_connect~0|nor_conv_3x3~1|"))
+    assert set(weights) == set(space.cell_groups())
+    for w in weights.values():
+        assert torch.equal(w, torch.eye(3))
+    with pytest.raises(UserError, match="of the space 'nb201'"):
+        one_hot(space, Genotype.parse(CELLS[0]))
+
+
+def test_the_supernet_s_accuracy_is_the_loop_s() -> None:
+    problem = tiny_problem(batch=5)  # the last batch is smaller
+    state = started(darts(), problem)
+    weights = state.op_weights(state.alpha, state.draw("eval"))
+    assert supernet_accuracy(state, problem, weights, problem.data.val) == score(state, problem, problem.data.val)[0]
+
+
+def test_no_gap_where_alpha_is_one_hot_and_one_batch_holds_all_images() -> None:
+    """Then the network computes what the supernet does, if validation and training images are the same ones."""
+    problem = tiny_problem(batch=24)
+    problem = replace(problem, data=replace(problem.data, train=problem.data.val))
+    state = search(problem, darts()).state
+    for text in CELLS[:4]:
+        for group in problem.space.groups:
+            w = one_hot(problem.space, toy(text))[group.cells[0]]
+            state.alpha[f"{group.name}/alpha"].data.copy_((w - 1) * 100)
+        assert discretisation_gap(state, problem, toy(text)) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_gap_is_what_the_inherited_network_loses() -> None:
+    problem = tiny_problem(count=30, batch=7)
+    state = started(darts(), problem)
+    genotype = toy(CELLS[1])
+    network = problem.space.network(genotype)
+    shown = [b for part in (problem.data.train, problem.data.val) for b in batches(part, 30, none(problem.data))]
+    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))  # cumulative statistics of other batches differ a little
+    problem.space.inherit(network, dict(state.supernet.named_parameters()), [Batch(shown[0].images[order], shown[0].targets)])
+    network.eval()
+    right = (network(shown[1].images).argmax(1) == shown[1].targets).double().mean()
+    whole = score(state, replace(problem, batch=30), problem.data.val)[0]
+    assert discretisation_gap(state, replace(problem, batch=30), genotype) == pytest.approx(whole - float(right), abs=1e-6)
+
+
+def test_the_gap_of_a_partial_channel_supernet_is_measured_in_the_supernet() -> None:
+    problem = tiny_problem()
+    method = METHODS["pcdarts"]()
+    assert isinstance(method, Method)
+    state = started(method, problem)
+    genotype = toy(CELLS[1])
+    whole = score(state, problem, problem.data.val)[0]
+    alone = supernet_accuracy(state, problem, one_hot(problem.space, genotype), problem.data.val)
+    assert discretisation_gap(state, problem, genotype) == pytest.approx(whole - alone)
+
+
+def tau_b(x: list[float], y: list[float]) -> float:
+    """Concordant minus discordant pairs over the geometric mean of the pairs without ties."""
+    pairs = [(np.sign(x[i] - x[j]), np.sign(y[i] - y[j])) for i, j in combinations(range(len(x)), 2)]
+    return float(sum(a * b for a, b in pairs) / math.sqrt(sum(a != 0 for a, _ in pairs) * sum(b != 0 for _, b in pairs)))
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0, 0.0])
+def test_kendall_s_tau_is_scipy_s(sign: float) -> None:
+    """A table that agrees with the supernet, one that contradicts it, and one that says nothing."""
+    problem = tiny_problem(count=60, batch=20)
+    state = started(darts(), problem)
+    cells = [toy(text) for text in CELLS]
+    scores = [supernet_accuracy(state, problem, one_hot(problem.space, cell), problem.data.val) for cell in cells]
+    assert len(set(scores)) > 2
+    truth = {"demo/test": np.array(scores) * sign, "demo/other": np.array([3.0, 1.0, 4.0, 1.0, 5.0])}
+    columns = {metric: (lambda values=values: values) for metric, values in truth.items()}
+    table = Table("demo", "toy", tuple(CELLS), columns, ())
+    tau = kendall_tau(state, problem, table, cells, "demo/test")
+    assert tau == pytest.approx(sign)
+    other = kendall_tau(state, problem, table, cells, "demo/other")
+    assert other == pytest.approx(kendalltau(scores, truth["demo/other"]).statistic)
+    assert other == pytest.approx(tau_b(scores, truth["demo/other"].tolist()))
+
+
+# ---------------------------------------------------------------------- no trace
+
+
+@pytest.mark.parametrize("name", ["darts", "pcdarts"])
+def test_probes_leave_no_trace(name: str) -> None:
+    problem, method = tiny_problem(), METHODS[name]()
+    assert isinstance(method, Method)
+    state = search(problem, method).state
+    before, noise = state.dumps(), torch.get_rng_state()
+    genotype = TopK()(state, problem)
+    discretisation_gap(state, problem, genotype)
+    batch = streams(problem, method)[1].at(0)
+    hessian_eigenvalue(state, bilevel(state, problem, method).outer, batch)
+    assert state.dumps() == before
+    assert torch.equal(torch.get_rng_state(), noise)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in state.supernet.parameters())
