@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from oche.bench_cli import bench
 from oche.config import assignment
 from oche.errors import UserError, unknown
 from oche.run import Run
@@ -174,7 +175,9 @@ def _goes_alone(context: typer.Context, option: str, *beside: str) -> None:
         source, name = context.get_parameter_source(parameter.name or ""), parameter.name
         if source is not None and source.name == "COMMANDLINE" and name not in (option, *beside):
             given = max(parameter.opts, key=len)
-            raise UserError(f"{given} cannot be given with --{option}, which takes everything from that run: leave it out.")
+            raise UserError(
+                f"{given} cannot be given with --{option}, which takes everything from that run: leave it out."
+            )
 
 
 # ------------------------------------------------------------------ after a run
@@ -288,6 +291,9 @@ def check(data: Annotated[str, typer.Argument(help="As for `oche search --data`.
     from oche.data import load
 
     console.print(rows_table(data_rows(load(data))))
+
+
+app.add_typer(bench, name="bench")
 
 
 # ------------------------------------------------------------------ lists

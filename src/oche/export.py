@@ -100,13 +100,14 @@ def load_network(run: Run) -> Loaded:
         raise UserError(f"{run.path} holds no trained network; train one with `oche train {run.path}`.")
     try:
         card = json.loads(run.read(CARD))
-        given = card["input"]
+        given, classes, described = card["input"], tuple(card["classes"]), card["space"]
+        mean, std, chosen = tuple(given["mean"]), tuple(given["std"]), json.dumps(card["genotype"])
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{run.file(CARD)} is damaged: train the network again.") from None
-    genotype = Genotype.from_json(json.dumps(card["genotype"]))
+    genotype = Genotype.from_json(chosen)
     if genotype.space not in SPACES:
         raise unknown("space", genotype.space, SPACES)
-    space = restore(SPACES[genotype.space](), card["space"], "card.json: space")
+    space = restore(SPACES[genotype.space](), described, "card.json: space")
     network = space.network(genotype)
     try:
         network.load_state_dict(safetensors_load(run.read(WEIGHTS)))
@@ -119,8 +120,7 @@ def load_network(run: Run) -> Loaded:
         ) from None
     if trained != genotype.hash:
         raise UserError(f"{run.file(WEIGHTS)} was trained for another genotype than that of its card: train it again.")
-    augment = Augment(tuple(given["mean"]), tuple(given["std"]))
-    return Loaded(network.eval(), space, genotype, tuple(card["classes"]), augment, card)
+    return Loaded(network.eval(), space, genotype, classes, Augment(mean, std), card)
 
 
 def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
@@ -184,11 +184,13 @@ def _without_chatter() -> Iterator[None]:
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        warnings.simplefilter("ignore", DeprecationWarning)
-        yield
-    logger.setLevel(level)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _runner(name: str, path: Path) -> nn.Module:
@@ -219,7 +221,7 @@ def _compare(module: nn.Module, other: nn.Module, size: tuple[int, ...], name: s
         images = torch.rand(batch, *size, generator=torch.Generator().manual_seed(batch))
         wanted, got = module(images), other(images)
         gap = float((wanted - got).abs().max() / wanted.abs().max().clamp_min(1.0))
-        if gap > TOLERANCE:
+        if not gap <= TOLERANCE:  # NaN is refused too
             raise UserError(
                 f"The {name} file's scores differ from the network's by {gap:.1e} of the largest; it was not written. Report this."
             )

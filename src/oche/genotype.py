@@ -92,10 +92,11 @@ class Genotype:
 
     def __str__(self) -> str:
         """The published string form where there is one, else JSON."""
-        if set(self.groups) == {"cell"} and self.discrete:
-            return self.arch_string()
-        if set(self.groups) == {"normal", "reduce"} and self.discrete:
-            return self.namedtuple_string()
+        for form in (self.arch_string, self.namedtuple_string):
+            try:
+                return form()
+            except UserError:
+                continue
         return self.to_json()
 
     # ------------------------------------------------------------------ JSON
@@ -165,7 +166,7 @@ class Genotype:
 
     def arch_string(self) -> str:
         """The NAS-Bench-201 form. Raises UserError where a cell does not choose one operation for every edge."""
-        (choices,) = self.groups.values() if len(self.groups) == 1 else ((),)
+        choices = self.groups["cell"] if set(self.groups) == {"cell"} else ()
         at = {(c.source, c.target): c.op for c in choices}
         last = max((c.target for c in choices), default=0)
         if not self.discrete or len(at) != last * (last + 1) // 2 or not at:
@@ -180,6 +181,8 @@ class Genotype:
         for name in ("normal", "reduce"):
             choices = sorted(self.groups[name], key=lambda c: c.target)
             nodes = sorted({c.target for c in choices})
+            if [c.target for c in choices] != [2 + i // 2 for i in range(len(choices))]:
+                raise UserError("The DARTS form has room for exactly two operations a node; this genotype has others.")
             pairs = [(c.op, c.source) for c in choices]
             parts.append(f"{name}={pairs}, {name}_concat={nodes}")
         return f"Genotype({', '.join(parts)})"
@@ -191,7 +194,7 @@ def _reaches_end(choices: tuple[Choice, ...]) -> bool:
     for target in sorted(targets):
         if any(c.target == target and c.source in reached and c.op != "none" for c in choices):
             reached.add(target)
-    return max(targets) in reached
+    return bool(targets) and max(targets) in reached
 
 
 def _choice(row: list[object]) -> Choice:

@@ -129,6 +129,9 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         searcher = config.restore(searcher, _table(recorded, "method"), "run.toml: method")
         space = config.restore(space, _table(recorded, "space"), "run.toml: space")
         protocol = config.restore(protocol, _table(recorded, "train"), "run.toml: train")
+        for name, value in _table(recorded, "resolved").items():
+            if name in ("epochs", "batch"):
+                chosen = config.override(chosen, name, value, "run.toml: resolved")
     batch = chosen.batch if request.batch is None else request.batch
     epochs = chosen.epochs if request.epochs is None else request.epochs
     if batch < 2 or epochs < 1:
@@ -236,9 +239,20 @@ def searched_size(table: Mapping[str, object]) -> dict[str, object]:
 
 def searcher_named(name: str, options: Mapping[str, object] | None = None) -> Searcher:
     """A method by its name, or `file.py:function` for one of your own. Raises UserError."""
-    path, colon, function = name.rpartition(":")
-    if not colon or not path.endswith(".py"):
+    factory = _factory(name)
+    if factory is None or ".py:" not in name:
         return method_named(name, options)
+    built = config.build(factory, options or {}, name)
+    if not isinstance(built, Method):
+        raise UserError(f"{name} returned {type(built).__name__}; expected an oche.Method.")
+    return built
+
+
+def _factory(name: str) -> Callable[..., Searcher] | None:
+    """What builds the method of that name, or the function in `file.py:function`; None where there is neither."""
+    path, _, function = name.rpartition(":")
+    if not path.endswith(".py"):
+        return METHODS.get(name) or METHODS.get(name.removeprefix("rf_"))
     if not Path(path).is_file():
         raise UserError(f"There is no file {path!r}; expected FILE.py:FUNCTION, where the function returns a Method.")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
@@ -248,10 +262,7 @@ def searcher_named(name: str, options: Mapping[str, object] | None = None) -> Se
     spec.loader.exec_module(module)
     if function not in vars(module):
         raise unknown(f"function in {path}", function, [n for n, f in vars(module).items() if inspect.isfunction(f)])
-    built = config.build(cast(Callable[..., Searcher], vars(module)[function]), options or {}, name)
-    if not isinstance(built, Method):
-        raise UserError(f"{name} returned {type(built).__name__}; expected an oche.Method.")
-    return built
+    return cast(Callable[..., Searcher], vars(module)[function])
 
 
 def named_protocol(name: str, settings: Mapping[str, object]) -> Protocol:
@@ -332,7 +343,7 @@ def _by_part(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
 
 def _options(name: str, settings: Mapping[str, object]) -> dict[str, object]:
     """Those of `method.X=...` that are options of the method's factory."""
-    factory = METHODS.get(name) or METHODS.get(name.removeprefix("rf_"))
+    factory = _factory(name)
     known = inspect.signature(factory).parameters if factory else {}
     return {path: value for path, value in settings.items() if path in known}
 

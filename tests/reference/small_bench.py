@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from dataclasses import dataclass
 from functools import cached_property
@@ -75,3 +76,19 @@ def pretend(trial: Trial, folder: Path) -> Outcome:
         parameters=start % 1000,
         multiply_adds=10 + start % 99,
     )
+
+
+def dies_once(trial: Trial, folder: Path) -> Outcome:
+    """`pretend`, whose process is lost at the first try."""
+    if not (folder / "tried").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "tried").touch()
+        os._exit(1)
+    return pretend(trial, folder)
+
+
+def dies(trial: Trial, folder: Path) -> Outcome:
+    """The process of the method darts is lost whenever it is started."""
+    if trial.method == "darts":
+        os._exit(1)
+    return pretend(trial, folder)

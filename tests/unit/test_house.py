@@ -39,6 +39,7 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("api",),
     ("bench",),
     ("show",),
+    ("bench_cli",),
     ("cli",),
     ("__main__",),
 )

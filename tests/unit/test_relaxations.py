@@ -115,6 +115,13 @@ def test_masked_softmax_is_a_softmax_over_what_is_left(seed: int, data: st.DataO
     assert torch.equal(untouched, logits.softmax(-1)), "another group's mask"
 
 
+@pytest.mark.parametrize("relaxation", RELAXATIONS, ids=repr)
+def test_a_mask_cannot_revive_what_an_edge_never_had(relaxation: Relaxation) -> None:
+    alpha = draw_alpha(relaxation, UNEVEN, 6)
+    everything = Draw(1, mask={"uneven": torch.ones(5, 3, dtype=torch.bool)})
+    assert torch.equal(relaxation(alpha, UNEVEN, everything), relaxation(alpha, UNEVEN, DRAW))
+
+
 def test_the_start_is_small_and_normal() -> None:
     """1e-3 N(0, 1), as in the authors' code."""
     group, _ = SPACES["darts"]().groups

@@ -107,7 +107,6 @@ class Trial:
     seed: int
     request: Request
     train: bool
-    threads: int
 
     @property
     def name(self) -> str:
@@ -185,11 +184,12 @@ def trials(matrix: Matrix) -> tuple[Trial, ...]:
             seed=seed,
             device=matrix.device,
             precision=matrix.precision,
+            threads=matrix.threads,
             compare=0,
             protocol=matrix.protocol,
             settings=settings[method],
         )
-        found.append(Trial(method, space, data, budget, seed, request, matrix.evaluate != "table", matrix.threads))
+        found.append(Trial(method, space, data, budget, seed, request, matrix.evaluate != "table"))
     return tuple(found)
 
 
@@ -209,7 +209,7 @@ def slug(text: str) -> str:
     """A file name for a text: itself where it can be one, else with a checksum, so that two texts never share one.
 
     >>> slug("rf_darts"), slug("my data/set")
-    ('rf_darts', 'my_data_set.ba8602')
+    ('rf_darts', 'my_data_set.effdbe')
     """
     safe = re.sub(r"[^\w.]+", "_", text)
     return safe if safe == text else f"{safe}.{zlib.crc32(text.encode()) & 0xFF_FFFF:06x}"

@@ -92,7 +92,10 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
     if bands := _over_epochs(here, lambda point: point[1]):
         yield "skips", Bands("Skip connections of the cell chosen after each epoch", "", *bands)
     costs: dict[str, tuple[str, Callable[[Finished], float]]] = {
-        "pareto_network": ("million multiply-adds of the network", lambda trial: trial.multiply_adds / 1e6),
+        "pareto_network": (
+            "million multiply-adds, at the size searched or trained",
+            lambda trial: trial.multiply_adds / 1e6,
+        ),
         "pareto_search": ("seconds of search", lambda trial: trial.seconds),
     }
     for name, (label, cost) in costs.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -36,26 +36,14 @@ def here(trials: Sequence[Trial], folder: Path, work: Work) -> Iterator[Done]:
 
 
 def in_processes(trials: Sequence[Trial], folder: Path, work: Work, workers: int) -> Iterator[Done]:
-    """`workers` at a time, each trial in a fresh process, so that its peak memory is its own."""
-    left = list(trials)
-    for _ in range(1 + RETRIES):
-        lost: list[Trial] = []
-        if not left:
-            return
-        spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
-        pool = ProcessPoolExecutor(min(workers, len(left)), mp_context=spawn, max_tasks_per_child=1)
-        try:
-            futures = {pool.submit(work, trial, folder / trial.name): trial for trial in left}
-            for future in as_completed(futures):
-                error = future.exception()
-                if isinstance(error, BrokenProcessPool):
-                    lost.append(futures[future])
-                else:
-                    yield futures[future], _expected(error) or future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-        left = lost
-    yield from ((trial, UserError(f"{trial.name} lost its process {1 + RETRIES} times.")) for trial in left)
+    """`workers` at a time, each trial in a fresh process, so that its peak memory is its own and its crash harms no other."""
+    pool = ThreadPoolExecutor(workers)
+    try:
+        futures = {pool.submit(_in_a_process, trial, folder / trial.name, work): trial for trial in trials}
+        for future in as_completed(futures):
+            yield futures[future], _expected(future.exception()) or future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def on_ray(trials: Sequence[Trial], folder: Path, work: Work, address: str, cpus: float, gpus: float) -> Iterator[Done]:
@@ -94,3 +82,15 @@ def _expected(error: BaseException | None) -> BaseException | None:
     if error is not None and not isinstance(error, FAILURES):
         raise error
     return error
+
+
+def _in_a_process(trial: Trial, folder: Path, work: Work) -> Outcome:
+    """The trial in a process of its own, started again where that is lost."""
+    spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
+    for _ in range(1 + RETRIES):
+        with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+            try:
+                return pool.submit(work, trial, folder).result()
+            except BrokenProcessPool:
+                continue
+    raise UserError(f"{trial.name} lost its process {1 + RETRIES} times; the machine may be out of memory.")

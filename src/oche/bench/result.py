@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from statistics import median
 from typing import ClassVar
@@ -92,7 +93,7 @@ class BenchResult:
     facts: Facts
     failures: Mapping[str, str] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def rows(self) -> tuple[Row, ...]:
         """A row for each method and fixed choice, by place and metric."""
         m = self.matrix

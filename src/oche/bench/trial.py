@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from oche import config
-from oche.api import out_of_memory, problem_of, reopen
+from oche.api import cpu_threads, out_of_memory, problem_of, reopen
 from oche.bench.matrix import SUPERNET, TRAINED_TEST, TRAINED_VAL, Trial
 from oche.cost import cost
 from oche.data import none
@@ -44,12 +41,11 @@ class Outcome:
 
 def run_trial(trial: Trial, folder: Path) -> Outcome:
     """Searches and trains, from wherever the folder stands. Raises UserError where the folder is of another trial."""
-    with _threads(trial.threads):
-        plan, run = _opened(trial, folder)
-        with out_of_memory(plan.batch):
-            genotype, tail = _searched(plan, run)
-            trained, training = _trained(plan, run, genotype) if trial.train else ({}, None)
-        records = run.records()
+    plan, run = _opened(trial, folder)
+    with out_of_memory(plan.batch), cpu_threads(plan.request.threads):
+        genotype, tail = _searched(plan, run)
+        trained, training = _trained(plan, run, genotype) if trial.train else ({}, None)
+    records = run.records()
     epochs = [r for r in records if r.get("kind") == "epoch"]
     supernet = [r for r in records if r.get("kind") == "supernet"][-1:]
     measured = {**trained, **({SUPERNET: 100 * _number(supernet[0], "val_accuracy")} if supernet else {})}
@@ -115,6 +111,7 @@ def _trained(plan: Plan, run: Run, genotype: Genotype) -> tuple[dict[str, float]
         seed=asked.seed,
         device=asked.device,
         precision=asked.precision,
+        threads=asked.threads,
         settings=settings,
     )
     own = Run(run.file("trained"))
@@ -128,17 +125,6 @@ def _trained(plan: Plan, run: Run, genotype: Genotype) -> tuple[dict[str, float]
 
 
 # ------------------------------------------------------------------ helpers
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """As many torch threads, which is what makes sums come out the same wherever a trial runs."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _number(record: Mapping[str, object], key: str) -> float:

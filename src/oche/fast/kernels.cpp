@@ -240,10 +240,10 @@ template <class T> struct Pool {
                 if (iy >= 0 && iy < h && ix >= 0 && ix < w) f(int64_t(iy) * w + ix);
     }
 
-    // sums (3, c): of the pooled values and of their squares about a pivot, which is the third row
+    // sums (3, c): of the pooled values and of their squares about a pivot, the image's mean, which is the third row
     void forward(bool max, const T* x, T* out, T* sums) const {
         for (int b = 0; b < c; b += Vector<T>::width) {
-            V<T> s1 = {}, s2 = {}, pivot = {};  // a state's mean may be far larger than its deviation
+            V<T> total = {}, s1 = {}, s2 = {};
             for (int oy = 0; oy < ho(); ++oy)
                 for (int ox = 0; ox < wo(); ++ox) {
                     V<T> v = {};
@@ -256,10 +256,13 @@ template <class T> struct Pool {
                     });
                     if (!max) v = v * T(1.0 / count);
                     at(out + (int64_t(oy) * wo() + ox) * c + b) = v;
-                    if (oy + ox == 0) pivot = v;
-                    v = v - pivot;
-                    s1 += v, s2 += v * v;
+                    total += v;
                 }
+            const V<T> pivot = total * T(1.0 / (ho() * wo()));  // a state's mean may be far larger than its deviation
+            for (int i = 0; i < ho() * wo(); ++i) {
+                const V<T> v = at(out + int64_t(i) * c + b) - pivot;
+                s1 += v, s2 += v * v;
+            }
             at(sums + b) += s1, at(sums + c + b) += s2, at(sums + 2 * c + b) = pivot;
         }
     }
@@ -402,7 +405,7 @@ template <class T> struct Cell {
 #pragma omp parallel num_threads(nt)
         {
             std::vector<T> tile(convolving ? tile_size(j) : 0, T(0)), row(size_t(wo) * c), total(3 * c);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
             for (int64_t n = 0; n < p.n; ++n) {
                 if (convolving) fill<T>(state(j, n), ld(j), h, wd, c, nullptr, nullptr, tile.data());
                 for (int i = 0; i < p.units; ++i) {
@@ -445,7 +448,7 @@ template <class T> struct Cell {
                 const Unit& u = units[i];
                 if (u.src != j || u.kind != SEP) continue;
                 first_norm(u, a.data(), b.data());
-#pragma omp for schedule(static) nowait
+#pragma omp for schedule(dynamic) nowait
                 for (int64_t n = 0; n < p.n; ++n) {
                     std::fill(total.begin(), total.end(), T(0));
                     fill<T>(kept(u.y1, n), c, ho, wo, c, a.data(), b.data(), tile.data());
@@ -474,7 +477,7 @@ template <class T> struct Cell {
             }
         }
         for (int l = 0; l < c; ++l) b[l] = T(exact[l]);
-#pragma omp parallel for schedule(static) num_threads(nt)
+#pragma omp parallel for schedule(dynamic) num_threads(nt)
         for (int64_t n = 0; n < p.n; ++n) {
             T* to = const_cast<T*>(state(j, n));
             for (int oy = 0; oy < ho; ++oy)
@@ -492,7 +495,8 @@ template <class T> struct Cell {
     }
 };
 
-// Backward: states from the last to the first; a state's gradient is complete when all its out-edges are done
+// Backward: states from the last to the first; a state's gradient is complete when all its out-edges are done. Weight gradients
+// are added up by thread: images go to threads in a fixed way, so that a run can be repeated bit for bit.
 template <class T> struct Back : Cell<T> {
     using Base = Cell<T>;
     using Base::c; using Base::ho; using Base::wo; using Base::nt; using Base::p; using Base::units;

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from oche.base import Draw
 from oche.edges import _Sum
-from oche.fast.buffers import Buffer, Buffers
+from oche.fast.buffers import Buffers
 from oche.fast.native import Kernels
 from oche.fast.portable import of_batch
 from oche.ops import FactorizedReduce, Noise, PoolBN, Zero
@@ -369,9 +369,7 @@ class _Context(Protocol):
     saved_tensors: tuple[Tensor | None, ...]
     needs_input_grad: tuple[bool, ...]
     call: Call
-    kept: Buffer
     moments: tuple[Tensor, Tensor]
-    nodes: Tensor
 
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
@@ -395,36 +393,33 @@ class _Packed(torch.autograd.Function):
         nodes = torch.empty(plan.n, out_height, out_width, plan.nodes * plan.lanes, dtype=dtype)
         kept = call.buffers.take(call.saved, dtype)
         moments = tuple(torch.empty(plan.slots, plan.lanes, dtype=torch.float64) for _ in range(2))
-        _invoke("forward", call, w, depth, point, gamma, beta, inputs, kept.tensor, nodes, moments)
+        _invoke("forward", call, w, depth, point, gamma, beta, inputs, kept, nodes, moments)
         out = nodes if call.of.concat else nodes[..., -plan.lanes :].contiguous()
-        ctx.call, ctx.kept, ctx.moments = call, kept, (moments[0], moments[1])
-        if call.of.concat:
-            ctx.save_for_backward(w, depth, point, gamma, beta, *inputs, out)
-        else:
-            ctx.nodes = nodes
-            ctx.save_for_backward(w, depth, point, gamma, beta, *inputs, None)
+        ctx.call, ctx.moments = call, (moments[0], moments[1])
+        ctx.save_for_backward(w, depth, point, gamma, beta, *inputs, kept, out if call.of.concat else nodes)
         return out
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        w, depth, point, gamma, beta, *inputs, out = ctx.saved_tensors
+        w, depth, point, gamma, beta, *inputs, kept, nodes = ctx.saved_tensors
         assert w is not None
         assert depth is not None
         assert point is not None
+        assert kept is not None
+        assert nodes is not None
         if torch.is_grad_enabled():
             return (None, *_differentiable(ctx, grad, [w, depth, point, gamma, beta, *inputs]))
         given = [t for t in inputs if t is not None]
         call, plan, dtype = ctx.call, ctx.call.plan, given[0].dtype
         learn = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        nodes = out if out is not None else ctx.nodes
         plane = nodes.numel() // plan.nodes
         work = call.buffers.take((plan.nodes + call.separable) * plane, dtype)
         dinputs = [torch.empty_like(t) for t in given]
         dw = torch.zeros(w.shape, dtype=torch.float64)
         ddepth, dpoint = (torch.zeros_like(depth), torch.zeros_like(point)) if learn else (None, None)
         dgamma, dbeta = (torch.zeros(plan.norms, plan.lanes, dtype=torch.float64) for _ in range(2))
-        results = (grad.contiguous(), dinputs, dw, ddepth, dpoint, dgamma, dbeta, work.tensor)
-        _invoke("backward", call, w, depth, point, gamma, beta, given, ctx.kept.tensor, nodes, ctx.moments, results)
+        results = (grad.contiguous(), dinputs, dw, ddepth, dpoint, dgamma, dbeta, work)
+        _invoke("backward", call, w, depth, point, gamma, beta, given, kept, nodes, ctx.moments, results)
         return (
             None,
             dw.to(w.dtype),

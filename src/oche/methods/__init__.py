@@ -12,6 +12,7 @@ from oche.methods.darts import darts, darts_2nd
 from oche.methods.pcdarts import PUBLISHED as PCDARTS
 from oche.methods.pcdarts import pcdarts
 from oche.methods.random_features import QUICK, random_features, rf_darts, rf_pcdarts
+from oche.methods.random_search_ws import random_search_ws
 from oche.strategies import RandomSampling, Searcher
 
 METHODS: dict[str, Callable[..., Searcher]] = {
@@ -21,6 +22,7 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "rf_darts": rf_darts,
     "rf_pcdarts": rf_pcdarts,
     "random_sampling": RandomSampling,
+    "random_search_ws": random_search_ws,
 }
 
 PUBLISHED: dict[str, Mapping[str, Budget]] = {"darts": DARTS, "darts_2nd": DARTS, "pcdarts": PCDARTS}

@@ -100,6 +100,8 @@ class DartsSpace(Space):
 
     def notes(self) -> tuple[str, ...]:
         said = []
+        if not any(group.cells for group in self.kinds() if group.name == "normal"):
+            said.append("there is no normal cell in so few cells: its part of the genotype is not searched")
         if self.imagenet_stem:
             said.append(
                 f"images of {self.size[0]}x{self.size[1]} pixels: the ImageNet stem reduces them to 1/8 before the first cell"

@@ -105,8 +105,24 @@ def test_older_instruction_sets_give_the_same(capability: str) -> None:
 def test_buffers_are_used_again() -> None:
     pool = Buffers()
     lent = pool.take(8, torch.float32)
-    address = lent.tensor.data_ptr()
+    address = lent.data_ptr()
     other = pool.take(8, torch.float32)
-    assert other.tensor.data_ptr() != address
+    assert other.data_ptr() != address
     del lent
-    assert pool.take(8, torch.float32).tensor.data_ptr() == address
+    assert pool.take(8, torch.float32).data_ptr() == address
+
+
+def test_a_finished_backward_gives_its_buffers_back_though_the_loss_lives() -> None:
+    if fast_native.kernels() is None:
+        pytest.skip("no compiler on this machine")
+    space = SPACES["darts"](size=(8, 8), channels=4, cells=3)
+    supernet = accelerate(space.supernet(WeightedSum(), affine=False))
+    pool = next(cell.pool for cell in supernet.body.cells.values() if isinstance(cell, FusedCell))
+    w = {g.name: torch.rand(len(g.edges), g.width, requires_grad=True) for g in space.groups}
+    x, held, kept = torch.randn(4, 3, 8, 8), [], []
+    for _ in range(4):
+        loss = supernet(x, space.spread(w), Draw(5))[0].sum()
+        torch.autograd.grad(loss, list(w.values()))
+        held.append(loss)
+        kept.append(sum(map(len, pool.free.values())))
+    assert kept[0] == kept[-1] > 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from statistics import median
 
 import pytest
 import torch
@@ -97,12 +98,17 @@ def test_partial_channels(tier: str, share: int, stride: int) -> None:
 
 
 def test_single_precision_is_as_good_as_the_plain_cell(tier: str) -> None:
-    s = sample(DARTS_OPS, channels=16, size=(8, 8), batch=4)
-    exact = outcome(copy.deepcopy(s.cell), s)
-    plain = errors(outcome(copy.deepcopy(s.cell), s, dtype=torch.float32), exact)
-    mine = errors(outcome(fused(s.cell), s, dtype=torch.float32), exact)
-    for name, error in mine.items():
-        assert error < 3 * plain[name] + 1e-6, (name, error, plain[name])
+    """Medians over five cells: one batch norm with a scale near zero makes any single one jump."""
+    plain: dict[str, list[float]] = {}
+    mine: dict[str, list[float]] = {}
+    for seed in range(5):
+        s = sample(DARTS_OPS, channels=16, size=(8, 8), batch=4, seed=seed)
+        exact = outcome(copy.deepcopy(s.cell), s)
+        for errors_of, cell in ((plain, copy.deepcopy(s.cell)), (mine, fused(s.cell))):
+            for name, error in errors(outcome(cell, s, dtype=torch.float32), exact).items():
+                errors_of.setdefault(name, []).append(error)
+    for name, found in mine.items():
+        assert median(found) < 3 * median(plain[name]) + 1e-6, (name, found, plain[name])
 
 
 def test_only_w_learns_and_the_rest_keeps_no_gradient(tier: str) -> None:

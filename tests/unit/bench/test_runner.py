@@ -1,0 +1,351 @@
+"""A bench as a whole: what it runs, what it keeps when it is killed, and what its files say afterwards."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from oche.bench import BenchResult, Matrix, run_bench, show
+from oche.bench.matrix import Trial
+from oche.bench.pictures import front, pictures
+from oche.bench.trial import Outcome
+from oche.errors import UserError
+from reference.small_bench import CELLS, ToyTable, dies, dies_once, pretend
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+TESTS = Path(__file__).parents[2]
+MEASURED = ("seconds", "train_seconds", "memory_mib")
+
+
+def table_of(result: BenchResult) -> list[dict[str, str]]:
+    """results.csv without what is measured anew in every run."""
+    rows = csv.DictReader(io.StringIO(result.folder.file(result.folder.CSV).read_text()))
+    return [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
+
+
+def row(result: BenchResult, method: str, metric: str = "digits/test") -> dict[str, str]:
+    (found,) = (r for r in table_of(result) if r["method"] == method and r["metric"] == metric)
+    return found
+
+
+def killed_at(n: int) -> object:
+    """A trial function that the user interrupts at its n-th call."""
+    calls = 0
+
+    def work(trial: Trial, folder: Path) -> Outcome:
+        nonlocal calls
+        calls += 1
+        if calls == n:
+            raise KeyboardInterrupt
+        return pretend(trial, folder)
+
+    return work
+
+
+# ---------------------------------------------------------------------- what it says
+
+
+def test_all_trials_run_once_and_tell_a_line(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    told: list[tuple[str, Mapping[str, object]]] = []
+    result = run_bench(matrix, tmp_path / "b", listener=lambda *line: told.append(line), table=table, work=pretend)
+    assert [event for event, _ in told] == ["begin"] + ["trial"] * 9
+    assert told[0][1]["total"] == 9
+    assert told[1][1]["value"] == table.value(CELLS[CELLS.index(result_cell(result, 0))], "digits/test")
+    assert not result.missing
+    assert {t.method for t in result.finished} == {"darts", "pcdarts", "random_sampling"}
+
+
+def result_cell(result: BenchResult, i: int) -> object:
+    from oche.genotype import Genotype
+
+    return Genotype.parse(result.finished[i].genotype, "toy")
+
+
+def test_rows_are_the_statistics_of_the_trials(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    result = run_bench(matrix, tmp_path / "b", table=table, work=pretend)
+    mine = [t for t in result.finished if t.method == "darts"]
+    values = [t.values["digits/test"] for t in mine]
+    mean = sum(v for v in values if v is not None) / 3
+    random = [t.values["digits/test"] or 0.0 for t in result.finished if t.method == "random_sampling"]
+    found = row(result, "darts")
+    assert float(found["mean"]) == pytest.approx(mean)
+    assert float(found["improvement"]) == pytest.approx(100 * (mean - sum(random) / 3) / (sum(random) / 3))
+    assert float(found["regret"]) == pytest.approx(table.column("digits/test").max() - mean)
+    best = max(mine, key=lambda t: t.values["digits/valid"] or 0.0)
+    assert float(found["picked"]) == best.values["digits/test"]
+    assert (found["t_test"], found["rank_test"]) == ("paired t", "Wilcoxon")
+    assert row(result, "random_sampling")["t_p"] == ""  # the baseline is not compared with itself
+
+
+def test_choices_without_a_search_are_there(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    """The oracle selects on validation, so on test accuracy it has a regret; the optimum has none."""
+    result = run_bench(matrix, tmp_path / "b", table=table, work=pretend)
+    all_convolutions = 79 + 12 - 2.6
+    assert float(row(result, "oracle (by digits/valid)")["mean"]) == pytest.approx(all_convolutions)
+    assert float(row(result, "best zerocost/digits/score")["mean"]) == pytest.approx(all_convolutions)
+    assert float(row(result, "optimum of the table")["regret"]) == 0.0
+    assert float(row(result, "mean of the table")["mean"]) == pytest.approx(float(table.column("digits/test").mean()))
+
+
+def test_searching_one_data_set_and_looking_up_another_is_said(matrix: Matrix, tmp_path: Path) -> None:
+    from oche.bench.result import _same_data
+
+    assert _same_data("digits", "digits/test")
+    assert _same_data("data/CIFAR-10.npz", "cifar10/test/12")
+    assert not _same_data("digits", "cifar10/test")
+    result = run_bench(matrix, tmp_path / "b", table=ToyTable(), work=pretend)
+    assert not any("other data" in note for note in result.notes)
+    assert any("Selected by digits/valid" in note for note in result.notes)
+
+
+def test_training_instead_of_a_table(matrix: Matrix, tmp_path: Path) -> None:
+    matrix = replace(matrix, evaluate="train", table=None, metrics=(), select=None)
+    result = run_bench(matrix, tmp_path / "b", work=pretend)
+    assert matrix.reported == ("trained/test", "trained/val")
+    assert {r.metric for r in result.rows} == set(matrix.reported)
+    assert all(not r.fixed for r in result.rows)
+
+
+def test_the_page_needs_no_other_file(
+    matrix: Matrix, table: ToyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oche.bench.page.pictures", pictures)
+    result = run_bench(matrix, tmp_path / "b", table=table, work=pretend)
+    page = result.folder.file("report.html").read_text()
+    assert not re.findall(r'(?:src|href)="(?!#)', page)
+    assert not re.findall(r"<script|@import|url\((?!#)", page)
+    assert {path.stem for path in (result.folder.path / "figures").iterdir()} == {
+        "anytime",
+        "skips",
+        "pareto_network",
+        "pareto_search",
+    }
+    assert "oracle (by digits/valid)" in page
+
+
+def test_the_front_of_equal_costs_keeps_the_best() -> None:
+    assert front([(2.0, 1.0), (1.0, 1.0), (1.0, 2.0), (3.0, 2.5), (2.5, 2.5)]) == [(1.0, 2.0), (2.5, 2.5)]
+
+
+# ---------------------------------------------------------------------- killed and started again
+
+
+@pytest.mark.parametrize("n", [1, 4, 9])
+def test_a_killed_bench_runs_only_what_is_missing_and_ends_the_same(
+    matrix: Matrix, table: ToyTable, tmp_path: Path, n: int
+) -> None:
+    whole = run_bench(matrix, tmp_path / "whole", table=table, work=pretend)
+    with pytest.raises(KeyboardInterrupt):
+        run_bench(matrix, tmp_path / "killed", table=table, work=killed_at(n))  # type: ignore[arg-type]
+    if n > 1:
+        half = show(tmp_path / "killed")
+        assert len(half.missing) == 10 - n
+        assert any("Unfinished" in note for note in half.notes)
+    ran: list[str] = []
+    again = run_bench(
+        matrix,
+        tmp_path / "killed",
+        table=table,
+        work=lambda trial, folder: (ran.append(trial.name), pretend(trial, folder))[1],
+    )
+    assert len(ran) == 10 - n
+    assert table_of(again) == table_of(whole)
+    assert again.finished == whole.finished
+
+
+def test_showing_needs_the_files_alone(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    result = run_bench(matrix, tmp_path / "b", table=table, work=pretend)
+    names = (result.folder.CSV, result.folder.MARKDOWN, "report.html")
+    before = {name: result.folder.read(name) for name in names}
+    for name in names:
+        result.folder.file(name).unlink()
+    show(tmp_path / "b")
+    assert {name: result.folder.read(name) for name in names} == before
+
+
+def test_a_bench_may_grow(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    run_bench(matrix, tmp_path / "grown", table=table, work=pretend)
+    larger = replace(matrix, seeds=4, methods=(*matrix.methods, "rf_darts"))
+    grown = run_bench(larger, tmp_path / "grown", table=table, work=pretend)
+    assert table_of(grown) == table_of(run_bench(larger, tmp_path / "at once", table=table, work=pretend))
+
+
+def test_a_failed_trial_leaves_the_others_to_go_on(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    def work(trial: Trial, folder: Path) -> Outcome:
+        if trial.method == "pcdarts" and trial.seed == 1:
+            raise UserError("Out of memory.")
+        return pretend(trial, folder)
+
+    told: list[str] = []
+    result = run_bench(matrix, tmp_path / "b", listener=lambda event, _: told.append(event), table=table, work=work)
+    assert told.count("failed") == 1
+    assert result.missing == ("pcdarts-toy-digits-smoke-1",)
+    assert row(result, "pcdarts")["t_test"] == "Welch's t"  # its seeds are no longer the baseline's
+    assert "failed: Out of memory." in result.folder.file(result.folder.MARKDOWN).read_text()
+    assert not run_bench(matrix, tmp_path / "b", table=table, work=pretend).missing
+
+
+def test_a_mistake_in_the_program_is_not_hidden(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    def work(trial: Trial, folder: Path) -> Outcome:
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        run_bench(matrix, tmp_path / "b", table=table, work=work)
+
+
+# ---------------------------------------------------------------------- refused
+
+
+def test_another_bench_is_not_mixed_in(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    run_bench(matrix, tmp_path / "b", table=table, work=pretend)
+    with pytest.raises(UserError, match="with batch='none', not 8"):
+        run_bench(replace(matrix, batch=8), tmp_path / "b", table=table, work=pretend)
+    with pytest.raises(UserError, match="other settings"):
+        run_bench(replace(matrix, settings={"space.cells": 2}), tmp_path / "b", table=table, work=pretend)
+
+
+def test_an_unknown_method_is_told_before_anything_runs(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'pcdarts'"):
+        run_bench(replace(matrix, methods=("darts", "pcdart")), tmp_path / "b", table=table, work=pretend)
+    with pytest.raises(UserError, match="no part 'clipp'"):
+        run_bench(replace(matrix, settings={"clipp": 1}), tmp_path / "b", table=table, work=pretend)
+
+
+def test_an_unknown_table_is_a_sentence(matrix: Matrix, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="There is no table 'toys'"):
+        run_bench(matrix, tmp_path / "b")
+
+
+def test_a_folder_that_is_no_bench_or_damaged_is_a_sentence(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no run folder"):
+        show(tmp_path / "none")
+    result = run_bench(matrix, tmp_path / "b", table=table, work=pretend)
+    lines = result.folder.file(result.folder.TRIALS)
+    lines.write_bytes(lines.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"Line 9 of .* is damaged"):
+        show(tmp_path / "b")
+    result.folder.write("run.toml", b"[request]\n")
+    with pytest.raises(UserError, match="no bench's folder"):
+        show(tmp_path / "b")
+
+
+# ---------------------------------------------------------------------- real searches
+
+
+PROGRAM = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+from reference.small_bench import ToyTable
+from oche.bench import Matrix, run_bench
+
+if __name__ == "__main__":
+    matrix = Matrix(
+        methods=("rf_darts",), spaces=("toy",), budgets=("smoke",), seeds=2, epochs=4, batch=64, device="cpu", evaluate="both",
+        table="toys", metrics=("digits/test",), select="digits/valid", baselines=("random_sampling",), protocol="smoke",
+        settings={"train.epochs": 1},
+    )
+    address = sys.argv[3] if len(sys.argv) > 3 else None
+    run_bench(matrix, sys.argv[1], int(sys.argv[2]), address, lambda *line: print(*line, flush=True), table=ToyTable())
+"""
+
+
+def command(tmp_path: Path, *arguments: str) -> list[str]:
+    program = tmp_path / "program.py"
+    program.write_text(f"import sys\nsys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent / 'src')!r}]\n{PROGRAM}")
+    return [sys.executable, str(program), *arguments]
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> BenchResult:
+    folder = tmp_path_factory.mktemp("unbroken")
+    subprocess.run(command(folder, str(folder / "b"), "1"), check=True, capture_output=True)
+    return show(folder / "b")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_bench_killed_in_a_search_ends_as_the_unbroken_one(unbroken: BenchResult, tmp_path: Path) -> None:
+    call = command(tmp_path, str(tmp_path / "b"), "1")
+    killed = subprocess.Popen(call, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    running = tmp_path / "b" / "trials" / "rf_darts-toy-digits-smoke-1"
+    deadline = time.monotonic() + 60
+    while not (running / "genotypes" / "epoch_001.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert (running / "state.pt").exists()
+    done = (tmp_path / "b" / "trials.jsonl").read_bytes()
+    assert len(done.splitlines()) == 2
+    first = running / "genotypes" / "epoch_000.json"
+    written = first.stat().st_mtime_ns
+    subprocess.run(call, check=True, capture_output=True)
+    again = show(tmp_path / "b")
+    assert (tmp_path / "b" / "trials.jsonl").read_bytes().startswith(done)
+    assert not again.missing
+    assert first.stat().st_mtime_ns == written  # the search went on, it did not begin anew
+    assert table_of(again) == table_of(unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_worker_processes_give_the_same_table(unbroken: BenchResult, tmp_path: Path) -> None:
+    subprocess.run(command(tmp_path, str(tmp_path / "b"), "2"), check=True, capture_output=True)
+    assert table_of(show(tmp_path / "b")) == table_of(unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'oche[ray]'")
+def test_a_ray_cluster_gives_the_same_table(unbroken: BenchResult, tmp_path: Path) -> None:
+    subprocess.run(command(tmp_path, str(tmp_path / "b"), "1", "local"), check=True, capture_output=True)
+    assert table_of(show(tmp_path / "b")) == table_of(unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_lost_process_is_started_again(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    small = replace(matrix, seeds=1, methods=("darts",))
+    lost = run_bench(small, tmp_path / "lost", 2, table=table, work=dies_once)
+    assert (tmp_path / "lost" / "trials" / "darts-toy-digits-smoke-0" / "tried").exists()
+    assert table_of(lost) == table_of(run_bench(small, tmp_path / "whole", table=table, work=pretend))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_trial_that_always_dies_takes_no_other_with_it(
+    matrix: Matrix, table: ToyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oche.bench.pool.RETRIES", 1)
+    result = run_bench(replace(matrix, seeds=1, methods=("darts",)), tmp_path / "b", 2, table=table, work=dies)
+    assert result.missing == ("darts-toy-digits-smoke-0",)
+    assert "lost its process 2 times" in result.failures[result.missing[0]]
+
+
+def test_without_ray_the_extra_is_named(
+    matrix: Matrix, table: ToyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'oche\[ray\]'"):
+        run_bench(matrix, tmp_path / "b", address="local", table=table, work=pretend)
+
+
+def test_lines_hold_all_that_is_needed(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    result = run_bench(matrix, tmp_path / "b", table=table, work=pretend)
+    line = json.loads(result.folder.read(result.folder.TRIALS).splitlines()[0])
+    assert set(line["values"]) == {"digits/test", "digits/valid", "supernet/val"}
+    assert [epoch for epoch, _, _ in line["curve"]] == [1, 2, 3]
+    assert line["curve"][-1][2] == line["values"]["digits/test"]
+    assert line["asked"]["method"] == "darts"

@@ -1,0 +1,157 @@
+"""The comparison with random cells: intervals, the relative improvement, paired seeds, and nothing trained twice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from oche import compare as module
+from oche.base import counted
+from oche.compare import FOUND, Comparison, compare, interval
+from oche.genotype import Choice, Genotype
+from oche.plan import fabric_for
+from oche.run import Run
+from oche.spaces import Network
+from oche.strategies import sample
+from oche.train import PROTOCOLS, Training, evaluate, retrain
+from reference.tiny import tiny_data, tiny_space
+
+CELL = Genotype("toy", {"cell": (Choice(0, 1, "nor_conv_3x3"), Choice(0, 2, "skip_connect"), Choice(1, 2, "none"))})
+
+
+@pytest.fixture
+def training(tmp_path: Path) -> Training:
+    data = tiny_data(12)
+    run = Run.create(tmp_path / "run")
+    run.write(Run.CONFIG, b"")
+    protocol = replace(PROTOCOLS["smoke"], epochs=1, batch=6)
+    return Training(tiny_space("toy", data), CELL, data, protocol, 5, fabric_for("cpu"), run)
+
+
+def nothing(network: Network, accuracy: float) -> None:
+    pass
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+@pytest.mark.parametrize("values", [(0.9, 0.8), (0.91, 0.93, 0.95), tuple(np.random.default_rng(0).random(20))])
+@pytest.mark.parametrize("level", [0.95, 0.8])
+def test_intervals_are_students(values: tuple[float, ...], level: float) -> None:
+    wanted = stats.t.interval(level, len(values) - 1, loc=np.mean(values), scale=stats.sem(values))
+    assert interval(values, level) == pytest.approx(wanted)
+    by_bootstrap_of_the_formula = (
+        np.std(values, ddof=1) / np.sqrt(len(values)) * stats.t.ppf((1 + level) / 2, len(values) - 1)
+    )
+    assert interval(values, level)[1] - np.mean(values) == pytest.approx(by_bootstrap_of_the_formula)
+
+
+def test_an_interval_covers_the_mean_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    inside = [low <= 0.5 <= high for low, high in (interval(list(rng.normal(0.5, 0.1, 3))) for _ in range(1000))]
+    assert abs(np.mean(inside) - 0.95) < 4 * np.sqrt(0.95 * 0.05 / 1000)
+
+
+@pytest.mark.parametrize("values", [(0.7,), (0.7, 0.7, 0.7)])
+def test_an_interval_of_one_value_is_that_value(values: tuple[float, ...]) -> None:
+    assert interval(values) == pytest.approx([0.7, 0.7])
+
+
+def test_the_relative_improvement_is_paired_by_seed() -> None:
+    """RI = 100 (found - random) / random, the random cells averaged within each seed."""
+    c = Comparison({FOUND: (0.9, 0.6), "random 1": (0.5, 0.4), "random 2": (0.7, 0.8)})
+    assert c.random == pytest.approx((0.6, 0.6))
+    assert c.improvements == pytest.approx((50.0, 0.0))
+    record = c.record()
+    assert record["kind"] == "comparison"
+    assert record["found_mean"] == pytest.approx(0.75)
+    assert record["random_mean"] == pytest.approx(0.6)
+    assert record["relative_improvement"] == pytest.approx(25.0)
+    assert record["relative_improvement_interval"] == pytest.approx(interval((50.0, 0.0)))
+    assert record["found_interval"] == pytest.approx(interval((0.9, 0.6)))
+
+
+# ---------------------------------------------------------------------- cells and seeds
+
+
+def test_every_cell_is_trained_on_the_same_seeds(training: Training) -> None:
+    told: list[Mapping[str, object]] = []
+    result = compare(
+        replace(training, listener=lambda event, record: told.append(record)), cells=2, seeds=2, keep=nothing
+    )
+    assert [(r["cell"], r["seed"]) for r in told] == [(c, s) for c in (FOUND, "random 1", "random 2") for s in (5, 6)]
+    assert set(result.accuracies) == {FOUND, "random 1", "random 2"}
+    assert all(len(values) == 2 for values in result.accuracies.values())
+    assert told[0]["genotype"] == str(CELL)
+    assert training.run
+    assert training.run.records() == [dict(record) for record in told]
+
+
+def test_the_numbers_are_those_of_training_it_alone(training: Training) -> None:
+    kept: list[tuple[Network, float]] = []
+    result = compare(training, cells=1, seeds=2, keep=lambda network, accuracy: kept.append((network, accuracy)))
+    from oche.data import none
+
+    for seed, accuracy in zip((5, 6), result.found, strict=True):
+        network = retrain(replace(training, seed=seed, run=None))
+        assert evaluate(network, training.data.test, none(training.data), training.fabric).accuracy == accuracy
+    assert len(kept) == 1, "only the first network of the found cell is kept"
+    assert kept[0][1] == result.found[0]
+
+
+def test_random_cells_are_connected_and_depend_on_the_seed() -> None:
+    """Cells of `none` that no signal passes are drawn again; the rest stay as likely as any other."""
+    data = tiny_data(12)
+    space = tiny_space("toy", data)
+    drawn = [
+        dict(module._cells(Training(space, CELL, data, PROTOCOLS["smoke"], seed, fabric_for("cpu")), 3))
+        for seed in range(60)
+    ]
+    assert all(genotype.connected for cells in drawn for genotype in cells.values())
+    assert any(not sample(space, counted(seed, "compare", 1)).connected for seed in range(60)), (
+        "the rule never had to act"
+    )
+    assert str(drawn[0]["random 1"]) == str(
+        dict(module._cells(Training(space, CELL, data, PROTOCOLS["smoke"], 0, fabric_for("cpu")), 1))["random 1"]
+    )
+    assert len({str(cells["random 1"]) for cells in drawn}) > 5
+
+
+# ---------------------------------------------------------------------- carrying on
+
+
+def test_what_is_in_the_log_is_not_trained_again(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = compare(training, cells=1, seeds=2, keep=nothing)
+    assert training.run
+    lines = training.run.records()
+    trained: list[tuple[str, int]] = []
+
+    def counting(t: Training) -> Network:
+        trained.append((str(t.genotype), t.seed))
+        return retrain(t)
+
+    monkeypatch.setattr(module, "retrain", counting)
+    assert compare(training, cells=1, seeds=2, keep=nothing) == whole
+    assert not trained
+    for kept in (3, 1):
+        training.run.rewind(kept)
+        del trained[:]
+        assert compare(training, cells=1, seeds=2, keep=nothing) == whole
+        assert trained == [(str(r["genotype"]), r["seed"]) for r in lines[kept:]]
+        assert training.run.records() == lines
+    del trained[:]
+    more = compare(training, cells=2, seeds=2, keep=nothing)
+    assert len(trained) == 2
+    assert {name: more.accuracies[name] for name in whole.accuracies} == whole.accuracies
+
+
+def test_without_a_run_nothing_is_written(training: Training, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    result = compare(replace(training, run=None), cells=1, seeds=1, keep=nothing)
+    assert sorted(tmp_path.rglob("*")) == before
+    assert len(result.found) == 1

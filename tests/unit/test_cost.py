@@ -1,0 +1,76 @@
+"""Parameters and multiply-adds against formulas worked out by hand, and published numbers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from oche.base import counted
+from oche.cost import Cost, cost, multiply_adds, parameters
+from oche.genotype import PUBLISHED, Choice, Genotype
+from oche.spaces import SPACES
+from oche.strategies import sample
+from reference.tiny import tiny_data, tiny_space
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_by_hand(bias: bool) -> None:
+    layers = nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),  # 5 x 7 outputs of 9 x 13
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 5, padding=4, dilation=2, groups=8, bias=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 10, bias=bias),
+    )
+    wanted = 5 * 7 * 8 * 3 * 9 + 5 * 7 * 8 * 25 + 8 * 10 + 10 * bias
+    assert multiply_adds(layers.eval(), torch.zeros(1, 3, 9, 13)) == wanted
+    assert parameters(layers) == 8 * 3 * 9 + 16 + 8 * 25 + 80 + 10 * bias
+
+
+def test_counting_leaves_no_hooks() -> None:
+    layer = nn.Linear(2, 2)
+    multiply_adds(layer, torch.zeros(1, 2))
+    assert not layer._forward_hooks
+
+
+def test_a_toy_network_by_hand() -> None:
+    """Stem 2 -> 4, a cell at 8x8, a residual reduction to 8 channels at 4x4, a cell, the classifier."""
+    cell = (Choice(0, 1, "nor_conv_3x3"), Choice(0, 2, "none"), Choice(1, 2, "skip_connect"))
+    got = cost(tiny_space("toy", tiny_data()), Genotype("toy", {"cell": cell}))
+    stem, first, second = 64 * 4 * 2 * 9, 64 * 4 * 4 * 9, 16 * 8 * 8 * 9
+    reduction = 16 * 8 * 4 * 9 + 16 * 8 * 8 * 9 + 16 * 8 * 4
+    assert got.multiply_adds == stem + first + reduction + second + 8 * 3 + 3
+    norms = 2 * (4 + 4 + 8 + 8 + 8 + 8)  # stem, cell, two in the reduction, cell, last
+    weights = 4 * 2 * 9 + 4 * 4 * 9 + 8 * 4 * 9 + 8 * 8 * 9 + 8 * 4 + 8 * 8 * 9 + 8 * 3 + 3
+    assert got.parameters == weights + norms
+
+
+def test_published_numbers() -> None:
+    """The empty NAS-Bench-201 network, as its table counts it, and DARTS_V2 on CIFAR-10 and on ImageNet."""
+    space = SPACES["nb201"](inputs=3, outputs=10, size=(32, 32), channels=16, cells=5)
+    empty = Genotype.parse("|none~0|+|none~0|none~1|+|none~0|none~1|none~2|")
+    assert cost(space, empty).multiply_adds == 7_783_050
+    darts = Genotype.parse(PUBLISHED["DARTS_V2"])
+    assert cost(SPACES["darts"](channels=36, cells=20), darts).parameters == 3_349_342
+    imagenet = SPACES["darts"](inputs=3, outputs=1000, size=(224, 224), channels=48, cells=14, stem_multiplier=1)
+    got = cost(imagenet, darts)
+    assert got.parameters == pytest.approx(4.7e6, rel=0.02)  # the paper's table: 4.7 M, 574 M
+    assert got.multiply_adds == pytest.approx(574e6, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["toy", "nb201", "s1", "s4"])
+def test_nothing_is_computed_and_the_result_is_that_of_the_real_network(name: str) -> None:
+    data = tiny_data(12, (9, 13), 1)
+    space = tiny_space(name, data, **({} if name in ("toy", "nb201") else {"cells": 3, "channels": 4}))
+    genotype = sample(space, counted(4))
+    network = space.network(genotype).eval()
+    assert cost(space, genotype) == Cost(parameters(network), multiply_adds(network, torch.zeros(1, 1, 9, 13)))
+    auxiliary = space.network(genotype, auxiliary=True)
+    assert parameters(auxiliary) >= parameters(network)
+
+
+def test_the_sentence() -> None:
+    assert str(Cost(1_234_567, 89_012_345)) == "1.235 M parameters, 89.01 M multiply-adds"
