@@ -181,7 +181,7 @@ class Genotype:
         for name in ("normal", "reduce"):
             choices = sorted(self.groups[name], key=lambda c: c.target)
             nodes = sorted({c.target for c in choices})
-            if [c.target for c in choices] != [2 + i // 2 for i in range(len(choices))]:
+            if [c.target for c in choices] != [2 + i // 2 for i in range(2 * len(nodes))]:
                 raise UserError("The DARTS form has room for exactly two operations a node; this genotype has others.")
             pairs = [(c.op, c.source) for c in choices]
             parts.append(f"{name}={pairs}, {name}_concat={nodes}")
