@@ -403,7 +403,9 @@ def out_of_memory(batch: int) -> Iterator[None]:
     """Turns an allocation that failed into one sentence."""
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
+            raise  # the CPU's allocator has no error of its own
         raise UserError(
             f"Out of memory with a batch of {batch}: try half of it (--batch {max(2, batch // 2)}); what was done is kept."
         ) from None

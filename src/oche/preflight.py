@@ -40,10 +40,12 @@ def estimate(problem: Problem, method: Method) -> Estimate:
     state = begin(problem, method)
     need, free = memory_bytes(state, problem, method), free_bytes(problem.fabric.device)
     if need > free:
-        fits = max(1, int(problem.batch * free / need * 0.8))
+        least = memory_bytes(state, replace(problem, batch=2), method)
+        fits = 2 + int((0.8 * free - least) / (need - least) * (problem.batch - 2)) if free > least else 0
+        smaller = f"--batch {fits}, or a smaller space" if fits >= 2 else "a smaller space"
         raise UserError(
             f"This search needs about {need / 2**30:.1f} GiB with a batch of {problem.batch}, and {free / 2**30:.1f} GiB are free: "
-            f"try --batch {fits}, or a smaller space such as --set space.channels=8."
+            f"try {smaller} such as --set space.channels=8."
         )
     step = _step_seconds(state, problem, method)
     total = parameters(state.supernet)

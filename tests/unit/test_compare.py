@@ -108,17 +108,16 @@ def test_random_cells_are_connected_and_depend_on_the_seed() -> None:
     """Cells of `none` that no signal passes are drawn again; the rest stay as likely as any other."""
     data = tiny_data(12)
     space = tiny_space("toy", data)
-    drawn = [
-        dict(module._cells(Training(space, CELL, data, PROTOCOLS["smoke"], seed, fabric_for("cpu")), 3))
-        for seed in range(60)
-    ]
+
+    def drawn_with(seed: int) -> dict[str, Genotype]:
+        return dict(module._cells(Training(space, CELL, data, PROTOCOLS["smoke"], seed, fabric_for("cpu")), 3))
+
+    drawn = [drawn_with(seed) for seed in range(60)]
     assert all(genotype.connected for cells in drawn for genotype in cells.values())
     assert any(not sample(space, counted(seed, "compare", 1)).connected for seed in range(60)), (
         "the rule never had to act"
     )
-    assert str(drawn[0]["random 1"]) == str(
-        dict(module._cells(Training(space, CELL, data, PROTOCOLS["smoke"], 0, fabric_for("cpu")), 1))["random 1"]
-    )
+    assert drawn_with(0) == drawn[0]
     assert len({str(cells["random 1"]) for cells in drawn}) > 5
 
 

@@ -1,0 +1,246 @@
+"""The verbs as functions: what is taken over from a search, what is refused, and what a second call does not do again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from oche import api
+from oche.data import Data
+from oche.errors import UserError
+from oche.genotype import Genotype
+from oche.plan import Request, TrainRequest, requested, resolve
+from oche.run import Run
+from reference.tiny import tiny_data
+
+SMALL = tiny_data(12)
+CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|"
+
+
+@pytest.fixture
+def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exporting takes seconds, and has tests of its own."""
+    monkeypatch.setattr(api, "available_formats", tuple)
+
+
+def searched(path: Path, data: str | Data = SMALL, **options: object) -> api.Found:
+    arguments = {"space": "toy", "budget": "smoke", "epochs": 1, "batch": 6, "compare": 0, "device": "cpu", **options}
+    return api.search("darts", data=data, out=path, **arguments)  # type: ignore[arg-type]
+
+
+def trained(path: Path, data: Data = SMALL, **options: object) -> api.Trained:
+    return api.train(CELL, space="toy", data=data, protocol="smoke", epochs=1, batch=6, out=path, **options)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------- search
+
+
+def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
+    runs = [searched(tmp_path / "run").run.path.name for _ in range(2)]
+    assert runs == ["run", "run-2"]
+
+
+def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = resolve(Request("rf_darts", "toy", budget="smoke"), SMALL)
+    assert api.start(plan).path == Path("runs/rf_darts-toy")
+
+
+@pytest.mark.usefixtures("no_export")
+def test_a_search_with_its_comparison(tmp_path: Path) -> None:
+    events: list[str] = []
+    found = searched(
+        tmp_path / "run", compare=1, compare_seeds=2, protocol="smoke", listener=lambda event, _: events.append(event)
+    )
+    assert found.comparison
+    assert set(found.comparison.accuracies) == {"found", "random 1"}
+    assert events[-4:] == ["trained"] * 4
+    assert events.count("epoch") == 1
+    assert "supernet" in events
+    score = api.evaluate_run(found.run.path, data=SMALL)
+    assert score.accuracy == found.comparison.found[0], "the exported network is the first of the comparison"
+    again = api.resume(found.run.path, SMALL)
+    assert isinstance(again, api.Found)
+    assert again.comparison == found.comparison
+    assert again.genotype == found.genotype
+
+
+@pytest.mark.usefixtures("no_export")
+def test_a_finished_search_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = searched(tmp_path / "run", compare=1, compare_seeds=1, protocol="smoke")
+    before = found.run.read(Run.LOG)
+    monkeypatch.setattr(api, "run_loop", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("oche.compare.retrain", lambda *_: pytest.fail("trained again"))
+    api.resume(found.run.path, SMALL)
+    assert found.run.read(Run.LOG) == before
+
+
+@pytest.mark.slow
+def test_missing_exports_are_made_up_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search killed between the comparison's record and the export."""
+    monkeypatch.setattr(api, "available_formats", lambda: ("pt2",))
+    found = searched(tmp_path / "run", compare=1, compare_seeds=1, protocol="smoke")
+    file = found.run.file("network/model.pt2")
+    file.unlink()
+    api.resume(found.run.path, SMALL)
+    assert file.exists()
+
+
+def test_data_objects_are_needed_again_to_resume(tmp_path: Path) -> None:
+    found = searched(tmp_path / "run")
+    with pytest.raises(UserError, match="noise"):
+        api.resume(found.run.path)
+    assert isinstance(api.resume(found.run.path, SMALL), api.Found)
+
+
+# ---------------------------------------------------------------------- train
+
+
+def test_a_training_takes_over_space_size_and_data(tmp_path: Path) -> None:
+    found = searched(
+        tmp_path / "run",
+        data="digits",
+        settings={"space.channels": 6, "data.size": 12, "split.weights": 0.02, "split.arch": 0.02},
+    )
+    plan = api.plan_training(TrainRequest(str(found.run.path), protocol="smoke"))
+    assert plan.training.genotype == found.genotype
+    assert (plan.training.space.size, getattr(plan.training.space, "channels", 0)) == ((12, 12), 6)
+    assert plan.training.data.name == "digits"
+    assert plan.name == "run-train"
+    other = api.plan_training(
+        TrainRequest(str(found.run.path), protocol="smoke", settings={"space.channels": 8}), SMALL
+    )
+    assert (getattr(other.training.space, "channels", 0), other.training.data.name) == (8, "noise")
+
+
+def test_genotypes_in_every_form(tmp_path: Path) -> None:
+    genotype = Genotype.parse(CELL, "toy")
+    file = tmp_path / "cell.json"
+    file.write_text(genotype.to_json())
+    run = searched(tmp_path / "run").run
+    for given in (CELL, genotype.to_json(), file):
+        assert api.genotype_of(given, "toy") == (genotype, None)
+    assert api.genotype_of(run.path)[1] == run
+    assert api.genotype_of("NB201_9930")[0].space == "nb201"
+    with pytest.raises(UserError, match="'toy', not of 'nb201'"):
+        api.genotype_of(file, "nb201")
+
+
+def test_a_training_is_scored_on_the_test_images(tmp_path: Path) -> None:
+    done = trained(tmp_path / "run")
+    assert api.evaluate_run(done.run.path, data=SMALL) == done.test
+    kinds = [record["kind"] for record in done.run.records()]
+    assert kinds == ["train_epoch", "test", "confusion"]
+    assert sum(map(sum, done.test.confusion)) == len(SMALL.test)
+
+
+def test_a_finished_training_resumed_gives_the_same(tmp_path: Path) -> None:
+    done = trained(tmp_path / "run")
+    log, weights = done.run.records(), done.run.read("network/weights.safetensors")
+    again = api.resume(done.run.path, SMALL)
+    assert isinstance(again, api.Trained)
+    assert again.test == done.test
+    assert [{k: v for k, v in r.items() if k != "seconds"} for r in again.run.records()] == [
+        {k: v for k, v in r.items() if k != "seconds"} for r in log
+    ]
+    assert done.run.read("network/weights.safetensors") == weights
+
+
+def test_options_of_found_train_are_checked(tmp_path: Path) -> None:
+    found = searched(tmp_path / "run")
+    with pytest.raises(UserError, match="did you mean 'epochs'"):
+        found.train("smoke", epoch=3)
+
+
+# ---------------------------------------------------------------------- evaluate and predict
+
+
+def test_checkpoints_by_name(tmp_path: Path) -> None:
+    done = trained(tmp_path / "run")
+    assert api.evaluate_run(done.run.path, data=SMALL, checkpoint="last") == done.test
+    api.evaluate_run(done.run.path, data=SMALL, checkpoint="best")
+    with pytest.raises(UserError, match="did you mean 'best'"):
+        api.evaluate_run(done.run.path, data=SMALL, checkpoint="bets")
+
+
+def test_data_with_other_classes_or_sizes_is_refused(tmp_path: Path) -> None:
+    done = trained(tmp_path / "run")
+    with pytest.raises(UserError, match="choose data with the same classes"):
+        api.evaluate_run(done.run.path, data=tiny_data(12, classes=4))
+    with pytest.raises(UserError, match="choose data with the same classes"):
+        api.evaluate_run(done.run.path, data=tiny_data(12, (9, 9)))
+
+
+@pytest.fixture(scope="module")
+def grey(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained network of one channel, 8 x 8."""
+    return trained(tmp_path_factory.mktemp("api") / "run", tiny_data(12, channels=1)).run.path
+
+
+def test_any_image_can_be_predicted(grey: Path, tmp_path: Path) -> None:
+    """Colour and size are brought to the network's; folders are searched, names sorted."""
+    (tmp_path / "more").mkdir()
+    Image.new("RGB", (30, 20), (200, 10, 10)).save(tmp_path / "more" / "b.png")
+    Image.new("L", (8, 8), 100).save(tmp_path / "more" / "a.png")
+    Image.new("RGBA", (9, 40)).save(tmp_path / "c.webp")
+    (tmp_path / "more" / "notes.txt").write_text("no image")
+    told = api.predict(grey, [tmp_path / "c.webp", tmp_path / "more"])
+    assert [p.path.name for p in told] == ["c.webp", "a.png", "b.png"]
+    assert all(p.label in ("0", "1", "2") and 1 / 3 <= p.probability <= 1 for p in told)
+
+
+def test_what_cannot_be_predicted(grey: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no file or folder"):
+        api.predict(grey, [tmp_path / "none.png"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no images"):
+        api.predict(grey, [tmp_path / "empty"])
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    with pytest.raises(UserError, match="cannot be read"):
+        api.predict(grey, [tmp_path / "bad.png"])
+
+
+# ---------------------------------------------------------------------- limits
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA"),
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_is_a_sentence(error: Exception) -> None:
+    with pytest.raises(UserError, match="--batch 32"), api.out_of_memory(64):
+        raise error
+
+
+def test_other_errors_stay_what_they_are() -> None:
+    with pytest.raises(RuntimeError, match="a bug"), api.out_of_memory(64):
+        raise RuntimeError("a bug")
+
+
+def test_threads_are_put_back(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    with api.cpu_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
+
+
+def test_requests_are_kept_as_they_were_asked(tmp_path: Path) -> None:
+    done = trained(tmp_path / "run", seed=4, settings={"train.clip": 2.0})
+    request, table = requested(done.run)
+    assert isinstance(request, TrainRequest)
+    assert (request.seed, request.protocol, request.data, request.settings) == (
+        4,
+        "smoke",
+        "noise",
+        {"train.clip": 2.0},
+    )
+    assert table["train"]["clip"] == 2.0  # type: ignore[index]
+    assert replace(request, seed=4) == request

@@ -1,0 +1,151 @@
+"""What a search is said to cost: counted memory against memory measured at the full batch, and what is refused."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from oche import preflight
+from oche.errors import UserError
+from oche.loop import begin, streams, task_loss
+from oche.method import Method
+from oche.methods import METHODS, random_features
+from oche.preflight import Estimate, estimate, free_bytes, memory_bytes
+from oche.state import Problem, SearchState
+from reference.tiny import tiny_problem
+
+SPACES = {"nb201": {"cells": 1, "channels": 8}, "darts": {"cells": 3, "channels": 4}, "toy": {}}
+
+
+def method(name: str) -> Method:
+    built = METHODS[name]()
+    assert isinstance(built, Method)
+    return built
+
+
+def problem(space: str, batch: int = 32) -> Problem:
+    return tiny_problem(space, batch=batch, count=64, **SPACES[space])
+
+
+def kept(state: SearchState, p: Problem, m: Method) -> int:
+    """Bytes of all tensors that autograd keeps for one weight loss on a full batch, each storage once, weights left out."""
+    weights, _ = streams(p, m)
+    own = {t.untyped_storage().data_ptr() for t in state.supernet.parameters()}
+    sizes: dict[int, int] = {}
+    alive: list[torch.Tensor] = []  # so that no address is used twice
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            alive.append(t)
+        return t
+
+    draw = state.draw("weight")
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        loss, _ = task_loss(state, p, None, state.op_weights(state.alpha, draw), weights.at(0), draw)
+    assert loss.requires_grad
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("name", ["darts", "pcdarts", "rf_darts"])
+def test_memory_is_that_of_the_full_batch(name: str, space: str) -> None:
+    """Counted on two and four images, it comes within a tenth of what 32 images keep."""
+    p, m = problem(space), method(name)
+    state = begin(p, m)
+    weights = 4 * sum(t.numel() * 4 for t in state.supernet.parameters())
+    said = (memory_bytes(state, p, m) - weights) / 1.2
+    assert said == pytest.approx(kept(state, p, m), rel=0.1)
+
+
+def test_memory_grows_with_the_batch_and_with_unrolling() -> None:
+    def need(name: str, batch: int) -> float:
+        p, m = problem("toy", batch), method(name)
+        return memory_bytes(begin(p, m), p, m)
+
+    assert need("darts", 8) < need("darts", 16) < need("darts", 64)
+    assert need("darts", 64) < need("darts_2nd", 64)
+
+
+def test_random_features_keep_less() -> None:
+    """A frozen convolution's input need not be kept."""
+    p = problem("nb201")
+    full, frozen = method("darts"), random_features(method("darts"))
+    assert memory_bytes(begin(p, frozen), p, frozen) < memory_bytes(begin(p, full), p, full)
+
+
+# ---------------------------------------------------------------------- refusing
+
+
+@pytest.mark.parametrize("space", ["toy", "darts"])
+@pytest.mark.parametrize("share", [0.9, 0.5, 0.3])
+def test_a_batch_that_is_suggested_fits(space: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    p, m = problem(space, 512), method("darts")
+    need = memory_bytes(begin(p, m), p, m)
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: need * share)
+    with pytest.raises(UserError, match="GiB") as told:
+        estimate(p, m)
+    found = re.search(r"--batch (\d+)", str(told.value))
+    assert found
+    suggested = replace(p, batch=int(found[1]))
+    assert 2 <= suggested.batch < 512
+    monkeypatch.setattr(preflight, "_step_seconds", lambda *_: 0.0)
+    assert estimate(suggested, m).memory_mib * 2**20 <= need * share
+
+
+def test_where_no_batch_fits_none_is_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "free_bytes", lambda device: 1000.0)
+    with pytest.raises(UserError, match="smaller space") as told:
+        estimate(problem("toy"), method("darts"))
+    assert "--batch 1," not in str(told.value), "a search needs batches of two"
+
+
+def test_free_memory_is_a_plausible_number() -> None:
+    import os
+
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    assert 2**20 < free_bytes(torch.device("cpu")) <= total
+
+
+# ---------------------------------------------------------------------- the estimate
+
+
+def test_the_estimate_counts_what_learns() -> None:
+    p = problem("nb201")
+    full, frozen = (estimate(p, m) for m in (method("darts"), method("rf_darts")))
+    assert full.trainable == full.parameters == sum(t.numel() for t in begin(p, method("darts")).supernet.parameters())
+    assert 0 < frozen.trainable < frozen.parameters
+    assert full.steps == 2  # 33 of 64 images of three classes are for the weights, 32 a batch
+    assert 0 < full.step_seconds < 10
+    assert Estimate(1, 1, 1.0, 0.5, 8).seconds == 4.0
+
+
+def test_measuring_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither in the global generator nor, by a listener or a run, anywhere else."""
+    told: list[str] = []
+    p = replace(problem("toy"), listener=lambda event, record: told.append(event))
+    before = torch.get_rng_state()
+    estimate(p, method("darts"))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not told
+
+
+def test_a_first_step_that_is_long_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    step: Callable[..., None] = preflight.weight_step
+
+    def counting(*arguments: object) -> None:
+        calls.append(1)
+        step(*arguments)
+
+    monkeypatch.setattr(preflight, "weight_step", counting)
+    estimate(problem("toy"), method("darts"))
+    assert len(calls) == 2
+    monkeypatch.setattr(preflight, "LONG", 0.0)
+    estimate(problem("toy"), method("darts"))
+    assert len(calls) == 3
