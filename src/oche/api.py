@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 from safetensors.torch import load as safetensors_load
 
 from oche import config
@@ -130,9 +131,17 @@ def search(
 def start(plan: Plan, out: str | Path | None = None) -> Run:
     """Makes the run's folder and writes run.toml."""
     name = plan.searcher.name if ":" in plan.request.method else plan.request.method
-    run = Run.create(Path(out) if out else RUNS / f"{name}-{plan.request.space}")
-    run.write(Run.CONFIG, config.dumps(plan.table()).encode())
-    return run
+    return begun(plan.fabric, Path(out) if out else RUNS / f"{name}-{plan.request.space}", plan.table())
+
+
+def begun(fabric: Fabric, path: Path, table: Mapping[str, object]) -> Run:
+    """A new run with its run.toml; of several processes one makes the folder, and all get to know its name."""
+    made = ""
+    if fabric.is_global_zero:
+        run = Run.create(path)
+        run.write(Run.CONFIG, config.dumps(table).encode())
+        made = str(run.path)
+    return Run(Path(str(fabric.broadcast(made))))
 
 
 def reopen(path: str | Path, data: Data | None = None) -> tuple[Plan, Run]:
@@ -249,9 +258,10 @@ class TrainPlan:
 
     def start(self, out: str | Path | None = None) -> Run:
         """Makes the run's folder and writes run.toml."""
-        run = Run.create(Path(out) if out else RUNS / self.name)
-        run.write(Run.CONFIG, config.dumps(training_table(self.request, self.training)).encode())
-        run.write(Run.GENOTYPE, self.training.genotype.to_json().encode())
+        training = self.training
+        run = begun(training.fabric, Path(out) if out else RUNS / self.name, training_table(self.request, training))
+        if training.fabric.is_global_zero:
+            run.write(Run.GENOTYPE, training.genotype.to_json().encode())
         return run
 
 

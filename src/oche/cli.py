@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage (one sentence says what), 130 interr
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -362,6 +363,7 @@ _LISTS: dict[str, Callable[[], dict[str, str]]] = {
 
 def main() -> None:
     """Runs the command line; a user's mistake is one sentence and exit code 2."""
+    console.quiet = os.environ.get("LOCAL_RANK", "0") != "0"  # of several processes, one speaks
     try:
         app()
     except UserError as error:

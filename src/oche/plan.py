@@ -355,7 +355,9 @@ def _with(method: Method, settings: Mapping[str, Mapping[str, object]], name: st
     known = {f.name for f in fields(method)}
     for path, value in changes.items():
         if path.split(".")[0] not in known:
-            raise unknown("part", path.split(".")[0], [*known - {"name", "papers"}, "space", "data", "train", "method"])
+            raise unknown(
+                "part", path.split(".")[0], [*sorted(known - {"name", "papers"}), "space", "data", "train", "method"]
+            )
         try:
             method = config.override(method, path, value, name)
         except UserError:

@@ -183,19 +183,21 @@ def _comparison(found: Found) -> Table:
     rows = {**found.comparison.accuracies, "random, mean": found.comparison.random}
     for name, values in rows.items():
         low, high = interval(values)
+        spread = f"[{max(low, 0):.2%}, {min(high, 1):.2%}]" if len(values) > 1 else "one seed"
         table.add_row(
             name,
             f"{np.mean(values):.2%}",
-            f"[{max(low, 0):.2%}, {min(high, 1):.2%}]".replace("[", r"\["),
+            spread.replace("[", r"\["),
             " ".join(f"{v:.2%}" for v in values),
         )
     gains = found.comparison.improvements
     low, high = interval(gains)
     verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
-    table.caption = (
-        f"relative improvement over random {np.mean(gains):+.2f} % "
-        + rf"\[{low:+.2f}, {high:+.2f}]: {verdict} random cells with these seeds"
-    )
+    if len(gains) == 1:
+        said = "of one seed, which tells nothing of chance"
+    else:
+        said = rf"\[{low:+.2f}, {high:+.2f}]: {verdict} random cells with these seeds"
+    table.caption = f"relative improvement over random {np.mean(gains):+.2f} % {said}"
     table.caption_justify = "left"
     return table
 

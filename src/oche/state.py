@@ -102,7 +102,8 @@ class SearchState:
         """Mean over edges of the strengths' entropy over its greatest value, log O: 1 is undecided, 0 decided."""
         parts = []
         for group, strength in self.strengths():
-            p = (strength / strength.sum(-1, keepdim=True).clamp_min(1e-12)).double()
+            p = strength.double()
+            p = p / p.sum(-1, keepdim=True).clamp_min(1e-12)
             most = torch.tensor([max(len(ops), 2) for ops in group.ops]).double().log()
             parts.append(-(p * p.clamp_min(1e-300).log()).sum(-1) / most)
         return float(torch.cat(parts).mean())

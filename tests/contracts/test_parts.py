@@ -121,7 +121,7 @@ def test_every_method_searches_every_space(name: str, space: str) -> None:
     assert_finite(first.state)
     assert_same_bits(first.state, again.state)
     assert first.genotype == again.genotype
-    assert any(not torch.equal(t, other.state.alpha[n]) for n, t in first.state.alpha.items())
+    assert any(not torch.equal(t, other.state.theta[n]) for n, t in first.state.theta.items())
     tiny_problem(space, **SMALL[space]).space.check(first.genotype)
     assert 0 <= first.state.entropy() <= 1 + 1e-9
 
@@ -163,7 +163,8 @@ def test_the_lists_of_this_file_are_complete() -> None:
     """A part that is registered or subclasses its interface has a row above."""
     assert set(SMALL) == set(SPACES)
     assert set(EDGES.values()) == {type(edge) for edge in EDGE_TYPES}
-    assert set(Relaxation.__subclasses__()) == {type(relaxation) for relaxation in RELAXATIONS}
+    shared = {part for part in Relaxation.__subclasses__() if part.__module__ == "oche.relaxations"}
+    assert shared == {type(relaxation) for relaxation in RELAXATIONS}
 
 
 @pytest.mark.parametrize("trainable", TRAINABLES, **named)

@@ -14,7 +14,7 @@ import signal
 import time
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -97,17 +97,20 @@ def killed_and_resumed(work: Work, folder: Path, *, kills: int, seed: int) -> Co
     """
     whole = fresh(folder / "whole")
     work(whole)
-    rng, causes = random.Random(seed), Counter[str]()
+    assert Run.STATE in files(whole)
+    rng, causes, resumed = random.Random(seed), Counter[str](), 0
     while causes.total() < kills:
         broken, ended = fresh(folder / "broken"), signal.SIGKILL.value
         while ended and causes.total() < kills:
             site = rng.choice((*SITES, "the clock"))
+            resumed += broken.has(Run.STATE)
             clock = rng.uniform(0.01, 0.3) if site == "the clock" else None
             ended = attempt(work, broken, None if clock else site, rng.randint(1, 6 if "rename" in site else 2), clock)
             causes[site] += ended == signal.SIGKILL
         if ended:
             assert attempt(work, broken, None, 0, None) == 0
         assert_same_run(whole, broken)
+    assert resumed > kills / 4, "most attempts began anew: hardly anything was resumed"
     return causes
 
 
@@ -210,6 +213,31 @@ def test_a_finished_search_searched_again_changes_nothing(tmp_path: Path) -> Non
     before = {name: content(run, name) for name in files(run)}, log(run)
     work(run)
     assert ({name: content(run, name) for name in files(run)}, log(run)) == before
+
+
+def test_a_resumed_search_goes_on_where_the_checkpoint_was(tmp_path: Path) -> None:
+    """It would end the same had it begun anew, only later: the steps that are taken tell."""
+
+    class Interrupted(Exception):
+        pass
+
+    steps: list[int] = []
+
+    def stop_at_five(event: str, record: Mapping[str, object]) -> None:
+        if event == "step":
+            steps.append(int(str(record["step"])))
+            if len(steps) == 5:
+                raise Interrupted
+
+    method = METHODS["darts"]()
+    assert isinstance(method, Method)
+    problem = replace(
+        tiny_problem("toy", epochs=3), run=fresh(tmp_path / "run"), checkpoint_every=2, listener=stop_at_five
+    )
+    with pytest.raises(Interrupted):
+        search(problem, method)
+    search(problem, method)
+    assert steps == [1, 2, 3, 4, 5, 5, 6, 7, 8, 9]
 
 
 def test_how_often_it_is_checkpointed_changes_nothing(tmp_path: Path) -> None:

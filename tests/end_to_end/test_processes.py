@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -158,3 +160,44 @@ def test_average_is_the_mean_of_each_tensor(tmp_path: Path) -> None:
         assert torch.equal(first, torch.full((2, 3), 0.5))
         assert second.shape == ()
         assert float(second) == 5.0
+
+
+def test_the_command_in_two_processes_makes_one_run(tmp_path: Path) -> None:
+    """Search, then training: one folder each, every record once, and one process speaks."""
+    oche = Path(sys.executable).parent / "oche"
+    options = ["--devices", "2", "--device", "cpu", "--protocol", "smoke"]
+    commands = [
+        [
+            "search",
+            "darts",
+            "--space",
+            "toy",
+            "--budget",
+            "smoke",
+            "--compare",
+            "1",
+            "--compare-seeds",
+            "1",
+            "--out",
+            "found",
+            *options,
+        ],
+        ["train", "found", "--epochs", "1", "--out", "trained", *options],
+    ]
+    for command in commands:
+        done = subprocess.run(
+            [oche, *command],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("Everything lies in") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["found", "trained"]
+    kinds = [[r["kind"] for r in Run.open(tmp_path / name).records()] for name in ("found", "trained")]
+    assert kinds == [
+        ["epoch", "epoch", "supernet", "trained", "trained", "comparison"],
+        ["train_epoch", "test", "confusion"],
+    ]

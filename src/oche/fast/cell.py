@@ -30,20 +30,19 @@ class FusedCell(Cell):
 
     @property
     def tier(self) -> str:
-        """`kernels`, or `portable` with the reason."""
-        if isinstance(self.layout, str):
-            return f"portable: {self.layout}"
-        return "portable: no compiled kernels" if kernels() is None else "kernels"
+        """`kernels`: all of it compiled; `nodes`: the sums into nodes, with why not the rest; `portable`: plain torch."""
+        if kernels() is None:
+            return "portable: no compiled kernels"
+        return f"nodes: {self.layout}" if isinstance(self.layout, str) else "kernels"
 
     def mixed(self, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
         """Like `Cell.mixed`: inputs (B, C, H, W), w (E, O)."""
         states = [entry(x) for entry, x in zip(self.entries, inputs, strict=True)]
         zero = zeros(w)
-        if not isinstance(self.layout, str) and _simple(states):
-            compiled = kernels()
-            if compiled is not None:
-                return run_packed(self.layout, states, w, zero, draw, compiled, self.pool)
-        states = run_portable(self, states, w, zero, draw)
+        compiled = kernels()
+        if compiled is not None and not isinstance(self.layout, str) and _simple(states):
+            return run_packed(self.layout, states, w, zero, draw, compiled, self.pool)
+        states = run_portable(self, states, w, zero, draw, compiled)
         return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
 
 
@@ -71,7 +70,7 @@ def accelerate(supernet: Supernet) -> Supernet:
 
 
 def coverage(supernet: Supernet) -> dict[str, str]:
-    """Cell's name -> how it runs: "kernels", "portable: why", or "plain: why"."""
+    """Cell's name -> how it runs: "kernels", "nodes: why not more", "portable: why", or "plain: why"."""
     said = {}
     for name, cell in supernet.body.cells.items():
         assert isinstance(cell, Cell)

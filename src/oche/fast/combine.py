@@ -21,6 +21,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from oche.fast import rows
+from oche.fast.native import Kernels
+
 PIXELS = (0, 2, 3)
 
 
@@ -37,13 +40,17 @@ class Term:
 class Moments:
     """Batch statistics by tensor, so that a pool which several nodes read is measured once. Lives as long as one forward pass."""
 
+    kernels: Kernels | None = None
     known: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def of(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (C,) over images and pixels, at least in fp32."""
         if id(value) not in self.known:  # the tensor is kept beside its moments, so that its id stays taken
             with torch.no_grad():
-                variance, mean = torch.var_mean(_wide(value), PIXELS, correction=0)
+                if self.kernels is not None and rows.suit([value]):
+                    mean, variance = rows.moments(self.kernels, value)
+                else:
+                    variance, mean = torch.var_mean(_wide(value), PIXELS, correction=0)
             self.known[id(value)] = (value, mean, variance)
         return self.known[id(value)][1:]
 
@@ -63,7 +70,8 @@ def combine(terms: Sequence[Term], moments: Moments) -> Tensor:
     scales = [None if term.norm is None else term.norm.weight for term in terms]
     shifts = [None if term.norm is None else term.norm.bias for term in terms]
     weights = torch.stack([term.weight for term in terms])
-    out: Tensor = _Combine.apply(tuple(spec), mean, rstd, weights, *values, *scales, *shifts)  # type: ignore[no-untyped-call]
+    compiled = moments.kernels if rows.suit(values) and weights.dtype == values[0].dtype else None
+    out: Tensor = _Combine.apply(tuple(spec), mean, rstd, compiled, weights, *values, *scales, *shifts)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -92,6 +100,8 @@ class _Context(Protocol):
     spec: tuple[tuple[bool, float], ...]
     mean: list[Tensor]
     rstd: list[Tensor]
+    kernels: Kernels | None
+    table: _Table
 
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
 
@@ -105,13 +115,18 @@ class _Combine(torch.autograd.Function):
         spec: tuple[tuple[bool, float], ...],
         mean: list[Tensor],
         rstd: list[Tensor],
+        kernels: Kernels | None,
         weights: Tensor,
         *rest: Tensor | None,
     ) -> Tensor:
         n = len(spec)
         values = [_given(t) for t in rest[:n]]
-        ctx.spec, ctx.mean, ctx.rstd = spec, mean, rstd
+        ctx.spec, ctx.mean, ctx.rstd, ctx.kernels = spec, mean, rstd, kernels
         ctx.save_for_backward(weights, *rest)
+        if kernels is not None:
+            ctx.table = _Table.of(spec, mean, rstd, weights, rest)
+            a, b = ctx.table.forward(values[0].dtype)
+            return rows.weighted(kernels, [rows.as_rows(t) for t in values], a, b)
         dtype = values[0].dtype
         for value in values:
             dtype = torch.promote_types(dtype, value.dtype)
@@ -141,8 +156,10 @@ class _Combine(torch.autograd.Function):
         weights, *rest = ctx.saved_tensors
         n = len(ctx.spec)
         if torch.is_grad_enabled():
-            return (None, None, None, *_differentiable(ctx, grad, weights, rest))
-        need = ctx.needs_input_grad[4:]
+            return (None, None, None, None, *_differentiable(ctx, grad, weights, rest))
+        need = ctx.needs_input_grad[5:]
+        if ctx.kernels is not None:
+            return _compiled_backward(ctx, ctx.kernels, grad, weights, rest)
         grad = _like(grad, rest[0])
         wide = torch.promote_types(grad.dtype, torch.float32)
         w = weights.to(wide)
@@ -154,7 +171,7 @@ class _Combine(torch.autograd.Function):
             value, scale, shift = rest[t], rest[n + t], rest[2 * n + t]
             if not normed:
                 values[t] = (grad * w[t].to(grad.dtype)).to(value.dtype) if need[t] else None
-                dw.append((grad.to(wide) * value).sum() if ctx.needs_input_grad[3] else r1.new_zeros(()))
+                dw.append((grad.to(wide) * value).sum() if ctx.needs_input_grad[4] else r1.new_zeros(()))
                 continue
             m, r = next(moments)
             gain = w[t].expand_as(r) if scale is None else w[t] * scale
@@ -164,7 +181,71 @@ class _Combine(torch.autograd.Function):
             scales[t] = w[t] * q if need[n + t] else None
             shifts[t] = w[t] * r1 if need[2 * n + t] else None
             dw.append((q if scale is None else scale * q).sum() + (0.0 if shift is None else (shift * r1).sum()))
-        return (None, None, None, torch.stack(dw).to(weights.dtype), *values, *scales, *shifts)
+        return (None, None, None, None, torch.stack(dw).to(weights.dtype), *values, *scales, *shifts)
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What the terms of a node are multiplied by, in fp64, (n, C) each: w g, s w, m, r; 0 and 1 without batch norm. normed (n, 1)."""
+
+    w: Tensor
+    scale: Tensor
+    shift: Tensor
+    mean: Tensor
+    rstd: Tensor
+    normed: Tensor
+
+    @staticmethod
+    def of(
+        spec: Sequence[tuple[bool, float]],
+        mean: list[Tensor],
+        rstd: list[Tensor],
+        weights: Tensor,
+        rest: Sequence[Tensor | None],
+    ) -> _Table:
+        n, wide = len(spec), torch.float64
+        channels = _given(rest[0]).shape[1]
+        zero, one = torch.zeros(channels, dtype=wide), torch.ones(channels, dtype=wide)
+        found, deviations = iter(mean), iter(rstd)
+        return _Table(
+            weights.detach().to(wide)[:, None],
+            torch.stack([one if t is None else t.detach().to(wide) for t in rest[n : 2 * n]]),
+            torch.stack([zero if t is None else t.detach().to(wide) for t in rest[2 * n :]]),
+            torch.stack([next(found).to(wide) if normed else zero for normed, _ in spec]),
+            torch.stack([next(deviations).to(wide) if normed else one for normed, _ in spec]),
+            torch.tensor([[float(normed)] for normed, _ in spec], dtype=wide),
+        )
+
+    @property
+    def slope(self) -> Tensor:
+        """a = w g r."""
+        return self.w * self.scale * self.rstd
+
+    def forward(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """a (n, C) and b (C,)."""
+        constant = (self.normed * (self.w * self.shift - self.slope * self.mean)).sum(0)
+        return self.slope.to(dtype), constant.to(dtype)
+
+
+def _compiled_backward(
+    ctx: _Context, kernels: Kernels, grad: Tensor, weights: Tensor, rest: Sequence[Tensor]
+) -> tuple[Tensor | None, ...]:
+    table, n, dtype = ctx.table, len(ctx.spec), grad.dtype
+    need = ctx.needs_input_grad[5:]
+    values = [rows.as_rows(t) for t in rest[:n]]
+    grad = rows.dense(grad)
+    pivot = table.mean.to(dtype)
+    found = rows.dots(kernels, values, pivot, grad)
+    r1 = found[n]
+    q = (found[:n] - (table.mean - pivot.double()) * r1) * table.rstd
+    dw = (table.scale * q + table.shift * r1).sum(1)
+    share = table.slope * table.normed / (grad.numel() // grad.shape[1])
+    tilt = -share * q * table.rstd
+    level = -share * r1 - tilt * table.mean
+    dvalues = rows.maps(kernels, values, table.slope.to(dtype), level.to(dtype), tilt.to(dtype), grad, need[:n])
+    dscales = [(table.w[t] * q[t]).to(dtype) if need[n + t] else None for t in range(n)]
+    dshifts = [(table.w[t] * r1).to(dtype) if need[2 * n + t] else None for t in range(n)]
+    return (None, None, None, None, dw.to(weights.dtype), *dvalues, *dscales, *dshifts)
 
 
 def _differentiable(ctx: _Context, grad: Tensor, weights: Tensor, rest: Sequence[Tensor]) -> list[Tensor | None]:
@@ -178,7 +259,7 @@ def _differentiable(ctx: _Context, grad: Tensor, weights: Tensor, rest: Sequence
         inputs[n + 1 : 2 * n + 1],
         inputs[2 * n + 1 :],
     )
-    wanted = [i for i, need in enumerate(ctx.needs_input_grad[3:]) if need]
+    wanted = [i for i, need in enumerate(ctx.needs_input_grad[4:]) if need]
     found = torch.autograd.grad(out, [_given(inputs[i]) for i in wanted], grad, create_graph=True)
     grads: list[Tensor | None] = [None] * len(inputs)
     for i, g in zip(wanted, found, strict=True):

@@ -5,6 +5,7 @@
 // folded over them. One image is the unit of parallel work; its tiles stay in cache. Formulas: the docstring of `packed.py`.
 // Compiled once per instruction set (-DVECTOR_BYTES=16, 32 or 64); no finite-math assumption (max pools start at -inf).
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -51,6 +52,15 @@ template <class T> INLINE const V<T>& at(const T* p) { return *reinterpret_cast<
 
 // ---------------------------------------------------------------- one image
 
+// The usual numbers of lanes are compiled in, so that addresses are constants; 0 takes any number
+#define BY_LANES(c, NAME, ARGUMENTS, ...)                                                                         \
+    do {                                                                                                          \
+        if (sizeof(T) == 4 && c == 16) NAME<__VA_ARGS__, sizeof(T) == 4 ? 16 : 0> ARGUMENTS;                      \
+        else if (sizeof(T) == 4 && c == 32) NAME<__VA_ARGS__, sizeof(T) == 4 ? 32 : 0> ARGUMENTS;                 \
+        else if (sizeof(T) == 4 && c == 64) NAME<__VA_ARGS__, sizeof(T) == 4 ? 64 : 0> ARGUMENTS;                 \
+        else NAME<__VA_ARGS__, 0> ARGUMENTS;                                                                      \
+    } while (0)
+
 // tile (h + 2 PAD, w + 2 PAD, c) = max(scale x + shift, 0) inside, border untouched
 template <class T>
 void fill(const T* x, int64_t ld, int h, int w, int c, const T* scale, const T* shift, T* tile) {
@@ -87,8 +97,9 @@ INLINE void depthwise_some(const T* in, int64_t row, int c, const T* taps, T* ou
 }
 
 // one row of a depthwise convolution: out (wo, c) from a padded tile
-template <class T, int K, int D, int S>
-void depthwise_row(const T* tile, int tw, int c, int oy, int wo, const T* taps, T* out, bool add) {
+template <class T, int K, int D, int S, int C>
+void depthwise_row(const T* tile, int tw, int lanes, int oy, int wo, const T* taps, T* out, bool add) {
+    const int c = C ? C : lanes;
     constexpr int P = PAD - D * (K - 1) / 2;
     const int64_t row = int64_t(tw) * c;
     const T* base = tile + (int64_t(oy) * S + P) * row + P * c;
@@ -138,13 +149,21 @@ INLINE void pointwise_blocks(const T* z, int n, int ci, const T* p, int co, T* y
         for (int b = 0; b < NB; ++b) at(sums + b * W) += s[2 * b], at(sums + co + b * W) += s[2 * b + 1];
 }
 
-// y (n, co) = z (n, ci) p (ci, co), or added to y; sums (2, co): of y and of its squares
-template <class T>
-void pointwise(const T* z, int n, int ci, const T* p, int co, T* y, int64_t ld, T* sums, bool add) {
+template <class T, bool DENSE, int C>
+void pointwise_rows(const T* z, int n, int lanes, const T* p, T* y, int64_t step, T* sums, bool add) {
     constexpr int W = Vector<T>::width;
+    const int ci = C ? C : lanes, co = ci;
+    const int64_t ld = DENSE ? co : step;
     int b = 0;
     for (; b + 2 * W <= co; b += 2 * W) pointwise_blocks<T, 2>(z, n, ci, p + b, co, y + b, ld, sums ? sums + b : nullptr, add);
     for (; b < co; b += W) pointwise_blocks<T, 1>(z, n, ci, p + b, co, y + b, ld, sums ? sums + b : nullptr, add);
+}
+
+// y (n, c) = z (n, c) p (c, c), or added to y; sums (2, c): of y and of its squares
+template <class T>
+void pointwise(const T* z, int n, int c, const T* p, T* y, int64_t ld, T* sums, bool add) {
+    if (ld == c) BY_LANES(c, pointwise_rows, (z, n, c, p, y, ld, sums, add), T, true);
+    else BY_LANES(c, pointwise_rows, (z, n, c, p, y, ld, sums, add), T, false);
 }
 
 template <class T, int I, int NB>
@@ -170,9 +189,9 @@ INLINE void outer_some(const T* z, const T* dy, int n, int ci, int co, T* dp) {
         for (int b = 0; b < NB; ++b) at(dp + i * co + b * W) += acc[i][b];
 }
 
-// dp (ci, co) += z^T dy; ci is a multiple of 16
-template <class T>
-void outer(const T* z, const T* dy, int n, int ci, int co, T* dp) {
+template <class T, int C>
+void outer_rows(const T* z, const T* dy, int n, int lanes, T* dp) {
+    const int ci = C ? C : lanes, co = ci;
     constexpr int W = Vector<T>::width, I1 = VECTOR_BYTES == 64 ? 16 : 8, I2 = VECTOR_BYTES == 64 ? 8 : 4;
     int b = 0;
     for (; b + 2 * W <= co; b += 2 * W)
@@ -181,9 +200,16 @@ void outer(const T* z, const T* dy, int n, int ci, int co, T* dp) {
         for (int i = 0; i < ci; i += I1) outer_some<T, I1, 1>(z + i, dy + b, n, ci, co, dp + int64_t(i) * co + b);
 }
 
+// dp (c, c) += z^T dy; c is a multiple of 16
+template <class T>
+void outer(const T* z, const T* dy, int n, int c, T* dp) {
+    BY_LANES(c, outer_rows, (z, dy, n, c, dp), T);
+}
+
 // dd (K K, c) += sum over pixels of dz times the tile under each tap; dz sits in a tile of its own, S apart
-template <class T, int K, int D, int S>
-void taps_gradient(const T* tile, const T* dztile, int tw, int c, int ho, int wo, T* dd) {
+template <class T, int K, int D, int S, int C>
+void taps_gradient(const T* tile, const T* dztile, int tw, int lanes, int ho, int wo, T* dd) {
+    const int c = C ? C : lanes;
     constexpr int P = PAD - D * (K - 1) / 2, R = K * K <= 25 && VECTOR_BYTES == 64 ? K : (K == 3 ? 3 : 1);
     const int64_t row = int64_t(tw) * c;
     for (int b = 0; b < c; b += Vector<T>::width)
@@ -223,7 +249,7 @@ void taps_gradient(const T* tile, const T* dztile, int tw, int c, int ho, int wo
 
 template <class T>
 void depthwise(int k, int d, int s, const T* tile, int tw, int c, int oy, int wo, const T* taps, T* out, bool add) {
-#define CALL(K, D, S) depthwise_row<T, K, D, S>(tile, tw, c, oy, wo, taps, out, add)
+#define CALL(K, D, S) BY_LANES(c, depthwise_row, (tile, tw, c, oy, wo, taps, out, add), T, K, D, S)
     BY_SHAPE(k, d, s, CALL);
 #undef CALL
 }
@@ -378,7 +404,7 @@ template <class T> struct Cell {
     void separable(const T* tile, int tw, int k, int d, int s, const T* taps, const T* matrix, T* y, T* row, T* total) const {
         for (int oy = 0; oy < ho; ++oy) {
             depthwise<T>(k, d, s, tile, tw, c, oy, wo, taps, row, false);
-            pointwise<T>(row, wo, c, matrix, c, y + int64_t(oy) * wo * c, c, total, false);
+            pointwise<T>(row, wo, c, matrix, y + int64_t(oy) * wo * c, c, total, false);
         }
     }
 
@@ -419,9 +445,9 @@ template <class T> struct Cell {
                         T* y = kept(u.term, n);
                         for (int oy = 0; oy < ho; ++oy) {
                             gather(tile.data(), tw, oy, 0, row.data());
-                            pointwise<T>(row.data(), wo, c, point + u.p1 * c * c, c, y + int64_t(oy) * wo * c, c, nullptr, false);
+                            pointwise<T>(row.data(), wo, c, point + u.p1 * c * c, y + int64_t(oy) * wo * c, c, nullptr, false);
                             gather(tile.data(), tw, oy, 1, row.data());
-                            pointwise<T>(row.data(), wo, c, point + u.p2 * c * c, c, y + int64_t(oy) * wo * c, c, total.data(), true);
+                            pointwise<T>(row.data(), wo, c, point + u.p2 * c * c, y + int64_t(oy) * wo * c, c, total.data(), true);
                         }
                     } else {
                         separable(tile.data(), tw, int(u.k), dilation(u), s, depth + u.d1, point + u.p1 * c * c,
@@ -562,15 +588,15 @@ template <class T> struct Back : Cell<T> {
         const T* turn = turned.data() + matrix * c * c;
         for (int oy = 0; oy < ho; ++oy) {
             T* to = s.dz.data() + (int64_t(oy * st + PAD) * tw + PAD) * c;
-            pointwise<T>(s.dy.data() + int64_t(oy) * wo * c, wo, c, turn, c, to, int64_t(st) * c, nullptr, false);
+            pointwise<T>(s.dy.data() + int64_t(oy) * wo * c, wo, c, turn, to, int64_t(st) * c, nullptr, false);
         }
         for (int y = 0; y < h; ++y) depthwise<T>(k, d, 1, s.dz.data(), tw, c, y, wd, flipped.data() + taps, dx + int64_t(y) * wd * c, add);
         if (!learn) return;
         for (int oy = 0; oy < ho; ++oy)
             depthwise<T>(k, d, st, s.tile.data(), tw, c, oy, wo, this->depth + taps, s.z.data() + int64_t(oy) * wo * c, false);
-        outer<T>(s.z.data(), s.dy.data(), ho * wo, c, c, local[thread].data() + p.depth + matrix * c * c);
+        outer<T>(s.z.data(), s.dy.data(), ho * wo, c, local[thread].data() + p.depth + matrix * c * c);
         T* dd = local[thread].data() + taps;
-#define CALL(K, D, S) taps_gradient<T, K, D, S>(s.tile.data(), s.dz.data(), tw, c, ho, wo, dd)
+#define CALL(K, D, S) BY_LANES(c, taps_gradient, (s.tile.data(), s.dz.data(), tw, c, ho, wo, dd), T, K, D, S)
         BY_SHAPE(k, d, st, CALL);
 #undef CALL
     }
@@ -686,7 +712,7 @@ template <class T> struct Back : Cell<T> {
         const int64_t matrices[2] = {u.p1, u.p2};
         for (int from = 0; from < 2; ++from) {
             for (int oy = 0; oy < ho; ++oy) {
-                pointwise<T>(s.dy.data() + int64_t(oy) * wo * c, wo, c, turned.data() + matrices[from] * c * c, c, s.row.data(), c, nullptr, false);
+                pointwise<T>(s.dy.data() + int64_t(oy) * wo * c, wo, c, turned.data() + matrices[from] * c * c, s.row.data(), c, nullptr, false);
                 const int y = 2 * oy + from;
                 if (y >= h) continue;
                 for (int ox = 0; ox < wo && 2 * ox + from < wd; ++ox) {
@@ -696,7 +722,7 @@ template <class T> struct Back : Cell<T> {
             }
             if (!learn) continue;
             for (int oy = 0; oy < ho; ++oy) this->gather(s.tile.data(), tw, oy, from, s.z.data() + int64_t(oy) * wo * c);
-            outer<T>(s.z.data(), s.dy.data(), ho * wo, c, c, local[omp_get_thread_num()].data() + p.depth + matrices[from] * c * c);
+            outer<T>(s.z.data(), s.dy.data(), ho * wo, c, local[omp_get_thread_num()].data() + p.depth + matrices[from] * c * c);
         }
     }
 
@@ -820,6 +846,132 @@ void backward(const Plan* plan, const int64_t* units, const T* const* input, con
     cell.run_backward();
 }
 
+// ---------------------------------------------------------------- a node of any candidates: `combine.py`
+
+constexpr int64_t BLOCK = 512;  // rows whose sums are taken together, the same for any number of threads
+
+template <class T> struct Rows {  // (rows, c) values, ld apart
+    const T* at;
+    int64_t ld;
+};
+
+// f(U{}, first lane) for vectors of lanes, then for the single lanes that are left
+template <class T, class F> INLINE void by_lanes(int64_t c, F f) {
+    int64_t l = 0;
+    for (; l + Vector<T>::width <= c; l += Vector<T>::width) f(V<T>{}, l);
+    for (; l < c; ++l) f(T(0), l);
+}
+template <class U, class T> INLINE const U& get(const T* p) { return *reinterpret_cast<const U*>(p); }
+template <class U, class T> INLINE U& set(T* p) { return *reinterpret_cast<U*>(p); }
+
+template <class T>
+void moments(const T* x, int64_t ld, int64_t rows, int64_t c, int64_t threads, double* mean, double* variance) {
+    const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
+    std::vector<T> parts(blocks * 3 * c);
+#pragma omp parallel for schedule(dynamic) num_threads(int(threads))
+    for (int64_t b = 0; b < blocks; ++b) {
+        const T* from = x + b * BLOCK * ld;
+        const int64_t n = std::min(BLOCK, rows - b * BLOCK);
+        T* to = parts.data() + b * 3 * c;
+        by_lanes<T>(c, [&](auto zero, int64_t l) {
+            typedef decltype(zero) U;
+            U s[4] = {}, q[4] = {};
+            int64_t i = 0;
+            for (; i + 4 <= n; i += 4)
+                for (int k = 0; k < 4; ++k) s[k] += get<U>(from + (i + k) * ld + l);
+            for (; i < n; ++i) s[0] += get<U>(from + i * ld + l);
+            const U pivot = ((s[0] + s[1]) + (s[2] + s[3])) * T(1.0 / n);  // the mean may be far larger than the deviation
+            s[0] = s[1] = s[2] = s[3] = zero;
+            for (i = 0; i + 4 <= n; i += 4)
+                for (int k = 0; k < 4; ++k) {
+                    const U v = get<U>(from + (i + k) * ld + l) - pivot;
+                    s[k] += v, q[k] += v * v;
+                }
+            for (; i < n; ++i) {
+                const U v = get<U>(from + i * ld + l) - pivot;
+                s[0] += v, q[0] += v * v;
+            }
+            set<U>(to + l) = pivot;
+            set<U>(to + c + l) = (s[0] + s[1]) + (s[2] + s[3]);
+            set<U>(to + 2 * c + l) = (q[0] + q[1]) + (q[2] + q[3]);
+        });
+    }
+    for (int64_t l = 0; l < c; ++l) {
+        double s = 0, q = 0;
+        for (int64_t b = 0; b < blocks; ++b) {
+            const double n = double(std::min(BLOCK, rows - b * BLOCK)), pivot = parts[b * 3 * c + l], d = parts[(b * 3 + 1) * c + l];
+            s += d + n * pivot;
+            q += parts[(b * 3 + 2) * c + l] + 2 * pivot * d + n * pivot * pivot;
+        }
+        mean[l] = s / rows;
+        variance[l] = std::max(0.0, q / rows - mean[l] * mean[l]);
+    }
+}
+
+// out (rows, c) = sum_t a_t x_t + b
+template <class T>
+void weighted(int64_t n, const Rows<T>* x, const T* a, const T* b, int64_t rows, int64_t c, int64_t threads, T* out) {
+#pragma omp parallel for schedule(static) num_threads(int(threads))
+    for (int64_t k = 0; k < (rows + BLOCK - 1) / BLOCK; ++k)
+        by_lanes<T>(c, [&](auto zero, int64_t l) {
+            typedef decltype(zero) U;
+            for (int64_t i = k * BLOCK; i < std::min(rows, (k + 1) * BLOCK); ++i) {
+                U v = get<U>(b + l);
+                for (int64_t t = 0; t < n; ++t) v += get<U>(a + t * c + l) * get<U>(x[t].at + i * x[t].ld + l);
+                set<U>(out + i * c + l) = v;
+            }
+        });
+}
+
+// r (n + 1, c): sum over rows of g (x_t - pivot_t), last sum of g
+template <class T>
+void dot_products(int64_t n, const Rows<T>* x, const T* pivot, const T* g, int64_t rows, int64_t c, int64_t threads, double* r) {
+    const int64_t blocks = (rows + BLOCK - 1) / BLOCK, width = (n + 1) * c;
+    std::vector<T> parts(blocks * width);
+#pragma omp parallel for schedule(dynamic) num_threads(int(threads))
+    for (int64_t b = 0; b < blocks; ++b)
+        for (int64_t t = 0; t <= n; ++t)
+            by_lanes<T>(c, [&](auto zero, int64_t l) {
+                typedef decltype(zero) U;
+                U s[4] = {};
+                int64_t i = b * BLOCK;
+                const int64_t end = std::min(rows, i + BLOCK);
+                if (t == n) {
+                    for (; i + 4 <= end; i += 4)
+                        for (int k = 0; k < 4; ++k) s[k] += get<U>(g + (i + k) * c + l);
+                    for (; i < end; ++i) s[0] += get<U>(g + i * c + l);
+                } else {
+                    const U m = get<U>(pivot + t * c + l);
+                    const T* from = x[t].at + l;
+                    for (; i + 4 <= end; i += 4)
+                        for (int k = 0; k < 4; ++k) s[k] += get<U>(g + (i + k) * c + l) * (get<U>(from + (i + k) * x[t].ld) - m);
+                    for (; i < end; ++i) s[0] += get<U>(g + i * c + l) * (get<U>(from + i * x[t].ld) - m);
+                }
+                set<U>(parts.data() + b * width + t * c + l) = (s[0] + s[1]) + (s[2] + s[3]);
+            });
+    for (int64_t i = 0; i < width; ++i) {
+        double s = 0;
+        for (int64_t b = 0; b < blocks; ++b) s += parts[b * width + i];
+        r[i] = s;
+    }
+}
+
+// dx_t (rows, c) = a_t g + b_t + e_t x_t, where it is wanted
+template <class T>
+void maps(int64_t n, const Rows<T>* x, const T* a, const T* b, const T* e, const T* g, int64_t rows, int64_t c, int64_t threads, T* const* dx) {
+#pragma omp parallel for schedule(static) num_threads(int(threads))
+    for (int64_t k = 0; k < (rows + BLOCK - 1) / BLOCK; ++k)
+        for (int64_t t = 0; t < n; ++t) {
+            if (!dx[t]) continue;
+            by_lanes<T>(c, [&](auto zero, int64_t l) {
+                typedef decltype(zero) U;
+                const U at_ = get<U>(a + t * c + l), bt = get<U>(b + t * c + l), et = get<U>(e + t * c + l);
+                for (int64_t i = k * BLOCK; i < std::min(rows, (k + 1) * BLOCK); ++i)
+                    set<U>(dx[t] + i * c + l) = at_ * get<U>(g + i * c + l) + bt + et * get<U>(x[t].at + i * x[t].ld + l);
+            });
+        }
+}
+
 }  // namespace
 
 #define EXPORT(T, NAME)                                                                                                        \
@@ -835,5 +987,23 @@ void backward(const Plan* plan, const int64_t* units, const T* const* input, con
         backward<T>(plan, units, input, w, depth, point, gamma, beta, extra, saved, out, mean, rstd, dout, dinput, dw,         \
                     ddepth, dpoint, dgamma, dbeta, work);                                                                       \
     }
+#define EXPORT_NODE(T, NAME)                                                                                                   \
+    extern "C" void oche_moments_##NAME(const T* x, int64_t ld, int64_t rows, int64_t c, int64_t threads, double* m, double* v) { \
+        moments<T>(x, ld, rows, c, threads, m, v);                                                                             \
+    }                                                                                                                          \
+    extern "C" void oche_weighted_##NAME(int64_t n, const Rows<T>* x, const T* a, const T* b, int64_t rows, int64_t c,         \
+                                         int64_t threads, T* out) {                                                            \
+        weighted<T>(n, x, a, b, rows, c, threads, out);                                                                        \
+    }                                                                                                                          \
+    extern "C" void oche_dots_##NAME(int64_t n, const Rows<T>* x, const T* pivot, const T* g, int64_t rows, int64_t c,         \
+                                     int64_t threads, double* r) {                                                             \
+        dot_products<T>(n, x, pivot, g, rows, c, threads, r);                                                                  \
+    }                                                                                                                          \
+    extern "C" void oche_maps_##NAME(int64_t n, const Rows<T>* x, const T* a, const T* b, const T* e, const T* g, int64_t rows, \
+                                     int64_t c, int64_t threads, T* const* dx) {                                               \
+        maps<T>(n, x, a, b, e, g, rows, c, threads, dx);                                                                       \
+    }
 EXPORT(float, f32)
 EXPORT(double, f64)
+EXPORT_NODE(float, f32)
+EXPORT_NODE(double, f64)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from oche.base import Draw
 from oche.edges import _Partial, _Sum
 from oche.fast.combine import Moments, Term, combine
+from oche.fast.native import Kernels
 from oche.ops import FactorizedReduce, PoolBN, Zero, run
 from oche.spaces.base import Cell
 
@@ -47,11 +48,16 @@ class State:
 
 
 def run_portable(
-    cell: Cell, states: Sequence[Tensor], w: Tensor, zero: set[tuple[int, int]], draw: Draw
+    cell: Cell,
+    states: Sequence[Tensor],
+    w: Tensor,
+    zero: set[tuple[int, int]],
+    draw: Draw,
+    compiled: Kernels | None = None,
 ) -> list[Tensor]:
     """The cell's states, inputs first, from those after its entries; w (E, O)."""
     known = [State(h) for h in states]
-    moments = Moments()
+    moments = Moments(compiled)
     for incoming in cell._into:
         edges = [(e, known[source], cell.edges[key]) for e, source, key in incoming]
         known.append(State(_node(edges, w, zero, draw, moments)))

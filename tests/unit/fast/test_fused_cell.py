@@ -81,13 +81,23 @@ def test_random_depthwise_cells(
     affine=st.booleans(),
     concat=st.booleans(),
     learns=st.sampled_from(MODES),
+    compiled=st.booleans(),
 )
-@settings(max_examples=12, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=20, phases=[Phase.explicit, Phase.generate])
 def test_random_dense_cells(
-    ops: list[str], channels: int, size: tuple[int, int], affine: bool, concat: bool, learns: frozenset[str]
+    ops: list[str],
+    channels: int,
+    size: tuple[int, int],
+    affine: bool,
+    concat: bool,
+    learns: frozenset[str],
+    compiled: bool,
 ) -> None:
     s = sample(ops, channels=channels, size=size, affine=affine, concat=concat)
-    assert_same(outcome(fused(s.cell), s, learns), outcome(s.cell, s, learns))
+    with pytest.MonkeyPatch.context() as patch:
+        if not compiled:
+            patch.setattr(fast_cell, "kernels", lambda: None)
+        assert_same(outcome(fused(s.cell), s, learns), outcome(s.cell, s, learns))
 
 
 @pytest.mark.parametrize("stride", [1, 2])
