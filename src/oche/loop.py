@@ -22,6 +22,7 @@ from torch import Tensor
 from oche.base import Alpha, Batch, Draw, OpWeights, Params, counted
 from oche.bilevel import Bilevel, average, detached
 from oche.data import ImageSet, Stream, batches, none
+from oche.fast import accelerate
 from oche.genotype import Genotype
 from oche.method import Method
 from oche.run import Run
@@ -158,7 +159,7 @@ def begin(problem: Problem, method: Method) -> SearchState:
         supernet = problem.space.supernet(method.edge, affine=method.trainable.affine)
     method.trainable.prepare(supernet, counted(problem.seed, "initialiser"))
     supernet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    learns = method.trainable(supernet)
+    learns = method.trainable(accelerate(supernet))
     for name, p in supernet.named_parameters():
         p.requires_grad_(name in learns)
     alpha: Alpha = {}

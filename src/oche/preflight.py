@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from oche.cost import parameters
 from oche.errors import UserError
+from oche.fast import coverage
 from oche.loop import StepBatches, arch_step, begin, bilevel, streams, task_loss, weight_step
 from oche.method import Method
 from oche.state import Problem, SearchState, quiet
@@ -21,13 +23,17 @@ LONG = 2.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a search: weights in the supernet and among them those that learn, peak memory in MiB, seconds a step and in all."""
+    """Of a search: weights in the supernet and among them those that learn, peak memory in MiB, seconds a step and in all.
+
+    `cells` says how the supernet's cells run: "kernels", "portable: why", or "plain: why", each with how many do.
+    """
 
     parameters: int
     trainable: int
     memory_mib: float
     step_seconds: float
     steps: int
+    cells: dict[str, int]
 
     @property
     def seconds(self) -> float:
@@ -49,17 +55,18 @@ def estimate(problem: Problem, method: Method) -> Estimate:
         )
     step = _step_seconds(state, problem, method)
     total = parameters(state.supernet)
-    return Estimate(total, sum(t.numel() for t in state.theta.values()), need / 2**20, step, state.steps)
+    cells = dict(Counter(coverage(state.supernet).values()))
+    return Estimate(total, sum(t.numel() for t in state.theta.values()), need / 2**20, step, state.steps, cells)
 
 
 def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
     """Peak memory of a step: what the two losses keep for their backward passes, a fifth more for what passes through, and the weights.
 
-    Counted on batches of 2 and 4 and extended to the batch; first order keeps one loss at a time, unrolling about three.
+    Counted on batches of 8 and 16 and extended to the batch; first order keeps one loss at a time, unrolling about three.
     """
-    small, large = (_kept_bytes(state, problem, method, batch) for batch in (2, 4))
-    per_image = (large - small) / 2
-    kept = small + per_image * max(0, problem.batch - 2)
+    small, large = (_kept_bytes(state, problem, method, batch) for batch in (8, 16))
+    per_image = (large - small) / 8
+    kept = max(0.0, small + per_image * (problem.batch - 8))
     weights = sum(p.numel() * p.element_size() for p in state.supernet.parameters())
     passes = 1 if type(method.arch_gradient).__name__ == "FirstOrder" else 3
     return 1.2 * passes * kept + 4 * weights

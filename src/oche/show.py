@@ -52,6 +52,7 @@ class Show:
         rows += [("images", f"search: {for_search(plan.data).describe()}")]
         if estimate:
             rows += [("supernet", f"{estimate.parameters:,} parameters, {estimate.trainable:,} of them learn")]
+            rows += [("cells", "; ".join(f"{n} {how}" for how, n in estimate.cells.items()))]
             minutes = f"{estimate.seconds:.0f} s" if estimate.seconds < 120 else f"{estimate.seconds / 60:.0f} min"
             cost = f"about {estimate.memory_mib:.0f} MiB and {minutes} ({estimate.steps} steps of {1000 * estimate.step_seconds:.0f} ms)"
             rows += [("cost", cost)]

@@ -32,6 +32,12 @@ from reference.tiny import tiny_problem
 aten = torch.ops.aten
 
 
+@pytest.fixture
+def _plain_supernet(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Convolutions can be counted in the plain supernet only; tests/unit/fast has the gradient modes of the fused one."""
+    monkeypatch.setattr("oche.loop.accelerate", lambda supernet: supernet)
+
+
 class Backwards(TorchDispatchMode):
     """Counts the gradients that backward kernels are asked for, by what they belong to."""
 
@@ -197,6 +203,7 @@ def test_the_weight_step_computes_no_alpha_gradient(space: str, name: str) -> No
     assert all(t.grad is None for t in seen.state.alpha.values())
 
 
+@pytest.mark.usefixtures("_plain_supernet")
 @every_space
 def test_frozen_convolutions_get_no_gradient_and_trained_ones_do(space: str) -> None:
     convolutions = sum(isinstance(m, nn.Conv2d) for m in begin(SPACES[space](), darts()).supernet.modules())
@@ -207,6 +214,7 @@ def test_frozen_convolutions_get_no_gradient_and_trained_ones_do(space: str) -> 
     assert frozen["convolution's weight"] == 0
 
 
+@pytest.mark.usefixtures("_plain_supernet")
 @every_space
 def test_the_frozen_stem_is_not_even_passed_through(space: str) -> None:
     """Every convolution but the stem's first has a batch norm before it: that one needs no backward at all."""

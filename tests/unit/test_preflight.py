@@ -55,7 +55,7 @@ def kept(state: SearchState, p: Problem, m: Method) -> int:
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("name", ["darts", "pcdarts", "rf_darts"])
 def test_memory_is_that_of_the_full_batch(name: str, space: str) -> None:
-    """Counted on two and four images, it comes within a tenth of what 32 images keep."""
+    """Counted on eight and sixteen images, it comes within a tenth of what 32 images keep."""
     p, m = problem(space), method(name)
     state = begin(p, m)
     weights = 4 * sum(t.numel() * 4 for t in state.supernet.parameters())
@@ -122,7 +122,7 @@ def test_the_estimate_counts_what_learns() -> None:
     assert 0 < frozen.trainable < frozen.parameters
     assert full.steps == 2  # 33 of 64 images of three classes are for the weights, 32 a batch
     assert 0 < full.step_seconds < 10
-    assert Estimate(1, 1, 1.0, 0.5, 8).seconds == 4.0
+    assert Estimate(1, 1, 1.0, 0.5, 8, {}).seconds == 4.0
 
 
 def test_measuring_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
