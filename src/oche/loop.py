@@ -159,7 +159,9 @@ def begin(problem: Problem, method: Method) -> SearchState:
         supernet = problem.space.supernet(method.edge, affine=method.trainable.affine)
     method.trainable.prepare(supernet, counted(problem.seed, "initialiser"))
     supernet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    learns = method.trainable(accelerate(supernet))
+    if device.type == "cpu":  # elsewhere the fused cells are unmeasured
+        accelerate(supernet)
+    learns = method.trainable(supernet)
     for name, p in supernet.named_parameters():
         p.requires_grad_(name in learns)
     alpha: Alpha = {}
