@@ -1,0 +1,40 @@
+"""random_features() changes what learns and nothing else, on any method with a supernet."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from oche.errors import UserError
+from oche.method import Method
+from oche.methods import METHODS, method_named, random_features
+from oche.strategies import RandomSampling
+from oche.trainable import BatchNormOnly
+
+GRADIENT = [name for name, build in METHODS.items() if isinstance(build(), Method) and not name.startswith("rf_")]
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_only_the_trainable_differs_from_the_base(name: str) -> None:
+    base, frozen = method_named(name), method_named(f"rf_{name}")
+    assert isinstance(base, Method)
+    assert isinstance(frozen, Method)
+    assert frozen.trainable == BatchNormOnly()
+    assert replace(frozen, name=base.name, trainable=base.trainable, papers=base.papers) == base
+    assert frozen.papers == (*base.papers, "zhang2023rfdarts")
+
+
+def test_the_named_instances_are_the_base_with_random_features() -> None:
+    for name in ("darts", "pcdarts"):
+        assert METHODS[f"rf_{name}"]() == random_features(METHODS[name]())
+
+
+def test_switches_reach_the_trainable() -> None:
+    method = random_features(METHODS["darts"](), classifier=True, stem=True, pool_bn=False, initialiser="orthogonal")
+    assert method.trainable == BatchNormOnly(classifier=True, stem=True, pool_bn=False, initialiser="orthogonal")
+
+
+def test_a_searcher_without_a_supernet_is_refused() -> None:
+    with pytest.raises(UserError, match="Random features need a supernet"):
+        random_features(RandomSampling())
