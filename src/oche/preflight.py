@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from oche.bilevel import FirstOrder
 from oche.cost import parameters
 from oche.errors import UserError
 from oche.fast import coverage
@@ -68,7 +69,7 @@ def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
     per_image = (large - small) / 8
     kept = max(0.0, small + per_image * (problem.batch - 8))
     weights = sum(p.numel() * p.element_size() for p in state.supernet.parameters())
-    passes = 1 if type(method.arch_gradient).__name__ == "FirstOrder" else 3
+    passes = 1 if isinstance(method.arch_gradient, FirstOrder) else 3
     return 1.2 * passes * kept + 4 * weights
 
 
