@@ -2,12 +2,16 @@
 
     python benchmarks/cifar_npz.py FOLDER --out cifar10.npz
     python benchmarks/cifar_npz.py FOLDER --set cifar100 --out cifar100.npz
+    python benchmarks/cifar_npz.py FOLDER --per-class 560 --size 16 --out cifar10_16.npz
     oche search pcdarts --data cifar10.npz
 
 FOLDER (or the environment variable OCHE_DATA) holds cifar10/ and cifar100/, each with sheets of 32x32 tiles, row by
 row, and an index.npz of labels. CIFAR-10 has its train images in two balanced halves, a and b; what is written has the
 order of the official files. Of CIFAR-100 there are only the 10,000 official test images: they become one set (x, y) of
 the 100 fine classes, which `load` splits three ways.
+
+For studies at a reduced budget, --per-class keeps that many images of each class, drawn by --seed, in their order; CIFAR-10's test
+images are all kept. --size makes them smaller: each pixel is the mean of a square of pixels, rounded to the nearest integer.
 """
 
 from __future__ import annotations
@@ -30,6 +34,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the .npz to write")
     parser.add_argument("--set", choices=("cifar10", "cifar100"), default="cifar10")
     parser.add_argument("--part", choices=("a", "b", "both"), default="both", help="half of CIFAR-10's train images")
+    parser.add_argument("--per-class", type=int, help="keep this many images of each class; default: all")
+    parser.add_argument("--size", type=int, choices=(32, 16, 8), default=TILE, help="pixels a side")
+    parser.add_argument("--seed", type=int, default=0, help="draws the images that --per-class keeps")
     given = parser.parse_args()
     if not given.folder:
         parser.error("give FOLDER or set OCHE_DATA")
@@ -39,6 +46,10 @@ def main() -> None:
     if not (root / "index.npz").is_file():
         parser.error(f"there is no {root / 'index.npz'}")
     arrays = cifar10(root, given.part) if given.set == "cifar10" else cifar100(root)
+    try:
+        arrays = reduced(arrays, given.per_class, given.size, given.seed)
+    except ValueError as error:
+        parser.error(str(error))
     np.savez(given.out, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
     print(f"{given.out}: " + ", ".join(f"{name} {array.shape}" for name, array in arrays.items()))
 
@@ -61,6 +72,40 @@ def cifar100(root: Path) -> dict[str, NDArray[np.generic]]:
     """x (10000, 32, 32, 3), y (10000,) fine labels, classes (100,)."""
     index = np.load(root / "index.npz")
     return {"x": tiles(root / "test.webp"), "y": index["test_fine"], "classes": index["fine_names"].astype(str)}
+
+
+def reduced(
+    arrays: dict[str, NDArray[np.generic]], per_class: int | None, size: int, seed: int
+) -> dict[str, NDArray[np.generic]]:
+    """`per_class` of the train images of each class (of all, where there is no test set), at `size` x `size` pixels.
+
+    Raises ValueError where a class has fewer.
+    """
+    arrays = dict(arrays)
+    part = "_train" if "x_train" in arrays else ""
+    if per_class is not None:
+        kept = balanced(arrays[f"y{part}"], per_class, np.random.default_rng(seed))
+        arrays |= {f"{name}{part}": arrays[f"{name}{part}"][kept] for name in "xy"}
+    return {name: smaller(array, TILE // size) if array.ndim == 4 else array for name, array in arrays.items()}
+
+
+def balanced(labels: NDArray[np.generic], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Positions of `count` of each class, sorted. Raises ValueError where a class has fewer."""
+    chosen = []
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        if not 1 <= count <= len(members):
+            raise ValueError(f"class {label} has {len(members)} images; {count} of them cannot be kept")
+        chosen.append(rng.choice(members, count, replace=False))
+    return np.sort(np.concatenate(chosen))
+
+
+def smaller(images: NDArray[np.generic], factor: int) -> NDArray[np.generic]:
+    """(N, H, W, 3) uint8 -> (N, H/factor, W/factor, 3): the mean of each square, halves rounded up."""
+    n, height, width, colours = images.shape
+    squares = images.astype(np.uint32).reshape(n, height // factor, factor, width // factor, factor, colours)
+    area = factor * factor
+    return ((squares.sum(axis=(2, 4)) + area // 2) // area).astype(np.uint8)
 
 
 def tiles(path: Path) -> NDArray[np.uint8]:

@@ -39,6 +39,9 @@ def run(
     metric: Annotated[list[str] | None, typer.Option(help="A metric of the table, the most important first.")] = None,
     select: Annotated[str | None, typer.Option(help="The metric that selects; never a test metric.")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="PART.FIELD=VALUE for all methods.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run this method or arm now and leave the rest; as often as you like.")
+    ] = None,
     workers: Annotated[int, typer.Option(help="Processes that work at a time.")] = 1,
     address: Annotated[str | None, typer.Option(help="A Ray cluster's address, or local (extra `ray`).")] = None,
     out: Annotated[Path | None, typer.Option(help="The bench's folder; one that exists is carried on with.")] = None,
@@ -61,7 +64,7 @@ def run(
         "select": select,
     }
     matrix = matrix_from(config, {**given, "settings": dict(map(assignment, settings or []))})
-    result = run_bench(matrix, out or Path("runs") / f"bench-{matrix.name}", workers, address, _listen)
+    result = run_bench(matrix, out or Path("runs") / f"bench-{matrix.name}", workers, address, _listen, only=only or ())
     _print(result)
 
 
@@ -118,7 +121,7 @@ def convert(
 
 def _listen(event: str, record: Mapping[str, Any]) -> None:
     if event == "begin":
-        console.print(f"{record['total']} trials, {record['done']} done before, in {record['folder']}", soft_wrap=True)
+        console.print(f"{record['missing']} of {record['total']} trials to run, in {record['folder']}", soft_wrap=True)
     elif event == "trial":
         place = f"{record['method']} {record['space']} {record['data']} seed {record['seed']}"
         console.print(

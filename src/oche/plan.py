@@ -1,7 +1,8 @@
 """From what a user asked for to what will be run: names, budgets and settings become a method, a space and data.
 
 A setting is `path=value`. Its path begins with a part: `space`, `data`, `train` (the protocol of the comparison and of retraining),
-`method` (an option of the method, or any of its fields), or one of the method's own slots: `trainable.classifier=true`.
+`method` (an option of the method, or any of its fields), or one of the method's own slots: `trainable.classifier=true`; where a slot
+has parts with names, the slot alone takes one of them: `trainable=classifier`.
 The order of precedence is method, then budget, then settings; run.toml keeps what came out.
 """
 
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -30,8 +31,12 @@ from oche.run import Run
 from oche.spaces import SPACES, Space
 from oche.strategies import Searcher
 from oche.train import PROTOCOLS, Protocol, Training
+from oche.trainable import TRAINABLES
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
+PARTS: dict[str, Mapping[str, Any]] = {"trainable": TRAINABLES}
+"""Slots whose part can be chosen by name: `--set trainable=classifier`."""
+
 SMALL = 16 * 16
 """Pixels up to which one thread is as fast as several, and steadier on a busy machine."""
 
@@ -353,7 +358,10 @@ def _with(method: Method, settings: Mapping[str, Mapping[str, object]], name: st
     options = _options(name, settings.get("method", {}))
     changes = {**settings.get("slot", {}), **{p: v for p, v in settings.get("method", {}).items() if p not in options}}
     known = {f.name for f in fields(method)}
-    for path, value in changes.items():
+    for path, value in sorted(changes.items(), key=lambda change: change[0] not in PARTS):  # a part before its fields
+        if path in PARTS:
+            method = _with_part(method, path, value)
+            continue
         if path.split(".")[0] not in known:
             raise unknown(
                 "part", path.split(".")[0], [*sorted(known - {"name", "papers"}), "space", "data", "train", "method"]
@@ -364,6 +372,13 @@ def _with(method: Method, settings: Mapping[str, Mapping[str, object]], name: st
             if strict:
                 raise
     return method
+
+
+def _with_part(method: Method, slot: str, name: object) -> Method:
+    """The method with the part of that name in a slot. Raises UserError for an unknown one."""
+    if name not in PARTS[slot]:
+        raise unknown(slot, str(name), PARTS[slot])
+    return replace(method, **{slot: PARTS[slot][str(name)]})
 
 
 def _space(name: str, data: Data, settings: Mapping[str, object]) -> Space:

@@ -59,13 +59,9 @@ class BatchNormOnly:
     def affine(self) -> bool:
         return True
 
-    @torch.no_grad()
     def prepare(self, supernet: nn.Module, rng: torch.Generator) -> None:
         """Draws every convolution's kernel from `initialiser`."""
-        if self.initialiser != "pytorch":
-            for module in supernet.modules():
-                if isinstance(module, nn.Conv2d):
-                    _INITIALISERS[self.initialiser](module.weight, rng)
+        draw_kernels(supernet, self.initialiser, rng)
 
     def __call__(self, supernet: nn.Module) -> frozenset[str]:
         learn: set[str] = set()
@@ -79,6 +75,52 @@ class BatchNormOnly:
             ):
                 learn |= {f"{path}.{name}" for name, _ in module.named_parameters()}
         return frozenset(learn)
+
+
+@dataclass(frozen=True)
+class ClassifierOnly:
+    """Convolutions and batch norms stay as drawn, the last linear layer alone learns: the controls of RF-DARTS.
+
+    - `gamma`: "one", every batch norm normalises and nothing else (random features without batch norm: what does training it give?);
+      "uniform", gamma is drawn from U(0, 1) and beta is 0, as in the batch-norm-only literature (open_lth), in the cells' batch norms
+      too (do features of random scale do as much as trained ones?).
+    - `initialiser`: how convolutions are drawn, as in BatchNormOnly.
+    """
+
+    gamma: Literal["one", "uniform"] = "one"
+    initialiser: Initialiser = "pytorch"
+
+    @property
+    def affine(self) -> bool:
+        return self.gamma == "uniform"
+
+    @torch.no_grad()
+    def prepare(self, supernet: nn.Module, rng: torch.Generator) -> None:
+        """Draws every convolution's kernel from `initialiser`, and every gamma where that is uniform."""
+        draw_kernels(supernet, self.initialiser, rng)
+        for module in supernet.modules():
+            if isinstance(module, nn.BatchNorm2d) and self.gamma == "uniform":
+                module.weight.uniform_(generator=rng)
+
+    def __call__(self, supernet: nn.Module) -> frozenset[str]:
+        return frozenset(name for name, _ in supernet.named_parameters() if ".classifier." in name)
+
+
+TRAINABLES: dict[str, Trainable] = {
+    "all": AllWeights(),
+    "batch_norm": BatchNormOnly(),
+    "classifier": ClassifierOnly(),
+}
+"""By name, for `--set trainable=NAME`."""
+
+
+@torch.no_grad()
+def draw_kernels(supernet: nn.Module, initialiser: Initialiser, rng: torch.Generator) -> None:
+    """Draws every convolution's kernel anew; "pytorch" keeps those there are."""
+    if initialiser != "pytorch":
+        for module in supernet.modules():
+            if isinstance(module, nn.Conv2d):
+                _INITIALISERS[initialiser](module.weight, rng)
 
 
 def _binary(weight: Tensor, rng: torch.Generator) -> None:

@@ -26,7 +26,7 @@ from oche.methods.darts import darts, darts_2nd
 from oche.methods.pcdarts import pcdarts
 from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
 from oche.state import Problem, SearchState
-from oche.trainable import BatchNormOnly
+from oche.trainable import BatchNormOnly, ClassifierOnly
 from reference.tiny import tiny_problem
 
 aten = torch.ops.aten
@@ -139,6 +139,8 @@ SWITCHES: dict[str, Callable[[], Method]] = {
     "partial channels": lambda: replace(rf_pcdarts(2), arch_start=0.0),
     "second order": lambda: random_features(darts_2nd()),
     "finite difference": lambda: random_features(darts_2nd(finite_difference=True)),
+    "classifier alone": lambda: replace(darts(), trainable=ClassifierOnly()),
+    "classifier alone, uniform gamma": lambda: replace(darts(), trainable=ClassifierOnly("uniform", "orthogonal")),
 }
 
 
@@ -176,6 +178,30 @@ def test_every_convolution_is_frozen_and_every_batch_norm_learns(space: str) -> 
             assert {f"{path}.weight", f"{path}.bias"} <= state.learns, f"{path} is not affine"
     assert min(kinds.values()) > 10
     assert not any("classifier" in name for name in state.learns)
+
+
+@every_space
+def test_the_ablations_controls_train_the_classifier_alone(space: str) -> None:
+    plain = begin(SPACES[space](), replace(darts(), trainable=ClassifierOnly()))
+    uniform = begin(SPACES[space](), replace(darts(), trainable=ClassifierOnly("uniform")))
+    assert plain.learns == uniform.learns == {"body.classifier.weight", "body.classifier.bias"}
+    gammas = []
+    for state in (plain, uniform):
+        norms = [m for m in state.supernet.modules() if isinstance(m, nn.BatchNorm2d)]
+        gammas.append(torch.cat([m.weight.flatten() for m in norms if m.affine]))
+        assert all(not m.bias.any() for m in norms if m.affine)
+        assert all(m.affine for m in norms) == (state is uniform)
+    assert torch.equal(gammas[0], torch.ones_like(gammas[0]))
+    assert gammas[1].min() >= 0
+    assert gammas[1].max() < 1
+    assert abs(float(gammas[1].mean()) - 0.5) < 0.1
+    again = begin(SPACES[space](), replace(darts(), trainable=ClassifierOnly("uniform")))
+    assert all(
+        torch.equal(t, p) for t, p in zip(again.supernet.parameters(), uniform.supernet.parameters(), strict=True)
+    )
+    for name, t in plain.supernet.named_parameters():  # the same convolutions in both
+        if t.dim() == 4:
+            assert torch.equal(t, uniform.supernet.get_parameter(name))
 
 
 # ---------------------------------------------------------------------- nothing for the bin

@@ -21,14 +21,24 @@ SUPERNET, TRAINED_VAL, TRAINED_TEST = "supernet/val", "trained/val", "trained/te
 """What a bench measures itself, in percent, beside the table's metrics: of the supernet, and of the retrained network."""
 
 AXES = ("methods", "spaces", "data", "budgets")
-FREE = {*AXES, "seeds", "first_seed", "settings", "settings_of", "table_folder", "cpus", "gpus"}
+FREE = {*AXES, "arms", "seeds", "first_seed", "settings", "settings_of", "table_folder", "cpus", "gpus"}
 """Fields that may differ when a bench is carried on; what a trial was asked for is compared trial by trial."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method's name, and settings on top of those for all: `{"trainable.affine": True}`."""
+
+    method: str
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Matrix:
     """The comparison, as plain values.
 
+    - `arms` are further entries beside `methods`, under names of their own: a method with settings, so that one method can be compared
+      with itself: `{"affine": {"method": "darts", "settings": {"trainable.affine": True}}}`.
     - `seeds` is how many, from `first_seed` on; `epochs` and `batch` replace the budgets' own.
     - `evaluate`: "table" looks the cells up in `table` (whose files lie in `table_folder`, or where OCHE_DATA says), "train" trains
       them from scratch under `protocol` on the data, "both" does both.
@@ -37,7 +47,7 @@ class Matrix:
     - `baselines` are added to `methods`, and `baseline` is the one that RI and significance refer to; `zero_cost` names the table's
       scores whose best cell is reported (by default all that belong to the first metric's data set).
     - `settings` are `--set`'s, for all methods (those without a supernet get what concerns space, data and training); `settings_of`
-      holds more for one method: `{"rf_darts": {"trainable.classifier": True}}`.
+      holds more for one method or arm: `{"rf_darts": {"trainable.classifier": True}}`.
     - `threads` are torch's in each trial, the same wherever it runs; `cpus` and `gpus` what a trial takes of a Ray cluster.
     """
 
@@ -64,13 +74,20 @@ class Matrix:
     zero_cost: tuple[str, ...] = ()
     cpus: float = 1.0
     gpus: float = 0.0
+    arms: Mapping[str, object] = field(default_factory=dict)
     settings: Mapping[str, object] = field(default_factory=dict)
     settings_of: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def searched(self) -> tuple[str, ...]:
-        """The methods and the baselines, each once."""
-        return tuple(dict.fromkeys((*self.methods, *self.baselines, self.baseline)))
+        """The methods, the arms and the baselines, each once."""
+        return tuple(dict.fromkeys((*self.methods, *self.arms, *self.baselines, self.baseline)))
+
+    def arm(self, name: str) -> Arm:
+        """The arm of that name; a method's name is an arm without settings. Raises UserError where an arm is none."""
+        if name not in self.arms:
+            return Arm(name)
+        return config.build(Arm, _table(self.arms[name], f"arms.{name}"), f"arm {name}")
 
     @property
     def looked_up(self) -> tuple[str, ...]:
@@ -97,7 +114,7 @@ class Matrix:
 class Trial:
     """One search and the evaluation of its cell, in plain values, so that it can be sent to another machine.
 
-    `method` and the rest are as the matrix names them; the request has paths from the root.
+    `method` (an arm's name where it is one) and the rest are as the matrix names them; the request has paths from the root.
     """
 
     method: str
@@ -131,6 +148,8 @@ def matrix_from(path: Path | None, overrides: Mapping[str, object] | None = None
         bench = table.get("bench")
         table = bench if isinstance(bench, dict) else {"name": path.stem, **table}
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
+    if "arms" in table:
+        table = {"methods": (), **table}
     settings = {**flat(table.get("settings", {})), **flat(given.pop("settings", {}))}
     own = {**_table(table.get("settings_of", {})), **_table(given.pop("settings_of", {}))}
     own = {method: flat(values) for method, values in own.items()}
@@ -142,7 +161,7 @@ def matrix_from(path: Path | None, overrides: Mapping[str, object] | None = None
 def check(matrix: Matrix, table: Table | None = None) -> None:
     """Raises UserError where the matrix contradicts itself or the table, or would select on test data."""
     for axis in AXES:
-        names = getattr(matrix, axis)
+        names = (*matrix.methods, *matrix.arms) if axis == "methods" else getattr(matrix, axis)
         if not names or len(set(names)) < len(names):
             raise UserError(f"{axis} must name at least one, and none twice; given {', '.join(names) or 'nothing'}.")
     if matrix.seeds < 1 or matrix.threads < 1:
@@ -159,6 +178,8 @@ def check(matrix: Matrix, table: Table | None = None) -> None:
         raise UserError(
             'Nothing is trained with evaluate="table", so `select` must name one of the table\'s validation metrics.'
         )
+    for name in matrix.arms:
+        matrix.arm(name)
     for method in matrix.settings_of:
         if method not in matrix.searched:
             raise unknown("method in settings_of", method, matrix.searched)
@@ -175,7 +196,7 @@ def trials(matrix: Matrix) -> tuple[Trial, ...]:
         seeds, matrix.budgets, matrix.data, matrix.spaces, matrix.searched
     ):
         request = Request(
-            method=_absolute(method),
+            method=_absolute(matrix.arm(method).method),
             space=space,
             data=_absolute(data),
             budget=budget,
@@ -230,13 +251,15 @@ def _check_table(matrix: Matrix, table: Table | None) -> None:
                 raise UserError(f"The table {table.name} holds cells of {table.space}, not of {space}.")
 
 
-def _settings(matrix: Matrix, method: str) -> Iterator[tuple[str, object]]:
-    """A method's settings: those for all that it has parts for, then its own."""
-    supernet = isinstance(searcher_named(method), Method)
+def _settings(matrix: Matrix, name: str) -> Iterator[tuple[str, object]]:
+    """A method's or arm's settings: those for all that it has parts for, then its own."""
+    arm = matrix.arm(name)
+    supernet = isinstance(searcher_named(arm.method), Method)
     for path, value in matrix.settings.items():
         if supernet or path.partition(".")[0] in ("space", "data", "train"):
             yield path, value
-    yield from flat(matrix.settings_of.get(method, {})).items()
+    yield from flat(arm.settings).items()
+    yield from flat(matrix.settings_of.get(name, {})).items()
 
 
 def _absolute(text: str) -> str:
@@ -245,7 +268,7 @@ def _absolute(text: str) -> str:
     return f"{Path(path).resolve()}{colon}{function}" if Path(path).exists() else text
 
 
-def _table(value: object) -> Mapping[str, object]:
+def _table(value: object, where: str = "settings") -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise UserError(f"settings must be a table such as {{'space.cells': 1}}, not {value!r}.")
+        raise UserError(f"{where} must be a table such as {{'space.cells': 1}}, not {value!r}.")
     return value

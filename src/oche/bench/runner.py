@@ -23,7 +23,8 @@ from oche.plan import resolve
 from oche.run import Run
 
 Listener = Callable[[str, Mapping[str, object]], None]
-"""Told ("begin", {total, done, folder}), then ("trial", {...}) or ("failed", {name, reason}) as each trial ends."""
+"""Told ("begin", {total, missing, folder}), `missing` being those to run now; then as each trial ends ("trial", {...}) or
+("failed", {name, reason})."""
 
 
 def silent(event: str, record: Mapping[str, object]) -> None:
@@ -37,13 +38,15 @@ def run_bench(
     address: str | None = None,
     listener: Listener = silent,
     *,
+    only: Sequence[str] = (),
     table: Table | None = None,
     work: Work = run_trial,
 ) -> BenchResult:
     """Runs what is missing of a bench in the folder `out`, and renders the result.
 
     `workers` processes work at a time; with an `address` the trials are tasks of that Ray cluster ("local": one on this machine).
-    A trial that fails is told of and left missing; the others go on. `table` takes the place of the matrix's own, `work` that of
+    A trial that fails is told of and left missing; the others go on. `only` names the methods and arms to run now, all where it is
+    empty; the rest stays missing. `table` takes the place of the matrix's own, `work` that of
     `run_trial`. Raises UserError for a matrix that contradicts itself, or a folder of another bench.
     """
     if workers < 1:
@@ -53,13 +56,16 @@ def run_bench(
     check(matrix, table)
     folder = _opened(Path(out), matrix)
     everything = trials(matrix)
-    missing = _missing(everything, finished(folder))
+    for name in only:
+        if name not in matrix.searched:
+            raise unknown("method or arm of this bench", name, matrix.searched)
+    missing = tuple(t for t in _missing(everything, finished(folder)) if not only or t.method in only)
     for trial in _one_of_a_kind(missing):
         resolve(trial.request)  # a mistake in the last method is told before the first one has run for hours
     if table is not None:
         found = facts(table, matrix.looked_up, matrix.selector, matrix.zero_cost or _scores(table, matrix))
         folder.write(folder.FACTS, json.dumps(found.table()).encode())
-    listener("begin", {"total": len(everything), "done": len(everything) - len(missing), "folder": str(folder.path)})
+    listener("begin", {"total": len(everything), "missing": len(missing), "folder": str(folder.path)})
     failures: dict[str, str] = {}
     for trial, outcome in _run(missing, folder.file(folder.RUNS).resolve(), matrix, workers, address, work):
         if isinstance(outcome, Outcome):

@@ -9,6 +9,9 @@ import pytest
 
 from oche.bench.matrix import Matrix, check, matrix_from, slug, trials
 from oche.errors import UserError
+from oche.method import Method
+from oche.plan import resolve
+from oche.trainable import ClassifierOnly
 from reference.small_bench import ToyTable
 
 TOML = """
@@ -114,3 +117,65 @@ def test_data_that_is_a_path_is_found_from_anywhere(tmp_path: Path, monkeypatch:
     (tmp_path / "images").mkdir()
     (trial, *_) = trials(Matrix(methods=("darts",), data=("images",), baselines=()))
     assert (trial.data, trial.request.data) == ("images", str(tmp_path / "images"))
+
+
+ARMS = """
+spaces = ["toy"]
+budgets = ["smoke"]
+seeds = 1
+evaluate = "train"
+baselines = []
+
+[settings]
+space.cells = 1
+
+[arms.darts]
+method = "darts"
+
+[arms.frozen]
+method = "darts"
+[arms.frozen.settings]
+trainable = "classifier"
+"trainable.gamma" = "uniform"
+"""
+
+
+def test_an_arm_is_a_method_with_settings_under_a_name_of_its_own(tmp_path: Path) -> None:
+    matrix = matrix_from(written(tmp_path, ARMS))
+    assert matrix.searched == ("darts", "frozen", "random_sampling")
+    darts, frozen, _ = trials(matrix)
+    assert (frozen.name, frozen.method, frozen.request.method) == ("frozen-toy-digits-smoke-0", "frozen", "darts")
+    assert frozen.request.settings == {
+        "space.cells": 1,
+        "trainable": "classifier",
+        "trainable.gamma": "uniform",
+    }
+    assert darts.request.settings == {"space.cells": 1}
+    method = resolve(frozen.request).searcher
+    assert isinstance(method, Method)
+    assert method.trainable == ClassifierOnly(gamma="uniform")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("arms = {}", "methods must name at least one"),
+        ("methods = ['darts']\n[arms.darts]\nmethod = 'darts'", "none twice"),
+        ("[arms.a]\nsettings.clip = 1.0", "arm a needs a value for method"),
+        ("[arms.a]\nmethod = 'darts'\nsetting.clip = 1.0", "no arm a setting 'setting'; did you mean 'settings'"),
+        ("arms.a = 'darts'", "arms.a must be a table"),
+    ],
+)
+def test_a_mistake_in_an_arm_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        matrix_from(written(tmp_path, text))
+
+
+def test_the_studies_configurations_are_matrices() -> None:
+    folder = Path(__file__).parents[3] / "benchmarks"
+    for path in sorted(folder.glob("*.toml")):
+        matrix = matrix_from(path)
+        made = {trial.method: trial for trial in trials(matrix)}
+        assert made.keys() == set(matrix.searched)
+        for trial in made.values():
+            resolve(replace(trial.request, data="digits"))

@@ -76,6 +76,46 @@ def test_a_half_alone(script: ModuleType, sheets: tuple[Path, Array, Array]) -> 
     np.testing.assert_array_equal(script.cifar10(folder / "cifar10", "a")["x_train"], images[[0, 1, 4, 7]])
 
 
+def test_fewer_and_smaller_images(
+    script: ModuleType, sheets: tuple[Path, Array, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, images, labels = sheets
+    files = [folder / "first.npz", folder / "again.npz"]
+    for out in files:
+        options = ["--per-class", "3", "--size", "16", "--seed", "1", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["cifar_npz.py", str(folder), *options])
+        script.main()
+    assert files[0].read_bytes() == files[1].read_bytes()
+    with np.load(files[0]) as archive:
+        assert archive["y_train"].tolist().count(0) == archive["y_train"].tolist().count(1) == 3
+        np.testing.assert_array_equal(archive["x_test"], halved(images[8:]))
+        small = halved(images[:8])
+        for image, label in zip(archive["x_train"], archive["y_train"], strict=True):
+            (found,) = np.flatnonzero((small == image).all((1, 2, 3)))
+            assert labels[found] == label
+
+
+def test_more_images_than_there_are(
+    script: ModuleType,
+    sheets: tuple[Path, Array, Array],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, _, _ = sheets
+    for count in ("5", "0"):
+        monkeypatch.setattr(sys, "argv", ["x", str(folder), "--per-class", count, "--out", str(folder / "out.npz")])
+        with pytest.raises(SystemExit) as stop:
+            script.main()
+        assert stop.value.code == 2
+        assert f"class 0 has 4 images; {count} of them cannot be kept" in capsys.readouterr().err
+
+
+def halved(images: Array) -> Array:
+    """Each pixel the mean of four, in floating point, halves rounded up: the literal reading."""
+    mean = (images[:, ::2, ::2] * 1.0 + images[:, 1::2, ::2] + images[:, ::2, 1::2] + images[:, 1::2, 1::2]) / 4
+    return np.floor(mean + 0.5).astype(np.uint8)
+
+
 def test_real_cifar_100(script: ModuleType, data_folder: Path) -> None:
     """The sum that the folder's README gives for the decoded test images."""
     if not (data_folder / "cifar100" / "test.webp").is_file():
