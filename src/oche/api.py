@@ -43,6 +43,7 @@ from oche.spaces import Network
 from oche.state import Listener, Problem, nobody
 from oche.tasks import Classify
 from oche.train import BEST, LAST, Score, Training, evaluate, retrain
+from oche.watch import watched
 
 RUNS = Path("runs")
 """Where runs go unless `out` says otherwise."""
@@ -111,18 +112,20 @@ def search(
     compare_seeds: int = 3,
     protocol: str = "brief",
     settings: Mapping[str, object] | None = None,
+    probes: Sequence[str] = (),
     out: str | Path | None = None,
     listener: Listener = nobody,
 ) -> Found:
     """Searches a space for a cell that fits the data, and trains it beside `compare` random cells.
 
     `method`, `space`, `budget`, `protocol` are names (`oche list ...`), `data` a name, a path or a `Data`; `settings` are assignments such
-    as `{"space.cells": 3, "trainable.classifier": True}`. `out` is the run's folder, `runs/METHOD-SPACE` by default; an existing
+    as `{"space.cells": 3, "trainable.classifier": True}`; `probes` are measured after each epoch, see `oche.watch`. `out` is the run's
+    folder, `runs/METHOD-SPACE` by default; an existing
     one is never overwritten. Raises UserError for anything unknown or impossible.
     """
     request = Request(
         method, space, data if isinstance(data, str) else data.name, budget, epochs, batch, seed, device, devices, precision, threads,
-        compare, compare_seeds, protocol, dict(settings or {}),
+        compare, compare_seeds, protocol, dict(settings or {}), tuple(probes),
     )  # fmt: skip
     plan = resolve(request, data if isinstance(data, Data) else None)
     return carry_out(plan, start(plan, out), listener)
@@ -191,7 +194,7 @@ def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
         if run.has(Run.GENOTYPE):
             genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode())
         elif isinstance(plan.searcher, Method):
-            genotype = run_loop(problem, plan.searcher).genotype
+            genotype = run_loop(problem, watched(plan.searcher, problem, plan.watch)).genotype
         else:
             genotype = plan.searcher.run(problem)
         comparison = None

@@ -38,6 +38,10 @@ def run(
     table: Annotated[str | None, typer.Option(help="The benchmark that cells are looked up in.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="A metric of the table, the most important first.")] = None,
     select: Annotated[str | None, typer.Option(help="The metric that selects; never a test metric.")] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(help="gap, eigenvalue, tau or table, as often as you like; measured after each epoch."),
+    ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="PART.FIELD=VALUE for all methods.")] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Run this method or arm now and leave the rest; as often as you like.")
@@ -53,7 +57,7 @@ def run(
 
     if config is None and not method:
         raise UserError("A bench needs `--config FILE.toml` or at least one `--method`; see docs/bench.md.")
-    lists = {"methods": method, "spaces": space, "data": data, "budgets": budget, "metrics": metric}
+    lists = {"methods": method, "spaces": space, "data": data, "budgets": budget, "metrics": metric, "probes": probe}
     given: dict[str, object] = {name: tuple(values) for name, values in lists.items() if values}
     given |= {
         "seeds": seeds,

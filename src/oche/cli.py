@@ -69,6 +69,10 @@ def search(
     ] = None,
     compare_seeds: Annotated[int, typer.Option(help="Trainings of each of these cells.")] = 3,
     protocol: Annotated[str, typer.Option(help="How they are trained: `oche list protocols`.")] = "brief",
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(help="gap, eigenvalue, tau or table, as often as you like: measured after each epoch."),
+    ] = None,
     settings: Settings = None,
     out: Out = None,
     config: Annotated[Path | None, typer.Option(help="Repeat the search of this run.toml.")] = None,
@@ -108,6 +112,7 @@ def search(
                 compare_seeds,
                 protocol,
                 asked,
+                tuple(probe or ()),
             )
         )
         run = None

@@ -1,8 +1,8 @@
 """From what a user asked for to what will be run: names, budgets and settings become a method, a space and data.
 
 A setting is `path=value`. Its path begins with a part: `space`, `data`, `train` (the protocol of the comparison and of retraining),
-`method` (an option of the method, or any of its fields), or one of the method's own slots: `trainable.classifier=true`; where a slot
-has parts with names, the slot alone takes one of them: `trainable=classifier`.
+`probe`, `method` (an option of the method, or any of its fields), or one of the method's own slots: `trainable.classifier=true`; where a
+slot has parts with names, the slot alone takes one of them: `trainable=classifier`.
 The order of precedence is method, then budget, then settings; run.toml keeps what came out.
 """
 
@@ -32,6 +32,7 @@ from oche.spaces import SPACES, Space
 from oche.strategies import Searcher
 from oche.train import PROTOCOLS, Protocol, Training
 from oche.trainable import TRAINABLES
+from oche.watch import Watch, checked
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
 PARTS: dict[str, Mapping[str, Any]] = {"trainable": TRAINABLES}
@@ -63,6 +64,7 @@ class Request:
     compare_seeds: int = 3
     protocol: str = "brief"
     settings: Mapping[str, object] = field(default_factory=dict)
+    probes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Plan:
     batch: int
     fabric: Fabric
     source: str
+    watch: Watch = Watch()
 
     def table(self) -> dict[str, object]:
         """run.toml: the request, every resolved value, and the versions."""
@@ -93,6 +96,7 @@ class Plan:
             "method": config.describe(self.searcher),
             "space": config.describe(self.space),
             "train": config.describe(self.protocol),
+            "watch": config.describe(self.watch),
             "data": _facts(self.data),
             "versions": _versions(),
         }
@@ -123,6 +127,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
     given = _by_part({k: v for k, v in chosen.settings.items() if k.rpartition(".")[2] not in options})
     space = _space(request.space, data, {**given.pop("space", {}), **parts.pop("space", {})})
     protocol = named_protocol(request.protocol, parts.pop("train", {}))
+    watch = config.build(Watch, {"names": request.probes, **parts.pop("probe", {})}, "probe")
     if isinstance(searcher, Method):
         for settings, mine in ((given, False), (parts, True)):
             searcher = _with(searcher, settings, request.method, strict=mine)
@@ -134,9 +139,12 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         searcher = config.restore(searcher, _table(recorded, "method"), "run.toml: method")
         space = config.restore(space, _table(recorded, "space"), "run.toml: space")
         protocol = config.restore(protocol, _table(recorded, "train"), "run.toml: train")
+        if "watch" in recorded:
+            watch = config.restore(watch, _table(recorded, "watch"), "run.toml: watch")
         for name, value in _table(recorded, "resolved").items():
             if name in ("epochs", "batch"):
                 chosen = config.override(chosen, name, value, "run.toml: resolved")
+    watch = checked(watch, request.space, isinstance(searcher, Method))
     batch = chosen.batch if request.batch is None else request.batch
     epochs = chosen.epochs if request.epochs is None else request.epochs
     if batch < 2 or epochs < 1:
@@ -149,7 +157,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
             "`--compare 0` goes without."
         )
     request = replace(request, threads=threads_for(request.threads, data))
-    return Plan(request, searcher, space, data, protocol, epochs, batch, fabric, chosen.source)
+    return Plan(request, searcher, space, data, protocol, epochs, batch, fabric, chosen.source, watch)
 
 
 @dataclass(frozen=True)
@@ -181,8 +189,8 @@ def resolve_training(
     Raises UserError for anything unknown or impossible, a genotype of another space included.
     """
     parts = _by_part(request.settings)
-    if "slot" in parts or "method" in parts:
-        wrong = sorted([*parts.get("slot", {}), *parts.get("method", {})])[0]
+    if foreign := [*parts.get("slot", {}), *parts.get("method", {}), *parts.get("probe", {})]:
+        wrong = sorted(foreign)[0]
         raise unknown("training setting", wrong, ["space.FIELD", "data.FIELD", "train.FIELD"])
     fabric = fabric_for(request.device, request.devices, request.precision)
     if data is None:
@@ -339,7 +347,7 @@ def _by_part(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
     parts: dict[str, dict[str, object]] = {}
     for path, value in settings.items():
         part, dot, rest = path.partition(".")
-        if part in ("space", "data", "train", "method") and dot:
+        if part in ("space", "data", "train", "method", "probe") and dot:
             parts.setdefault(part, {})[rest] = value
         else:
             parts.setdefault("slot", {})[path] = value
@@ -364,7 +372,9 @@ def _with(method: Method, settings: Mapping[str, Mapping[str, object]], name: st
             continue
         if path.split(".")[0] not in known:
             raise unknown(
-                "part", path.split(".")[0], [*sorted(known - {"name", "papers"}), "space", "data", "train", "method"]
+                "part",
+                path.split(".")[0],
+                [*sorted(known - {"name", "papers"}), "space", "data", "train", "method", "probe"],
             )
         try:
             method = config.override(method, path, value, name)

@@ -154,6 +154,7 @@ def _epoch_line(r: Mapping[str, Any]) -> str:
     return (
         f"{r['epoch']:3d} {r['phase']:7s} w {r['weight_loss']:.3f} {r['weight_accuracy']:4.0%}  alpha {alpha}  "
         f"entropy {r['entropy']:.3f}  skips {skips} {mark}{r['genotype']}"
+        + (f"\n    WARNING  {r['warning']}" if "warning" in r else "")
     )
 
 

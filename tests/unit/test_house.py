@@ -30,7 +30,7 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("trainable", "terms", "selection", "callbacks"),
     ("monitor",),
     ("method",),
-    ("loop", "train"),
+    ("loop", "train", "watch"),
     ("preflight", "strategies"),
     ("compare", "methods"),
     ("plan",),

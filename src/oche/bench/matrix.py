@@ -17,11 +17,11 @@ from oche.method import Method
 from oche.plan import Request, searcher_named
 from oche.train import PROTOCOLS
 
-SUPERNET, TRAINED_VAL, TRAINED_TEST = "supernet/val", "trained/val", "trained/test"
+SUPERNET, SUPERNET_TRAIN, TRAINED_VAL, TRAINED_TEST = "supernet/val", "supernet/train", "trained/val", "trained/test"
 """What a bench measures itself, in percent, beside the table's metrics: of the supernet, and of the retrained network."""
 
 AXES = ("methods", "spaces", "data", "budgets")
-FREE = {*AXES, "arms", "seeds", "first_seed", "settings", "settings_of", "table_folder", "cpus", "gpus"}
+FREE = {*AXES, "arms", "seeds", "first_seed", "settings", "settings_of", "probes", "table_folder", "cpus", "gpus"}
 """Fields that may differ when a bench is carried on; what a trial was asked for is compared trial by trial."""
 
 
@@ -48,6 +48,7 @@ class Matrix:
       scores whose best cell is reported (by default all that belong to the first metric's data set).
     - `settings` are `--set`'s, for all methods (those without a supernet get what concerns space, data and training); `settings_of`
       holds more for one method or arm: `{"rf_darts": {"trainable.classifier": True}}`.
+    - `probes` are measured after each epoch of a search with a supernet (`oche.watch`); set as `probe.every` and so on.
     - `threads` are torch's in each trial, the same wherever it runs; `cpus` and `gpus` what a trial takes of a Ray cluster.
     """
 
@@ -72,6 +73,7 @@ class Matrix:
     baseline: str = "random_sampling"
     baselines: tuple[str, ...] = ("random_sampling", "random_search_ws")
     zero_cost: tuple[str, ...] = ()
+    probes: tuple[str, ...] = ()
     cpus: float = 1.0
     gpus: float = 0.0
     arms: Mapping[str, object] = field(default_factory=dict)
@@ -92,7 +94,7 @@ class Matrix:
     @property
     def looked_up(self) -> tuple[str, ...]:
         """The table's metrics that a trial's cell is looked up by: those reported, and the one that selects."""
-        own = (SUPERNET, TRAINED_VAL, TRAINED_TEST)
+        own = (SUPERNET, SUPERNET_TRAIN, TRAINED_VAL, TRAINED_TEST)
         return tuple(dict.fromkeys((*self.metrics, *([] if self.selector in own else [self.selector]))))
 
     @property
@@ -132,7 +134,13 @@ class Trial:
 
     def asked(self) -> dict[str, object]:
         """What the search was asked for."""
-        return asdict(self.request)
+        return asked(self.request)
+
+
+def asked(request: Request) -> dict[str, object]:
+    """What decides a search, as plain values: probes only look."""
+    table = {name: value for name, value in asdict(request).items() if name != "probes"}
+    return {**table, "settings": {k: v for k, v in request.settings.items() if not k.startswith("probe.")}}
 
 
 def matrix_from(path: Path | None, overrides: Mapping[str, object] | None = None) -> Matrix:
@@ -189,7 +197,8 @@ def check(matrix: Matrix, table: Table | None = None) -> None:
 
 def trials(matrix: Matrix) -> tuple[Trial, ...]:
     """Every trial, seeds outermost: whenever a bench is stopped, all methods have about as many of them. Raises UserError."""
-    settings = {method: dict(_settings(matrix, method)) for method in matrix.searched}
+    searchers = {name: searcher_named(matrix.arm(name).method) for name in matrix.searched}
+    settings = {name: dict(_settings(matrix, name, isinstance(s, Method))) for name, s in searchers.items()}
     seeds = range(matrix.first_seed, matrix.first_seed + matrix.seeds)
     found = []
     for seed, budget, data, space, method in itertools.product(
@@ -209,6 +218,7 @@ def trials(matrix: Matrix) -> tuple[Trial, ...]:
             compare=0,
             protocol=matrix.protocol,
             settings=settings[method],
+            probes=matrix.probes if isinstance(searchers[method], Method) else (),
         )
         found.append(Trial(method, space, data, budget, seed, request, matrix.evaluate != "table"))
     return tuple(found)
@@ -251,10 +261,9 @@ def _check_table(matrix: Matrix, table: Table | None) -> None:
                 raise UserError(f"The table {table.name} holds cells of {table.space}, not of {space}.")
 
 
-def _settings(matrix: Matrix, name: str) -> Iterator[tuple[str, object]]:
+def _settings(matrix: Matrix, name: str, supernet: bool) -> Iterator[tuple[str, object]]:
     """A method's or arm's settings: those for all that it has parts for, then its own."""
     arm = matrix.arm(name)
-    supernet = isinstance(searcher_named(arm.method), Method)
     for path, value in matrix.settings.items():
         if supernet or path.partition(".")[0] in ("space", "data", "train"):
             yield path, value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +18,15 @@ if TYPE_CHECKING:
 
 COLOURS = (*SERIES, "#8a6d1f", "#4a9fb8", "#9c3f22", "#6b7a2f", "#55606e")
 Point = tuple[float, float]
+
+PROBES = {  # key of the number -> (title, unit)
+    "parameter_free": ("Share of operations without weights, of the cell chosen after each epoch", "%"),
+    "entropy": ("Entropy of the operation weights", "0 decided, 1 undecided"),
+    "weight_accuracy": ("Accuracy of the supernet on the images its weights see", "%"),
+    "eigenvalue": ("Largest Hessian eigenvalue of the validation loss in alpha", ""),
+    "discretisation_gap": ("Supernet less derived network, un-retrained", "%"),
+    "kendall_tau": ("Kendall's tau between supernet and table", ""),
+}
 
 
 @dataclass(frozen=True)
@@ -87,10 +97,15 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
     metric = result.matrix.reported[0]
     optimum = result.facts.optimum.get(metric)
     level = ("optimum", optimum) if optimum is not None else None
-    if bands := _over_epochs(here, lambda point: point[2]):
+    if bands := _over_epochs(here, lambda trial: {p[0]: p[2] for p in trial.curve if p[2] is not None}):
         yield "anytime", Bands(f"{metric} of the cell chosen after each epoch", "%", *bands, level)
-    if bands := _over_epochs(here, lambda point: point[1]):
+    if bands := _over_epochs(here, lambda trial: {p[0]: float(p[1]) for p in trial.curve}):
         yield "skips", Bands("Skip connections of the cell chosen after each epoch", "", *bands)
+    for key, (title, unit) in PROBES.items():
+        if bands := _over_epochs(here, partial(Finished.probe, key=key)):
+            factor = 100.0 if unit == "%" else 1.0
+            epochs, values = bands
+            yield key, Bands(title, unit, epochs, {method: factor * v for method, v in values.items()})
     costs: dict[str, tuple[str, Callable[[Finished], float]]] = {
         "pareto_network": (
             "million multiply-adds, at the size searched or trained",
@@ -108,13 +123,12 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
 
 
 def _over_epochs(
-    here: Sequence[Finished], value: Callable[[tuple[int, int, float | None]], float | None]
+    here: Sequence[Finished], values: Callable[[Finished], dict[int, float]]
 ) -> tuple[dict[str, Sequence[int]], dict[str, NDArray[np.float64]]] | None:
     """(epochs, values (T, seeds)) by method, over the epochs that all of its seeds have."""
     curves: dict[str, list[dict[int, float]]] = {}
     for trial in here:
-        points = {point[0]: y for point in trial.curve if (y := value(point)) is not None}
-        if points:
+        if points := values(trial):
             curves.setdefault(trial.method, []).append(points)
     if not curves:
         return None

@@ -54,6 +54,16 @@ class Finished:
     device: str = "cpu"
     parameters: int = 0
     multiply_adds: int = 0
+    probes: Mapping[str, object] = field(default_factory=dict)
+    warning: str = ""
+
+    def probe(self, key: str) -> dict[int, float]:
+        """Epoch -> value of a number that was measured beside the search. Raises UserError where the line holds something else."""
+        pairs = self.probes.get(key, [])
+        try:
+            return {int(epoch): float(value) for epoch, value in pairs}  # type: ignore[attr-defined]
+        except (TypeError, ValueError):
+            raise UserError(f"{self.name}: the numbers of {key!r} are damaged in {BenchFolder.TRIALS}.") from None
 
 
 @dataclass(frozen=True)

@@ -171,4 +171,6 @@ def _line(trial: Trial, outcome: Outcome, matrix: Matrix, table: Table | None) -
         outcome.device,
         outcome.parameters,
         outcome.multiply_adds,
+        outcome.probes,
+        outcome.warning,
     )

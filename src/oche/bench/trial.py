@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from oche import config
 from oche.api import cpu_threads, out_of_memory, problem_of, reopen
-from oche.bench.matrix import SUPERNET, TRAINED_TEST, TRAINED_VAL, Trial
+from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL, Trial, asked
 from oche.cost import cost
 from oche.data import none
 from oche.errors import UserError
@@ -19,11 +19,17 @@ from oche.method import Method
 from oche.plan import Plan, TrainRequest, resolve, resolve_training, searched_size, training_table
 from oche.run import Run
 from oche.train import Training, evaluate, retrain
+from oche.watch import watched
+
+NUMBERS = ("entropy", "parameter_free", "weight_accuracy", "eigenvalue", "discretisation_gap", "kendall_tau")
+"""What is kept of each epoch's record, beside skips and the cell."""
 
 
 @dataclass(frozen=True)
 class Outcome:
     """Of a trial, in plain values: the cell, what was measured, and (epoch, skips, cell) after every epoch of the search.
+
+    `probes` are (epoch, value) by the number's key in the record; `warning` is what the monitor said.
 
     `parameters` and `multiply_adds` are those of the network that was trained, or else of the cell at the searched size.
     """
@@ -37,6 +43,8 @@ class Outcome:
     device: str = "cpu"
     parameters: int = 0
     multiply_adds: int = 0
+    probes: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    warning: str = ""
 
 
 def run_trial(trial: Trial, folder: Path) -> Outcome:
@@ -49,6 +57,8 @@ def run_trial(trial: Trial, folder: Path) -> Outcome:
     epochs = [r for r in records if r.get("kind") == "epoch"]
     supernet = [r for r in records if r.get("kind") == "supernet"][-1:]
     measured = {**trained, **({SUPERNET: 100 * _number(supernet[0], "val_accuracy")} if supernet else {})}
+    if epochs:
+        measured[SUPERNET_TRAIN] = 100 * _number(epochs[-1], "weight_accuracy")
     price = cost(training.space if training else plan.space, genotype)
     return Outcome(
         str(genotype),
@@ -62,6 +72,8 @@ def run_trial(trial: Trial, folder: Path) -> Outcome:
         str(plan.fabric.device),
         price.parameters,
         price.multiply_adds,
+        {key: found for key in NUMBERS if (found := tuple(_series(epochs, key)))},
+        next((str(r["warning"]) for r in epochs if "warning" in r), ""),
     )
 
 
@@ -77,7 +89,7 @@ def _opened(trial: Trial, folder: Path) -> tuple[Plan, Run]:
         run.write(Run.CONFIG, config.dumps(plan.table()).encode())
         return plan, run
     plan, run = reopen(folder)
-    if asdict(plan.request) != trial.asked():
+    if asked(plan.request) != trial.asked():
         raise UserError(f"{folder} holds a search with other settings than this bench's; choose another folder.")
     return plan, run
 
@@ -95,8 +107,9 @@ def _searched(plan: Plan, run: Run) -> tuple[Genotype, float]:
 
     problem = problem_of(plan, run, listen)
     searcher = plan.searcher
-    genotype = search(problem, searcher).genotype if isinstance(searcher, Method) else searcher.run(problem)
-    return genotype, time.perf_counter() - mark
+    if not isinstance(searcher, Method):
+        return searcher.run(problem), time.perf_counter() - mark
+    return search(problem, watched(searcher, problem, plan.watch)).genotype, time.perf_counter() - mark
 
 
 def _trained(plan: Plan, run: Run, genotype: Genotype) -> tuple[dict[str, float], Training]:
@@ -131,6 +144,13 @@ def _number(record: Mapping[str, object], key: str) -> float:
     value = record[key]
     assert isinstance(value, int | float)
     return float(value)
+
+
+def _series(epochs: Sequence[Mapping[str, object]], key: str) -> Iterator[tuple[int, float]]:
+    """(epoch, value) of the records that have it; the first epoch is 1."""
+    for record in epochs:
+        if isinstance(record.get(key), int | float):
+            yield int(_number(record, "epoch")) + 1, _number(record, key)
 
 
 def _skips(record: Mapping[str, object]) -> int:

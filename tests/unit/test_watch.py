@@ -1,0 +1,121 @@
+"""Probes by name: they change nothing of a search, land in its log and report, and refuse what cannot be measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from oche import api
+from oche.benchmarks import TABLES, Table
+from oche.config import describe, restore
+from oche.errors import UserError
+from oche.loop import search
+from oche.method import Method
+from oche.methods import METHODS
+from oche.plan import Request, resolve
+from oche.run import Run
+from oche.watch import PROBES, Watch, checked, watched
+from reference.tiny import tiny_problem
+
+ALL = ("gap", "eigenvalue", "tau", "table")
+NUMBERS = {"parameter_free", "discretisation_gap", "eigenvalue", "kendall_tau", "table_accuracy"}
+
+
+@pytest.fixture
+def _all_cells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table of the toy space's cells, without the real one's files: cell i scores i."""
+    triples = product(("none", "skip_connect", "nor_conv_3x3"), repeat=3)
+    cells = tuple(f"|{a}~0|+|{b}~0|{c}~1|" for a, b, c in triples)
+    table = Table("all", "toy", cells, {"cifar10/test": lambda: np.arange(27.0)}, ())
+    monkeypatch.setitem(TABLES, "nb201", lambda folder: table)
+
+
+@pytest.mark.usefixtures("_all_cells")
+@pytest.mark.parametrize("name", ["darts", "pcdarts", "rf_darts", "random_search_ws"])
+def test_a_watched_search_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> None:
+    method = METHODS[name]()
+    assert isinstance(method, Method)
+    problem = replace(tiny_problem(epochs=2), run=Run.create(tmp_path / "run"))
+    seen = search(problem, watched(method, problem, Watch(ALL, images=8, hessian_images=4, cells=2)))
+    plain = search(replace(problem, run=None), method)
+    assert str(seen.genotype) == str(plain.genotype)
+    for a, b in zip(seen.state.alpha.values(), plain.state.alpha.values(), strict=True):
+        assert torch.equal(a, b)
+    for a, b in zip(seen.state.supernet.parameters(), plain.state.supernet.parameters(), strict=True):
+        assert torch.equal(a, b)
+    for t, u in zip(seen.state.trajectory.values(), plain.state.trajectory.values(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(t, u, strict=True))
+    assert all(record.keys() >= NUMBERS for record in seen.history)
+
+
+@pytest.mark.usefixtures("_all_cells")
+def test_a_search_writes_them_into_its_log_and_its_report(tmp_path: Path) -> None:
+    settings: dict[str, object] = {
+        "space.channels": 4, "split.weights": 0.03, "split.arch": 0.03, "data.val": 0.03,
+        "probe.every": 2, "probe.images": 20, "probe.cells": 2, "probe.hessian_images": 4,
+    }  # fmt: skip
+    run = api.search(
+        "darts",
+        space="toy",
+        budget="smoke",
+        epochs=2,
+        compare=0,
+        settings=settings,
+        probes=ALL,
+        device="cpu",
+        out=tmp_path / "run",
+    ).run
+    first, second = (r for r in run.records() if r.get("kind") == "epoch")
+    assert first.keys() >= NUMBERS
+    assert second.keys() >= NUMBERS  # the last, though it is not the second
+    assert (run.path / "figures" / "eigenvalue.svg").is_file()
+    assert (run.path / "figures" / "tau.svg").is_file()
+    assert "Largest Hessian eigenvalue" in run.read(Run.REPORT).decode()
+    plan, _ = api.reopen(run.path)
+    assert plan.watch == Watch(ALL, 2, 20, 4, 2)
+    assert json.loads(run.read(Run.LOG).splitlines()[0])["table_accuracy"] == first["table_accuracy"]
+
+
+def test_every_name_has_its_number() -> None:
+    assert tuple(PROBES) == ALL
+    watch = Watch(ALL, 3, 10)
+    assert restore(Watch(), describe(watch), "watch") == watch
+
+
+def test_the_monitor_speaks_on_the_report(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    run.write(Run.CONFIG, b"")
+    run.log({"kind": "epoch", "epoch": 0, "weight_loss": 1.0, "warning": "Epoch 0: the search collapses; do so."})
+    assert "the search collapses; do so." in api.render(run).read_text()
+
+
+@pytest.mark.usefixtures("_all_cells")
+@pytest.mark.parametrize(
+    ("watch", "space", "steps", "says"),
+    [
+        (Watch(("eigenvalues",)), "toy", True, "did you mean 'eigenvalue'"),
+        (Watch(("gap",)), "toy", False, "this method trains none"),
+        (Watch(("tau",)), "darts", True, "holds cells of toy, not of darts"),
+        (Watch(("table",), table="nb202"), "toy", True, "did you mean 'nb201'"),
+        (Watch(("table",), metric="cifar10/tset"), "toy", True, "did you mean 'cifar10/test'"),
+        (Watch(("tau",), cells=28), "toy", True, "28 cells cannot be sampled"),
+        (Watch(every=0), "toy", True, "every"),
+        (Watch(images=1), "toy", True, "images at least 2"),
+    ],
+)
+def test_what_cannot_be_measured_is_one_sentence(watch: Watch, space: str, steps: bool, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        checked(watch, space, steps)
+
+
+def test_a_probe_s_setting_is_checked_as_any_other() -> None:
+    with pytest.raises(UserError, match="did you mean 'every'"):
+        resolve(Request("darts", settings={"probe.evry": 2}))
+    with pytest.raises(UserError, match="trains none"):
+        resolve(Request("random_sampling", probes=("gap",)))
