@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from oche import config
 from oche.bench import stats
-from oche.bench.matrix import Matrix, trials
+from oche.bench.matrix import Matrix, Trial, trials
 from oche.bench.tables import Facts
 from oche.errors import UserError
 from oche.run import Run
@@ -94,13 +94,14 @@ class Row:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """A bench as its files tell it: the trials that are done, in the matrix's order, those that are `missing`, and the table of rows."""
+    """A bench as its files tell it: all trials in the matrix's order, those of them that are done and that are `missing`, and the rows."""
 
     folder: BenchFolder
     matrix: Matrix
     finished: tuple[Finished, ...]
     missing: tuple[str, ...]
     facts: Facts
+    planned: tuple[Trial, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -126,10 +127,11 @@ def read(path: Path) -> BenchResult:
     """The result that a bench's folder holds by now. Raises UserError where it is no bench, or damaged."""
     folder = BenchFolder(Run.open(path).path)
     matrix, found = matrix_of(folder), finished(folder)
-    names = [trial.name for trial in trials(matrix)]
+    planned = trials(matrix)
+    names = [trial.name for trial in planned]
     facts = Facts.read(json.loads(folder.read(folder.FACTS))) if folder.has(folder.FACTS) else Facts()
     done = tuple(found[name] for name in names if name in found)
-    return BenchResult(folder, matrix, done, tuple(name for name in names if name not in found), facts)
+    return BenchResult(folder, matrix, done, tuple(name for name in names if name not in found), facts, planned)
 
 
 def matrix_of(folder: BenchFolder) -> Matrix:

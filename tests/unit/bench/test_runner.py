@@ -20,6 +20,7 @@ import pytest
 from oche.bench import BenchResult, Matrix, run_bench, show
 from oche.bench.matrix import Trial
 from oche.bench.pictures import front, pictures
+from oche.bench.render import NOT_RUN, grids, searches, tables, trial_table
 from oche.bench.trial import Outcome
 from oche.errors import UserError
 from reference.small_bench import CELLS, ToyTable, dies, dies_once, pretend
@@ -353,3 +354,77 @@ def test_lines_hold_all_that_is_needed(matrix: Matrix, table: ToyTable, tmp_path
     assert [epoch for epoch, _, _ in line["curve"]] == [1, 2, 3]
     assert line["curve"][-1][2] == line["values"]["digits/test"]
     assert line["asked"]["method"] == "darts"
+
+
+# ---------------------------------------------------------------------- a study that is not finished
+
+
+def test_what_was_not_run_says_so(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    budgets = replace(matrix, budgets=("smoke", "quick"))
+    whole = run_bench(replace(matrix, seeds=2), tmp_path / "b", only=["darts"], table=table, work=pretend)
+    assert {t.method for t in whole.finished} == {"darts"}
+    result = run_bench(budgets, tmp_path / "b", only=["random_sampling"], table=table, work=pretend)
+    (_, headings, grid), *more = grids(result)
+    assert not more
+    assert headings == ["method", "smoke", "quick"]
+    by_method = {row[0]: row[1:] for row in grid}
+    assert by_method["pcdarts"] == [NOT_RUN, NOT_RUN]
+    assert by_method["darts"][0].endswith("(2 of 3)")
+    assert by_method["darts"][1] == NOT_RUN
+    assert by_method["random_sampling"][1].endswith("(3)")
+    for title, names, rows in tables(result):
+        said = {row[0]: dict(zip(names, row, strict=True)) for row in rows}
+        smoke = title.endswith("smoke")
+        assert said["darts"]["seeds"] == ("2 of 3" if smoke else "0 of 3")
+        assert said["pcdarts"]["mean ± std"] == NOT_RUN
+        assert {"optimum of the table", "oracle (by digits/valid)"} <= said.keys()
+    text = result.folder.file(result.folder.MARKDOWN).read_text()
+    assert text.count("| pcdarts-toy-digits-quick-2 | 2 |") == 1
+    assert "not run" in result.folder.file("report.html").read_text()
+    assert any("10 of 18 trials are missing" in note for note in result.notes)
+
+
+def test_what_was_chosen_is_told_seed_by_seed(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    def work(trial: Trial, folder: Path) -> Outcome:
+        cell = CELLS[(0, 13, 26)[trial.seed]]  # none, skip_connect, nor_conv_3x3 on all edges
+        measured = {"supernet/val": 50.0 + trial.seed, "supernet/train": 60.0}
+        return Outcome(str(cell), measured, warning="collapse" if trial.seed == 1 else "")
+
+    result = run_bench(replace(matrix, methods=("darts",)), tmp_path / "b", table=table, work=work)
+    ((_, headings, rows),) = searches(result)
+    said = dict(zip(headings, rows[0], strict=True))
+    assert (said["skips"], said["none"], said["without weights %"], said["warned"]) == (
+        "0 3 0",
+        "3 0 0",
+        "67",
+        "1 of 3",
+    )
+    assert said["supernet, validation %"] == "51.0 (50.0 to 52.0)"
+    headings, lines = trial_table(result)
+    assert dict(zip(headings, lines[1], strict=True))["genotype"] == str(CELLS[13])
+
+
+def test_only_names_what_the_bench_holds(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="did you mean 'pcdarts'"):
+        run_bench(matrix, tmp_path / "b", only=["pdarts"], table=table, work=pretend)
+
+
+def test_numbers_beside_the_search_are_kept_and_drawn(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    def work(trial: Trial, folder: Path) -> Outcome:
+        series = {"eigenvalue": ((1, 0.5), (3, 0.25 * trial.seed))}
+        return replace(pretend(trial, folder), probes={} if trial.method == "random_sampling" else series)
+
+    run_bench(matrix, tmp_path / "b", table=table, work=work)
+    again = show(tmp_path / "b")
+    assert [t.probe("eigenvalue") for t in again.finished if t.method == "darts"] == [
+        {1: 0.5, 3: s / 4} for s in range(3)
+    ]
+    drawn = pictures(again)
+    assert b"Largest Hessian eigenvalue" in drawn["eigenvalue"]
+    assert "kendall_tau" not in drawn
+
+
+def test_probes_may_be_added_to_a_bench_that_has_begun(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    run_bench(replace(matrix, seeds=1), tmp_path / "b", table=table, work=pretend)
+    more = replace(matrix, seeds=2, probes=("gap",), settings={"probe.every": 2})
+    assert not run_bench(more, tmp_path / "b", table=table, work=pretend).missing
