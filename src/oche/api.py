@@ -24,6 +24,7 @@ from oche.export import FORMATS, Deployed, available_formats, export_network, lo
 from oche.genotype import Genotype
 from oche.loop import search as run_loop
 from oche.method import Method
+from oche.pick import picked
 from oche.plan import (
     Plan,
     Request,
@@ -113,19 +114,22 @@ def search(
     protocol: str = "brief",
     settings: Mapping[str, object] | None = None,
     probes: Sequence[str] = (),
+    seeds: int = 1,
+    pick: str = "validation",
     out: str | Path | None = None,
     listener: Listener = nobody,
 ) -> Found:
     """Searches a space for a cell that fits the data, and trains it beside `compare` random cells.
 
     `method`, `space`, `budget`, `protocol` are names (`oche list ...`), `data` a name, a path or a `Data`; `settings` are assignments such
-    as `{"space.cells": 3, "trainable.classifier": True}`; `probes` are measured after each epoch, see `oche.watch`. `out` is the run's
+    as `{"space.cells": 3, "trainable.classifier": True}`; `probes` are measured after each epoch, see `oche.watch`. Of several `seeds`,
+    `seed` and those after it, the cell is picked that is best on validation images when trained (`oche.pick`). `out` is the run's
     folder, `runs/METHOD-SPACE` by default; an existing
     one is never overwritten. Raises UserError for anything unknown or impossible.
     """
     request = Request(
         method, space, data if isinstance(data, str) else data.name, budget, epochs, batch, seed, device, devices, precision, threads,
-        compare, compare_seeds, protocol, dict(settings or {}), tuple(probes),
+        compare, compare_seeds, protocol, dict(settings or {}), tuple(probes), seeds, pick,
     )  # fmt: skip
     plan = resolve(request, data if isinstance(data, Data) else None)
     return carry_out(plan, start(plan, out), listener)
@@ -193,6 +197,8 @@ def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
     with out_of_memory(plan.batch), cpu_threads(plan.request.threads):
         if run.has(Run.GENOTYPE):
             genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode())
+        elif plan.request.seeds > 1:
+            genotype = picked(plan, run, lambda one, own: carry_out(one, own, listener).genotype, listener)
         elif isinstance(plan.searcher, Method):
             genotype = run_loop(problem, watched(plan.searcher, problem, plan.watch)).genotype
         else:

@@ -69,6 +69,10 @@ def search(
     ] = None,
     compare_seeds: Annotated[int, typer.Option(help="Trainings of each of these cells.")] = 3,
     protocol: Annotated[str, typer.Option(help="How they are trained: `oche list protocols`.")] = "brief",
+    seeds: Annotated[int, typer.Option(help="Searches, from --seed on; the best cell by --pick is kept.")] = 1,
+    pick: Annotated[
+        str | None, typer.Option(help="validation: each seed's cell is trained by --protocol and scored there.")
+    ] = None,
     probe: Annotated[
         list[str] | None,
         typer.Option(help="gap, eigenvalue, tau or table, as often as you like: measured after each epoch."),
@@ -93,6 +97,8 @@ def search(
         request, table = recorded_request(config)
         plan, run = resolve(request, recorded=table), None
     else:
+        if pick and seeds == 1:
+            raise UserError("--pick chooses among several seeds: give `--seeds 4` or so, or leave it out.")
         cells = (0 if budget == "paper" else 3) if compare is None else compare
         asked = dict(map(assignment, settings or []))
         plan = resolve(
@@ -113,6 +119,8 @@ def search(
                 protocol,
                 asked,
                 tuple(probe or ()),
+                seeds,
+                pick or "validation",
             )
         )
         run = None

@@ -65,6 +65,8 @@ class Request:
     protocol: str = "brief"
     settings: Mapping[str, object] = field(default_factory=dict)
     probes: tuple[str, ...] = ()
+    seeds: int = 1
+    pick: str = "validation"
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
 
     Raises UserError for anything unknown or impossible.
     """
+    _check_seeds(request)
     parts = _by_part(request.settings)
     fabric = fabric_for(request.device, request.devices, request.precision)
     if data is None:
@@ -158,6 +161,20 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         )
     request = replace(request, threads=threads_for(request.threads, data))
     return Plan(request, searcher, space, data, protocol, epochs, batch, fabric, chosen.source, watch)
+
+
+def _check_seeds(request: Request) -> None:
+    if request.seeds < 1:
+        raise UserError(f"--seeds must be at least 1; given {request.seeds}.")
+    if "test" in request.pick.lower():
+        raise UserError(
+            f"--pick {request.pick} would choose among seeds by test images, and what is reported would be too good: "
+            "`--pick validation` chooses by validation images."
+        )
+    if request.pick != "validation":
+        raise unknown("way to pick among seeds", request.pick, ["validation"])
+    if request.seeds > 1 and request.devices > 1:
+        raise UserError("Several seeds run one after the other on one device: leave `--devices` or `--seeds` out.")
 
 
 @dataclass(frozen=True)

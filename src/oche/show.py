@@ -56,6 +56,15 @@ class Show:
             minutes = f"{estimate.seconds:.0f} s" if estimate.seconds < 120 else f"{estimate.seconds / 60:.0f} min"
             cost = f"about {estimate.memory_mib:.0f} MiB and {minutes} ({estimate.steps} steps of {1000 * estimate.step_seconds:.0f} ms)"
             rows += [("cost", cost)]
+        if request.seeds > 1:
+            last = request.seed + request.seeds - 1
+            rows += [
+                (
+                    "seeds",
+                    f"{request.seed} to {last}, a search each at that cost; each cell is trained ({request.protocol})",
+                )
+            ]
+            rows += [("", f"and the best on {request.pick} images is picked; all see the same images")]
         if request.compare:
             cells = f"{request.compare} random cells, {request.compare_seeds} seeds each, protocol {request.protocol}"
             rows += [("then", f"trains the found cell beside {cells}")]
@@ -113,6 +122,8 @@ class Show:
             self.bar.update(
                 self.task, completed=record["step"] / max(record["steps"], 1) * (self.bar.tasks[0].total or 1)
             )
+        elif event == "searching":
+            self.bar.reset(self.task, description=f"search, seed {record['seed']}", total=record["epochs"], said="")
         elif event == "supernet":
             self.bar.console.print(_LINES[event](record), markup=False, soft_wrap=True)
             self.bar.reset(self.task, description="compare", total=self.trainings, said="")
@@ -127,8 +138,13 @@ class Show:
                 self.bar.advance(self.task)
 
     def found(self, found: Found) -> None:
+        from oche.pick import best
         from oche.report.draw import draw_text
 
+        seeds = [record for record in found.run.records() if record.get("kind") == "seed"]
+        for record in seeds:
+            mark = "picked " if record is best(seeds) else ""
+            console.print(f"{mark}{_seed_line(record)}", markup=False, soft_wrap=True)
         console.print(f"\nfound  {found.genotype}", markup=False, soft_wrap=True)
         console.print(draw_text(found.genotype), markup=False)
         if found.comparison:
@@ -158,11 +174,20 @@ def _epoch_line(r: Mapping[str, Any]) -> str:
     )
 
 
+def _seed_line(r: Mapping[str, Any]) -> str:
+    skips = "+".join(str(n) for n in r["skips"].values())
+    return (
+        f"seed {r['seed']}: {r['val_accuracy']:.2%} on validation images, {r['test_accuracy']:.2%} on test images, "
+        f"skips {skips}  {r['genotype']}"
+    )
+
+
 _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "epoch": _epoch_line,
     "supernet": lambda r: (
         f"supernet: {r['val_accuracy']:.1%} on validation images; alpha moved by {r['alpha_moved']:.3f} (rms)"
     ),
+    "seed": lambda r: _seed_line(r),
     "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {r['test_accuracy']:.2%} on test images",
     "train_epoch": lambda r: (
         f"{r['epoch']:3d} train {r['loss']:.3f} {r['accuracy']:4.0%}  validation {r['val_loss']:.3f} {r['val_accuracy']:.1%}"

@@ -34,7 +34,7 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("preflight", "strategies"),
     ("compare", "methods"),
     ("plan",),
-    ("export",),
+    ("export", "pick"),
     ("testing", "report"),
     ("api",),
     ("bench",),

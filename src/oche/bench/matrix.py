@@ -138,8 +138,8 @@ class Trial:
 
 
 def asked(request: Request) -> dict[str, object]:
-    """What decides a search, as plain values: probes only look."""
-    table = {name: value for name, value in asdict(request).items() if name != "probes"}
+    """What decides a trial, as plain values: probes only look, and a trial is of one seed."""
+    table = {name: value for name, value in asdict(request).items() if name not in ("probes", "seeds", "pick")}
     return {**table, "settings": {k: v for k, v in request.settings.items() if not k.startswith("probe.")}}
 
 

@@ -71,6 +71,15 @@ TRAINED: Columns = {
 }
 
 
+SEED: Columns = {
+    "seed": ("seed", 1, "g"),
+    "val_accuracy": ("validation accuracy %", 100, ".2f"),
+    "test_accuracy": ("test accuracy %", 100, ".2f"),
+    "skips": ("skips", 1, ""),
+    "genotype": ("genotype", 1, ""),
+}
+
+
 def write(run: Run) -> Path:
     """Writes the figures, then the page. Raises UserError where a file of the run is damaged."""
     records, config = run.records(), _config(run)
@@ -98,6 +107,7 @@ def write(run: Run) -> Path:
         stills={name: Markup(_inline(name, data)) for name, data in stills.items() if name not in live},
         curves=curves,
         strips=strips,
+        seeds=_table(records, "seed", SEED),
         trained=_table(records, "trained", TRAINED),
         epochs=[table for kind in ("epoch", "train_epoch") if (table := _table(records, kind, EPOCH))],
         settings=_flat(config),
