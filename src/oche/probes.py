@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, eigsh
 from scipy.stats import kendalltau
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from oche.base import Alpha, Batch, Draw, OpWeights, Params, counted
 from oche.benchmarks import Table
@@ -109,7 +110,7 @@ def discretisation_gap(state: SearchState, problem: Problem, genotype: Genotype,
         network = problem.space.network(genotype).to(next(iter(state.alpha.values())))
     seen = sample(problem.data.train, images, problem.seed)
     try:
-        problem.space.inherit(network, dict(state.supernet.named_parameters()), _plain(state, problem, seen))
+        problem.space.inherit(network, _weights(state.supernet), _plain(state, problem, seen))
     except UserError:
         return whole - supernet_accuracy(state, problem, one_hot(problem.space, genotype), shown)
     return whole - _network_accuracy(network, problem.task, _plain(state, problem, shown))
@@ -186,6 +187,18 @@ def _plain(state: SearchState, problem: Problem, images: ImageSet) -> Iterator[B
     dtype = next(iter(state.alpha.values())).dtype
     for batch in batches(images, problem.batch, none(problem.data), problem.fabric.device):
         yield Batch(batch.images.to(dtype), batch.targets)
+
+
+@torch.no_grad()
+def _weights(supernet: nn.Module) -> Params:
+    """Every weight by its own name, those too that are made of others (`WeightSubset`)."""
+    made = {
+        f"{path}.{name}": getattr(module, name)
+        for path, module in supernet.named_modules()
+        if is_parametrized(module)
+        for name in module.parametrizations
+    }
+    return dict(supernet.named_parameters()) | made
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from oche.ops import PoolBN
 
@@ -106,10 +107,59 @@ class ClassifierOnly:
         return frozenset(name for name, _ in supernet.named_parameters() if ".classifier." in name)
 
 
+@dataclass(frozen=True)
+class WeightSubset:
+    """A random few of the convolutions' weights and the classifier learn, as many weights as batch norms would have: a control.
+
+    From the batch-norm-only literature (Frankle et al., arXiv 2003.00152): is it batch norm that makes random features work, or would
+    any so many weights do? The others are a buffer, so neither a gradient nor weight decay reaches them; batch norms have no weights in
+    the cells, and keep 1 and 0 elsewhere.
+    """
+
+    @property
+    def affine(self) -> bool:
+        return False
+
+    @torch.no_grad()
+    def prepare(self, supernet: nn.Module, rng: torch.Generator) -> None:
+        """Draws which weights learn, uniformly over all convolutions, and makes them parameters of their own."""
+        kernels = [module for module in supernet.modules() if isinstance(module, nn.Conv2d)]
+        count = sum(2 * module.num_features for module in supernet.modules() if isinstance(module, nn.BatchNorm2d))
+        ends = torch.tensor([module.weight.numel() for module in kernels]).cumsum(0)
+        chosen = torch.randperm(int(ends[-1]), generator=rng)[:count].sort().values
+        for module, end in zip(kernels, ends.tolist(), strict=True):
+            start = end - module.weight.numel()
+            own = chosen[(chosen >= start) & (chosen < end)] - start
+            parametrize.register_parametrization(module, "weight", _Entries(module.weight.detach().clone(), own))
+
+    def __call__(self, supernet: nn.Module) -> frozenset[str]:
+        ends = (".parametrizations.weight.original", ".classifier.weight", ".classifier.bias")
+        return frozenset(name for name, _ in supernet.named_parameters() if name.endswith(ends))
+
+
+class _Entries(nn.Module):
+    """values (n,) -> the kernel `fixed` with its entries at `index` (n,) replaced by them."""
+
+    fixed: Tensor
+    index: Tensor
+
+    def __init__(self, fixed: Tensor, index: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("fixed", fixed)
+        self.register_buffer("index", index)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return self.fixed.flatten().index_copy(0, self.index, values).view(self.fixed.shape)
+
+    def right_inverse(self, kernel: Tensor) -> Tensor:
+        return kernel.flatten()[self.index]
+
+
 TRAINABLES: dict[str, Trainable] = {
     "all": AllWeights(),
     "batch_norm": BatchNormOnly(),
     "classifier": ClassifierOnly(),
+    "subset": WeightSubset(),
 }
 """By name, for `--set trainable=NAME`."""
 

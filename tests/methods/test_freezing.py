@@ -19,14 +19,16 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oche.bilevel import FiniteDifference, Unrolled
+from oche.genotype import Genotype
 from oche.loop import StepBatches, arch_step, begin, bilevel, search, streams, weight_step
 from oche.method import Method
 from oche.methods import METHODS
 from oche.methods.darts import darts, darts_2nd
 from oche.methods.pcdarts import pcdarts
 from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
+from oche.probes import discretisation_gap
 from oche.state import Problem, SearchState
-from oche.trainable import BatchNormOnly, ClassifierOnly
+from oche.trainable import BatchNormOnly, ClassifierOnly, WeightSubset
 from reference.tiny import tiny_problem
 
 aten = torch.ops.aten
@@ -202,6 +204,70 @@ def test_the_ablations_controls_train_the_classifier_alone(space: str) -> None:
     for name, t in plain.supernet.named_parameters():  # the same convolutions in both
         if t.dim() == 4:
             assert torch.equal(t, uniform.supernet.get_parameter(name))
+
+
+@every_space
+def test_a_subset_trains_as_many_weights_as_batch_norm_has(space: str) -> None:
+    problem, method = SPACES[space](), replace(darts(), trainable=WeightSubset())
+    plain = begin(problem, darts()).supernet
+    state = begin(problem, method)
+    before = {name: module.weight.detach().clone() for name, module in convolutions(state.supernet)}
+    assert all(torch.equal(before[name], module.weight) for name, module in convolutions(plain)), "drawn as ever"
+    norms = [m for m in begin(problem, rf_darts()).supernet.modules() if isinstance(m, nn.BatchNorm2d)]
+    chosen = [t for name, t in state.theta.items() if "classifier" not in name]
+    assert sum(t.numel() for t in chosen) == sum(2 * m.num_features for m in norms)
+    assert {name for name in state.learns if "classifier" in name} == {"body.classifier.weight", "body.classifier.bias"}
+    after = dict(convolutions(search(problem, method).state.supernet))
+    moved = sum(int((after[name].weight != kernel).sum()) for name, kernel in before.items())
+    assert 0.9 * sum(t.numel() for t in chosen) < moved <= sum(t.numel() for t in chosen)
+    for name, kernel in before.items():
+        entries = torch.ones_like(kernel, dtype=torch.bool).flatten()
+        entries[after[name].parametrizations.weight[0].index] = False
+        fixed = after[name].weight.detach().flatten()[entries]
+        assert torch.equal(fixed, kernel.flatten()[entries]), "a weight outside the subset moved"
+    norm = [t for name, t in begin(problem, method).supernet.named_parameters() if name not in state.learns]
+    end = search(problem, method).state.supernet
+    still = [t for name, t in end.named_parameters() if name not in state.learns]
+    assert all(torch.equal(a, b) for a, b in zip(norm, still, strict=True))
+
+
+def convolutions(supernet: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
+    for name, module in supernet.named_modules():
+        if isinstance(module, nn.Conv2d):
+            yield name, module
+
+
+@every_space
+def test_a_subset_gives_the_same_in_fused_cells(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    problem, method = SPACES[space](), replace(darts(), trainable=WeightSubset())
+    fused = search(problem, method).state
+    monkeypatch.setattr("oche.loop.accelerate", lambda supernet: supernet)
+    plain = search(problem, method).state
+    for name, t in plain.alpha.items():
+        torch.testing.assert_close(fused.alpha[name], t, rtol=1e-3, atol=1e-5)
+
+
+def test_the_gap_of_a_subset_inherits_the_kernels_that_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the same kernels were plain parameters."""
+    problem = nb201()
+    state = search(problem, replace(darts(), trainable=WeightSubset())).state
+    taken: list[dict[str, torch.Tensor]] = []
+    inherit = type(problem.space).inherit
+
+    def look(self: object, network: nn.Module, theta: dict[str, torch.Tensor], batches: object) -> None:
+        inherit(problem.space, network, theta, batches)  # type: ignore[arg-type]
+        taken.append(dict(network.named_parameters()))
+
+    monkeypatch.setattr(type(problem.space), "inherit", look)
+    cell = Genotype.parse(
+        "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_1x1~1|nor_conv_3x3~2|"
+    )
+    discretisation_gap(state, problem, cell)
+    kernels = {name: module.weight for name, module in convolutions(state.supernet)}
+    copied = [n for n, t in taken[0].items() if t.dim() == 4]
+    assert copied
+    for name in copied:
+        assert torch.equal(taken[0][name], kernels[name.replace(".mixed.ops.", ".ops.").removesuffix(".weight")])
 
 
 # ---------------------------------------------------------------------- nothing for the bin

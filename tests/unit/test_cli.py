@@ -187,6 +187,7 @@ def test_cuda_where_there_is_none(oche: Oche, monkeypatch: pytest.MonkeyPatch) -
         ("trainabel.classifier=true", ("'trainabel'", "did you mean 'trainable'")),
         ("trainable.clasifier=true", ("'trainable.clasifier'", "did you mean 'trainable.classifier'")),
         ("trainable.classifier=3.5", ("trainable.classifier must be bool",)),
+        ("trainable=clasifier", ("trainable 'clasifier'", "did you mean 'classifier'")),
         ("arch_optimizer=sgd", ("arch_optimizer must be",)),
         ("method.clasifier=true", ("'clasifier'",)),
         ("weight_lr.start=fast", ("weight_lr.start must be float",)),

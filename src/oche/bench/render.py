@@ -49,9 +49,9 @@ def to_markdown(result: BenchResult) -> str:
     """Notes, the grid of places, a table for each place and metric, what the searches chose, every trial, what the columns mean."""
     lines = [f"# {result.matrix.name}", "", *(f"- {note}" for note in result.notes), ""]
     for title, headings, rows in [*grids(result), *tables(result), *searches(result)]:
-        lines += [f"## {title}", "", *_table(headings, rows), ""]
+        lines += [f"## {title}", "", *table_lines(headings, rows), ""]
     headings, body = trial_table(result)
-    lines += ["## Every trial", "", *_table(headings, body), "", *(f"- {line}" for line in legend(result)), ""]
+    lines += ["## Every trial", "", *table_lines(headings, body), "", *(f"- {line}" for line in legend(result)), ""]
     return "\n".join(lines)
 
 
@@ -175,7 +175,8 @@ def legend(result: BenchResult) -> list[str]:
     ]
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table as lines of Markdown."""
     return [_line(headings), _line(["---"] * len(headings)), *map(_line, rows)]
 
 

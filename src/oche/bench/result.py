@@ -227,8 +227,8 @@ def _notes(result: BenchResult) -> Iterator[str]:
     seeds = {t.seed for t in result.finished}
     if 0 < len(seeds) < FEW:
         yield (
-            f"With {len(seeds)} seeds a Wilcoxon p-value cannot fall below {2.0 ** (1 - len(seeds)):.3g}, and bootstrap intervals come "
-            "out too narrow: read differences with care. P-values are not corrected for the number of methods."
+            f"With {len(seeds)} seed{'s' * (len(seeds) > 1)} a Wilcoxon p-value cannot fall below {2.0 ** (1 - len(seeds)):.3g}, and "
+            "bootstrap intervals come out too narrow: read differences with care. P-values are not corrected for the number of methods."
         )
     if result.missing:
         total = len(result.missing) + len(result.finished)
