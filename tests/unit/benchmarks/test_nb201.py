@@ -7,6 +7,7 @@ import gzip
 import json
 import pickle
 import shutil
+import tracemalloc
 from collections import OrderedDict
 from itertools import product
 from pathlib import Path
@@ -316,3 +317,12 @@ def test_what_is_no_download_is_one_sentence(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=says):
             convert(path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_table_is_small(data_folder: Path) -> None:
+    tracemalloc.start()
+    loaded = read(data_folder)
+    loaded.column("cifar10/test")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 100e6
