@@ -41,6 +41,7 @@ from oche.report import render
 from oche.run import Run
 from oche.spaces import Network
 from oche.state import Listener, Problem, nobody
+from oche.strategies import method_of
 from oche.tasks import Classify
 from oche.train import BEST, LAST, Score, Training, evaluate, retrain
 
@@ -181,7 +182,8 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = nobody) 
 def measured(plan: Plan) -> Estimate | None:
     """Memory and time of a plan, from one measured step; None where nothing is searched by steps. Raises UserError if it cannot fit."""
     with cpu_threads(plan.request.threads):
-        return estimate(problem_of(plan), plan.searcher) if isinstance(plan.searcher, Method) else None
+        method = method_of(plan.searcher)
+        return estimate(problem_of(plan), method) if method else None
 
 
 def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:

@@ -13,6 +13,7 @@ from oche.genotype import Choice, Genotype
 from oche.method import Method
 from oche.run import Run
 from oche.spaces import Space
+from oche.stages import Staged
 from oche.state import Problem
 
 
@@ -30,8 +31,15 @@ class RandomSampling:
         return genotype
 
 
-Searcher = Method | RandomSampling
+Searcher = Method | Staged | RandomSampling
 """What `METHODS` builds."""
+
+
+def method_of(searcher: Searcher) -> Method | None:
+    """The method that a searcher runs, or varies from stage to stage; None where it trains no supernet."""
+    if isinstance(searcher, Staged):
+        return searcher.method
+    return searcher if isinstance(searcher, Method) else None
 
 
 class SearcherFactory(Protocol):

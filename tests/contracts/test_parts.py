@@ -58,10 +58,10 @@ def step(problem: Problem, method: Method) -> SearchState:
     """One architecture step and one weight step from a fresh state."""
     state = begin(problem, method)
     weights, arch = streams(problem, method)
-    losses, now = bilevel(state, problem, method), StepBatches(weights, arch, 0)
-    set_learning_rate(state, problem, method, weights.steps_per_epoch)
+    losses, now = bilevel(state, method), StepBatches(weights, arch, 0)
+    set_learning_rate(state, method, weights.steps_per_epoch)
     arch_step(state, method, losses, now)
-    weight_step(state, problem, method, losses, now)
+    weight_step(state, method, losses, now)
     return state
 
 

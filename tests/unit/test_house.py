@@ -31,6 +31,7 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("monitor",),
     ("method",),
     ("loop", "train"),
+    ("stages",),
     ("preflight", "strategies"),
     ("compare", "methods"),
     ("plan",),

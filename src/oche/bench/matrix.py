@@ -13,8 +13,8 @@ from typing import Literal
 from oche import config
 from oche.bench.tables import Table, known
 from oche.errors import UserError, unknown
-from oche.method import Method
 from oche.plan import Request, searcher_named
+from oche.strategies import method_of
 from oche.train import PROTOCOLS
 
 SUPERNET, TRAINED_VAL, TRAINED_TEST = "supernet/val", "trained/val", "trained/test"
@@ -232,7 +232,7 @@ def _check_table(matrix: Matrix, table: Table | None) -> None:
 
 def _settings(matrix: Matrix, method: str) -> Iterator[tuple[str, object]]:
     """A method's settings: those for all that it has parts for, then its own."""
-    supernet = isinstance(searcher_named(method), Method)
+    supernet = method_of(searcher_named(method)) is not None
     for path, value in matrix.settings.items():
         if supernet or path.partition(".")[0] in ("space", "data", "train"):
             yield path, value
