@@ -331,15 +331,15 @@ def checkpoint(state: SearchState) -> None:
         problem.run.write(Run.STATE, state.dumps())
 
 
-def resume(state: SearchState) -> None:
-    """Takes over the run's checkpoint, and cuts the log back to what that checkpoint had seen."""
+def resume(state: SearchState) -> bool:
+    """Takes over the run's checkpoint if there is one, and cuts the log back to what that checkpoint had seen."""
     problem = state.problem
     if problem.run is None:
-        return
-    if problem.run.has(Run.STATE):
-        state.loads(problem.run.read(Run.STATE), problem.fabric.device)
+        return False
+    taken = problem.run.has(Run.STATE) and state.loads(problem.run.read(Run.STATE), problem.fabric.device)
     if problem.fabric.is_global_zero:
         problem.run.rewind(state.lines)
+    return taken
 
 
 @torch.no_grad()

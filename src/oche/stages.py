@@ -97,8 +97,7 @@ class Staged:
             if problem.run and problem.run.has(kept):
                 state.loads(problem.run.read(kept), problem.fabric.device)
             else:
-                resume(state)
-                if state.step == 0:
+                if not resume(state):
                     announce(state, stage)
                 advance(state, method)
                 if problem.run and problem.fabric.is_global_zero:

@@ -209,17 +209,17 @@ class SearchState:
         return buffer.getvalue()
 
     @torch.no_grad()
-    def loads(self, data: bytes, device: torch.device) -> None:
+    def loads(self, data: bytes, device: torch.device) -> bool:
         """Takes over a checkpoint of the same problem and method. Raises UserError where it is damaged or of another one.
 
-        A checkpoint of another stage is left alone: it was written before this stage's first.
+        False, and nothing taken, where it is of another stage: it was written before this stage's first.
         """
         with damaged():
             table = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         if "alpha" not in table:
             raise UserError("The checkpoint state.pt is not a search's, so no search can be resumed from it.")
         if table["stage"] != self.stage:
-            return
+            return False
         own = dict(self.supernet.named_parameters())
         if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in table["weights"].items()} or set(
             self.alpha
@@ -238,6 +238,7 @@ class SearchState:
         self.stop = bool(table["counters"][3])
         self.mask, self.memory, self.meters = table["tensors"]
         self.trajectory, self.genotype = table["trajectory"], table["genotype"]
+        return True
 
 
 Fit = Callable[[str, Tensor, torch.Size], Tensor | None]
