@@ -85,14 +85,15 @@ class PartialChannels:
 
 
 class _Sampled(Edge):
-    def __init__(self, ops: nn.ModuleDict) -> None:
+    def __init__(self, ops: nn.ModuleDict, scalars: bool) -> None:
         super().__init__()
-        self.ops = ops
+        self.ops, self.scalars = ops, scalars
 
     def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
         modules = list(self.ops.values())
         terms = [w[o] * run(modules[o], x, draw) for o in w.nonzero().flatten().tolist() or [0]]
-        return sum(terms[1:], terms[0])
+        mixed = sum(terms[1:], terms[0])
+        return mixed + w[w == 0].sum() if self.scalars else mixed
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,13 @@ class SampledOps:
     """sum_o w_o op_o(x) over the ops whose weight is not zero: the others are not computed, and their weights do not step.
 
     An op that was not computed has no derivative in its weight either: of a straight-through sample, the drawn op's p alone gets one.
+    `scalars` adds the weights of the others, that is zero, to every value, so that each has some derivative (GDAS's code).
     """
 
+    scalars: bool = False
+
     def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
-        return _Sampled(nn.ModuleDict({op: build(op, channels) for op in ops}))
+        return _Sampled(nn.ModuleDict({op: build(op, channels) for op in ops}), self.scalars)
 
 
 # ------------------------------------------------------------------ wrappers: another edge, changed a little

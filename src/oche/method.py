@@ -32,7 +32,8 @@ class Method:
     - `split`, `targets`: which training images each of the two sees, and with which labels.
     - `inner_terms`, `outer_terms`, `callbacks`: what is added to the losses, and hooks.
     - `selection`: how the genotype is derived.
-    - `space`: settings of the space that are the method's own, such as `{"without": ("none",)}`; a budget's and the user's come after.
+    - `space`: settings of the space that come with the method, `{"sharing": "cell"}`, or with it in one space, `{"darts.without":
+      ("none",)}`; a budget's and the user's go before.
     - `papers`: BibTeX keys, see `papers.py`.
     """
 

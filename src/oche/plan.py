@@ -118,7 +118,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
     chosen = budget(request.budget, key, tables)
     given = _by_part({k: v for k, v in chosen.settings.items() if k.rpartition(".")[2] not in options})
     method = method_of(searcher)
-    usual = method.space if method else {}
+    usual = _usual(method, request.space) if method else {}
     space = _space(request.space, data, {**usual, **given.pop("space", {}), **parts.pop("space", {})})
     protocol = named_protocol(request.protocol, parts.pop("train", {}))
     if isinstance(searcher, Method | Staged):
@@ -381,6 +381,12 @@ def _changed(method: Method, settings: Mapping[str, Mapping[str, object]], name:
             if strict:
                 raise
     return method
+
+
+def _usual(method: Method, space: str) -> dict[str, object]:
+    """The method's own settings of a space: those for all, and those that begin with the space's name."""
+    own = {path: value for path, value in method.space.items() if "." not in path}
+    return own | {p.removeprefix(f"{space}."): v for p, v in method.space.items() if p.startswith(f"{space}.")}
 
 
 def _space(name: str, data: Data, settings: Mapping[str, object]) -> Space:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.edges import AuxiliarySkip, DropPath, EdgeFactory, PartialChannels, SampledOps, SkipDropout, WeightedSum
-from oche.relaxations import EdgeNormalised, Relaxation, Softmax
+from oche.methods.drnas import Dirichlet
+from oche.relaxations import EdgeNormalised, GumbelSoftmax, Relaxation, Sigmoid, Softmax
 from oche.schedule import Constant
 from oche.selection import PerEdgeArgmax, Selection, TopK
 from oche.trainable import AllWeights, BatchNormOnly, Trainable
 
-RELAXATIONS: tuple[Relaxation, ...] = (Softmax(), EdgeNormalised())
+RELAXATIONS: tuple[Relaxation, ...] = (
+    Softmax(),
+    EdgeNormalised(),
+    Sigmoid(),
+    GumbelSoftmax(Constant(1.0)),
+    GumbelSoftmax(Constant(1.0), hard=True),
+    Dirichlet(),
+)
 
 EDGE_TYPES: tuple[EdgeFactory, ...] = (
     WeightedSum(),
