@@ -22,8 +22,6 @@ from oche.data.pixels import resized, with_channels
 from oche.errors import UserError, unknown
 from oche.export import FORMATS, Deployed, available_formats, export_network, load_network, save_network
 from oche.genotype import Genotype
-from oche.loop import search as run_loop
-from oche.method import Method
 from oche.pick import picked
 from oche.plan import (
     Plan,
@@ -42,9 +40,9 @@ from oche.report import render
 from oche.run import Run
 from oche.spaces import Network
 from oche.state import Listener, Problem, nobody
+from oche.strategies import find, method_of
 from oche.tasks import Classify
 from oche.train import BEST, LAST, Score, Training, evaluate, retrain
-from oche.watch import watched
 
 RUNS = Path("runs")
 """Where runs go unless `out` says otherwise."""
@@ -188,7 +186,8 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = nobody) 
 def measured(plan: Plan) -> Estimate | None:
     """Memory and time of a plan, from one measured step; None where nothing is searched by steps. Raises UserError if it cannot fit."""
     with cpu_threads(plan.request.threads):
-        return estimate(problem_of(plan), plan.searcher) if isinstance(plan.searcher, Method) else None
+        method = method_of(plan.searcher)
+        return estimate(problem_of(plan), method) if method else None
 
 
 def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
@@ -199,10 +198,8 @@ def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
             genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode())
         elif plan.request.seeds > 1:
             genotype = picked(plan, run, lambda one, own: carry_out(one, own, listener).genotype, listener)
-        elif isinstance(plan.searcher, Method):
-            genotype = run_loop(problem, watched(plan.searcher, problem, plan.watch)).genotype
         else:
-            genotype = plan.searcher.run(problem)
+            genotype = find(plan.searcher, problem, plan.watch)
         comparison = None
         if plan.request.compare > 0:
             training = Training(

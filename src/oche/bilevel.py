@@ -25,19 +25,25 @@ Loss = Callable[[Params, Alpha, Batch], Tensor]
 class Bilevel:
     """`inner` and `outer` losses, and `descend(theta, grads)`: the weights after the next weight step, differentiable in grads.
 
-    `mean` averages tensors over processes; alone it does nothing.
+    `mean` averages tensors over processes; alone it does nothing. `rate` is the present learning rate of the weights. `keep` is handed
+    d outer / d theta by a gradient that takes it along.
     """
 
     inner: Loss
     outer: Loss
     descend: Callable[[Params, Params], Params]
     mean: Callable[[Sequence[Tensor]], list[Tensor]] = list
+    rate: Callable[[], float] = float
+    keep: Callable[[Params], object] = dict
 
 
 class Batches(Protocol):
-    """The batches of one step: `inner()` is the one the weight step will use, `outer()` that of the architecture step."""
+    """The batches of one step: `inner()` is the one the weight step will use, `outer()` that of the architecture step.
 
-    def inner(self) -> Batch: ...
+    `inner(n)` is that of the n-th weight step from now, for gradients that look further ahead.
+    """
+
+    def inner(self, ahead: int = 0) -> Batch: ...
     def outer(self) -> Batch: ...
 
 
@@ -49,11 +55,21 @@ class ArchGradient(Protocol):
 
 @dataclass(frozen=True)
 class FirstOrder:
-    """d outer(theta, alpha) / d alpha at the present weights; no gradient of a weight is computed (DARTS, xi = 0)."""
+    """d outer(theta, alpha) / d alpha at the present weights (DARTS, xi = 0).
+
+    No gradient of a weight is computed unless `keep_theta` asks for d outer / d theta too, out of the same backward pass.
+    """
+
+    keep_theta: bool = False
 
     def __call__(self, problem: Bilevel, theta: Params, alpha: Alpha, batches: Batches) -> tuple[Tensor, Alpha]:
-        loss = problem.outer(detached(theta), alpha, batches.outer())
-        return loss.detach(), gradient(loss, alpha)
+        leaves = required(theta) if self.keep_theta else detached(theta)
+        loss = problem.outer(leaves, alpha, batches.outer())
+        if not self.keep_theta:
+            return loss.detach(), gradient(loss, alpha)
+        grads = torch.autograd.grad(loss, [*alpha.values(), *leaves.values()], materialize_grads=True)
+        problem.keep(dict(zip(theta, grads[len(alpha) :], strict=True)))
+        return loss.detach(), dict(zip(alpha, grads, strict=False))
 
 
 @dataclass(frozen=True)

@@ -307,6 +307,15 @@ def check(data: Annotated[str, typer.Argument(help="As for `oche search --data`.
     console.print(rows_table(data_rows(load(data))))
 
 
+@app.command()
+def cite(method: Annotated[str, typer.Argument(help="As for `oche search`.")]) -> None:
+    """Print the BibTeX entries of a method's papers."""
+    from oche.papers import cite as entries_of
+    from oche.plan import searcher_named
+
+    print(entries_of(searcher_named(method).papers))
+
+
 app.add_typer(bench, name="bench")
 
 

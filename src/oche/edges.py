@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from oche.base import Draw
 from oche.errors import UserError
-from oche.ops import run
+from oche.ops import Drawn, Zero, run
+from oche.schedule import Constant, Linear, Schedule
 
 Candidate = Callable[[str, int], nn.Module]
 """(op name, channels) -> module; the space closes over stride, affine, and what it puts behind a pool."""
@@ -83,10 +84,115 @@ class PartialChannels:
         return _Partial(nn.ModuleDict({op: build(op, channels // self.K) for op in ops}), self.K, stride)
 
 
+class _Sampled(Edge):
+    def __init__(self, ops: nn.ModuleDict, scalars: bool) -> None:
+        super().__init__()
+        self.ops, self.scalars = ops, scalars
+
+    def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
+        modules = list(self.ops.values())
+        terms = [w[o] * run(modules[o], x, draw) for o in w.nonzero().flatten().tolist() or [0]]
+        mixed = sum(terms[1:], terms[0])
+        return mixed + w[w == 0].sum() if self.scalars else mixed
+
+
+@dataclass(frozen=True)
+class SampledOps:
+    """sum_o w_o op_o(x) over the ops whose weight is not zero: the others are not computed, and their weights do not step.
+
+    An op that was not computed has no derivative in its weight either: of a straight-through sample, the drawn op's p alone gets one.
+    `scalars` adds the weights of the others, that is zero, to every value, so that each has some derivative (GDAS's code).
+    """
+
+    scalars: bool = False
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        return _Sampled(nn.ModuleDict({op: build(op, channels) for op in ops}), self.scalars)
+
+
+# ------------------------------------------------------------------ wrappers: another edge, changed a little
+
+
+class _Auxiliary(Edge):
+    def __init__(self, inner: Edge, skip: nn.Module, beta: Schedule) -> None:
+        super().__init__()
+        self.ops, self.skip, self.beta = inner.ops, skip, beta
+        self._inner = (inner,)  # in a tuple: its operations keep the names they have without the wrapper
+
+    def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
+        mixed: Tensor = self._inner[0](x, w, draw)
+        beta = self.beta(draw.progress) if draw else 0.0
+        return mixed + beta * run(self.skip, x, draw) if beta else mixed
+
+
+@dataclass(frozen=True)
+class AuxiliarySkip:
+    """inner(x) + beta(progress) skip(x): a skip connection beside the candidates that alpha has no say in (DARTS-, eq. 5)."""
+
+    inner: EdgeFactory = WeightedSum()
+    beta: Schedule = Linear(1.0, 0.0)
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        return _Auxiliary(self.inner(ops, channels, stride, build), build("skip_connect", channels), self.beta)
+
+
+class Dropped(Drawn):
+    """An operation of whose output a share `rate(progress)` is dropped in training, and the rest scaled up: of whole images, or values."""
+
+    def __init__(self, op: nn.Module, rate: Schedule, images: bool) -> None:
+        super().__init__()
+        self.dropped, self.rate, self.images = op, rate, images
+
+    def forward(self, x: Tensor, draw: Draw | None = None) -> Tensor:
+        out = run(self.dropped, x, draw)
+        rate = self.rate(draw.progress) if draw and draw.phase != "eval" else 0.0
+        if rate <= 0 or draw is None:
+            return out
+        shape = (len(out), 1, 1, 1) if self.images else out.shape
+        kept = torch.rand(shape, generator=draw.generator(self.path, out.device), device=out.device) >= rate
+        return out * (kept / (1 - rate)).to(out.dtype)
+
+
+@dataclass(frozen=True)
+class DropPath:
+    """`inner` with every candidate but the identity lost to an image with probability rate(progress) (R-DARTS, drop path)."""
+
+    inner: EdgeFactory = WeightedSum()
+    rate: Schedule = Linear(0.0, 0.2)
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        def candidate(op: str, width: int) -> nn.Module:
+            module = build(op, width)
+            return module if isinstance(module, nn.Identity | Zero) else Dropped(module, self.rate, images=True)
+
+        return self.inner(ops, channels, stride, candidate)
+
+
+@dataclass(frozen=True)
+class SkipDropout:
+    """`inner` with dropout behind the identity (P-DARTS); a skip connection of stride 2 has weights and none."""
+
+    inner: EdgeFactory = WeightedSum()
+    rate: Schedule = Constant(0.0)
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        def candidate(op: str, width: int) -> nn.Module:
+            module = build(op, width)
+            return Dropped(module, self.rate, images=False) if isinstance(module, nn.Identity) else module
+
+        return self.inner(ops, channels, stride, candidate)
+
+
+def plain_name(name: str) -> str:
+    """A weight's name without the wrappers around its edge or operation: the name it has in any other supernet or network."""
+    return name.replace(".dropped.", ".").replace(".mixed.", ".")
+
+
 def _mix(ops: nn.ModuleDict, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
-    """The weighted sum; `none` adds nothing and is not computed unless it stands alone."""
-    terms = [w[o] * run(op, x, draw) for o, (name, op) in enumerate(ops.items()) if name != "none" or len(ops) == 1]
-    return sum(terms[1:], terms[0])
+    """The weighted sum; zeros add nothing and are not computed unless they stand alone."""
+    modules = list(ops.values())
+    terms = [w[o] * run(op, x, draw) for o, op in enumerate(modules) if not isinstance(op, Zero)]
+    return sum(terms[1:], terms[0]) if terms else w[0] * run(modules[0], x, draw)
 
 
 EDGES: dict[str, Callable[..., EdgeFactory]] = {"weighted_sum": WeightedSum, "partial_channels": PartialChannels}

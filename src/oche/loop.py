@@ -11,16 +11,17 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Batch, Draw, OpWeights, Params, counted
+from oche.base import Alpha, Batch, Params, counted
 from oche.bilevel import Bilevel, average, detached
+from oche.callbacks import InnerStep, OuterStep
 from oche.data import ImageSet, Stream, batches, none
 from oche.fast import accelerate
 from oche.genotype import Genotype
@@ -44,9 +45,16 @@ def search(problem: Problem, method: Method) -> SearchResult:
     Raises UserError where the checkpoint is damaged or of other settings.
     """
     state = begin(problem, method)
-    resume(state, problem)
+    resume(state)
+    advance(state, method)
+    return conclude(state, method, method.selection(state, problem))
+
+
+def advance(state: SearchState, method: Method) -> None:
+    """The epochs that are left."""
+    problem = state.problem
     weights, arch = streams(problem, method)
-    losses = bilevel(state, problem, method)
+    losses = bilevel(state, method)
 
     while state.epoch < problem.epochs:
         for callback in method.callbacks:
@@ -56,108 +64,124 @@ def search(problem: Problem, method: Method) -> SearchResult:
         started, first = time.perf_counter(), state.step
         searching = state.epoch >= method.arch_start * problem.epochs
         while state.step < (state.epoch + 1) * weights.steps_per_epoch:
-            set_learning_rate(state, problem, method, weights.steps_per_epoch)
-            now = StepBatches(weights, arch, state.step)
-            if method.arch_first and searching and state.step % method.arch_every == 0:
-                arch_step(state, method, losses, now)
-            weight_step(state, problem, method, losses, now)
-            if not method.arch_first and searching and state.step % method.arch_every == 0:
-                arch_step(state, method, losses, now)
+            set_learning_rate(state, method, weights.steps_per_epoch)
+            now = StepBatches(weights, arch, state.steps_before + state.step)
+            due = searching and state.step % method.arch_every == 0
+            steps(state, method, losses, now, due)
             state.step += 1
             problem.listener("step", {"step": state.step, "steps": state.steps, "epoch": state.epoch})
             if state.step % problem.checkpoint_every == 0:
-                checkpoint(state, problem)
-        end_epoch(
-            state, problem, method, time.perf_counter() - started, (state.step - first) * problem.batch, searching
-        )
-
-    genotype = method.selection(state, problem)
-    accuracy, loss = score(state, problem, problem.data.val)
-    record = {"kind": "supernet", "val_accuracy": accuracy, "val_loss": loss, "alpha_moved": _moved(state)}
-    if problem.run and problem.fabric.is_global_zero:
-        problem.run.log(record)
-        problem.run.write(Run.GENOTYPE, genotype.to_json().encode())  # last: from now on this search is done
-    problem.listener("supernet", record)
-    return SearchResult(genotype, state, tuple(_history(problem)))
+                checkpoint(state)
+        end_epoch(state, method, time.perf_counter() - started, (state.step - first) * problem.batch, searching)
 
 
 # ------------------------------------------------------------------ the two steps
 
 
+def steps(state: SearchState, method: Method, losses: Bilevel, now: StepBatches, due: bool) -> None:
+    """The architecture step, where it is `due`, and the weight step, in the method's order or together."""
+    if due and method.arch_first and not method.single_level:
+        arch_step(state, method, losses, now)
+    weight_step(state, method, losses, now, joint=due and method.single_level)
+    if due and not method.arch_first:
+        arch_step(state, method, losses, now)
+
+
 def arch_step(state: SearchState, method: Method, losses: Bilevel, now: StepBatches) -> None:
     """One step of alpha along the method's architecture gradient."""
-    _, grads = method.arch_gradient(losses, state.theta, state.alpha, now)
-    for t, grad in zip(state.alpha.values(), losses.mean(list(grads.values())), strict=True):
-        t.grad = grad
-    state.arch_optimizer.step()
+    kept: Params = {}
+    loss, grads = method.arch_gradient(replace(losses, keep=kept.update), state.theta, state.alpha, now)
+    grads, kept = averaged(losses, grads), averaged(losses, kept)
+    step_alpha(state, method, grads, OuterStep(loss, kept))
 
 
-def weight_step(state: SearchState, problem: Problem, method: Method, losses: Bilevel, now: StepBatches) -> None:
-    """One step of the weights that learn; alpha is a constant here."""
-    theta, alpha, draw = state.theta, detached(state.alpha), state.draw("weight")
-    batch, weights = now.inner(), state.op_weights(alpha, draw)
+def weight_step(state: SearchState, method: Method, losses: Bilevel, now: StepBatches, *, joint: bool = False) -> None:
+    """One step of the weights that learn. Alpha is a constant here, unless a `joint` step takes it along (single level)."""
+    theta, draw, batch = state.theta, state.draw("weight"), now.inner()
+    alpha = state.alpha if joint else detached(state.alpha)
+    weights = state.op_weights(alpha, draw)
     for callback in method.callbacks:
         weights = callback.before_inner_step(state, weights, alpha, batch)
-    loss, hits = task_loss(state, problem, None, weights, batch, draw)
+    loss, hits = state.task_loss(weights, batch, draw)
     state.meter(weight_loss=loss, weight_hits=hits, weight_seen=len(batch.targets), weight_steps=1.0)
-    for term in method.inner_terms:
+    for term in method.inner_terms + (method.outer_terms if joint else ()):
         loss = loss + term(state, theta, alpha, batch)
-    grads = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
-    used = {name: grad for name, grad in zip(theta, grads, strict=True) if grad is not None}
-    used = dict(zip(used, losses.mean(list(used.values())), strict=True))
+    leaves = {cell: w for cell, w in weights.items() if w.is_leaf and w.requires_grad}
+    grads = derivatives(loss, theta, leaves, alpha if joint else {})
+    by_weight, by_leaf, by_alpha = (averaged(losses, tree) for tree in grads)
     for callback in method.callbacks:
-        used = callback.after_inner_backward(state, used)
+        by_weight = callback.after_inner_backward(state, by_weight, InnerStep(weights, alpha, batch, draw, by_leaf))
     for name, t in theta.items():
-        t.grad = used.get(name)
+        t.grad = by_weight.get(name)
     if method.clip is not None:
         torch.nn.utils.clip_grad_norm_(theta.values(), method.clip)
     state.weight_optimizer.step()
+    if joint:
+        state.meter(arch_loss=loss, arch_hits=hits, arch_seen=len(batch.targets), arch_steps=1.0)
+        step_alpha(state, method, by_alpha, OuterStep(loss.detach()))
 
 
-def bilevel(state: SearchState, problem: Problem, method: Method) -> Bilevel:
+def step_alpha(state: SearchState, method: Method, grads: Alpha, outer: OuterStep) -> None:
+    """Lets the callbacks see alpha's gradients, clips them where the method does, and steps."""
+    for callback in method.callbacks:
+        grads = callback.after_outer_backward(state, grads, outer)
+    for name, t in state.alpha.items():
+        t.grad = grads.get(name)
+    if method.arch_clip is not None:
+        torch.nn.utils.clip_grad_norm_(state.alpha.values(), method.arch_clip)
+    state.arch_optimizer.step()
+
+
+def bilevel(state: SearchState, method: Method) -> Bilevel:
     """The two losses of this search as pure functions of (theta, alpha)."""
 
     def inner(theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
         draw = state.draw("weight")
-        loss, _ = task_loss(state, problem, theta, state.op_weights(alpha, draw), batch, draw)
+        loss, _ = state.task_loss(state.op_weights(alpha, draw), batch, draw, theta)
         return sum((term(state, theta, alpha, batch) for term in method.inner_terms), loss)
 
     def outer(theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
         draw = state.draw("alpha")
-        loss, hits = task_loss(state, problem, theta, state.op_weights(alpha, draw), batch, draw)
+        loss, hits = state.task_loss(state.op_weights(alpha, draw), batch, draw, theta)
         state.meter(arch_loss=loss, arch_hits=hits, arch_seen=len(batch.targets), arch_steps=1.0)
         return sum((term(state, theta, alpha, batch) for term in method.outer_terms), loss)
 
     def descend(theta: Params, grads: Params) -> Params:
         return method.weight_optimizer.look_ahead(theta, grads, state.weight_optimizer)
 
-    return Bilevel(inner, outer, descend, partial(average, problem.fabric))
+    def rate() -> float:
+        return float(state.weight_optimizer.param_groups[0]["lr"])
+
+    return Bilevel(inner, outer, descend, partial(average, state.problem.fabric), rate)
 
 
-def task_loss(
-    state: SearchState, problem: Problem, theta: Params | None, weights: OpWeights, batch: Batch, draw: Draw
-) -> tuple[Tensor, Tensor]:
-    """(task loss, right answers) of the supernet; `theta` replaces its weights, None leaves them."""
-    images = batch.images.to(next(iter(state.alpha.values())).dtype)
-    with problem.fabric.autocast():
-        if theta is None:
-            outputs, _ = state.supernet(images, weights, draw)
-        else:
-            outputs, _ = torch.func.functional_call(state.supernet, theta, (images, weights, draw))
-    outputs = outputs.to(images.dtype)
-    return problem.task.loss(outputs, batch.targets), problem.task.hits(outputs.detach(), batch.targets)
+def derivatives(loss: Tensor, *trees: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """d loss / d tree for each tree, from one backward pass, without the entries that the loss does not depend on."""
+    grads = iter(torch.autograd.grad(loss, [t for tree in trees for t in tree.values()], allow_unused=True))
+    for tree in trees:
+        yield {name: grad for name, grad in zip(tree, grads, strict=False) if grad is not None}
+
+
+def averaged(losses: Bilevel, tree: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean over processes."""
+    return dict(zip(tree, losses.mean(list(tree.values())), strict=True))
 
 
 # ------------------------------------------------------------------ before and after the steps
 
 
-def begin(problem: Problem, method: Method) -> SearchState:
-    """A fresh state: everything random in it depends on the seed alone."""
-    device = problem.fabric.device
+def begin(
+    problem: Problem, method: Method, mask: Mapping[str, Tensor] | None = None, before: SearchState | None = None
+) -> SearchState:
+    """A fresh state: everything random in it depends on the seed alone, and on the number of the stage that it follows, `before`.
+
+    Candidates that `mask` leaves out are not built.
+    """
+    device, stage = problem.fabric.device, [f"stage {before.stage + 1}"] if before else []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(counted(problem.seed, "weights").initial_seed())
-        supernet = problem.space.supernet(method.edge, affine=method.trainable.affine)
-    method.trainable.prepare(supernet, counted(problem.seed, "initialiser"))
+        torch.manual_seed(counted(problem.seed, "weights", *stage).initial_seed())
+        supernet = problem.space.supernet(method.edge, affine=method.trainable.affine, mask=mask or {})
+    method.trainable.prepare(supernet, counted(problem.seed, "initialiser", *stage))
     supernet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":  # elsewhere the fused cells are unmeasured
         accelerate(supernet)
@@ -166,21 +190,28 @@ def begin(problem: Problem, method: Method) -> SearchState:
         p.requires_grad_(name in learns)
     alpha: Alpha = {}
     for group in problem.space.groups:
-        fresh = method.relaxation.init(group, counted(problem.seed, "alpha", group.name))
+        fresh = method.relaxation.init(group, counted(problem.seed, "alpha", group.name, *stage))
         alpha |= {name: t.to(device).requires_grad_() for name, t in fresh.items()}
     weights, _ = streams(problem, method)
     state = SearchState(
-        space=problem.space,
+        problem=problem,
         supernet=supernet,
         relaxation=method.relaxation,
         learns=learns,
         alpha=alpha,
         weight_optimizer=method.weight_optimizer([p for n, p in supernet.named_parameters() if n in learns]),
         arch_optimizer=method.arch_optimizer(list(alpha.values())),
-        seed=problem.seed,
         steps=problem.epochs * weights.steps_per_epoch,
+        mask=dict(mask or {}),
     )
-    remember(state)
+    if before:
+        state.stage, state.lines, state.genotype = before.stage + 1, before.lines, before.genotype
+        state.steps_before, state.epochs_before = before.steps_before + before.step, before.epochs_before + before.epoch
+    shapes = {name: t.shape for name, t in alpha.items()}
+    if before and {name: rows[0].shape for name, rows in before.trajectory.items()} == shapes:
+        state.trajectory = {name: list(rows) for name, rows in before.trajectory.items()}
+    else:
+        remember(state)
     return state
 
 
@@ -200,7 +231,8 @@ def streams(problem: Problem, method: Method) -> tuple[Stream, Stream]:
             fabric.world_size,
         )
 
-    weights, arch = method.split(problem.data.train, problem.seed)
+    labelled = method.targets(problem.data.train, len(problem.data.classes), problem.seed)
+    weights, arch = method.split(labelled, problem.seed)
     return stream(weights, "weights"), stream(arch, "arch")
 
 
@@ -211,33 +243,34 @@ class StepBatches:
     weights: Stream
     arch: Stream
     step: int
-    kept: Batch | None = None
+    kept: dict[int, Batch] = field(default_factory=dict)
 
-    def inner(self) -> Batch:
-        self.kept = self.kept or self.weights.at(self.step)
-        return self.kept
+    def inner(self, ahead: int = 0) -> Batch:
+        if ahead not in self.kept:
+            self.kept[ahead] = self.weights.at(self.step + ahead)
+        return self.kept[ahead]
 
     def outer(self) -> Batch:
         return self.arch.at(self.step)
 
 
-def set_learning_rate(state: SearchState, problem: Problem, method: Method, steps_per_epoch: int) -> None:
+def set_learning_rate(state: SearchState, method: Method, steps_per_epoch: int) -> None:
     """The schedule's value at this epoch, or at this step."""
-    progress = state.step / state.steps if method.lr_by_step else (state.step // steps_per_epoch) / problem.epochs
+    start, end = state.span
+    done = state.step / state.steps if method.lr_by_step else (state.step // steps_per_epoch) / state.problem.epochs
     for group in state.weight_optimizer.param_groups:
-        group["lr"] = method.weight_lr(progress)
+        group["lr"] = method.weight_lr(start + (end - start) * done)
 
 
-def end_epoch(
-    state: SearchState, problem: Problem, method: Method, seconds: float, images: int, searching: bool
-) -> None:
+def end_epoch(state: SearchState, method: Method, seconds: float, images: int, searching: bool) -> None:
     """Turns the epoch's sums into a record, writes it down, and checkpoints."""
+    problem = state.problem
     genotype = method.selection(state, problem)
     meters = {name: float(value) for name, value in state.meters.items()}
     record: dict[str, object] = {
         "kind": "epoch",
-        "epoch": state.epoch,
-        "step": state.step,
+        "epoch": state.epochs_before + state.epoch,
+        "step": state.steps_before + state.step,
         "phase": "search" if searching else "warm-up",
         "weight_loss": _ratio(meters, "weight_loss", "weight_steps"),
         "weight_accuracy": _ratio(meters, "weight_hits", "weight_seen"),
@@ -256,13 +289,25 @@ def end_epoch(
         callback.on_epoch_end(state, record)
     if problem.run and problem.fabric.is_global_zero:
         problem.run.log(record)
-        problem.run.write(Run.genotype(state.epoch), genotype.to_json().encode())
+        problem.run.write(Run.genotype(state.epochs_before + state.epoch), genotype.to_json().encode())
         state.lines = problem.run.lines()
     state.genotype, state.meters = str(genotype), {}
     state.epoch += 1
     remember(state)
-    checkpoint(state, problem)
+    checkpoint(state)
     problem.listener("epoch", record)
+
+
+def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchResult:
+    """Scores the supernet and writes the genotype, last of all: from then on this search is done."""
+    problem = state.problem
+    accuracy, loss = score(state, problem, problem.data.val)
+    record = {"kind": "supernet", "val_accuracy": accuracy, "val_loss": loss, "alpha_moved": _moved(state)}
+    if problem.run and problem.fabric.is_global_zero:
+        problem.run.log(record)
+        problem.run.write(Run.GENOTYPE, genotype.to_json().encode())
+    problem.listener("supernet", record)
+    return SearchResult(genotype, state, tuple(_history(problem)))
 
 
 def remember(state: SearchState) -> None:
@@ -271,29 +316,30 @@ def remember(state: SearchState) -> None:
         state.trajectory.setdefault(name, []).append(t.detach().cpu().clone())
 
 
-def checkpoint(state: SearchState, problem: Problem) -> None:
+def checkpoint(state: SearchState) -> None:
     """All that resuming needs, written atomically; and the trajectory of alpha for whoever draws it."""
+    problem = state.problem
     if problem.run and problem.fabric.is_global_zero:
         arrays = {name: torch.stack(rows).numpy() for name, rows in state.trajectory.items()}
+        rows, last = min(map(len, arrays.values()), default=1), state.epochs_before + state.epoch
         for group in state.space.groups:
-            arrays |= {
-                f"ops/{group.name}": np.array(json.dumps(group.ops)),
-                f"edges/{group.name}": np.array(group.edges),
-            }
+            arrays[f"ops/{group.name}"] = np.array(json.dumps(group.ops))
+            arrays[f"edges/{group.name}"] = np.array(group.edges)
         buffer = io.BytesIO()
-        np.savez(buffer, epoch=np.arange(state.epoch + 1), **arrays)  # type: ignore[arg-type]
+        np.savez(buffer, epoch=np.arange(last - rows + 1, last + 1), **arrays)  # type: ignore[arg-type]
         problem.run.write(Run.ALPHAS, buffer.getvalue())
         problem.run.write(Run.STATE, state.dumps())
 
 
-def resume(state: SearchState, problem: Problem) -> None:
-    """Takes over the run's checkpoint, and cuts the log back to what that checkpoint had seen."""
+def resume(state: SearchState) -> bool:
+    """Takes over the run's checkpoint if there is one, and cuts the log back to what that checkpoint had seen."""
+    problem = state.problem
     if problem.run is None:
-        return
-    if problem.run.has(Run.STATE):
-        state.loads(problem.run.read(Run.STATE), problem.fabric.device)
+        return False
+    taken = problem.run.has(Run.STATE) and state.loads(problem.run.read(Run.STATE), problem.fabric.device)
     if problem.fabric.is_global_zero:
         problem.run.rewind(state.lines)
+    return taken
 
 
 @torch.no_grad()
@@ -305,7 +351,7 @@ def score(state: SearchState, problem: Problem, images: ImageSet) -> tuple[float
     loss, hits, seen = 0.0, 0.0, 0
     for batch in batches(images, problem.batch, plain, problem.fabric.device):
         if len(batch.targets) > 1:  # batch statistics of one image are no statistics
-            mean, right = task_loss(state, problem, None, weights, batch, draw)
+            mean, right = state.task_loss(weights, batch, draw)
             loss, hits = loss + float(mean) * len(batch.targets), hits + float(right)
             seen += problem.task.answers(batch.targets)
     return hits / max(seen, 1), loss / max(seen, 1)

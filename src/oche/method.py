@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from oche.bilevel import ArchGradient, FirstOrder
 from oche.callbacks import Callback
-from oche.data import Fractions
+from oche.data import Fractions, Split, Targets, TrueTargets
 from oche.edges import EdgeFactory, WeightedSum
 from oche.errors import UserError
 from oche.optim import SGD, Adam, OptimizerFactory
@@ -25,11 +26,15 @@ class Method:
     - `trainable`: which weights learn.
     - `arch_gradient`, `arch_optimizer`: how alpha steps: after the share `arch_start` of the epochs, every `arch_every` steps,
       before the weight step (`arch_first`) or after it.
+      1.0 is never: alpha stays as it began. `arch_clip` bounds the norm of its gradient.
     - `weight_optimizer`, `weight_lr`, `clip`: how weights step; `lr_by_step` moves the learning rate at every step, not every epoch.
-    - `split`: which share of the training images each of the two sees.
+    - `single_level`: weights and alpha step together, from one backward pass of the weights' batch with all terms (SNAS).
+    - `split`, `targets`: which training images each of the two sees, and with which labels.
     - `inner_terms`, `outer_terms`, `callbacks`: what is added to the losses, and hooks.
     - `selection`: how the genotype is derived.
-    - `papers`: BibTeX keys.
+    - `space`: settings of the space that come with the method, `{"sharing": "cell"}`, or with it in one space, `{"darts.without":
+      ("none",)}`; a budget's and the user's go before.
+    - `papers`: BibTeX keys, see `papers.py`.
     """
 
     name: str = "darts"
@@ -45,11 +50,15 @@ class Method:
     arch_start: float = 0.0
     arch_every: int = 1
     arch_first: bool = True
-    split: Fractions = Fractions()
+    arch_clip: float | None = None
+    single_level: bool = False
+    split: Split = Fractions()
+    targets: Targets = TrueTargets()
     inner_terms: tuple[Term, ...] = ()
     outer_terms: tuple[Term, ...] = ()
     callbacks: tuple[Callback, ...] = ()
     selection: Selection = TopK()
+    space: Mapping[str, object] = field(default_factory=dict, repr=False)
     papers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -57,4 +66,8 @@ class Method:
             raise UserError(
                 f"{self.name}: arch_every must be at least 1 and arch_start a share of the epochs; "
                 f"given {self.arch_every} and {self.arch_start}."
+            )
+        if self.single_level and not (isinstance(self.arch_gradient, FirstOrder) and self.arch_first):
+            raise UserError(
+                f"{self.name} is single-level: alpha steps with the weights, so arch_gradient and arch_first stay as they are."
             )

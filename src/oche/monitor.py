@@ -1,6 +1,6 @@
 """Watches a search for collapse: probe numbers in each epoch's record, and one clear warning with a remedy.
 
-    Method(..., callbacks=(Probes(problem, (ParameterFree(), Eigenvalue())), Monitor()))
+    Method(..., callbacks=(Probes((ParameterFree(), Eigenvalue())), Monitor()))
 
 The early-stop rule on eigenvalues is that of R-DARTS (arXiv 1909.09656; automl/RobustDARTS): window 5, lag 4, factor 1.3 and start 10 are
 published or in its code. All other thresholds are our choice.
@@ -106,14 +106,13 @@ class TableAccuracy:
 class Probes(Callback):
     """Adds each probe's number to the record of every `every`-th epoch and of the last; changes nothing else."""
 
-    problem: Problem
     probes: tuple[Probe, ...] = (ParameterFree(), Eigenvalue(), Gap())
     every: int = 1
 
     def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
-        if state.epoch % self.every == 0 or state.epoch == self.problem.epochs - 1:
+        if state.epoch % self.every == 0 or state.epoch == state.problem.epochs - 1:
             genotype = Genotype.parse(str(record["genotype"]), state.space.name)
-            record |= {probe.name: probe(state, self.problem, genotype) for probe in self.probes}
+            record |= {probe.name: probe(state, state.problem, genotype) for probe in self.probes}
 
 
 # ------------------------------------------------------------------ the monitor

@@ -63,3 +63,16 @@ class Adam:
 
     def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
         raise TypeError("a look-ahead through Adam is not defined by any published method; use SGD for the weights")
+
+
+@dataclass(frozen=True)
+class Descent:
+    """x - lr g, nothing else: for alpha whose rule gives the step itself (ZARTS, Shapley-NAS: lr=1 and g = -step)."""
+
+    lr: float = 1.0
+
+    def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(tensors, lr=self.lr)
+
+    def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
+        return {name: t - self.lr * grads[name] for name, t in theta.items()}

@@ -29,7 +29,8 @@ from oche.method import Method
 from oche.methods import METHODS, budgets, method_named
 from oche.run import Run
 from oche.spaces import SPACES, Space
-from oche.strategies import Searcher
+from oche.stages import Staged
+from oche.strategies import Searcher, method_of
 from oche.train import PROTOCOLS, Protocol, Training
 from oche.trainable import TRAINABLES
 from oche.watch import Watch, checked
@@ -128,10 +129,12 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
     )
     chosen = budget(request.budget, key, tables)
     given = _by_part({k: v for k, v in chosen.settings.items() if k.rpartition(".")[2] not in options})
-    space = _space(request.space, data, {**given.pop("space", {}), **parts.pop("space", {})})
+    method = method_of(searcher)
+    usual = _usual(method, request.space) if method else {}
+    space = _space(request.space, data, {**usual, **given.pop("space", {}), **parts.pop("space", {})})
     protocol = named_protocol(request.protocol, parts.pop("train", {}))
     watch = config.build(Watch, {"names": request.probes, **parts.pop("probe", {})}, "probe")
-    if isinstance(searcher, Method):
+    if isinstance(searcher, Method | Staged):
         for settings, mine in ((given, False), (parts, True)):
             searcher = _with(searcher, settings, request.method, strict=mine)
     elif parts.keys() - {"method"}:
@@ -147,7 +150,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         for name, value in _table(recorded, "resolved").items():
             if name in ("epochs", "batch"):
                 chosen = config.override(chosen, name, value, "run.toml: resolved")
-    watch = checked(watch, request.space, isinstance(searcher, Method))
+    watch = checked(watch, request.space, method_of(searcher) is not None)
     batch = chosen.batch if request.batch is None else request.batch
     epochs = chosen.epochs if request.epochs is None else request.epochs
     if batch < 2 or epochs < 1:
@@ -273,7 +276,7 @@ def searcher_named(name: str, options: Mapping[str, object] | None = None) -> Se
     if factory is None or ".py:" not in name:
         return method_named(name, options)
     built = config.build(factory, options or {}, name)
-    if not isinstance(built, Method):
+    if not isinstance(built, Method | Staged):
         raise UserError(f"{name} returned {type(built).__name__}; expected an oche.Method.")
     return built
 
@@ -378,7 +381,21 @@ def _options(name: str, settings: Mapping[str, object]) -> dict[str, object]:
     return {path: value for path, value in settings.items() if path in known}
 
 
-def _with(method: Method, settings: Mapping[str, Mapping[str, object]], name: str, *, strict: bool) -> Method:
+def _with(
+    searcher: Method | Staged, settings: Mapping[str, Mapping[str, object]], name: str, *, strict: bool
+) -> Method | Staged:
+    """The searcher with fields changed: of a staged one `stages.X` is its plan's, and all else the method's that it varies."""
+    if isinstance(searcher, Method):
+        return _changed(searcher, settings, name, strict=strict)
+    slots = settings.get("slot", {})
+    own = {path: value for path, value in slots.items() if path.startswith("stages.")}
+    for path, value in own.items():
+        searcher = config.override(searcher, path, value, name)
+    rest = {**settings, "slot": {path: value for path, value in slots.items() if path not in own}}
+    return replace(searcher, method=_changed(searcher.method, rest, name, strict=strict))
+
+
+def _changed(method: Method, settings: Mapping[str, Mapping[str, object]], name: str, *, strict: bool) -> Method:
     """The method with fields changed. A budget's settings for a part that the method has replaced are left out (not `strict`)."""
     options = _options(name, settings.get("method", {}))
     changes = {**settings.get("slot", {}), **{p: v for p, v in settings.get("method", {}).items() if p not in options}}
@@ -406,6 +423,12 @@ def _with_part(method: Method, slot: str, name: object) -> Method:
     if name not in PARTS[slot]:
         raise unknown(slot, str(name), PARTS[slot])
     return replace(method, **{slot: PARTS[slot][str(name)]})
+
+
+def _usual(method: Method, space: str) -> dict[str, object]:
+    """The method's own settings of a space: those for all, and those that begin with the space's name."""
+    own = {path: value for path, value in method.space.items() if "." not in path}
+    return own | {p.removeprefix(f"{space}."): v for p, v in method.space.items() if p.startswith(f"{space}.")}
 
 
 def _space(name: str, data: Data, settings: Mapping[str, object]) -> Space:

@@ -14,7 +14,7 @@ from oche.bilevel import FirstOrder
 from oche.cost import parameters
 from oche.errors import UserError
 from oche.fast import coverage
-from oche.loop import StepBatches, arch_step, begin, bilevel, streams, task_loss, weight_step
+from oche.loop import StepBatches, begin, bilevel, steps, streams
 from oche.method import Method
 from oche.state import Problem, SearchState, quiet
 
@@ -101,20 +101,19 @@ def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int
 
     draw = state.draw("weight")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        loss, _ = task_loss(state, problem, None, state.op_weights(state.alpha, draw), weights.at(0), draw)
+        loss, _ = state.task_loss(state.op_weights(state.alpha, draw), weights.at(0), draw)
     del loss
     return float(sum(storages.values()))
 
 
 def _step_seconds(state: SearchState, problem: Problem, method: Method) -> float:
     weights, arch = streams(problem, method)
-    losses = bilevel(state, problem, method)
+    losses = bilevel(state, method)
     seconds = 0.0
     for i in range(2):
         started = time.perf_counter()
         now = StepBatches(weights, arch, i)
-        arch_step(state, method, losses, now)
-        weight_step(state, problem, method, losses, now)
+        steps(state, method, losses, now, True)
         if problem.fabric.device.type == "cuda":
             torch.cuda.synchronize(problem.fabric.device)
         seconds = time.perf_counter() - started

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Draw, Group
+from oche.schedule import Schedule
 
 
 class Relaxation(ABC):
@@ -47,6 +48,51 @@ class Softmax(Relaxation):
 
 
 @dataclass(frozen=True)
+class Sigmoid(Relaxation):
+    """w_eo = 1 / (1 + exp(-a_eo)): each candidate by itself, none competes with another (FairDARTS, eq. 3); a starts at `scale` N(0, 1)."""
+
+    scale: float = 0.0
+
+    def init(self, group: Group, rng: torch.Generator) -> Alpha:
+        return {f"{group.name}/alpha": self.scale * torch.randn(len(group.edges), group.width, generator=rng)}
+
+    def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        logits = alpha[f"{group.name}/alpha"]
+        return logits.sigmoid() * draw.alive(group).to(logits)
+
+    def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        return self(alpha, group, draw)
+
+
+@dataclass(frozen=True)
+class GumbelSoftmax(Relaxation):
+    """p_e = softmax((log softmax(a_e) + G) / tau), G from Gumbel(0, 1), tau = temperature(progress): one draw a group and forward.
+
+    `hard` makes it the one-hot vector of p's largest entry, with p's gradient (straight through). In evaluation there is no noise: the
+    softmax of a, or its largest entry. a starts at `scale` N(0, 1). Jang et al., ICLR 2017; Maddison et al., ICLR 2017.
+    """
+
+    temperature: Schedule
+    hard: bool = False
+    scale: float = 1e-3
+
+    def init(self, group: Group, rng: torch.Generator) -> Alpha:
+        return {f"{group.name}/alpha": self.scale * torch.randn(len(group.edges), group.width, generator=rng)}
+
+    def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        logits = alpha[f"{group.name}/alpha"]
+        if draw.phase != "eval":
+            uniform = torch.rand(logits.shape, generator=draw.generator(f"gumbel/{group.name}"), dtype=torch.float64)
+            noise = -(-uniform.clamp(1e-20, 1 - 1e-16).log()).log()
+            logits = (logits.log_softmax(-1) + noise.to(logits)) / self.temperature(draw.progress)
+        p = masked_softmax(logits, group, draw)
+        return one_hot_of(p) + (p - p.detach()) if self.hard else p
+
+    def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        return masked_softmax(alpha[f"{group.name}/alpha"], group, draw)
+
+
+@dataclass(frozen=True)
 class EdgeNormalised(Relaxation):
     """w_eo = softmax over the edges into e's node of beta, times the inner relaxation (PC-DARTS, eqs. 5 and 6)."""
 
@@ -71,6 +117,11 @@ class EdgeNormalised(Relaxation):
         targets = torch.tensor([target for _, target in group.edges], device=beta.device)
         same = targets[:, None] == targets[None, :]
         return beta.masked_fill(~same, float("-inf")).softmax(-1).diagonal()[:, None]
+
+
+def one_hot_of(p: Tensor) -> Tensor:
+    """(E, O): 1 at each row's largest entry, cut from the graph; a row of zeros stays."""
+    return torch.zeros_like(p).scatter_(-1, p.argmax(-1, keepdim=True), 1.0) * (p.detach() > 0)
 
 
 def masked_softmax(logits: Tensor, group: Group, draw: Draw) -> Tensor:

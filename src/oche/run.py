@@ -1,6 +1,6 @@
 """The run directory: the only module that knows what lies where in it, and that replaces files atomically.
 
-    runs/<name>[-2]/   run.toml  log.jsonl  alphas.npz  genotypes/epoch_000.json  genotype.json  state.pt
+    runs/<name>[-2]/   run.toml  log.jsonl  alphas.npz  genotypes/epoch_000.json  genotype.json  state.pt  stages/0.pt ...
                        network/  report.html  figures/
 
 Callers pass bytes. Whatever moment a process is killed at, a file is whole: the old one or the new one.
@@ -46,6 +46,11 @@ class Run:
         'genotypes/epoch_007.json'
         """
         return f"genotypes/epoch_{epoch:03d}.json"
+
+    @staticmethod
+    def stage(number: int) -> str:
+        """Name of the checkpoint that a stage of a staged search ended with."""
+        return f"stages/{number}.pt"
 
     # ------------------------------------------------------------------ folders
 

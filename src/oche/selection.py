@@ -33,7 +33,10 @@ class TopK:
         choices = {}
         for group, strength in state.strengths():
             keep = self.keep or group.keep
-            choices[group.name] = argmax(group, strength) if keep is None else strongest(group, strength, keep)
+            alive = state.alive(group)
+            choices[group.name] = (
+                argmax(group, strength, alive) if keep is None else strongest(group, strength, keep, alive)
+            )
         return Genotype(problem.space.name, choices, problem.space.sharing)
 
 
@@ -42,19 +45,21 @@ class PerEdgeArgmax:
     """Every edge keeps its strongest op, `none` included (NAS-Bench-201's rule, in any space)."""
 
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
-        choices = {group.name: argmax(group, strength) for group, strength in state.strengths()}
+        choices = {group.name: argmax(group, strength, state.alive(group)) for group, strength in state.strengths()}
         return Genotype(problem.space.name, choices, problem.space.sharing)
 
 
-def argmax(group: Group, strength: Tensor) -> tuple[Choice, ...]:
-    """One op an edge: the strongest. `strength` is (E, O); the first wins a tie."""
-    best = strength.masked_fill(~group.valid(), float("-inf")).argmax(-1).tolist()
+def argmax(group: Group, strength: Tensor, alive: Tensor | None = None) -> tuple[Choice, ...]:
+    """One op an edge: the strongest of those `alive` (E, O), or of all. `strength` is (E, O); the first wins a tie."""
+    there = group.valid() if alive is None else alive
+    best = strength.masked_fill(~there, float("-inf")).argmax(-1).tolist()
     return tuple(Choice(s, t, group.ops[e][o]) for e, ((s, t), o) in enumerate(zip(group.edges, best, strict=True)))
 
 
-def strongest(group: Group, strength: Tensor, keep: int) -> tuple[Choice, ...]:
-    """`keep` edges a node, by their strongest op that is not `none`; an edge that has only `none` is never kept."""
+def strongest(group: Group, strength: Tensor, keep: int, alive: Tensor | None = None) -> tuple[Choice, ...]:
+    """`keep` edges a node, by their strongest op `alive` that is not `none`; an edge that has no such op is never kept."""
     usable = torch.tensor([[o < len(ops) and ops[o] != "none" for o in range(group.width)] for ops in group.ops])
+    usable = usable if alive is None else usable & alive
     scores, best = strength.masked_fill(~usable, float("-inf")).max(-1)
     choices = []
     for target, numbers in sorted(group.into().items()):

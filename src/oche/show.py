@@ -250,9 +250,13 @@ def data_rows(data: Data) -> list[tuple[str, str]]:
 
 
 def _split(plan: Plan) -> str:
-    from oche.method import Method
+    from oche.data import Fractions
+    from oche.strategies import method_of
 
-    if not isinstance(plan.searcher, Method):
+    method = method_of(plan.searcher)
+    if method is None:
         return "nothing is trained in the search"
-    split = plan.searcher.split
+    split = method.split
+    if not isinstance(split, Fractions):
+        return "all train images train weights and alpha"
     return f"of the train images {split.weights:.0%} train weights, {split.arch:.0%} train alpha"

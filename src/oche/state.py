@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from oche.base import Alpha, Draw, Group, OpWeights, Params
+from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params
 from oche.data import Augment, Data
 from oche.errors import UserError
 from oche.relaxations import Relaxation
@@ -53,21 +54,26 @@ class Problem:
 class SearchState:
     """The supernet with its weights, alpha, both optimisers, and where the search stands.
 
-    `learns` names the weights that learn; `mask` the candidates that remain in groups that lost some; `memory` is the
-    callbacks' own; `meters` sums what the running epoch has seen.
+    `problem` is what is searched: a reference, no part of a checkpoint. `learns` names the weights that learn (`learn` changes it);
+    `mask` the candidates that remain in groups that lost some; `memory` is the callbacks' own; `meters` sums what the running epoch has
+    seen. `step` and `epoch` count within the search, or within its stage number `stage`, which began after `steps_before` steps and
+    `epochs_before` epochs of the stages before it and runs `progress` through `span`.
     """
 
-    space: Space
+    problem: Problem
     supernet: Supernet
     relaxation: Relaxation
     learns: frozenset[str]
     alpha: Alpha
     weight_optimizer: torch.optim.Optimizer
     arch_optimizer: torch.optim.Optimizer
-    seed: int
     steps: int
     step: int = 0
     epoch: int = 0
+    stage: int = 0
+    steps_before: int = 0
+    epochs_before: int = 0
+    span: tuple[float, float] = (0.0, 1.0)
     lines: int = 0
     stop: bool = False
     mask: dict[str, Tensor] = field(default_factory=dict)
@@ -79,17 +85,50 @@ class SearchState:
     # ------------------------------------------------------------------ views
 
     @property
+    def space(self) -> Space:
+        """What is searched."""
+        return self.problem.space
+
+    @property
+    def progress(self) -> float:
+        """How much of the search is done, in [0, 1], or in the `span` that its stage has of it."""
+        start, end = self.span
+        return start + (end - start) * (self.step / max(self.steps, 1))
+
+    @property
     def theta(self) -> Params:
         """The weights that learn, by name, in the supernet's order: the parameters themselves, not copies."""
         return {name: p for name, p in self.supernet.named_parameters() if name in self.learns}
 
     def draw(self, phase: str) -> Draw:
         """What this step's forward passes and relaxations may know."""
-        return Draw(self.seed, self.step, phase, self.step / max(self.steps, 1), self.mask)
+        return Draw(self.problem.seed, self.steps_before + self.step, phase, self.progress, self.mask)
 
     def op_weights(self, alpha: Alpha, draw: Draw) -> OpWeights:
         """Every cell's (E, O) multipliers."""
         return self.space.spread({group.name: self.relaxation(alpha, group, draw) for group in self.space.groups})
+
+    def task_loss(
+        self, weights: OpWeights, batch: Batch, draw: Draw, theta: Params | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(task loss, right answers) of the supernet under these op weights; `theta` replaces its weights, None leaves them."""
+        images = batch.images.to(next(self.supernet.parameters()).dtype)
+        with self.problem.fabric.autocast():
+            if theta is None:
+                outputs, _ = self.supernet(images, weights, draw)
+            else:
+                outputs, _ = torch.func.functional_call(self.supernet, theta, (images, weights, draw))
+        outputs, task = outputs.to(images.dtype), self.problem.task
+        return task.loss(outputs, batch.targets), task.hits(outputs.detach(), batch.targets)
+
+    def at(self, epochs: int) -> SearchState:
+        """This state with alpha as it stood after so many epochs, for selections and probes that look back."""
+        alpha = {name: rows[epochs].to(self.alpha[name]) for name, rows in self.trajectory.items()}
+        return replace(self, alpha=alpha)
+
+    def alive(self, group: Group) -> Tensor:
+        """(E, O) bool on the CPU: the candidates that exist and remain."""
+        return self.draw("eval").alive(group)
 
     @torch.no_grad()
     def strengths(self) -> Iterator[tuple[Group, Tensor]]:
@@ -114,6 +153,41 @@ class SearchState:
             value = torch.as_tensor(value, dtype=torch.float64).detach()
             self.meters[name] = self.meters[name] + value if name in self.meters else value
 
+    # ------------------------------------------------------------------ what may change in mid-search
+
+    def learn(self, names: Iterable[str]) -> None:
+        """From now on these weights learn and no others. One that is frozen loses its momentum; the others' goes on."""
+        own = dict(self.supernet.named_parameters())
+        self.learns = frozenset(names)
+        if not self.learns or self.learns - own.keys():
+            raise ValueError(f"expected names of the supernet's weights; given {sorted(self.learns - own.keys())}.")
+        for name, p in own.items():
+            p.requires_grad_(name in self.learns)
+            if name not in self.learns:
+                p.grad = None  # else torch would go on stepping it
+                self.weight_optimizer.state.pop(p, None)
+        (group,) = self.weight_optimizer.param_groups
+        group["params"] = list(self.theta.values())
+
+    @torch.no_grad()
+    def take_over(self, earlier: SearchState, fit: Fit) -> None:
+        """Weights and their optimiser's state of an earlier stage, by name, each as `fit(name, tensor, shape)` makes it.
+
+        What `fit` returns None for, and what the earlier stage did not have, stays as it was drawn.
+        """
+        own, old = dict(self.supernet.named_parameters()), dict(earlier.supernet.named_parameters())
+        for name, p in own.items():
+            weight = fit(name, old[name].detach(), p.shape) if name in old else None
+            if weight is None:
+                continue
+            p.copy_(weight)
+            if name not in self.learns:
+                continue
+            for key, t in earlier.weight_optimizer.state.get(old[name], {}).items():
+                like = isinstance(t, Tensor) and t.shape == old[name].shape
+                moved = fit(name, t, p.shape) if like else t
+                self.weight_optimizer.state[p][key] = moved.clone() if isinstance(moved, Tensor) else moved
+
     # ------------------------------------------------------------------ checkpoints
 
     def dumps(self) -> bytes:
@@ -121,8 +195,10 @@ class SearchState:
         table = {
             "weights": dict(self.supernet.named_parameters()),
             "alpha": self.alpha,
-            "weight_optimizer": self.weight_optimizer.state_dict(),
-            "arch_optimizer": self.arch_optimizer.state_dict(),
+            "learns": sorted(self.learns),
+            "weight_optimizer": _by_name(self.weight_optimizer, self.theta),
+            "arch_optimizer": _by_name(self.arch_optimizer, self.alpha),
+            "stage": self.stage,
             "counters": [self.step, self.epoch, self.lines, int(self.stop)],
             "tensors": [self.mask, self.memory, self.meters],
             "trajectory": self.trajectory,
@@ -133,12 +209,17 @@ class SearchState:
         return buffer.getvalue()
 
     @torch.no_grad()
-    def loads(self, data: bytes, device: torch.device) -> None:
-        """Takes over a checkpoint of the same problem and method. Raises UserError where it is damaged or of another one."""
+    def loads(self, data: bytes, device: torch.device) -> bool:
+        """Takes over a checkpoint of the same problem and method. Raises UserError where it is damaged or of another one.
+
+        False, and nothing taken, where it is of another stage: it was written before this stage's first.
+        """
         with damaged():
             table = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
         if "alpha" not in table:
             raise UserError("The checkpoint state.pt is not a search's, so no search can be resumed from it.")
+        if table["stage"] != self.stage:
+            return False
         own = dict(self.supernet.named_parameters())
         if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in table["weights"].items()} or set(
             self.alpha
@@ -150,12 +231,35 @@ class SearchState:
             own[name].copy_(t)
         for name, t in table["alpha"].items():
             self.alpha[name].copy_(t)
-        self.weight_optimizer.load_state_dict(table["weight_optimizer"])
-        self.arch_optimizer.load_state_dict(table["arch_optimizer"])
+        self.learn(table["learns"])
+        _restore(self.weight_optimizer, self.theta, table["weight_optimizer"])
+        _restore(self.arch_optimizer, self.alpha, table["arch_optimizer"])
         self.step, self.epoch, self.lines = table["counters"][:3]
         self.stop = bool(table["counters"][3])
         self.mask, self.memory, self.meters = table["tensors"]
         self.trajectory, self.genotype = table["trajectory"], table["genotype"]
+        return True
+
+
+Fit = Callable[[str, Tensor, torch.Size], Tensor | None]
+"""How a tensor of one stage becomes that of the next: (weight's name, its value or momentum, new shape) -> tensor, or None."""
+
+
+def same_shape(name: str, t: Tensor, shape: torch.Size) -> Tensor | None:
+    """Takes over what has kept its shape."""
+    return t if t.shape == shape else None
+
+
+def _by_name(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, object]:
+    """An optimiser's state dict, its tensors' numbers replaced by their names."""
+    table, names = optimizer.state_dict(), list(tensors)
+    return {"groups": table["param_groups"], "state": {names[n]: own for n, own in table["state"].items()}}
+
+
+def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], table: Mapping[str, Any]) -> None:
+    numbers = {name: n for n, name in enumerate(tensors)}
+    state = {numbers[name]: own for name, own in table["state"].items()}
+    optimizer.load_state_dict({"param_groups": table["groups"], "state": state})
 
 
 @contextmanager

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
 
 from oche.base import Group, counted
 from oche.genotype import Choice, Genotype
+from oche.loop import search
 from oche.method import Method
 from oche.run import Run
 from oche.spaces import Space
+from oche.stages import Staged
 from oche.state import Problem
+from oche.watch import Watch, watched
 
 
 @dataclass(frozen=True)
@@ -30,8 +33,24 @@ class RandomSampling:
         return genotype
 
 
-Searcher = Method | RandomSampling
+Searcher = Method | Staged | RandomSampling
 """What `METHODS` builds."""
+
+
+def find(searcher: Searcher, problem: Problem, watch: Watch = Watch()) -> Genotype:
+    """Searches with whatever searches, from wherever the run stands, and watches what has epochs to be watched after."""
+    if isinstance(searcher, Method):
+        return search(problem, watched(searcher, watch)).genotype
+    if isinstance(searcher, Staged):
+        return replace(searcher, method=watched(searcher.method, watch)).run(problem)
+    return searcher.run(problem)
+
+
+def method_of(searcher: Searcher) -> Method | None:
+    """The method that a searcher runs, or varies from stage to stage; None where it trains no supernet."""
+    if isinstance(searcher, Staged):
+        return searcher.method
+    return searcher if isinstance(searcher, Method) else None
 
 
 class SearcherFactory(Protocol):

@@ -14,7 +14,6 @@ from oche.callbacks import Callback
 from oche.errors import UserError, unknown
 from oche.method import Method
 from oche.monitor import Eigenvalue, Gap, Monitor, ParameterFree, Probe, Probes, RankCorrelation, TableAccuracy
-from oche.state import Problem
 
 
 @dataclass(frozen=True)
@@ -77,9 +76,9 @@ def checked(watch: Watch, space: str, steps: bool) -> Watch:
     return watch
 
 
-def watched(method: Method, problem: Problem, watch: Watch) -> Method:
+def watched(method: Method, watch: Watch) -> Method:
     """The method with the probes, and the monitor behind them, in its callbacks."""
-    own: tuple[Callback, ...] = (Probes(problem, (ParameterFree(),)),)
+    own: tuple[Callback, ...] = (Probes((ParameterFree(),)),)
     if watch.names:
-        own += (Probes(problem, tuple(PROBES[name](watch) for name in watch.names), watch.every),)
+        own += (Probes(tuple(PROBES[name](watch) for name in watch.names), watch.every),)
     return replace(method, callbacks=(*method.callbacks, *own, Monitor()))

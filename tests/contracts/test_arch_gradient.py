@@ -40,7 +40,7 @@ NOTHING = Batch(torch.zeros(1), torch.zeros(1))
 
 
 class NoBatches:
-    def inner(self) -> Batch:
+    def inner(self, ahead: int = 0) -> Batch:
         return NOTHING
 
     def outer(self) -> Batch:
@@ -264,8 +264,8 @@ def test_a_method_s_terms_reach_the_gradient(arch_gradient: ArchGradient) -> Non
         own = replace(method, **slots)
         state = begin(problem, own)
         weights, arch = streams(problem, own)
-        set_learning_rate(state, problem, own, weights.steps_per_epoch)
-        losses = bilevel(state, problem, own)
+        set_learning_rate(state, own, weights.steps_per_epoch)
+        losses = bilevel(state, own)
         _, found = own.arch_gradient(losses, state.theta, state.alpha, StepBatches(weights, arch, 0))
         return state, flat(found)
 

@@ -82,20 +82,18 @@ def stepping(f: Fabric, folder: Path) -> None:
     torch.set_num_threads(1)
     p, m = problem(f), replace(method("darts"), weight_optimizer=SGD(0.0, 0.0), weight_lr=Constant(0.1), clip=None)
     state = loop.begin(p, m)
-    loop.set_learning_rate(state, p, m, 1)
+    loop.set_learning_rate(state, m, 1)
     now = loop.StepBatches(*loop.streams(p, m), 0)
-    losses = loop.bilevel(state, p, m)
+    losses = loop.bilevel(state, m)
     _, own = m.arch_gradient(losses, state.theta, state.alpha, now)
     state.meters = {}
     before = {name: t.detach().clone() for name, t in state.theta.items()}
     loop.arch_step(state, m, losses, now)
     used = {name: t.grad for name, t in state.alpha.items()}
     alpha = {name: t.detach().clone() for name, t in state.alpha.items()}
-    loss, _ = loop.task_loss(
-        state, p, None, state.op_weights(alpha, state.draw("weight")), now.inner(), state.draw("weight")
-    )
+    loss, _ = state.task_loss(state.op_weights(alpha, state.draw("weight")), now.inner(), state.draw("weight"))
     grads = torch.autograd.grad(loss, list(state.theta.values()), allow_unused=True)
-    loop.weight_step(state, p, m, losses, now)
+    loop.weight_step(state, m, losses, now)
     torch.save(
         {
             "own": own,

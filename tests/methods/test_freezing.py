@@ -101,12 +101,12 @@ def one_step(problem: Problem, method: Method, which: str) -> Seen:
     """The named step alone, counted."""
     state = begin(problem, method)
     weights, arch = streams(problem, method)
-    losses, now = bilevel(state, problem, method), StepBatches(weights, arch, 0)
+    losses, now = bilevel(state, method), StepBatches(weights, arch, 0)
     with watched(state) as forwards, Backwards() as counter:
         if which == "alpha":
             arch_step(state, method, losses, now)
         else:
-            weight_step(state, problem, method, losses, now)
+            weight_step(state, method, losses, now)
     return Seen(state, counter.seen, forwards)
 
 
@@ -334,7 +334,7 @@ def test_the_counter_would_notice() -> None:
     problem, method = nb201(), darts()
     state = begin(problem, method)
     weights, arch = streams(problem, method)
-    losses, now = bilevel(state, problem, method), StepBatches(weights, arch, 0)
+    losses, now = bilevel(state, method), StepBatches(weights, arch, 0)
     with watched(state) as forwards, Backwards() as counter:
         losses.outer(state.theta, state.alpha, now.outer()).backward()
     assert counter.seen["convolution's weight"] > 0

@@ -147,11 +147,11 @@ def test_one_step_equals_the_reference() -> None:
     state = begin(problem, method)
     net = literal(state, method, problem)
     weights, arch = streams(problem, method)
-    losses = bilevel(state, problem, method)
-    set_learning_rate(state, problem, method, weights.steps_per_epoch)
+    losses = bilevel(state, method)
+    set_learning_rate(state, method, weights.steps_per_epoch)
     now = StepBatches(weights, arch, 0)
     arch_step(state, method, losses, now)
-    weight_step(state, problem, method, losses, now)
+    weight_step(state, method, losses, now)
     net.arch_step(net.first_order(pair(arch.at(0))))
     net.weight_step(pair(weights.at(0)), 0.025)
     assert_same(state, net)
@@ -179,7 +179,7 @@ def test_second_order_gradient_equals_the_reference(make: Callable[[], Problem],
     for group in state.weight_optimizer.param_groups:
         group["lr"] = 0.5
     now = StepBatches(weights, arch, 0)
-    _, got = method.arch_gradient(bilevel(state, problem, method), state.theta, state.alpha, now)
+    _, got = method.arch_gradient(bilevel(state, method), state.theta, state.alpha, now)
     inner, outer = pair(weights.at(0)), pair(arch.at(0))
     expected, first = GRADIENTS[gradient](net, inner, outer, 0.5), net.first_order(outer)
     for name, grad in got.items():

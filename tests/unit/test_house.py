@@ -16,7 +16,7 @@ SOURCE = Path(__file__).parents[2] / "src" / "oche"
 LAYERS = (  # a module imports from the rows above its own, or from its own package; design.md has the same list
     ("errors",),
     ("genotype",),
-    ("run", "config", "budgets"),
+    ("run", "config", "budgets", "papers"),
     ("base",),
     ("schedule",),
     ("optim",),
@@ -31,6 +31,7 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("monitor",),
     ("method",),
     ("loop", "train", "watch"),
+    ("stages",),
     ("preflight", "strategies"),
     ("compare", "methods"),
     ("plan",),
@@ -45,7 +46,16 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
 )
 ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
 
-TORCH_FREE = ("oche", "oche.errors", "oche.genotype", "oche.run", "oche.config", "oche.report", "oche.cli")
+TORCH_FREE = (
+    "oche",
+    "oche.errors",
+    "oche.genotype",
+    "oche.run",
+    "oche.config",
+    "oche.papers",
+    "oche.report",
+    "oche.cli",
+)
 
 FORBIDDEN_NAMES = {"utils", "util", "helpers", "misc", "common"}
 

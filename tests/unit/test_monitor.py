@@ -186,7 +186,7 @@ def test_probes_put_their_numbers_into_the_record(tmp_path: Path) -> None:
         RankCorrelation(table, "demo/test", 5),
         TableAccuracy(table, "demo/test"),
     )
-    watched = replace(darts(), callbacks=(Probes(problem, probes, every=2), Monitor()))
+    watched = replace(darts(), callbacks=(Probes(probes, every=2), Monitor()))
     history = search(problem, watched).history
     for record in history:
         assert {probe.name for probe in probes} <= set(record) or record["epoch"] == 1
@@ -208,7 +208,7 @@ def test_the_monitor_s_memory_survives_a_killed_search(tmp_path: Path) -> None:
     def run(name: str, *more: Callback) -> tuple[SearchState, list[object]]:
         problem = replace(tiny_problem(epochs=4), run=Run(tmp_path / name))
         (tmp_path / name).mkdir(exist_ok=True)
-        found = search(problem, replace(darts(), callbacks=(Probes(problem, (Eigenvalue(8),)), monitor, *more)))
+        found = search(problem, replace(darts(), callbacks=(Probes((Eigenvalue(8),)), monitor, *more)))
         return found.state, [record.get("warning") for record in found.history]
 
     whole, said = run("whole")

@@ -11,7 +11,7 @@ import torch
 
 from oche import preflight
 from oche.errors import UserError
-from oche.loop import begin, streams, task_loss
+from oche.loop import begin, streams
 from oche.method import Method
 from oche.methods import METHODS, random_features
 from oche.preflight import Estimate, estimate, free_bytes, memory_bytes
@@ -47,7 +47,7 @@ def kept(state: SearchState, p: Problem, m: Method) -> int:
 
     draw = state.draw("weight")
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        loss, _ = task_loss(state, p, None, state.op_weights(state.alpha, draw), weights.at(0), draw)
+        loss, _ = state.task_loss(state.op_weights(state.alpha, draw), weights.at(0), draw)
     assert loss.requires_grad
     return sum(sizes.values())
 
@@ -137,13 +137,13 @@ def test_measuring_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_first_step_that_is_long_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    step: Callable[..., None] = preflight.weight_step
+    step: Callable[..., None] = preflight.steps
 
     def counting(*arguments: object) -> None:
         calls.append(1)
         step(*arguments)
 
-    monkeypatch.setattr(preflight, "weight_step", counting)
+    monkeypatch.setattr(preflight, "steps", counting)
     estimate(problem("toy"), method("darts"))
     assert len(calls) == 2
     monkeypatch.setattr(preflight, "LONG", 0.0)

@@ -107,7 +107,7 @@ def test_the_eigenvalue_is_the_dense_hessian_s(name: str, spread: float) -> None
     assert values[0] < -1e-3  # so that the largest is not simply the largest in absolute value
     largest = pytest.approx(float(values[-1]), rel=1e-8, abs=1e-12)
     assert hessian_eigenvalue(state, loss, batch) == largest
-    assert hessian_eigenvalue(state, bilevel(state, problem, method).outer, batch) == largest
+    assert hessian_eigenvalue(state, bilevel(state, method).outer, batch) == largest
     assert state.meters == {}
 
 
@@ -237,7 +237,7 @@ def test_probes_leave_no_trace(name: str) -> None:
     genotype = TopK()(state, problem)
     discretisation_gap(state, problem, genotype)
     batch = streams(problem, method)[1].at(0)
-    hessian_eigenvalue(state, bilevel(state, problem, method).outer, batch)
+    hessian_eigenvalue(state, bilevel(state, method).outer, batch)
     assert state.dumps() == before
     assert torch.equal(torch.get_rng_state(), noise)
     assert all(p.grad is None or p.grad.isfinite().all() for p in state.supernet.parameters())

@@ -112,7 +112,7 @@ def rates(by_step: bool, epochs: int = 4) -> list[float]:
     found = []
     for step in range(3 * epochs):
         state.step = step
-        set_learning_rate(state, problem, method, 3)
+        set_learning_rate(state, method, 3)
         found.append(rate(state))
     return found
 

@@ -42,7 +42,7 @@ def test_a_watched_search_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> 
     method = METHODS[name]()
     assert isinstance(method, Method)
     problem = replace(tiny_problem(epochs=2), run=Run.create(tmp_path / "run"))
-    seen = search(problem, watched(method, problem, Watch(ALL, images=8, hessian_images=4, cells=2)))
+    seen = search(problem, watched(method, Watch(ALL, images=8, hessian_images=4, cells=2)))
     plain = search(replace(problem, run=None), method)
     assert str(seen.genotype) == str(plain.genotype)
     for a, b in zip(seen.state.alpha.values(), plain.state.alpha.values(), strict=True):

@@ -14,12 +14,10 @@ from oche.cost import cost
 from oche.data import none
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.loop import search
-from oche.method import Method
 from oche.plan import Plan, TrainRequest, resolve, resolve_training, searched_size, training_table
 from oche.run import Run
+from oche.strategies import find
 from oche.train import Training, evaluate, retrain
-from oche.watch import watched
 
 NUMBERS = ("entropy", "parameter_free", "weight_accuracy", "eigenvalue", "discretisation_gap", "kendall_tau")
 """What is kept of each epoch's record, beside skips and the cell."""
@@ -106,10 +104,7 @@ def _searched(plan: Plan, run: Run) -> tuple[Genotype, float]:
             mark = time.perf_counter()
 
     problem = problem_of(plan, run, listen)
-    searcher = plan.searcher
-    if not isinstance(searcher, Method):
-        return searcher.run(problem), time.perf_counter() - mark
-    return search(problem, watched(searcher, problem, plan.watch)).genotype, time.perf_counter() - mark
+    return find(plan.searcher, problem, plan.watch), time.perf_counter() - mark
 
 
 def _trained(plan: Plan, run: Run, genotype: Genotype) -> tuple[dict[str, float], Training]:

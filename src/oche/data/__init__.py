@@ -7,14 +7,15 @@
 
 What a data set is (`images`), how any pixels get one form (`pixels`), how a source is read (`readers`, with `arrays`,
 `folders`, `torchsets`), how it is completed (`parts`) and what is worth knowing about it (`facts`), who sees which
-images (`splits`), how images are varied (`augment`), in which order they come (`stream`).
+images (`splits`) and what it is told of them (`targets`), how images are varied (`augment`), in which order they come (`stream`).
 """
 
 from oche.data.augment import Augment, for_search, for_training, none
 from oche.data.images import ArraySource, Data, ImageSet, LazySource, Source
 from oche.data.readers import SETS, load
-from oche.data.splits import Fractions, halves
+from oche.data.splits import Fractions, Split, Whole, halves
 from oche.data.stream import Stream, batches
+from oche.data.targets import RandomTargets, Targets, TrueTargets
 
 __all__ = [
     "SETS",
@@ -24,8 +25,13 @@ __all__ = [
     "Fractions",
     "ImageSet",
     "LazySource",
+    "RandomTargets",
     "Source",
+    "Split",
     "Stream",
+    "Targets",
+    "TrueTargets",
+    "Whole",
     "batches",
     "for_search",
     "for_training",

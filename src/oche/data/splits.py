@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -12,6 +13,12 @@ from torch import Tensor
 from oche.base import counted
 from oche.data.images import ImageSet
 from oche.errors import UserError
+
+
+class Split(Protocol):
+    """(training images, seed) -> (images for the weight steps, images for the architecture steps)."""
+
+    def __call__(self, train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]: ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,14 @@ class Fractions:
         """
         weights, arch = stratified(train.targets, (self.weights, self.arch), seed, "search")
         return train.subset(weights), train.subset(arch)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All training images for the weights and for alpha: single-level methods (SNAS), and searches without alpha (RLNAS)."""
+
+    def __call__(self, train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
+        return train, train
 
 
 def halves() -> Fractions:

@@ -7,12 +7,26 @@ from collections.abc import Callable, Mapping
 from oche.budgets import Budget
 from oche.config import build
 from oche.errors import unknown
+from oche.methods.beta_darts import PUBLISHED as BETA_DARTS
+from oche.methods.beta_darts import beta_darts
 from oche.methods.darts import PUBLISHED as DARTS
 from oche.methods.darts import darts, darts_2nd
+from oche.methods.darts_minus import darts_minus
+from oche.methods.drnas import PROGRESSIVE as DRNAS_PROGRESSIVE
+from oche.methods.drnas import PUBLISHED as DRNAS
+from oche.methods.drnas import drnas, drnas_progressive
+from oche.methods.fair_darts import PUBLISHED as FAIR_DARTS
+from oche.methods.fair_darts import fair_darts
+from oche.methods.gdas import PUBLISHED as GDAS
+from oche.methods.gdas import gdas
 from oche.methods.pcdarts import PUBLISHED as PCDARTS
 from oche.methods.pcdarts import pcdarts
 from oche.methods.random_features import QUICK, random_features, rf_darts, rf_pcdarts
 from oche.methods.random_search_ws import random_search_ws
+from oche.methods.sdarts import PUBLISHED as SDARTS
+from oche.methods.sdarts import sdarts_adv, sdarts_rs
+from oche.methods.snas import PUBLISHED as SNAS
+from oche.methods.snas import snas
 from oche.strategies import RandomSampling, Searcher
 
 METHODS: dict[str, Callable[..., Searcher]] = {
@@ -21,11 +35,32 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "pcdarts": pcdarts,
     "rf_darts": rf_darts,
     "rf_pcdarts": rf_pcdarts,
+    "beta_darts": beta_darts,
+    "darts_minus": darts_minus,
+    "drnas": drnas,
+    "drnas_progressive": drnas_progressive,
+    "fair_darts": fair_darts,
+    "gdas": gdas,
+    "sdarts_adv": sdarts_adv,
+    "sdarts_rs": sdarts_rs,
+    "snas": snas,
     "random_sampling": RandomSampling,
     "random_search_ws": random_search_ws,
 }
 
-PUBLISHED: dict[str, Mapping[str, Budget]] = {"darts": DARTS, "darts_2nd": DARTS, "pcdarts": PCDARTS}
+PUBLISHED: dict[str, Mapping[str, Budget]] = {
+    "darts": DARTS,
+    "darts_2nd": DARTS,
+    "pcdarts": PCDARTS,
+    "beta_darts": BETA_DARTS,
+    "drnas": DRNAS,
+    "drnas_progressive": DRNAS_PROGRESSIVE,
+    "fair_darts": FAIR_DARTS,
+    "gdas": GDAS,
+    "sdarts_adv": SDARTS,
+    "sdarts_rs": SDARTS,
+    "snas": SNAS,
+}
 """Published settings of each method, by space, for `--budget paper`."""
 
 

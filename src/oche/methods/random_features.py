@@ -24,6 +24,7 @@ from oche.errors import UserError
 from oche.method import Method
 from oche.methods.darts import darts
 from oche.methods.pcdarts import pcdarts
+from oche.stages import Staged
 from oche.strategies import Searcher
 from oche.trainable import BatchNormOnly, Initialiser
 
@@ -44,20 +45,27 @@ def random_features(
     stem: bool = False,
     pool_bn: bool = True,
     initialiser: Initialiser = "pytorch",
-) -> Method:
+) -> Method | Staged:
     """Any method with its convolutions frozen at random; the switches are BatchNormOnly's. Raises UserError without a supernet."""
+    trainable = BatchNormOnly(classifier=classifier, stem=stem, pool_bn=pool_bn, initialiser=initialiser)
+    if isinstance(searcher, Staged):
+        return replace(searcher, name=f"rf_{searcher.name}", method=frozen(searcher.method, trainable))
     if not isinstance(searcher, Method):
         raise UserError(f"Random features need a supernet, and {searcher.name} trains none: choose a gradient method.")
-    trainable = BatchNormOnly(classifier=classifier, stem=stem, pool_bn=pool_bn, initialiser=initialiser)
-    papers = (*searcher.papers, "zhang2023rfdarts")
-    return replace(searcher, name=f"rf_{searcher.name}", trainable=trainable, papers=papers)
+    return frozen(searcher, trainable)
+
+
+def frozen(method: Method, trainable: BatchNormOnly) -> Method:
+    """The method with only batch norms that learn."""
+    papers = (*method.papers, "zhang2023rfdarts")
+    return replace(method, name=f"rf_{method.name}", trainable=trainable, papers=papers)
 
 
 def rf_darts(classifier: bool = False, initialiser: Initialiser = "pytorch") -> Method:
     """First-order DARTS with random features."""
-    return random_features(darts(), classifier=classifier, initialiser=initialiser)
+    return frozen(darts(), BatchNormOnly(classifier=classifier, initialiser=initialiser))
 
 
 def rf_pcdarts(K: int = 4, classifier: bool = False, initialiser: Initialiser = "pytorch") -> Method:
     """PC-DARTS with random features: also the 1/K channels that are searched stay as drawn."""
-    return random_features(pcdarts(K), classifier=classifier, initialiser=initialiser)
+    return frozen(pcdarts(K), BatchNormOnly(classifier=classifier, initialiser=initialiser))

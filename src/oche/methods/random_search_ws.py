@@ -22,15 +22,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from oche.base import Alpha, Draw, Group, counted
 from oche.data import ImageSet
-from oche.edges import Candidate, Edge
+from oche.edges import SampledOps
 from oche.genotype import Choice, Genotype
 from oche.loop import score
 from oche.method import Method
-from oche.ops import run
 from oche.relaxations import Relaxation
 from oche.selection import argmax, strongest
 from oche.state import Problem, SearchState
@@ -71,25 +70,6 @@ class GivenCell(Relaxation):
 
     def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
         return self.cell[group.name]
-
-
-class _Sampled(Edge):
-    def __init__(self, ops: nn.ModuleDict) -> None:
-        super().__init__()
-        self.ops = ops
-
-    def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
-        modules = list(self.ops.values())
-        terms = [w[o] * run(modules[o], x, draw) for o in w.nonzero().flatten().tolist() or [0]]
-        return sum(terms[1:], terms[0])
-
-
-@dataclass(frozen=True)
-class SampledOps:
-    """sum_o w_o op_o(x) over the ops whose weight is not zero: the others are not computed, and their weights do not step."""
-
-    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
-        return _Sampled(nn.ModuleDict({op: build(op, channels) for op in ops}))
 
 
 @dataclass(frozen=True)

@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from oche.base import Batch, Draw, Group, OpWeights, Params
-from oche.edges import EDGES, Edge, EdgeFactory
+from oche.edges import EDGES, Edge, EdgeFactory, plain_name
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
-from oche.ops import OPS, Drawn, PoolBN, run
+from oche.ops import OPS, Drawn, PoolBN, Zero, run
 
 Through = Callable[[int, nn.Module, Tensor], Tensor]
 """How a cell evaluates one of its edges: (edge number, edge, x) -> output."""
@@ -165,21 +165,29 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Space(ABC):
-    """A search space bound to its input and output: `inputs` image channels of `size` (H, W) pixels, `outputs` classes."""
+    """A search space bound to its input and output: `inputs` image channels of `size` (H, W) pixels, `outputs` classes.
+
+    `without` names candidates that are left out on every edge, where there are any (DARTS without `none`).
+    """
 
     name: str = "space"
     inputs: int = 3
     outputs: int = 10
     size: tuple[int, int] = (32, 32)
     sharing: Literal["type", "cell"] = "type"
+    without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.size) < 8:
             raise UserError(
                 f"Images are {self.size[0]}x{self.size[1]}; a search needs at least 8x8: choose a larger size."
             )
-        for op in {op for group in self.kinds() for ops in group.ops for op in ops} - set(OPS):
+        for op in {op for group in self.kinds() for ops in group.ops for op in ops}.union(self.without) - set(OPS):
             raise unknown("operation", op, OPS)
+        if any(set(ops) <= set(self.without) for group in self.kinds() for ops in group.ops):
+            raise UserError(
+                f"Without {', '.join(self.without)} an edge of {self.name} has no operation left; leave out fewer."
+            )
 
     # ------------------------------------------------------------------ what a space defines
 
@@ -208,11 +216,14 @@ class Space(ABC):
     @property
     def groups(self) -> tuple[Group, ...]:
         """Cells that share alpha: all of a kind, or each cell by itself (`sharing="cell"`, D-DARTS)."""
+        kinds = self.kinds()
+        if self.without:
+            kinds = tuple(
+                replace(k, ops=tuple(tuple(o for o in ops if o not in self.without) for ops in k.ops)) for k in kinds
+            )
         if self.sharing == "type":
-            return self.kinds()
-        return tuple(
-            Group(cell, kind.edges, kind.ops, kind.keep, (cell,)) for kind in self.kinds() for cell in kind.cells
-        )
+            return kinds
+        return tuple(replace(kind, name=cell, cells=(cell,)) for kind in kinds for cell in kind.cells)
 
     def cell_groups(self) -> dict[str, Group]:
         """Cell's name -> its group."""
@@ -226,11 +237,17 @@ class Space(ABC):
         """Ties cells to groups: {group: (E, O)} -> {cell: (E, O)}."""
         return {cell: by_group[group.name] for group in self.groups for cell in group.cells}
 
-    def supernet(self, edge: EdgeFactory, *, affine: bool) -> Supernet:
-        """All candidates on all edges, mixed by `edge`."""
+    def supernet(self, edge: EdgeFactory, *, affine: bool, mask: Mapping[str, Tensor] | None = None) -> Supernet:
+        """All candidates on all edges, mixed by `edge`. Those that the mask {group: (E, O) bool} leaves out are zeros without weights."""
+        left_out = {name: ~there.cpu() for name, there in (mask or {}).items()}
 
         def build(group: Group, e: int, channels: int, stride: int) -> nn.Module:
-            return edge(group.ops[e], channels, stride, lambda op, width: self.candidate(op, width, stride, affine))
+            def candidate(op: str, width: int) -> nn.Module:
+                if group.name in left_out and left_out[group.name][e, group.ops[e].index(op)]:
+                    return Zero(stride)
+                return self.candidate(op, width, stride, affine)
+
+            return edge(group.ops[e], channels, stride, candidate)
 
         return Supernet(self.body(build, affine=affine))
 
@@ -286,13 +303,14 @@ class Space(ABC):
         A batch norm without affine weights in the supernet keeps 1 and 0; the batch norm of a supernet's pool has no place in a
         discrete network and is left out. Raises UserError where the widths differ (a discrete network of a partial-channel search).
         """
+        known = {plain_name(name): t for name, t in theta.items()}
         for name, own in network.named_parameters():
-            source = name.replace(".mixed.ops.", ".ops.")
-            if source in theta and theta[source].shape == own.shape:
-                own.copy_(theta[source])
-            elif source in theta:
+            source = known.get(plain_name(name))
+            if source is not None and source.shape == own.shape:
+                own.copy_(source)
+            elif source is not None:
                 raise UserError(
-                    f"{name} has shape {tuple(own.shape)}, the supernet's {tuple(theta[source].shape)}: these weights cannot be inherited "
+                    f"{name} has shape {tuple(own.shape)}, the supernet's {tuple(source.shape)}: these weights cannot be inherited "
                     "(a partial-channel supernet's operations are narrower than the network's); train from scratch instead."
                 )
         estimate_statistics(network, batches)

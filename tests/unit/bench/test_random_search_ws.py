@@ -79,7 +79,7 @@ def test_a_step_changes_the_drawn_ops_alone() -> None:
     before = {name: p.detach().clone() for name, p in state.supernet.named_parameters()}
     batches = StepBatches(*streams(problem, method), 0)
     drawn = OneCell()(state.alpha, problem.space.groups[0], state.draw("weight"))
-    weight_step(state, problem, method, bilevel(state, problem, method), batches)
+    weight_step(state, method, bilevel(state, method), batches)
     convolution = problem.space.groups[0].ops[0].index("nor_conv_3x3")
     for e, (source, target) in enumerate(problem.space.groups[0].edges):
         names = [n for n in before if f".edges.{source}-{target}." in n]

@@ -1,0 +1,109 @@
+"""Writes docs/methods/: a page a method, out of its docstring, its parts, its published settings and its papers.
+
+python docs/make_methods.py
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from oche import config
+from oche.method import Method
+from oche.methods import METHODS, PUBLISHED
+from oche.papers import cite
+from oche.stages import Staged
+from oche.strategies import Searcher, method_of
+
+FOLDER = Path(__file__).parent / "methods"
+MADE = "<!-- made by docs/make_methods.py from the method's docstring: change that -->"
+
+
+def pages() -> dict[str, str]:
+    """File name -> page, the index among them."""
+    made = {f"{name}.md": page(name) for name in METHODS}
+    lines = [MADE, "", "# Methods", "", "| name | what it is | rests on |", "|---|---|---|"]
+    for name, factory in METHODS.items():
+        lines.append(f"| [{name}]({name}.md) | {first_line(factory)} | {', '.join(factory().papers)} |")
+    return {**made, "README.md": "\n".join([*lines, ""])}
+
+
+def page(name: str) -> str:
+    """One method's page."""
+    factory = METHODS[name]
+    searcher = factory()
+    text = [MADE, "", f"# {name}", "", first_line(factory), "", "```text", about(factory), "```", ""]
+    options = [p for p in inspect.signature(factory).parameters.values() if not isinstance(searcher, type(factory))]
+    if options and not inspect.isclass(factory):
+        text += ["Options: " + ", ".join(f"`method.{p.name}={p.default}`" for p in options) + ".", ""]
+    text += [*parts(searcher), *published(name), "## Cite", "", "```bibtex", cite(searcher.papers), "```", ""]
+    return "\n".join(text)
+
+
+def first_line(factory: object) -> str:
+    """Of its docstring."""
+    return (factory.__doc__ or "").strip().split("\n")[0]
+
+
+def about(factory: object) -> str:
+    """The docstring of the method's file; that of the class, where a searcher shares its file with others."""
+    return inspect.cleandoc((factory if inspect.isclass(factory) else inspect.getmodule(factory)).__doc__ or "").strip()
+
+
+def parts(searcher: Searcher) -> Iterator[str]:
+    """What differs from first-order DARTS, slot by slot."""
+    method = method_of(searcher)
+    if method is None:
+        return
+    plain, own = config.describe(Method()), config.describe(method)
+    rows = [(slot, said(value)) for slot, value in own.items() if value != plain[slot] and slot != "name"]
+    rows += [(f"space.{key}", said(value)) for key, value in method.space.items()]
+    if isinstance(searcher, Staged):
+        rows.append(("stages", said(config.describe(searcher)["stages"])))
+    yield from ("## Parts", "")
+    if not rows:
+        yield from ("Those of first-order DARTS.", "")
+        return
+    yield from ("Where they differ from first-order DARTS:", "", "| slot | part |", "|---|---|")
+    yield from (f"| `{slot}` | {value} |" for slot, value in rows if slot != "papers")
+    yield ""
+
+
+def published(name: str) -> Iterator[str]:
+    """The settings of `--budget paper`."""
+    tables = PUBLISHED.get(name.removeprefix("rf_"), {})
+    if tables:
+        yield from ("## Published settings (`--budget paper`)", "", "| space | epochs | batch | settings | from |")
+        yield "|---|---|---|---|---|"
+        for space, budget in tables.items():
+            settings = ", ".join(f"`{path}={value}`" for path, value in budget.settings.items())
+            yield f"| {space} | {budget.epochs} | {budget.batch} | {settings} | {budget.source} |"
+        yield ""
+
+
+def said(value: object) -> str:
+    """A described part in one line: `Softmax(scale=0.001)`."""
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key}={said(part)}" for key, part in value.items() if key != "type")
+        return f"{value['type']}({inner})"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(said, value)) + "]"
+    return str(value)
+
+
+def main() -> None:
+    """Writes all pages and removes those of methods that are gone."""
+    FOLDER.mkdir(exist_ok=True)
+    made = pages()
+    for old in FOLDER.glob("*.md"):
+        if old.name not in made:
+            old.unlink()
+    for name, text in made.items():
+        (FOLDER / name).write_text(text, encoding="utf-8")
+    sys.stdout.write(f"{len(made)} pages in {FOLDER}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""Two methods that ought to be one: `assert_same_search` for "equals its base when its own constant is zero"."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from contracts.registry import SMALL
+from oche.loop import search
+from oche.method import Method
+from oche.optim import Adam
+from oche.state import Problem, SearchState
+from reference.tiny import tiny_problem
+
+
+def searched(method: Method, space: str, epochs: int = 2) -> SearchState:
+    """The end of a small search, alpha moving from the first epoch on."""
+    problem = tiny_problem(space, epochs=epochs, count=24, **SMALL[space])  # type: ignore[arg-type]
+    return search(problem, method).state
+
+
+def moved(one: SearchState, other: SearchState) -> float:
+    """The largest difference between two states' weights and alpha; infinite where they do not have the same."""
+    pairs = [(dict(one.supernet.named_parameters()), dict(other.supernet.named_parameters())), (one.alpha, other.alpha)]
+    if any(a.keys() != b.keys() for a, b in pairs):
+        return float("inf")
+    return max(float((t.detach() - b[n].detach()).abs().max()) for a, b in pairs for n, t in a.items())
+
+
+def assert_same_search(method: Method, base: Method, space: str = "toy", tolerance: float = 0.0) -> None:
+    """Both searches end with the same weights and alpha, to the bit unless a tolerance is given."""
+    difference = moved(searched(method, space), searched(base, space))
+    assert difference <= tolerance, f"{method.name} differs from {base.name} by {difference:.3g}"
+
+
+def assert_other_search(method: Method, base: Method, space: str = "toy") -> None:
+    """The counterpart: with its constant on, the method is no alias of its base."""
+    difference = moved(searched(method, space), searched(base, space))
+    assert difference > 1e-9, f"{method.name} is {base.name} under another name"
+
+
+def step_alpha_from(method: Method, alpha_lr: float = 0.05) -> Method:
+    """The method with alpha held nowhere and stepped far, so that three steps tell two methods apart."""
+    return replace(method, arch_start=0.0, arch_optimizer=Adam(alpha_lr))
+
+
+def problem_of(space: str, **settings: object) -> Problem:
+    """A tiny problem in the contracts' size of the space."""
+    return tiny_problem(space, **{**SMALL[space], **settings})  # type: ignore[arg-type]

@@ -1,0 +1,227 @@
+"""GDAS, SNAS, FairDARTS, DARTS-, Beta-DARTS: each rule against a second derivation, and its base where its constant is zero."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from contracts.same import assert_other_search, assert_same_search, problem_of, step_alpha_from
+from oche.base import Batch, Draw, Group
+from oche.bilevel import gradient
+from oche.data import Whole
+from oche.edges import SampledOps, WeightedSum
+from oche.loop import StepBatches, begin, streams
+from oche.methods.beta_darts import BetaDecay, beta_darts
+from oche.methods.darts import darts
+from oche.methods.darts_minus import darts_minus
+from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
+from oche.methods.gdas import gdas
+from oche.methods.snas import snas
+from oche.relaxations import GumbelSoftmax, Sigmoid
+from oche.schedule import Constant, Linear
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+GROUP = Group("cell", ((0, 1), (0, 2)), (("a", "b", "c"), ("a", "b", "c")))
+ALPHA = {"cell/alpha": torch.tensor([[0.5, -0.5, 0.2], [1.0, 0.0, -1.0]], dtype=torch.float64)}
+NOTHING = Batch(torch.zeros(1), torch.zeros(1))
+
+
+def draws(relaxation: GumbelSoftmax, count: int) -> torch.Tensor:
+    return torch.stack([relaxation(ALPHA, GROUP, Draw(0, step, "weight")) for step in range(count)])
+
+
+# ---------------------------------------------------------------------- Gumbel
+
+
+def test_hard_samples_are_exactly_one_hot_with_the_soft_sample_s_gradient() -> None:
+    for step in range(20):
+        draw = Draw(0, step, "alpha", 0.3)
+        alpha = {n: t.clone().requires_grad_() for n, t in ALPHA.items()}
+        soft, hard = (GumbelSoftmax(Linear(10, 0.1), hard=h)(alpha, GROUP, draw) for h in (False, True))
+        assert sorted(hard.detach().flatten().tolist()) == [0.0] * 4 + [1.0] * 2
+        assert torch.equal(hard.argmax(-1), soft.argmax(-1))
+        direction = torch.randn(2, 3, generator=torch.Generator().manual_seed(step))
+        torch.testing.assert_close(*(gradient((w * direction).sum(), alpha)["cell/alpha"] for w in (hard, soft)))
+
+
+def test_the_op_drawn_follows_the_softmax() -> None:
+    count = 4000
+    drawn = draws(GumbelSoftmax(Constant(1.0), hard=True), count).mean(0)
+    p = ALPHA["cell/alpha"].softmax(-1)
+    assert ((drawn - p).abs() < 4 * (p * (1 - p) / count).sqrt()).all()
+
+
+def test_cold_samples_are_nearly_one_hot_and_hot_ones_nearly_uniform() -> None:
+    assert (draws(GumbelSoftmax(Constant(0.01)), 200).amax(-1) > 0.99).double().mean() > 0.9
+    torch.testing.assert_close(
+        draws(GumbelSoftmax(Constant(1e4)), 20), torch.full((20, 2, 3), 1 / 3), atol=1e-3, rtol=0
+    )
+
+
+def test_the_temperature_follows_progress_and_evaluation_has_no_noise() -> None:
+    relaxation = GumbelSoftmax(Linear(1.0, 0.1))
+    early, late = (relaxation(ALPHA, GROUP, Draw(0, 5, "weight", t)).log() for t in (0.0, 1.0))
+    gap = (late[:, 0] - late[:, 1]) / (early[:, 0] - early[:, 1])
+    torch.testing.assert_close(gap, torch.full((2,), 10.0))
+    torch.testing.assert_close(relaxation(ALPHA, GROUP, Draw(0)), ALPHA["cell/alpha"].softmax(-1))
+
+
+@pytest.mark.parametrize("space", ["toy", "darts"])
+def test_running_the_drawn_ops_alone_gives_the_loss_and_the_drawn_op_s_derivative_of_running_all(space: str) -> None:
+    problem = problem_of(space)
+    one = begin(problem, gdas())
+    all_ops = begin(problem, replace(gdas(), edge=WeightedSum()))
+    batch, draw = StepBatches(*streams(problem, gdas()), 0).inner(), one.draw("alpha")
+    losses, grads = [], []
+    for state in (one, all_ops):
+        w = {c: w.detach().requires_grad_() for c, w in state.op_weights(state.alpha, draw).items()}
+        loss, _ = state.task_loss(w, batch, draw)
+        losses.append(loss.detach())
+        grads.append(gradient(loss, w))
+    torch.testing.assert_close(*losses)
+    for cell, w in one.op_weights(one.alpha, draw).items():
+        drawn = w.detach() == 1
+        torch.testing.assert_close(grads[0][cell][drawn], grads[1][cell][drawn])
+        assert not grads[0][cell][~drawn].any()
+    assert any(
+        g[w.detach() == 0].any()
+        for g, w in zip(grads[1].values(), one.op_weights(one.alpha, draw).values(), strict=True)
+    )
+
+
+def test_the_code_s_scalars_give_every_weight_the_sum_of_the_output_s_gradient() -> None:
+    from oche.ops import OPS
+
+    edge = SampledOps(scalars=True)(
+        ("skip_connect", "max_pool_3x3", "avg_pool_3x3"), 2, 1, lambda op, c: OPS[op](c, 1, False)
+    )
+    x, direction = torch.rand(2, 2, 4, 4), torch.randn(2, 2, 4, 4)
+    w = torch.tensor([0.0, 1.0, 0.0], requires_grad=True)
+    out = edge(x, w, Draw(0))
+    torch.testing.assert_close(out.detach(), torch.nn.functional.max_pool2d(x, 3, 1, 1))
+    (grad,) = torch.autograd.grad((out * direction).sum(), w)
+    torch.testing.assert_close(grad[[0, 2]], direction.sum().repeat(2))
+
+
+def test_snas_without_noise_or_a_second_level_is_another_search() -> None:
+    method = snas()
+    assert method.single_level
+    assert isinstance(method.split, Whole)
+    assert_other_search(method, replace(darts(), single_level=True, split=Whole(), selection=method.selection))
+    assert_other_search(gdas(), snas())
+
+
+# ---------------------------------------------------------------------- FairDARTS
+
+
+def test_sigmoids_do_not_compete() -> None:
+    alpha = {n: t.clone().requires_grad_() for n, t in ALPHA.items()}
+    w = Sigmoid()(alpha, GROUP, Draw(0))
+    torch.testing.assert_close(w, 1 / (1 + (-alpha["cell/alpha"]).exp()))
+    grad = gradient(w[0, 1], alpha)["cell/alpha"]
+    assert grad.count_nonzero() == 1
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_the_zero_one_loss_in_closed_form(absolute: bool) -> None:
+    state = begin(problem_of("darts"), fair_darts())
+    state.alpha = {n: torch.randn_like(t).requires_grad_() for n, t in state.alpha.items()}
+    s = {n: t.detach().sigmoid() for n, t in state.alpha.items()}
+    count = sum(t.numel() for t in s.values())
+    loss = ZeroOne(3.0, absolute)(state, {}, state.alpha, NOTHING)
+    value = sum(((t - 0.5).abs() if absolute else (t - 0.5).square()).sum() for t in s.values())
+    torch.testing.assert_close(loss.detach(), -3.0 * value / count)
+    for name, grad in gradient(loss, state.alpha).items():
+        slope = (s[name] - 0.5).sign() if absolute else 2 * (s[name] - 0.5)
+        torch.testing.assert_close(grad, -3.0 * slope * s[name] * (1 - s[name]) / count)
+
+
+def test_at_the_start_the_zero_one_loss_and_its_gradient_are_zero() -> None:
+    state = begin(problem_of("toy"), fair_darts())
+    assert all(not t.any() for t in state.alpha.values())
+    loss = ZeroOne()(state, {}, state.alpha, NOTHING)
+    assert float(loss.detach()) == 0
+    assert not any(g.any() for g in gradient(loss, state.alpha).values())
+
+
+def test_below_the_threshold_every_edge_is_none() -> None:
+    problem = problem_of("nb201")
+    state = begin(problem, fair_darts())
+    assert {c.op for c in Threshold()(state, problem).groups["cell"]} == {"none"}
+    with torch.no_grad():
+        state.alpha["cell/alpha"][2, 3] = math.log(0.86 / 0.14)
+        state.alpha["cell/alpha"][4, 3] = math.log(0.84 / 0.16)
+    ops = [c.op for c in Threshold()(state, problem).groups["cell"]]
+    assert [op == "none" for op in ops] == [True, True, False, True, True, True]
+
+
+def test_a_node_keeps_two_edges_above_the_threshold_or_its_best_one() -> None:
+    problem = problem_of("darts")
+    state = begin(problem, fair_darts())
+    group = problem.space.groups[0]
+    into = group.into()
+    with torch.no_grad():
+        for e, value in zip(into[3], (3.0, 2.5, 2.0), strict=True):
+            state.alpha[f"{group.name}/alpha"][e, 4] = value
+        state.alpha[f"{group.name}/alpha"][into[2][1], 5] = 1.0
+    found = Threshold()(state, problem)
+    problem.space.check(found)
+    chosen = found.groups[group.name]
+    assert [(c.source, c.op) for c in chosen if c.target == 3] == [(0, "sep_conv_3x3"), (1, "sep_conv_3x3")]
+    assert [(c.source, c.op) for c in chosen if c.target == 2] == [(1, "sep_conv_5x5")]
+
+
+def test_fair_darts_without_its_parts_is_darts() -> None:
+    plain = darts()
+    bare = replace(
+        fair_darts(weight=0.0),
+        relaxation=plain.relaxation,
+        arch_optimizer=plain.arch_optimizer,
+        weight_lr=plain.weight_lr,
+    )
+    assert_same_search(bare, plain)
+    assert_other_search(fair_darts(0.0), fair_darts())
+
+
+# ---------------------------------------------------------------------- DARTS-, Beta-DARTS
+
+
+def test_darts_minus_with_beta_zero_is_darts() -> None:
+    assert_same_search(darts_minus(0.0), darts(), tolerance=1e-12)
+    assert_other_search(darts_minus(), darts())
+
+
+def test_the_beta_penalty_s_gradient_is_the_softmax_over_the_number_of_edges() -> None:
+    state = begin(problem_of("darts"), beta_darts())
+    state.epoch = 6
+    state.alpha = {n: torch.randn_like(t).requires_grad_() for n, t in state.alpha.items()}
+    loss = BetaDecay(0.5)(state, {}, state.alpha, NOTHING)
+    for name, grad in gradient(loss, state.alpha).items():
+        t = state.alpha[name].detach()
+        torch.testing.assert_close(grad, 3.0 * t.softmax(-1) / len(t))
+
+
+def test_the_beta_penalty_of_equal_logits_is_the_logarithm_of_their_number() -> None:
+    state = begin(problem_of("nb201"), beta_darts())
+    state.epoch = 2
+    state.alpha = {n: torch.zeros_like(t) for n, t in state.alpha.items()}
+    assert float(BetaDecay(0.5)(state, {}, state.alpha, NOTHING)) == pytest.approx(math.log(5))
+    state.mask["cell"] = torch.ones(6, 5, dtype=torch.bool)
+    state.mask["cell"][:, :2] = False
+    assert float(BetaDecay(0.5)(state, {}, state.alpha, NOTHING)) == pytest.approx(math.log(3))
+
+
+def test_beta_darts_at_rate_zero_is_darts() -> None:
+    assert_same_search(beta_darts(0.0), darts())
+    assert_other_search(step_alpha_from(beta_darts(50.0)), step_alpha_from(darts()))
