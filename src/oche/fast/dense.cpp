@@ -143,9 +143,23 @@ struct Tiles {  // 2x2 tiles of images that lie padded by one pixel, and by one 
     int64_t row() const { return int64_t(2 * across() + 2) * lanes; }
     int64_t image() const { return (2 * down() + 2) * row(); }
     // where tile t's 4x4 patch begins
-    int64_t patch(int64_t t) const {
-        const int64_t in = t % count();
+    int64_t patch(int t) const {
+        const int in = t % count();
         return t / count() * image() + 2 * (in / across()) * row() + 2 * (in % across()) * lanes;
+    }
+};
+
+struct Spots {  // where the tiles of a block lie in images without padding, and whether their second row and column are inside
+    int64_t at[TILES];
+    bool below[TILES], beside[TILES];
+    int n;
+
+    Spots(const Tiles& s, int first, int total) : n(std::min(TILES, total - first)) {
+        for (int t = 0; t < n; ++t) {
+            const int in = (first + t) % s.count(), image = (first + t) / s.count(), y = in / s.across() * 2, x = in % s.across() * 2;
+            at[t] = ((int64_t(image) * s.height + y) * s.width + x) * s.lanes;
+            below[t] = y + 1 < s.height, beside[t] = x + 1 < s.width;
+        }
     }
 };
 
@@ -156,16 +170,16 @@ template <class U> INLINE void spread(const U& a, const U& b, const U& c, const 
 
 // v (16, blocks, size, 16) = B' d B for `n` tiles from `first` on; `block`, `blocks`: where in v these lanes stand
 template <class T>
-void transform_input(const Tiles& s, const T* padded, int64_t first, int n, int size, int block, int blocks, T* v) {
-    const int64_t step = int64_t(blocks) * size * BLOCK;
+void transform_input(const Tiles s, const T* padded, int first, int n, int size, int block, int blocks, T* v) {
+    const int64_t step = int64_t(blocks) * size * BLOCK, row = s.row(), lanes = s.lanes;  // by value: a store may alias all else
     for (int t = 0; t < n; ++t) {
         const T* from = padded + s.patch(first + t);
-        for (int l = 0; l < s.lanes; l += Vector<T>::width) {
+        for (int l = 0; l < lanes; l += Vector<T>::width) {
             V<T> half[16], whole[16];
 #pragma GCC unroll 4
             for (int x = 0; x < 4; ++x) {
-                const T* p = from + x * s.lanes + l;
-                spread<V<T>>(at(p), at(p + s.row()), at(p + 2 * s.row()), at(p + 3 * s.row()), half + x, 4);
+                const T* p = from + x * lanes + l;
+                spread<V<T>>(at(p), at(p + row), at(p + 2 * row), at(p + 3 * row), half + x, 4);
             }
 #pragma GCC unroll 4
             for (int y = 0; y < 4; ++y) spread<V<T>>(half[4 * y], half[4 * y + 1], half[4 * y + 2], half[4 * y + 3], whole + 4 * y, 1);
@@ -182,12 +196,12 @@ void transform_input(const Tiles& s, const T* padded, int64_t first, int n, int 
 
 // z (16, lanes / 16, size, 16) = A dY A'
 template <class T>
-void transform_gradient(const Tiles& s, const T* padded, int64_t first, int n, int size, T* z) {
-    const int64_t step = int64_t(s.lanes) * size;
+void transform_gradient(const Tiles s, const T* padded, int first, int n, int size, T* z) {
+    const int64_t step = int64_t(s.lanes) * size, row = s.row(), lanes = s.lanes;
     for (int t = 0; t < n; ++t) {
-        const T* from = padded + s.patch(first + t) + s.row() + s.lanes;
-        for (int l = 0; l < s.lanes; l += Vector<T>::width) {
-            const V<T> a = at(from + l), b = at(from + s.lanes + l), c = at(from + s.row() + l), d = at(from + s.row() + s.lanes + l);
+        const T* from = padded + s.patch(first + t) + row + lanes;
+        for (int l = 0; l < lanes; l += Vector<T>::width) {
+            const V<T> a = at(from + l), b = at(from + lanes + l), c = at(from + row + l), d = at(from + row + lanes + l);
             const V<T> left[4] = {a, a + c, a - c, -c}, right[4] = {b, b + d, b - d, -d};
             T* to = z + int64_t(t) * BLOCK + column(l, int64_t(size) * BLOCK);
 #pragma GCC unroll 4
@@ -203,45 +217,39 @@ void transform_gradient(const Tiles& s, const T* padded, int64_t first, int n, i
                 at(z + f * step + int64_t(t) * BLOCK + column(l, int64_t(size) * BLOCK)) = V<T>{};
 }
 
-// y (images, height, width, lanes) = A' [v u] A for a block of TILES tiles, with sums (2, lanes), or added to y without; m: scratch
+// A' [v u] A for a block of tiles and NB vectors of columns: to y_c with sums s_c (2, lanes), or added to y_c without; m: scratch
 template <class T, int NB, bool ADD>
-void transform_output(const Tiles& s, const T* v, int blocks, const T* u, int64_t ustep, int64_t first, int n, T* m, T* y, T* sums) {
-    constexpr int W = Vector<T>::width, X = rows_at_once<T, NB>();
+void transform_output(const Tiles s, const Spots& spots, const T* v, int blocks, const T* u, int64_t ustep, T* m, T* const* y, T* const* sums) {
+    constexpr int W = Vector<T>::width, X = rows_at_once<T, NB>(), R = 4 * NB * TILES * W;
     const int64_t across = int64_t(TILES) * BLOCK, vstep = blocks * across, size = int64_t(blocks) * BLOCK * BLOCK;
     for (int f = 0; f < 16; ++f)
         for (int x = 0; x < TILES; x += X)
             product_some<T, NB, X>(v + f * vstep + x * BLOCK, blocks, across, u + f * size, apart<T>(ustep), m + (f * NB * TILES + x) * W,
                                    W, TILES * W, false, nullptr);
-    V<T> s1[NB] = {}, s2[NB] = {};
-    for (int t = 0; t < n; ++t) {
-        const int64_t in = (first + t) % s.count(), image = (first + t) / s.count();
-        const int oy = int(in / s.across()) * 2, ox = int(in % s.across()) * 2;
-        const bool below = oy + 1 < s.height, beside = ox + 1 < s.width;
-        T* to = y + ((image * s.height + oy) * s.width + ox) * s.lanes;
-#pragma GCC unroll 2
-        for (int c = 0; c < NB; ++c) {
+    const int64_t right = s.lanes, down = int64_t(s.width) * s.lanes;
+    for (int c = 0; c < NB; ++c) {
+        V<T> s1 = {}, s2 = {};
+        for (int t = 0; t < spots.n; ++t) {
             V<T> top[4], bottom[4];
 #pragma GCC unroll 4
             for (int x = 0; x < 4; ++x) {
                 const T* p = m + ((x * NB + c) * TILES + t) * W;
-                constexpr int R = 4 * NB * TILES * W;
                 const V<T> one = at(p + R), two = at(p + 2 * R);
                 top[x] = at(p) + one + two, bottom[x] = one - two - at(p + 3 * R);
             }
+            T* to = y[c] + spots.at[t];
             auto put = [&](T* where, V<T> value) {
                 if (ADD) value += at(where);
                 at(where) = value;
-                if (!ADD) s1[c] += value, s2[c] += value * value;
+                if (!ADD) s1 += value, s2 += value * value;
             };
-            T* at_ = to + c * W;
-            put(at_, top[0] + top[1] + top[2]);
-            if (beside) put(at_ + s.lanes, top[1] - top[2] - top[3]);
-            if (below) put(at_ + int64_t(s.width) * s.lanes, bottom[0] + bottom[1] + bottom[2]);
-            if (below && beside) put(at_ + int64_t(s.width + 1) * s.lanes, bottom[1] - bottom[2] - bottom[3]);
+            put(to, top[0] + top[1] + top[2]);
+            if (spots.beside[t]) put(to + right, top[1] - top[2] - top[3]);
+            if (spots.below[t]) put(to + down, bottom[0] + bottom[1] + bottom[2]);
+            if (spots.below[t] && spots.beside[t]) put(to + down + right, bottom[1] - bottom[2] - bottom[3]);
         }
+        if (!ADD) at(sums[c]) += s1, at(sums[c] + s.lanes) += s2;
     }
-    if (!ADD)
-        for (int c = 0; c < NB; ++c) at(sums + c * W) += s1[c], at(sums + s.lanes + c * W) += s2[c];
 }
 
 // G g G', and back: G' d G
@@ -416,37 +424,44 @@ template <class T> struct Dense {
     void pad(int j, int64_t g, T* to) const {
         const V<T> zero = {};
         std::memset(to, 0, padded() * sizeof(T));
+        const int64_t width = p.width * c;
         for (int64_t i = 0; i < size(g); ++i) {
             const T* h = state(j, begin(g) + i);
             for (int64_t y = 0; y < p.height; ++y) {
                 T* row = to + i * tiles.image() + (y + 1) * tiles.row() + c;
-                for (int64_t x = 0; x < p.width * c; x += Vector<T>::width) {
-                    const V<T> v = at(h + y * p.width * c + x);
+                for (int64_t x = 0; x < width; x += Vector<T>::width) {
+                    const V<T> v = at(h + y * width + x);
                     at(row + x) = v > zero ? v : zero;
                 }
             }
         }
     }
-    // (a g + b + e t) of an image into a padded tile whose border is zero
-    void pad_map(int i, const T* g, const T* t, T* to) const {
-        for (int64_t y = 0; y < p.height; ++y)
-            for (int64_t x = 0; x < p.width; ++x)
-                for (int l = 0; l < c; l += Vector<T>::width) {
-                    const int64_t k = (y * p.width + x) * c + l;
-                    at(to + (y + 1) * tiles.row() + (x + 1) * c + l) = map(i, l, at(g + k), at(t + k));
-                }
+    // a g + b + e t of an image, by f(y, x, first lane, value); a lane's coefficients stay in registers
+    template <class F> INLINE void mapped(int i, const T* g, const T* t, F f) const {
+        const int64_t height = p.height, width = p.width, lanes = c;
+        for (int64_t l = 0; l < lanes; l += Vector<T>::width) {
+            const V<T> a = at(slope.data() + i * lanes + l), b = at(level.data() + i * lanes + l), e = at(tilt.data() + i * lanes + l);
+            int64_t k = l;
+            for (int64_t y = 0; y < height; ++y)
+                for (int64_t x = 0; x < width; ++x, k += lanes) f(y, x, l, a * at(g + k) + b + e * at(t + k));
+        }
     }
-    INLINE V<T> map(int i, int l, V<T> g, V<T> t) const {
-        return at(slope.data() + i * c + l) * g + at(level.data() + i * c + l) + at(tilt.data() + i * c + l) * t;
+    // the same into a padded tile whose border is zero
+    void pad_map(int i, const T* g, const T* t, T* to) const {
+        const int64_t row = tiles.row(), lanes = c;
+        mapped(i, g, t, [=](int64_t y, int64_t x, int64_t l, V<T> value) { at(to + (y + 1) * row + (x + 1) * lanes + l) = value; });
     }
     // max(h, 0) of an image in blocks (c / 16, pixels, 16)
     void rectify(const T* h, T* to) const {
         const V<T> zero = {};
-        for (int64_t x = 0; x < pixels(); ++x)
-            for (int l = 0; l < c; l += Vector<T>::width) {
-                const V<T> v = at(h + x * c + l);
-                at(to + x * BLOCK + column(l, pixels() * BLOCK)) = v > zero ? v : zero;
+        const int64_t n = pixels(), lanes = c;
+        for (int64_t l = 0; l < lanes; l += Vector<T>::width) {
+            T* block = to + column(int(l), n * BLOCK);
+            for (int64_t x = 0; x < n; ++x) {
+                const V<T> v = at(h + x * lanes + l);
+                at(block + x * BLOCK) = v > zero ? v : zero;
             }
+        }
     }
     // T of a convolution's image: kept, or (1x1) computed anew from the rectified source
     const T* term(const Unit& x, int64_t n, const T* rectified, T* to) const {
@@ -556,20 +571,22 @@ template <class T> struct Dense {
     }
 
     void convolve(int j, int64_t g, const std::vector<int>& wide, T* sums) {
-        const int64_t total = size(g) * tiles.count(), step = int64_t(16) * c * BLOCK, many = int64_t(16) * TILES;
+        const int total = int(size(g)) * tiles.count();
+        const int64_t step = int64_t(16) * c * BLOCK, many = int64_t(16) * TILES;
         T *tile = scratch(padded() + many * c + many * 2 * Vector<T>::width), *v = tile + padded(), *m = v + many * c;
         pad(j, g, tile);
-        for (int64_t first = 0; first < total; first += TILES) {
-            const int n = int(std::min<int64_t>(TILES, total - first));
-            transform_input(tiles, tile, first, n, TILES, 0, c / BLOCK, v);
-            for (size_t k = 0; k < wide.size(); ++k) {
-                T* y = saved + units[wide[k]].term + begin(g) * plane;
-                const T* mine = u.data() + k * c / BLOCK * step;
-                by_columns<T>(c, [&](auto count, int l) {
-                    transform_output<T, decltype(count)::value, false>(tiles, v, c / BLOCK, mine + column(l, step), step, first, n, m, y + l,
-                                                                       sums + k * 2 * c + l);
-                });
-            }
+        for (int first = 0; first < total; first += TILES) {
+            const Spots spots(tiles, first, total);
+            transform_input(tiles, tile, first, spots.n, TILES, 0, c / BLOCK, v);
+            by_columns<T>(int(wide.size()) * c, [&](auto count, int l) {
+                constexpr int NB = decltype(count)::value;
+                T *y[NB], *s[NB];
+                for (int b = 0; b < NB; ++b) {
+                    const int k = (l + b * Vector<T>::width) / c, lane = (l + b * Vector<T>::width) % c;
+                    y[b] = saved + units[wide[k]].term + begin(g) * plane + lane, s[b] = sums + k * 2 * c + lane;
+                }
+                transform_output<T, NB, false>(tiles, spots, v, c / BLOCK, u.data() + column(l, step), step, m, y, s);
+            });
         }
     }
 
@@ -699,34 +716,38 @@ template <class T> struct Dense {
             for (size_t k = 0; k < point.size(); ++k) {
                 const Unit& q = units[point[k]];
                 const T *t = term(q, n, rectified, made), *d = gradient(int(q.dst), n);
-                for (int64_t x = 0; x < pixels(); ++x)
-                    for (int l = 0; l < c; l += Vector<T>::width)
-                        at(turn + x * BLOCK + column(l, pixels() * BLOCK)) = map(point[k], l, at(d + x * c + l), at(t + x * c + l));
+                const int64_t width = p.width, step = pixels() * BLOCK;
+                mapped(point[k], d, t, [=](int64_t y, int64_t x, int64_t l, V<T> value) {
+                    at(turn + (y * width + x) * BLOCK + column(int(l), step)) = value;
+                });
                 if (wanted) pointwise(turn, int(pixels()), c / BLOCK, turned[q.conv].data(), c, sums + i * plane, true, static_cast<T*>(nullptr));
                 if (learn) outer(rectified, turn, int(pixels()), pixels() * BLOCK, c / BLOCK, c, learn + (e * 16 + k) * c * c);
             }
         }
-        const int64_t total = size(g) * tiles.count(), step = 16 * int64_t(e) * c * BLOCK;
-        std::memset(tile, 0, e * padded() * sizeof(T));
+        const int total = int(size(g)) * tiles.count();
+        const int64_t step = 16 * int64_t(e) * c * BLOCK;
+        if (e) std::memset(tile, 0, e * padded() * sizeof(T));
         for (int k = 0; k < e; ++k)
             for (int64_t i = 0; i < size(g); ++i) {
                 const Unit& q = units[wide[k]];
                 const int64_t n = begin(g) + i;
                 pad_map(wide[k], gradient(int(q.dst), n), saved + q.term + n * plane, tile + k * padded() + i * tiles.image());
             }
-        for (int64_t first = 0; first < total && e && wanted; first += TILES) {
-            const int n = int(std::min<int64_t>(TILES, total - first));
-            for (int k = 0; k < e; ++k) transform_input(tiles, tile + k * padded(), first, n, TILES, k * c / BLOCK, e * c / BLOCK, v);
+        for (int first = 0; first < total && e && wanted; first += TILES) {
+            const Spots spots(tiles, first, total);
+            for (int k = 0; k < e; ++k) transform_input(tiles, tile + k * padded(), first, spots.n, TILES, k * c / BLOCK, e * c / BLOCK, v);
             by_columns<T>(c, [&](auto count, int l) {
-                transform_output<T, decltype(count)::value, true>(tiles, v, e * c / BLOCK, u.data() + column(l, step), step, first, n,
-                                                                  v + many * e * c, sums + l, nullptr);
+                constexpr int NB = decltype(count)::value;
+                T* y[NB];
+                for (int b = 0; b < NB; ++b) y[b] = sums + l + b * Vector<T>::width;
+                transform_output<T, NB, true>(tiles, spots, v, e * c / BLOCK, u.data() + column(l, step), step, v + many * e * c, y, nullptr);
             });
         }
         if (learn && e) {
             T *h = tile + e * padded(), *z = v + batch * c;
             pad(j, g, h);
-            for (int64_t first = 0; first < total; first += BATCH) {
-                const int n = int(std::min<int64_t>(BATCH, total - first));
+            for (int first = 0; first < total; first += BATCH) {
+                const int n = std::min(BATCH, total - first);
                 transform_input(tiles, h, first, n, BATCH, 0, c / BLOCK, v);
                 for (int k = 0; k < e; ++k) {
                     transform_gradient(tiles, tile + k * padded(), first, n, BATCH, z);
@@ -744,7 +765,8 @@ template <class T> struct Dense {
         T* to = (j < p.inputs ? dinput[j] : gradient(j)) + n * plane;
         const T* h = state(j, n);
         const V<T> zero = {};
-        for (int64_t i = 0; i < plane; i += Vector<T>::width) at(to + i) = at(h + i) > zero ? at(sums + i) : zero;
+        const int64_t end = plane;
+        for (int64_t i = 0; i < end; i += Vector<T>::width) at(to + i) = at(h + i) > zero ? at(sums + i) : zero;
         std::vector<const T*> x;
         std::vector<T> a;
         for (int i = 0; i < p.units; ++i)
