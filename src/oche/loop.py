@@ -110,7 +110,7 @@ def weight_step(state: SearchState, problem: Problem, method: Method, losses: Bi
     for name, t in theta.items():
         t.grad = used.get(name)
     if method.clip is not None:
-        torch.nn.utils.clip_grad_norm_(theta.values(), method.clip)
+        torch.nn.utils.clip_grad_norm_(theta.values(), method.clip, foreach=True)
     state.weight_optimizer.step()
 
 

@@ -144,7 +144,12 @@ class Call:
 
 
 def run_dense(
-    cell: DenseLayout, states: Sequence[Tensor], w: Tensor, zero: set[tuple[int, int]], kernels: Kernels, buffers: Buffers
+    cell: DenseLayout,
+    states: Sequence[Tensor],
+    w: Tensor,
+    zero: set[tuple[int, int]],
+    kernels: Kernels,
+    buffers: Buffers,
 ) -> Tensor:
     """The cell's output (B, C, H, W) in channels_last from its states after the entries, each (B, C, H, W); w (E, O)."""
     units = tuple(unit for unit in cell.units if (unit.edge, unit.column) not in zero)
@@ -159,7 +164,7 @@ def run_dense(
         conv = term = -1
         if unit.conv is not None:
             conv, convs = convs, convs + 1
-            if unit.kind == WIDE or place.lanes > LANES:
+            if unit.kind == WIDE or place.lanes > 2 * LANES:
                 term, saved = saved, saved + plane
         table += [unit.kind, unit.source, unit.target, unit.edge * w.shape[1] + unit.column, conv, term]
     tiles = -(-height // 2) * -(-width // 2)
@@ -208,7 +213,9 @@ class _Dense(torch.autograd.Function):
     """(call, w, gamma or None, beta or None, *inputs (B, C, H, W), *filters (C, C, k, k)) -> the last node (B, C, H, W)."""
 
     @staticmethod
-    def forward(ctx: _Context, call: Call, w: Tensor, gamma: Tensor | None, beta: Tensor | None, *rest: Tensor) -> Tensor:
+    def forward(
+        ctx: _Context, call: Call, w: Tensor, gamma: Tensor | None, beta: Tensor | None, *rest: Tensor
+    ) -> Tensor:
         plan, dtype, inputs = call.plan, rest[0].dtype, call.of.inputs
         images = [_packed(h, call.place) for h in rest[:inputs]]
         out = torch.empty(plan.n, plan.height, plan.width, plan.lanes, dtype=dtype)
@@ -216,20 +223,22 @@ class _Dense(torch.autograd.Function):
         moments = (torch.empty(2, max(plan.convs, 1), plan.lanes, dtype=torch.float64)).unbind()
         _invoke("forward", call, w, gamma, beta, images, rest[inputs:], (kept, out, *moments))
         ctx.call, ctx.moments = call, (moments[0], moments[1])
-        ctx.save_for_backward(w, gamma, beta, *rest[inputs:], *images, kept)
+        ctx.save_for_backward(w, gamma, beta, *rest, kept)
         return _unpacked(out, call.place)
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        w, gamma, beta, *given = [t for t in ctx.saved_tensors]
+        w, gamma, beta, *given = ctx.saved_tensors
         assert w is not None
         call, plan = ctx.call, ctx.call.plan
         *rest, kept = [t for t in given if t is not None]
-        filters, images = rest[: plan.convs], rest[plan.convs :]
         if torch.is_grad_enabled():
-            states = [_unpacked(t, call.place) for t in images]
-            return (None, *_differentiable(ctx, grad, [w, gamma, beta, *states, *filters]))
-        dtype = images[0].dtype
+            return (None, *_differentiable(ctx, grad, [w, gamma, beta, *rest]))
+        images, filters, dtype = (
+            [_packed(h, call.place) for h in rest[: plan.inputs]],
+            rest[plan.inputs :],
+            rest[0].dtype,
+        )
         need = ctx.needs_input_grad[4:]
         learn = any(need[plan.inputs :])
         dfilters = [torch.empty_like(t) for t in filters] if learn else None
