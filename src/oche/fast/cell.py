@@ -41,11 +41,14 @@ class FusedCell(Cell):
         states = [entry(x) for entry, x in zip(self.entries, inputs, strict=True)]
         zero = zeros(w)
         compiled = kernels()
-        if compiled is not None and _simple(states):
-            if isinstance(self.layout, Layout):
-                return run_packed(self.layout, states, w, zero, draw, compiled, self.pool)
-            if isinstance(self.layout, DenseLayout):
+        if compiled is not None and isinstance(self.layout, DenseLayout):
+            if torch.is_autocast_enabled("cpu"):  # single precision in these kernels is faster than torch's bfloat16
+                states = [h.float() if h.device.type == "cpu" else h for h in states]
+            if _simple(states):
                 return run_dense(self.layout, states, w, zero, compiled, self.pool)
+        half = torch.is_autocast_enabled("cpu")
+        if compiled is not None and isinstance(self.layout, Layout) and _simple(states) and not half:
+            return run_packed(self.layout, states, w, zero, draw, compiled, self.pool)
         states = run_portable(self, states, w, zero, draw, compiled)
         return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
 
@@ -66,7 +69,6 @@ def _simple(states: Sequence[Tensor]) -> bool:
         first.device.type == "cpu"
         and first.dtype in (torch.float32, torch.float64)
         and all(h.shape == first.shape and h.dtype == first.dtype for h in states)
-        and not torch.is_autocast_enabled("cpu")
     )
 
 

@@ -281,7 +281,7 @@ def _moments(t: Tensor) -> tuple[Tensor, Tensor]:
     running = [
         None if wide else t.new_zeros(t.shape[1], dtype=torch.float32) for _ in range(2)
     ]  # fp32 asks for fp32 statistics
-    mean, variance = torch.batch_norm_update_stats(t, *running, 0.0)
+    mean, variance = torch.ops.aten.batch_norm_update_stats(t, *running, 0.0)
     return mean, variance
 
 

@@ -200,13 +200,15 @@ def _unpacked(packed: Tensor, place: Lanes) -> Tensor:
 # ------------------------------------------------------------------ the operation
 
 
-class _Context(Protocol):
+class _DenseContext(Protocol):
+    """What autograd hands to both passes."""
+
     saved_tensors: tuple[Tensor | None, ...]
     needs_input_grad: tuple[bool, ...]
     call: Call
     moments: tuple[Tensor, Tensor]
 
-    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+    def save_for_backward(self, *saved: Tensor | None) -> None: ...
 
 
 class _Dense(torch.autograd.Function):
@@ -214,7 +216,7 @@ class _Dense(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: _Context, call: Call, w: Tensor, gamma: Tensor | None, beta: Tensor | None, *rest: Tensor
+        ctx: _DenseContext, call: Call, w: Tensor, gamma: Tensor | None, beta: Tensor | None, *rest: Tensor
     ) -> Tensor:
         plan, dtype, inputs = call.plan, rest[0].dtype, call.of.inputs
         images = [_packed(h, call.place) for h in rest[:inputs]]
@@ -227,7 +229,7 @@ class _Dense(torch.autograd.Function):
         return _unpacked(out, call.place)
 
     @staticmethod
-    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: _DenseContext, grad: Tensor) -> tuple[Tensor | None, ...]:
         w, gamma, beta, *given = ctx.saved_tensors
         assert w is not None
         call, plan = ctx.call, ctx.call.plan
@@ -254,7 +256,7 @@ class _Dense(torch.autograd.Function):
             dw.to(w.dtype),
             *(None if t is None else d.to(dtype) for t, d in zip((gamma, beta), dnorms, strict=True)),
             *(None if t is None else _unpacked(t, call.place) for t in dinputs),
-            *(dfilters or [None] * plan.convs),
+            *([None] * plan.convs if dfilters is None else dfilters),
         )
 
 
@@ -300,7 +302,7 @@ def _invoke(
 # ------------------------------------------------------------------ the same in plain torch, for a second derivative
 
 
-def _differentiable(ctx: _Context, grad: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+def _differentiable(ctx: _DenseContext, grad: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
     """Gradients that carry a graph, at aliases of the inputs, so that none is upstream of another."""
     aliases = [None if t is None else t.view_as(t) for t in tensors]
     out = plain_dense(ctx.call, *aliases)
