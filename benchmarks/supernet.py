@@ -34,9 +34,22 @@ from oche.spaces import SPACES
 TIERS = ("reference", "reference-channels-last", "fused")
 
 
-def iteration(space: str, batch: int, tier: str, partial: int) -> tuple[Callable[[], None], str]:
-    """One search iteration of a tier, and how its cells run. `partial` is PC-DARTS's K, 1 for none."""
-    bound = SPACES[space](size=(32, 32))
+def iteration(
+    space: str,
+    batch: int,
+    tier: str,
+    partial: int = 1,
+    *,
+    channels: int = 16,
+    size: int = 32,
+    bf16: bool = False,
+    frozen: bool = False,
+) -> tuple[Callable[[], None], str]:
+    """One search iteration of a tier, and how its cells run. `partial` is PC-DARTS's K, 1 for none.
+
+    `bf16`: under autocast, which the reference is not; `frozen`: weights in cells do not learn.
+    """
+    bound = SPACES[space](size=(size, size), channels=channels)
     torch.manual_seed(0)
     supernet = bound.supernet(PartialChannels(partial) if partial > 1 else WeightedSum(), affine=False)
     if tier != "reference":
@@ -45,32 +58,37 @@ def iteration(space: str, batch: int, tier: str, partial: int) -> tuple[Callable
         accelerate(supernet)
     weights = list(supernet.parameters())
     alpha = {g.name: torch.zeros(len(g.edges), g.width).requires_grad_() for g in bound.groups}
-    sgd = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
-    adam = torch.optim.Adam(alpha.values(), 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
-    images, targets = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+    if frozen:
+        for name, p in supernet.named_parameters():
+            p.requires_grad_(not name.startswith("body.cells"))
+    learning = [p for p in weights if p.requires_grad]
+    sgd = torch.optim.SGD(learning, 0.025, momentum=0.9, weight_decay=3e-4, foreach=tier == "fused")
+    adam = torch.optim.Adam(alpha.values(), 3e-4, betas=(0.5, 0.999), weight_decay=1e-3, foreach=tier == "fused")
+    images, targets = torch.randn(batch, 3, size, size), torch.randint(10, (batch,))
     if tier != "reference":
         images = images.contiguous(memory_format=torch.channels_last)
 
     def loss(by_group: dict[str, Tensor]) -> Tensor:
         op_weights = bound.spread({name: t.softmax(-1) for name, t in by_group.items()})
-        outputs, _ = supernet(images, op_weights, Draw(0))
-        return F.cross_entropy(outputs, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16 and tier != "reference"):
+            outputs, _ = supernet(images, op_weights, Draw(0))
+        return F.cross_entropy(outputs.float(), targets)
 
     def step(optimizer: torch.optim.Optimizer, tensors: list[Tensor], by_group: dict[str, Tensor]) -> None:
-        inputs = [*weights, *alpha.values()] if tier == "reference" else tensors
+        inputs = [*learning, *alpha.values()] if tier == "reference" else tensors
         for t, grad in zip(inputs, torch.autograd.grad(loss(by_group), inputs, allow_unused=True), strict=True):
             t.grad = grad
         if optimizer is sgd:
-            torch.nn.utils.clip_grad_norm_(weights, 5.0)
+            torch.nn.utils.clip_grad_norm_(learning, 5.0, foreach=tier == "fused")
         optimizer.step()
 
     def both() -> None:
-        for p in weights:
+        for p in learning:
             p.requires_grad_(tier == "reference")
         step(adam, list(alpha.values()), alpha)
-        for p in weights:
+        for p in learning:
             p.requires_grad_(True)
-        step(sgd, weights, alpha if tier == "reference" else {name: t.detach() for name, t in alpha.items()})
+        step(sgd, learning, alpha if tier == "reference" else {name: t.detach() for name, t in alpha.items()})
 
     return both, ", ".join(sorted(set(coverage(supernet).values())))
 
@@ -78,7 +96,13 @@ def iteration(space: str, batch: int, tier: str, partial: int) -> tuple[Callable
 def one(arguments: argparse.Namespace) -> dict[str, object]:
     """Times one tier in this process."""
     torch.set_num_threads(arguments.threads)
-    step, how = iteration(arguments.space, arguments.batch, arguments.one, arguments.partial)
+    step, how = iteration(
+        *(arguments.space, arguments.batch, arguments.one, arguments.partial),
+        channels=arguments.channels,
+        size=arguments.size,
+        bf16=arguments.bf16,
+        frozen=arguments.frozen,
+    )
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
     step()
     seconds = []
@@ -96,6 +120,10 @@ def main() -> None:
     parser.add_argument("--space", default="darts", choices=sorted(SPACES))
     parser.add_argument("--partial", type=int, default=1, help="PC-DARTS's K; 1 searches all channels")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--size", type=int, default=32, help="pixels a side")
+    parser.add_argument("--bf16", action="store_true", help="all but the reference under bfloat16 autocast")
+    parser.add_argument("--frozen", action="store_true", help="the weights in cells do not learn (random features)")
     parser.add_argument("--against", default="reference", choices=TIERS[:2])
     parser.add_argument("--repeats", type=int, default=3, help="processes of each tier")
     parser.add_argument("--iterations", type=int, default=3, help="timed iterations a process")
@@ -126,6 +154,10 @@ def main() -> None:
         "space": arguments.space,
         "partial": arguments.partial,
         "batch": arguments.batch,
+        "channels": arguments.channels,
+        "size": arguments.size,
+        "bf16": arguments.bf16,
+        "frozen": arguments.frozen,
         "threads": arguments.threads,
         "against": arguments.against,
         "ratio": float(str(slow["seconds"])) / float(str(fast["seconds"])),

@@ -114,7 +114,7 @@ def weight_step(state: SearchState, method: Method, losses: Bilevel, now: StepBa
     for name, t in theta.items():
         t.grad = by_weight.get(name)
     if method.clip is not None:
-        torch.nn.utils.clip_grad_norm_(theta.values(), method.clip)
+        torch.nn.utils.clip_grad_norm_(theta.values(), method.clip, foreach=True)
     state.weight_optimizer.step()
     if joint:
         state.meter(arch_loss=loss, arch_hits=hits, arch_seen=len(batch.targets), arch_steps=1.0)

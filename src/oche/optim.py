@@ -1,6 +1,7 @@
 """Optimisers as parts: what steps the weights and alpha, and what a weight step would do before it is done.
 
-The optimisers themselves are torch's; `SGD.look_ahead` is the same step as a differentiable function, for unrolling.
+The optimisers themselves are torch's, over all tensors at once (`foreach`); `SGD.look_ahead` is the same step as a differentiable
+function, for unrolling.
 """
 
 from __future__ import annotations
@@ -32,7 +33,12 @@ class SGD:
 
     def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.SGD(
-            tensors, lr=0.0, momentum=self.momentum, weight_decay=self.weight_decay, nesterov=self.nesterov
+            tensors,
+            lr=0.0,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            nesterov=self.nesterov,
+            foreach=True,
         )
 
     def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
@@ -59,7 +65,7 @@ class Adam:
     weight_decay: float = 1e-3
 
     def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(tensors, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        return torch.optim.Adam(tensors, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, foreach=True)
 
     def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
         raise TypeError("a look-ahead through Adam is not defined by any published method; use SGD for the weights")

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from oche.base import Draw
 from oche.fast.buffers import Buffers
+from oche.fast.dense import DenseLayout, dense_layout, run_dense
 from oche.fast.native import kernels
-from oche.fast.packed import layout, run_packed
+from oche.fast.packed import Layout, layout, run_packed
 from oche.fast.portable import refusal, run_portable, zeros
 from oche.spaces.base import Cell, Supernet
 
@@ -26,7 +27,7 @@ class FusedCell(Cell):
         self.entries, self.edges = cell.entries, cell.edges
         self.concat, self._into = cell.concat, cell._into
         self.training = cell.training
-        self.layout, self.pool = layout(cell), pool
+        self.layout, self.pool = _layout(cell), pool
 
     @property
     def tier(self) -> str:
@@ -40,10 +41,25 @@ class FusedCell(Cell):
         states = [entry(x) for entry, x in zip(self.entries, inputs, strict=True)]
         zero = zeros(w)
         compiled = kernels()
-        if compiled is not None and not isinstance(self.layout, str) and _simple(states):
+        if compiled is not None and isinstance(self.layout, DenseLayout):
+            if torch.is_autocast_enabled("cpu"):  # single precision in these kernels is faster than torch's bfloat16
+                states = [h.float() if h.device.type == "cpu" else h for h in states]
+            if _simple(states):
+                return run_dense(self.layout, states, w, zero, compiled, self.pool)
+        half = torch.is_autocast_enabled("cpu")
+        if compiled is not None and isinstance(self.layout, Layout) and _simple(states) and not half:
             return run_packed(self.layout, states, w, zero, draw, compiled, self.pool)
         states = run_portable(self, states, w, zero, draw, compiled)
         return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
+
+
+def _layout(cell: Cell) -> Layout | DenseLayout | str:
+    """The cell for the kernels that know its candidates, or the reason why none do."""
+    depthwise = layout(cell)
+    if isinstance(depthwise, Layout):
+        return depthwise
+    dense = dense_layout(cell)
+    return dense if isinstance(dense, DenseLayout) else f"{depthwise}; {dense}"
 
 
 def _simple(states: Sequence[Tensor]) -> bool:
@@ -53,7 +69,6 @@ def _simple(states: Sequence[Tensor]) -> bool:
         first.device.type == "cpu"
         and first.dtype in (torch.float32, torch.float64)
         and all(h.shape == first.shape and h.dtype == first.dtype for h in states)
-        and not torch.is_autocast_enabled("cpu")
     )
 
 

@@ -50,7 +50,7 @@ class Moments:
                 if self.kernels is not None and rows.suit([value]):
                     mean, variance = rows.moments(self.kernels, value)
                 else:
-                    variance, mean = torch.var_mean(_wide(value), PIXELS, correction=0)
+                    mean, variance = _moments(value)
             self.known[id(value)] = (value, mean, variance)
         return self.known[id(value)][1:]
 
@@ -272,8 +272,17 @@ def _given(t: Tensor | None) -> Tensor:
     return t
 
 
-def _wide(t: Tensor) -> Tensor:
-    return t if t.dtype in (torch.float32, torch.float64) else t.float()
+def _moments(t: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance, by the pass that torch's batch norm makes: in channels_last `var_mean` takes 20 times longer."""
+    if t.device.type not in ("cpu", "cuda"):
+        variance, mean = torch.var_mean(t.float(), PIXELS, correction=0)
+        return mean, variance
+    wide = t.dtype in (torch.float32, torch.float64)
+    running = [
+        None if wide else t.new_zeros(t.shape[1], dtype=torch.float32) for _ in range(2)
+    ]  # fp32 asks for fp32 statistics
+    mean, variance = torch.ops.aten.batch_norm_update_stats(t, *running, 0.0)
+    return mean, variance
 
 
 def _like(t: Tensor, other: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Where do the compiled kernels come from? `kernels()` compiles them once per machine, and says once where that is impossible.
 
-The system's C++ compiler ($CXX, c++, g++ or clang++) builds `kernels.cpp` at first use for the instruction set that this
-processor has; the result is kept in $OCHE_CACHE or the user's cache folder under a name made of the source, the compiler and the
+The system's C++ compiler ($CXX, c++, g++ or clang++) builds the files of `SOURCES` at first use for the instruction set that
+this processor has; the result is kept in $OCHE_CACHE or the user's cache folder under a name made of the source, the compiler and the
 instruction set, so that a home shared by several machines never runs a foreign instruction. OCHE_KERNELS=off does without.
 """
 
@@ -16,6 +16,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +25,9 @@ import torch
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
-COMMON = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast")
+SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "dense.cpp"))
+HEADERS = (Path(__file__).with_name("lanes.h"),)
+COMMON = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=fast")
 SETS: dict[str, tuple[str, ...]] = {  # torch's name of the processor's capability -> flags
     "AVX512": (
         "-DVECTOR_BYTES=64",
@@ -67,23 +70,34 @@ def build(compiler: str, instructions: str, folder: Path) -> Path:
     """Path of the library for one instruction set, compiled if it is not there yet. Raises OSError or CalledProcessError."""
     flags = (*COMMON, *SETS[instructions])
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
-    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, " ".join(flags).encode()])).hexdigest()[:16]
+    texts = [path.read_bytes() for path in (*SOURCES, *HEADERS)]
+    key = hashlib.sha256(b"\0".join([*texts, version, " ".join(flags).encode()])).hexdigest()[:16]
     path = folder / f"kernels-{platform.machine()}-{instructions.lower()}-{key}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "kernels.so"
-            _compile([compiler, *flags, str(SOURCE), "-o", str(made)])
+            _compile([compiler, *flags], made)
             os.replace(made, path)  # two processes may both get here: the last one wins, both files are whole
     return path
 
 
-def _compile(command: list[str]) -> None:
-    """With OpenMP, or on one thread where the compiler has none."""
+def _compile(command: Sequence[str], made: Path) -> None:
+    """The library `made` of all sources, each compiled by itself; with OpenMP, or on one thread where the compiler has none."""
+
+    def run(*arguments: str) -> None:
+        subprocess.run([*command, *arguments], check=True, capture_output=True, timeout=600)
+
+    def both(*openmp: str) -> None:
+        objects = [str(made.with_name(f"{source.stem}.o")) for source in SOURCES]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda source, to: run("-c", *openmp, str(source), "-o", to), SOURCES, objects))
+        run("-shared", *openmp, *objects, "-o", str(made))
+
     try:
-        subprocess.run([*command, "-fopenmp"], check=True, capture_output=True, timeout=600)
+        both("-fopenmp")
     except subprocess.CalledProcessError:
-        subprocess.run(command, check=True, capture_output=True, timeout=600)
+        both()
 
 
 def cache() -> Path:

@@ -13,7 +13,7 @@ from oche.base import Draw, Group
 from oche.edges import EdgeFactory, WeightedSum
 from oche.fast.buffers import Buffers
 from oche.fast.cell import FusedCell
-from oche.ops import ReLUConvBN
+from oche.ops import OPS, ReLUConvBN
 from oche.spaces.base import Body, Cell, Supernet, with_pool_norm
 
 EDGES = ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
@@ -50,6 +50,7 @@ def sample(
     edge: EdgeFactory | None = None,
     seed: int = 0,
     concat: bool = True,
+    pool_norm: bool = True,
 ) -> Sample:
     torch.manual_seed(seed)
     group = Group("cell", EDGES, (tuple(ops),) * len(EDGES), 2, ("cell",))
@@ -59,7 +60,7 @@ def sample(
             ops,
             channels,
             stride if s < 2 else 1,
-            lambda op, c, at=stride if s < 2 else 1: with_pool_norm(op, c, at, affine),
+            lambda op, c, at=stride if s < 2 else 1: (with_pool_norm if pool_norm else _bare)(op, c, at, affine),
         )
         for s, _ in EDGES
     ]
@@ -71,6 +72,11 @@ def sample(
                 p.normal_(1.0, 0.5)
     inputs = tuple(torch.randn(batch, 3, *size, dtype=torch.float64) for _ in range(2))
     return Sample(cell, (inputs[0], inputs[1]), torch.rand(len(EDGES), len(ops), dtype=torch.float64))
+
+
+def _bare(op: str, channels: int, stride: int, affine: bool) -> nn.Module:
+    """A candidate as NAS-Bench-201 has it: no batch norm behind a pool."""
+    return OPS[op](channels, stride, affine)
 
 
 def fused(cell: Cell) -> FusedCell:

@@ -46,7 +46,9 @@ def test_coverage_says_how_each_cell_runs() -> None:
     supernet = space.supernet(WeightedSum(), affine=False)
     assert set(coverage(supernet).values()) == {"plain: not accelerated"}
     said = coverage(accelerate(supernet))
-    assert all(text.startswith(("nodes", "portable")) for text in said.values())
+    assert all(text.startswith(("kernels", "portable")) for text in said.values())
+    said = coverage(accelerate(space.supernet(PartialChannels(2), affine=False)))
+    assert all(text.startswith(("nodes: partial channels", "portable")) for text in said.values())
     network = space.supernet(PartialChannels(1), affine=False)
     for cell in network.modules():
         if isinstance(cell, torch.nn.BatchNorm2d):
@@ -91,10 +93,10 @@ def test_older_instruction_sets_give_the_same(capability: str) -> None:
     """The suite's cell tests again, in a process whose torch believes in an older processor."""
     if fast_native.kernels() is None:
         pytest.skip("no compiler on this machine")
-    tests = Path(__file__).with_name("test_fused_cell.py")
+    tests = [str(Path(__file__).with_name(name)) for name in ("test_fused_cell.py", "test_dense_cell.py")]
     environment = {**__import__("os").environ, "ATEN_CPU_CAPABILITY": capability}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "darts_cell_equals or random_depthwise", str(tests)],
+        [sys.executable, "-m", "pytest", "-q", "-k", "darts_cell_equals or random_depthwise or nb201_cells", *tests],
         env=environment,
         capture_output=True,
         timeout=110,
