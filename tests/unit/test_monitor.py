@@ -83,7 +83,13 @@ GOOD = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|"
 
 
 def played(
-    monitor: Monitor, cells: list[str], *, method: object = None, alpha: float = 0.0, phase: str = "search", **numbers: list[float]
+    monitor: Monitor,
+    cells: list[str],
+    *,
+    method: object = None,
+    alpha: float = 0.0,
+    phase: str = "search",
+    **numbers: list[float],
 ) -> tuple[SearchState, dict[int, str]]:
     """The monitor over a made-up search of these genotypes; -> the state, and epoch -> warning."""
     state = begin(tiny_problem(), method or darts())  # type: ignore[arg-type]
@@ -173,7 +179,13 @@ def test_probes_put_their_numbers_into_the_record(tmp_path: Path) -> None:
     table = Table("demo", "toy", cells, {"demo/test": lambda: np.arange(27.0)}, ())
     run = Run.create(tmp_path / "run")
     problem = replace(tiny_problem(epochs=4), run=run)
-    probes = (ParameterFree(), Eigenvalue(8), Gap(), RankCorrelation(table, "demo/test", 5), TableAccuracy(table, "demo/test"))
+    probes = (
+        ParameterFree(),
+        Eigenvalue(8),
+        Gap(),
+        RankCorrelation(table, "demo/test", 5),
+        TableAccuracy(table, "demo/test"),
+    )
     watched = replace(darts(), callbacks=(Probes(problem, probes, every=2), Monitor()))
     history = search(problem, watched).history
     for record in history:

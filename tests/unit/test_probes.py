@@ -72,7 +72,9 @@ def test_shares() -> None:
     assert parameter_free(toy(CELLS[0])) == 1.0
     assert parameter_free(toy(CELLS[1])) == pytest.approx(1 / 3)
     assert skip_share(toy(CELLS[2])) == pytest.approx(2 / 3)
-    assert parameter_free(Genotype.parse("DARTS_V2")) == 10 / 16  # 2 skips in the normal cell, all 8 of the reduction cell
+    assert (
+        parameter_free(Genotype.parse("DARTS_V2")) == 10 / 16
+    )  # 2 skips in the normal cell, all 8 of the reduction cell
     assert skip_share(Genotype.parse("DARTS_V2")) == 3 / 8
 
 
@@ -172,12 +174,18 @@ def test_the_gap_is_what_the_inherited_network_loses() -> None:
     genotype = toy(CELLS[1])
     network = problem.space.network(genotype)
     shown = [b for part in (problem.data.train, problem.data.val) for b in batches(part, 30, none(problem.data))]
-    order = torch.randperm(30, generator=torch.Generator().manual_seed(0))  # cumulative statistics of other batches differ a little
-    problem.space.inherit(network, dict(state.supernet.named_parameters()), [Batch(shown[0].images[order], shown[0].targets)])
+    order = torch.randperm(
+        30, generator=torch.Generator().manual_seed(0)
+    )  # cumulative statistics of other batches differ a little
+    problem.space.inherit(
+        network, dict(state.supernet.named_parameters()), [Batch(shown[0].images[order], shown[0].targets)]
+    )
     network.eval()
     right = (network(shown[1].images).argmax(1) == shown[1].targets).double().mean()
     whole = score(state, replace(problem, batch=30), problem.data.val)[0]
-    assert discretisation_gap(state, replace(problem, batch=30), genotype) == pytest.approx(whole - float(right), abs=1e-6)
+    assert discretisation_gap(state, replace(problem, batch=30), genotype) == pytest.approx(
+        whole - float(right), abs=1e-6
+    )
 
 
 def test_the_gap_of_a_partial_channel_supernet_is_measured_in_the_supernet() -> None:
@@ -194,7 +202,9 @@ def test_the_gap_of_a_partial_channel_supernet_is_measured_in_the_supernet() -> 
 def tau_b(x: list[float], y: list[float]) -> float:
     """Concordant minus discordant pairs over the geometric mean of the pairs without ties."""
     pairs = [(np.sign(x[i] - x[j]), np.sign(y[i] - y[j])) for i, j in combinations(range(len(x)), 2)]
-    return float(sum(a * b for a, b in pairs) / math.sqrt(sum(a != 0 for a, _ in pairs) * sum(b != 0 for _, b in pairs)))
+    return float(
+        sum(a * b for a, b in pairs) / math.sqrt(sum(a != 0 for a, _ in pairs) * sum(b != 0 for _, b in pairs))
+    )
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0, 0.0])

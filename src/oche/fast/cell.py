@@ -11,6 +11,7 @@ from oche.base import Draw
 from oche.fast.buffers import Buffers
 from oche.fast.native import kernels
 from oche.fast.packed import layout, run_packed
+from oche.fast.partial import run_partial
 from oche.fast.portable import refusal, run_portable, zeros
 from oche.spaces.base import Cell, Supernet
 
@@ -41,7 +42,8 @@ class FusedCell(Cell):
         zero = zeros(w)
         compiled = kernels()
         if compiled is not None and not isinstance(self.layout, str) and _simple(states):
-            return run_packed(self.layout, states, w, zero, draw, compiled, self.pool)
+            run = run_packed if self.layout.share == 1 else run_partial
+            return run(self.layout, states, w, zero, draw, compiled, self.pool)
         states = run_portable(self, states, w, zero, draw, compiled)
         return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
 

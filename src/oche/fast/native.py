@@ -23,7 +23,7 @@ import torch
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+SOURCE = Path(__file__).with_name("kernels.cpp")  # it includes the headers beside it
 COMMON = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast")
 SETS: dict[str, tuple[str, ...]] = {  # torch's name of the processor's capability -> flags
     "AVX512": (
@@ -67,7 +67,8 @@ def build(compiler: str, instructions: str, folder: Path) -> Path:
     """Path of the library for one instruction set, compiled if it is not there yet. Raises OSError or CalledProcessError."""
     flags = (*COMMON, *SETS[instructions])
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
-    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, " ".join(flags).encode()])).hexdigest()[:16]
+    sources = [path.read_bytes() for path in (SOURCE, *sorted(SOURCE.parent.glob("*.h")))]
+    key = hashlib.sha256(b"\0".join([*sources, version, " ".join(flags).encode()])).hexdigest()[:16]
     path = folder / f"kernels-{platform.machine()}-{instructions.lower()}-{key}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)

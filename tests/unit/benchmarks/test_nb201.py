@@ -102,7 +102,9 @@ def test_isomorphic_cells_are_those_of_the_paper(table: Table) -> None:
 # ---------------------------------------------------------------------- where it is, and what may be wrong
 
 
-def test_the_folder_comes_from_the_environment(data_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_folder_comes_from_the_environment(
+    data_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setenv("OCHE_DATA", str(data_folder / "nasbench201"))
     assert len(read()) == 15_625
     monkeypatch.setenv("OCHE_DATA", str(tmp_path))
@@ -235,7 +237,10 @@ def test_numbers_of_numpy_are_read_and_arrays_are_not(tmp_path: Path) -> None:
     runs = dict(NATS["200"]["all_results"])  # type: ignore[call-overload]
     numbers = {"params": np.float64(1.25), "flop": np.float32(100.5), "epochs": np.int64(200)}
     unread = {"train_times": np.ones(3), "latency": np.array([0.01])}
-    table = {"12": NATS["12"], "200": {**NATS["200"], "all_results": {k: {**run, **numbers, **unread} for k, run in runs.items()}}}
+    table = {
+        "12": NATS["12"],
+        "200": {**NATS["200"], "all_results": {k: {**run, **numbers, **unread} for k, run in runs.items()}},
+    }
     pack(tmp_path / "meta.pickle.pbz2", {"meta_archs": all_cells()[:1]})
     pack(tmp_path / "000000.pickle.pbz2", table)
     ((_, values),) = cells(tmp_path)
@@ -243,7 +248,9 @@ def test_numbers_of_numpy_are_read_and_arrays_are_not(tmp_path: Path) -> None:
 
     def saved(more: dict[str, object]) -> Path:
         full = {**NATS["200"], "all_results": {k: {**run, **more} for k, run in runs.items()}}
-        torch.save({"meta_archs": all_cells()[:1], "arch2infos": {0: {"less": NATS["12"], "full": full}}}, tmp_path / "x.pth")
+        torch.save(
+            {"meta_archs": all_cells()[:1], "arch2infos": {0: {"less": NATS["12"], "full": full}}}, tmp_path / "x.pth"
+        )
         return tmp_path / "x.pth"
 
     ((_, values),) = cells(saved(numbers))

@@ -25,7 +25,15 @@ def table(first: NDArray[np.int64] | None = None) -> Table:
         "zerocost/digits/naswot": lambda: np.array([-np.inf, 3.0, 7.0, 9.0, 4.0]),
     }
     smaller = frozenset({"digits/parameters"})
-    return Table("demo", "nb201", CELLS, columns, ("digits/valid", "digits/test"), smaller, first if first is not None else np.arange(5))
+    return Table(
+        "demo",
+        "nb201",
+        CELLS,
+        columns,
+        ("digits/valid", "digits/test"),
+        smaller,
+        first if first is not None else np.arange(5),
+    )
 
 
 def cell(op: str) -> Genotype:

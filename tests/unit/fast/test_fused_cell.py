@@ -100,11 +100,62 @@ def test_random_dense_cells(
         assert_same(outcome(fused(s.cell), s, learns), outcome(s.cell, s, learns))
 
 
+@pytest.mark.parametrize("learns", MODES, ids=lambda m: "+".join(sorted(m)))
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("share", [2, 4])
-def test_partial_channels(tier: str, share: int, stride: int) -> None:
+def test_partial_channels(tier: str, share: int, stride: int, learns: frozenset[str]) -> None:
     s = sample(DARTS_OPS, channels=8, batch=4, stride=stride, edge=PartialChannels(share))
-    assert_same(outcome(fused(s.cell), s), outcome(s.cell, s))
+    f = fused(s.cell)
+    assert (f.tier == "kernels") == (tier == "kernels")
+    assert_same(outcome(f, s, learns), outcome(s.cell, s, learns))
+
+
+@given(
+    ops=st.lists(st.sampled_from([*DARTS_OPS, "sep_conv_7x7", "noise"]), min_size=1, max_size=4, unique=True),
+    share=st.sampled_from([2, 3, 4, 8]),
+    head=st.sampled_from([2, 3, 4, 8]),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    batch=st.sampled_from([1, 2, 4, 8]),
+    stride=st.sampled_from([1, 2]),
+    affine=st.booleans(),
+    concat=st.booleans(),
+    learns=st.sampled_from(MODES),
+    zeros=st.integers(0, 2**20 - 1),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
+def test_random_partial_cells(
+    ops: list[str],
+    share: int,
+    head: int,
+    size: tuple[int, int],
+    batch: int,
+    stride: int,
+    affine: bool,
+    concat: bool,
+    learns: frozenset[str],
+    zeros: int,
+    seed: int,
+) -> None:
+    if batch * -(-size[0] // stride) * -(-size[1] // stride) < 4:
+        batch = 4
+    edge = PartialChannels(share)
+    s = sample(
+        ops,
+        channels=share * head,
+        size=size,
+        batch=batch,
+        stride=stride,
+        affine=affine,
+        edge=edge,
+        seed=seed,
+        concat=concat,
+    )
+    with torch.no_grad():
+        for i in range(s.w.numel()):
+            if zeros >> (i % 20) & 1:
+                s.w.view(-1)[i] = 0.0
+    assert_same(outcome(fused(s.cell), s, learns), outcome(s.cell, s, learns), 1e-9)
 
 
 def test_single_precision_is_as_good_as_the_plain_cell(tier: str) -> None:
