@@ -9,6 +9,7 @@ from torch import Tensor
 
 from oche.base import Draw
 from oche.fast.buffers import Buffers
+from oche.fast.entry import enter
 from oche.fast.native import kernels
 from oche.fast.packed import layout, run_packed
 from oche.fast.partial import run_partial
@@ -38,9 +39,9 @@ class FusedCell(Cell):
 
     def mixed(self, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
         """Like `Cell.mixed`: inputs (B, C, H, W), w (E, O)."""
-        states = [entry(x) for entry, x in zip(self.entries, inputs, strict=True)]
         zero = zeros(w)
         compiled = kernels()
+        states = [enter(entry, x, compiled, self.pool) for entry, x in zip(self.entries, inputs, strict=True)]
         if compiled is not None and not isinstance(self.layout, str) and _simple(states):
             run = run_packed if self.layout.share == 1 else run_partial
             return run(self.layout, states, w, zero, draw, compiled, self.pool)

@@ -977,6 +977,7 @@ void maps(int64_t n, const Rows<T>* x, const T* a, const T* b, const T* e, const
 
 }  // namespace
 
+#include "entry.h"
 #include "partial.h"
 
 #define EXPORT(T, NAME)                                                                                                        \
@@ -1012,5 +1013,7 @@ EXPORT(float, f32)
 EXPORT(double, f64)
 EXPORT_NODE(float, f32)
 EXPORT_NODE(double, f64)
+EXPORT_ENTRY(float, f32)
+EXPORT_ENTRY(double, f64)
 EXPORT_PARTIAL(float, f32)
 EXPORT_PARTIAL(double, f64)

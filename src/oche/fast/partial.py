@@ -158,8 +158,8 @@ def _plain(partial: Partial, *tensors: Tensor | None) -> Tensor:
                 if plan.stride > 1 and source < plan.inputs:
                     rest = F.max_pool2d(rest, 2, 2, ceil_mode=True)
                 passed = passed + w[number].sum() * rest
-        groups = torch.cat([mixed, passed], dim=1).unflatten(1, (share, plan.channels))
-        wholes.append(groups.transpose(1, 2).flatten(1, 2))
+        groups = torch.cat([mixed, passed], dim=1)
+        wholes.append(groups.view(len(groups), share, plan.channels, *groups.shape[2:]).transpose(1, 2).flatten(1, 2))
         return place.image(wholes[-1][:, : plan.channels]).permute(0, 3, 1, 2)
 
     plain_states(call, w, depth, point, gamma, beta, *heads, node=node)

@@ -12,7 +12,10 @@ from torch import nn
 from oche.base import Draw
 from oche.edges import PartialChannels, WeightedSum
 from oche.fast import cell as fast_cell
+from oche.fast.buffers import Buffers
+from oche.fast.entry import enter
 from oche.fast.native import kernels
+from oche.ops import ReLUConvBN
 from oche.spaces.darts import DARTS_OPS
 from oche.spaces.nb201 import NB201_OPS
 from unit.fast.cells import assert_same, errors, fused, outcome, sample
@@ -98,6 +101,39 @@ def test_random_dense_cells(
         if not compiled:
             patch.setattr(fast_cell, "kernels", lambda: None)
         assert_same(outcome(fused(s.cell), s, learns), outcome(s.cell, s, learns))
+
+
+@given(
+    inputs=st.sampled_from([16, 48, 64, 96, 128]),
+    outputs=st.sampled_from([16, 32, 48]),
+    batch=st.integers(1, 3),
+    size=st.tuples(st.integers(2, 20), st.integers(2, 20)),
+    affine=st.booleans(),
+    learns=st.sampled_from([(True, True), (True, False), (False, True)]),
+)
+@settings(max_examples=20, phases=[Phase.explicit, Phase.generate])
+def test_entry_equals_the_module(
+    inputs: int, outputs: int, batch: int, size: tuple[int, int], affine: bool, learns: tuple[bool, bool]
+) -> None:
+    compiled = kernels()
+    if compiled is None:
+        pytest.skip("no compiler on this machine")
+    torch.manual_seed(0)
+    module = ReLUConvBN(inputs, outputs, 1, 1, affine).double()
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    x = torch.randn(batch, inputs, *size, dtype=torch.float64, requires_grad=learns[0])
+    module.requires_grad_(learns[1])
+    leaves = [t for t in (x, *module.parameters()) if t.requires_grad]
+    results = []
+    for out in (enter(module, x, compiled, Buffers()), module(x)):
+        results.append([out, *torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)])
+        second = sum(t.square().sum() for t in results[-1][1:])
+        results[-1] += torch.autograd.grad(second, leaves, retain_graph=True)
+        results[-1] += torch.autograd.grad(out.sin().sum(), leaves)
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10 * float(wanted.detach().abs().max()))
 
 
 @pytest.mark.parametrize("learns", MODES, ids=lambda m: "+".join(sorted(m)))
