@@ -490,9 +490,8 @@ template <class T> struct Cell {
             if (units[i].src == j && units[i].kind == SEP) measure(units[i].slot2);
     }
 
-    virtual void combine(int j) {
-        std::vector<const Unit*> terms;
-        std::vector<T> a, b(c, T(0));
+    // the candidates of a node, what each is multiplied by (terms, lanes), and what is added (lanes)
+    void weights_of(int j, std::vector<const Unit*>& terms, std::vector<T>& a, std::vector<T>& b) const {
         std::vector<double> exact(c, 0.0);
         for (int i = 0; i < p.units; ++i) {
             const Unit& u = units[i];
@@ -505,7 +504,13 @@ template <class T> struct Cell {
                 if (u.norm2 >= 0) exact[l] += w[u.weight] * shift(u.norm2, l) - factor * mean[u.slot2 * c + l];
             }
         }
-        for (int l = 0; l < c; ++l) b[l] = T(exact[l]);
+        for (int l = 0; l < c; ++l) b.push_back(T(exact[l]));
+    }
+
+    virtual void combine(int j) {
+        std::vector<const Unit*> terms;
+        std::vector<T> a, b;
+        weights_of(j, terms, a, b);
 #pragma omp parallel for schedule(dynamic) num_threads(nt)
         for (int64_t n = 0; n < p.n; ++n) {
             T* to = const_cast<T*>(state(j, n));

@@ -28,7 +28,6 @@ template <class T> struct Whole {  // the states with all their channels
     int h, w, ho, wo;
     int64_t batch, channels, head, pixels;
     std::vector<double> b;    // per edge
-    std::vector<int> before;  // shuffled channel -> channel
 
     Whole(const Plan& plan, const Share& share, const double* weights, const T* const* in, T* nodes, T* pools)
         : p(plan), s(share), input(in), out(nodes), pooled(pools), h(int(plan.height)), w(int(plan.width)) {
@@ -39,7 +38,6 @@ template <class T> struct Whole {  // the states with all their channels
             for (int64_t o = 0; o < s.columns; ++o) sum += weights[s.edge()[e].number * s.columns + o];
             b.push_back(sum);
         }
-        for (int64_t i = 0; i < channels; ++i) before.push_back(int(i % s.share * head + i / s.share));
     }
 
     bool halves(const Edge& e) const { return p.stride > 1 && e.src < p.inputs; }
@@ -102,24 +100,59 @@ template <class T> struct Whole {  // the states with all their channels
                 });
     }
 
-    // sum over pixels and channels of g (pixels, C) times what the edge passes on
-    double dot(const Edge& e, int64_t image, const T* g) const {
-        const T* x = passed(e, image);
+    // sum over n pixels and all channels of g (n, C) times what the edge passes on
+    double dot(const Edge& e, int64_t image, int64_t first, int64_t n, const T* g) const {
         const int64_t ld = passed_ld(e);
+        const T* x = passed(e, image) + first * ld;
         double sum = 0;
         by_lanes<T>(channels, [&](auto zero, int64_t l) {
             typedef decltype(zero) U;
             U s[4] = {};
             int64_t i = 0;
-            for (; i + 4 <= pixels; i += 4)
+            for (; i + 4 <= n; i += 4)
                 for (int k = 0; k < 4; ++k) s[k] += get<U>(g + (i + k) * channels + l) * get<U>(x + (i + k) * ld + l);
-            for (; i < pixels; ++i) s[0] += get<U>(g + i * channels + l) * get<U>(x + i * ld + l);
+            for (; i < n; ++i) s[0] += get<U>(g + i * channels + l) * get<U>(x + i * ld + l);
             s[0] = (s[0] + s[1]) + (s[2] + s[3]);
             T parts[sizeof(U) / sizeof(T)];
             std::memcpy(parts, &s[0], sizeof(U));
             for (T part : parts) sum += double(part);
         });
         return sum;
+    }
+
+    // pixels of a whole state that fill half of the nearest cache
+    int64_t chunk() const { return std::max<int64_t>(1, int64_t(16384 / sizeof(T)) / channels); }
+
+    // Of n pixels: the head joins the sum, channels are shuffled, the head of the result goes back to its lanes.
+    // FORWARD: the sum's head is replaced, `to` gets all of the result. Backward: the head is added, the shuffle undone, `to` gets
+    // the result without its head.
+    template <bool FORWARD> void shuffle(T* sum, int64_t sum_ld, T* lanes, T* to, int64_t to_ld, int64_t n) const {
+        if (s.share == 4 && head == 4) shuffle_by<FORWARD, 4, 4>(sum, sum_ld, lanes, to, to_ld, n);
+        else if (s.share == 4 && head == 8) shuffle_by<FORWARD, 4, 8>(sum, sum_ld, lanes, to, to_ld, n);
+        else if (s.share == 4 && head == 16) shuffle_by<FORWARD, 4, 16>(sum, sum_ld, lanes, to, to_ld, n);
+        else if (s.share == 2 && head == 8) shuffle_by<FORWARD, 2, 8>(sum, sum_ld, lanes, to, to_ld, n);
+        else if (s.share == 2 && head == 16) shuffle_by<FORWARD, 2, 16>(sum, sum_ld, lanes, to, to_ld, n);
+        else if (s.share == 2 && head == 32) shuffle_by<FORWARD, 2, 32>(sum, sum_ld, lanes, to, to_ld, n);
+        else shuffle_by<FORWARD, 0, 0>(sum, sum_ld, lanes, to, to_ld, n);
+    }
+
+    template <bool FORWARD, int K, int H>
+    void shuffle_by(T* __restrict__ sum, int64_t sum_ld, T* __restrict__ lanes, T* __restrict__ to, int64_t to_ld, int64_t n) const {
+        const int k = K ? K : int(s.share), h = H ? H : int(head);
+        for (int64_t x = 0; x < n; ++x, sum += sum_ld, to += to_ld, lanes += p.lanes) {
+            for (int q = 0; q < h; ++q) sum[q] = FORWARD ? lanes[q] : sum[q] + lanes[q];
+#pragma GCC unroll 4
+            for (int g = 0; g < k; ++g)
+#pragma GCC unroll 32
+                for (int q = 0; q < h; ++q) {
+                    if (FORWARD) to[q * k + g] = sum[g * h + q];
+                    else to[g * h + q] = sum[q * k + g];
+                }
+            for (int q = 0; q < h; ++q) {
+                lanes[q] = to[q];
+                if (!FORWARD) to[q] = T(0);
+            }
+        }
     }
 
     // heads of the images of one packed image into its lanes (pixels_, lanes), or out of them
@@ -152,31 +185,53 @@ template <class T> struct PartialCell : Cell<T> {
         this->run_forward();
     }
 
+    // Both sums of a node and its shuffle, for as many pixels at once as stay in the nearest cache
     void combine(int j) override {
-        Cell<T>::combine(j);  // the candidates' sum, where the head of the node will be
         const Plan& p = this->p;
-        const int64_t C = whole.channels, head = whole.head, wo = this->wo, ld = p.nodes * C;
+        std::vector<const Unit*> terms;
+        std::vector<T> a, b;
+        this->weights_of(j, terms, a, b);
+        const int64_t C = whole.channels, c = this->c, ld = p.nodes * C, chunk = whole.chunk(), pixels = this->pixels();
 #pragma omp parallel num_threads(this->nt)
         {
-            std::vector<T> row(wo * C);
-#pragma omp for schedule(static)
-            for (int64_t image = 0; image < whole.batch; ++image)
-                for (int oy = 0; oy < this->ho; ++oy) {
-                    T* lanes = const_cast<T*>(this->state(j, image / p.fold)) + oy * wo * p.lanes + image % p.fold * head;
-                    std::fill(row.begin(), row.end(), T(0));
-                    for (int64_t e = 0; e < whole.s.edges; ++e) {
-                        const Edge& edge = whole.s.edge()[e];
-                        const int64_t step = whole.passed_ld(edge);
-                        if (edge.dst == j) whole.add(T(whole.b[e]), whole.passed(edge, image) + oy * wo * step, step, row.data(), wo);
-                    }
-                    T* to = whole.node(j, image) + oy * wo * ld;
-                    for (int64_t x = 0; x < wo; ++x) {
-                        T* at_ = row.data() + x * C;
-                        for (int64_t q = 0; q < head; ++q) at_[q] = lanes[x * p.lanes + q];
-                        for (int64_t i = 0; i < C; ++i) to[x * ld + i] = at_[whole.before[i]];
-                        for (int64_t q = 0; q < head; ++q) lanes[x * p.lanes + q] = to[x * ld + q];
+            std::vector<T> sum(chunk * C);
+#pragma omp for collapse(2) schedule(static)
+            for (int64_t n = 0; n < p.n; ++n)
+                for (int64_t from = 0; from < pixels; from += chunk) {
+                    const int64_t size = std::min(chunk, pixels - from);
+                    T* lanes = const_cast<T*>(this->state(j, n)) + from * c;
+                    for (int64_t x = 0; x < size; ++x) std::memcpy(lanes + x * c, b.data(), c * sizeof(T));
+                    size_t t = 0;
+                    for (; t + 3 <= terms.size(); t += 3)
+                        add_terms<3>(&terms[t], a.data() + t * c, n, from, size, lanes);
+                    for (; t < terms.size(); ++t) add_terms<1>(&terms[t], a.data() + t * c, n, from, size, lanes);
+                    for (int64_t f = 0; f < p.fold; ++f) {
+                        const int64_t image = n * p.fold + f;
+                        std::fill(sum.begin(), sum.end(), T(0));
+                        for (int64_t e = 0; e < whole.s.edges; ++e) {
+                            const Edge& edge = whole.s.edge()[e];
+                            const int64_t step = whole.passed_ld(edge);
+                            if (edge.dst == j) whole.add(T(whole.b[e]), whole.passed(edge, image) + from * step, step, sum.data(), size);
+                        }
+                        whole.template shuffle<true>(sum.data(), C, lanes + f * whole.head, whole.node(j, image) + from * ld, ld, size);
                     }
                 }
+        }
+    }
+
+    template <int N>
+    void add_terms(const Unit* const* terms, const T* a, int64_t n, int64_t first, int64_t size, T* lanes) const {
+        const int64_t c = this->c;
+        const T* from[N];
+        for (int t = 0; t < N; ++t) from[t] = this->term(*terms[t], n) + first * c;
+        for (int64_t l = 0; l < c; l += Vector<T>::width) {
+            V<T> factor[N];
+            for (int t = 0; t < N; ++t) factor[t] = at(a + t * c + l);
+            for (int64_t x = l; x < size * c; x += c) {
+                V<T> v = at(lanes + x);
+                for (int t = 0; t < N; ++t) v += factor[t] * at(from[t] + x);
+                at(lanes + x) = v;
+            }
         }
     }
 };
@@ -209,37 +264,47 @@ template <class T> struct PartialBack : Back<T> {
     void finish(int j, int64_t n, const T* x, T* g, int64_t own, bool convolving, typename Back<T>::Scratch& s) override {
         Back<T>::finish(j, n, x, g, own, convolving, s);  // the head's gradient
         const Plan& p = this->p;
-        const int64_t C = whole.channels, head = whole.head, nodes = p.concat ? p.nodes : 1;
-        const bool inner = j >= p.inputs, seen = inner && (p.concat || j == p.inputs + p.nodes - 1);
-        std::vector<T> sum(own * C), row(inner ? C : 0), halved;
         for (int64_t f = 0; f < p.fold; ++f) {
-            const int64_t image = n * p.fold + f;
+            if (j < p.inputs) input_back(j, n * p.fold + f, g + f * whole.head, own);
+            else node_back(j, n * p.fold + f, g + f * whole.head);
+        }
+    }
+
+    void input_back(int j, int64_t image, const T* lanes, int64_t own) const {
+        const Plan& p = this->p;
+        const int64_t C = whole.channels;
+        T* to = dwhole[j] + image * own * C;
+        std::fill_n(to, own * C, T(0));
+        std::vector<T> halved(p.stride > 1 ? whole.pixels * C : 0, T(0));
+        for (int64_t e = 0; e < whole.s.edges; ++e) {
+            const Edge& edge = whole.s.edge()[e];
+            if (edge.src == j) whole.add(T(whole.b[e]), side_of(edge.dst, image), C, p.stride > 1 ? halved.data() : to, whole.pixels);
+        }
+        if (p.stride > 1) whole.pool_back(j, image, halved.data(), to);
+        for (int64_t i = 0; i < own; ++i)
+            for (int64_t q = 0; q < whole.head; ++q) to[i * C + q] = lanes[i * p.lanes + q];
+    }
+
+    void node_back(int j, int64_t image, T* lanes) {
+        const Plan& p = this->p;
+        const int64_t C = whole.channels, ld = p.concat ? p.nodes * C : C, chunk = whole.chunk(), pixels = whole.pixels;
+        const bool seen = p.concat || j == p.inputs + p.nodes - 1;
+        const T* above = shown + image * pixels * ld + (p.concat ? j - p.inputs : 0) * C;
+        double* dots = found.data() + image * whole.s.edges;
+        std::vector<T> sum(chunk * C);
+        for (int64_t from = 0; from < pixels; from += chunk) {
+            const int64_t size = std::min(chunk, pixels - from);
             std::fill(sum.begin(), sum.end(), T(0));
-            const bool halving = !inner && p.stride > 1;
-            if (halving) halved.assign(whole.pixels * C, T(0));
+            if (seen) whole.add(T(1), above + from * ld, ld, sum.data(), size);
             for (int64_t e = 0; e < whole.s.edges; ++e) {
                 const Edge& edge = whole.s.edge()[e];
-                if (edge.src == j) whole.add(T(whole.b[e]), side_of(edge.dst, image), C, halving ? halved.data() : sum.data(), whole.pixels);
+                if (edge.src == j) whole.add(T(whole.b[e]), side_of(edge.dst, image) + from * C, C, sum.data(), size);
             }
-            if (halving) whole.pool_back(j, image, halved.data(), sum.data());
-            T* lanes = g + f * head;
-            if (!inner) {
-                for (int64_t i = 0; i < own; ++i)
-                    for (int64_t q = 0; q < head; ++q) sum[i * C + q] = lanes[i * p.lanes + q];
-                std::memcpy(dwhole[j] + image * own * C, sum.data(), own * C * sizeof(T));
-                continue;
-            }
-            T* to = side_of(j, image);
-            if (seen) whole.add(T(1), shown + image * own * nodes * C + (p.concat ? j - p.inputs : 0) * C, nodes * C, sum.data(), own);
-            for (int64_t i = 0; i < own; ++i) {
-                for (int64_t q = 0; q < head; ++q) sum[i * C + q] += lanes[i * p.lanes + q];
-                for (int64_t k = 0; k < C; ++k) row[whole.before[k]] = sum[i * C + k];
-                for (int64_t q = 0; q < head; ++q) lanes[i * p.lanes + q] = row[q], row[q] = T(0);
-                std::memcpy(to + i * C, row.data(), C * sizeof(T));
-            }
+            T* to = side_of(j, image) + from * C;
+            whole.template shuffle<false>(sum.data(), C, lanes + from * p.lanes, to, C, size);
             if (!whole.s.learns) continue;
             for (int64_t e = 0; e < whole.s.edges; ++e)
-                if (whole.s.edge()[e].dst == j) found[image * whole.s.edges + e] = whole.dot(whole.s.edge()[e], image, to);
+                if (whole.s.edge()[e].dst == j) dots[e] += whole.dot(whole.s.edge()[e], image, from, size, to);
         }
     }
 };
