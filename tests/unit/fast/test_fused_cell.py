@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from oche.base import Draw
-from oche.edges import PartialChannels, WeightedSum
+from oche.edges import EdgeFactory, PartialChannels, WeightedSum
 from oche.fast import cell as fast_cell
 from oche.fast.buffers import Buffers
 from oche.fast.entry import enter
@@ -175,18 +175,8 @@ def test_random_partial_cells(
 ) -> None:
     if batch * -(-size[0] // stride) * -(-size[1] // stride) < 4:
         batch = 4
-    edge = PartialChannels(share)
-    s = sample(
-        ops,
-        channels=share * head,
-        size=size,
-        batch=batch,
-        stride=stride,
-        affine=affine,
-        edge=edge,
-        seed=seed,
-        concat=concat,
-    )
+    shape = {"channels": share * head, "size": size, "batch": batch, "stride": stride}
+    s = sample(ops, **shape, affine=affine, edge=PartialChannels(share), seed=seed, concat=concat)  # type: ignore[arg-type]
     with torch.no_grad():
         for i in range(s.w.numel()):
             if zeros >> (i % 20) & 1:
@@ -194,12 +184,13 @@ def test_random_partial_cells(
     assert_same(outcome(fused(s.cell), s, learns), outcome(s.cell, s, learns), 1e-9)
 
 
-def test_single_precision_is_as_good_as_the_plain_cell(tier: str) -> None:
+@pytest.mark.parametrize("edge", [WeightedSum(), PartialChannels(4)], ids=["all", "partial"])
+def test_single_precision_is_as_good_as_the_plain_cell(tier: str, edge: EdgeFactory) -> None:
     """Medians over five cells: one batch norm with a scale near zero makes any single one jump."""
     plain: dict[str, list[float]] = {}
     mine: dict[str, list[float]] = {}
     for seed in range(5):
-        s = sample(DARTS_OPS, channels=16, size=(8, 8), batch=4, seed=seed)
+        s = sample(DARTS_OPS, channels=16, size=(8, 8), batch=4, seed=seed, edge=edge)
         exact = outcome(copy.deepcopy(s.cell), s)
         for errors_of, cell in ((plain, copy.deepcopy(s.cell)), (mine, fused(s.cell))):
             for name, error in errors(outcome(cell, s, dtype=torch.float32), exact).items():
@@ -215,8 +206,9 @@ def test_only_w_learns_and_the_rest_keeps_no_gradient(tier: str) -> None:
 
 
 @pytest.mark.parametrize("ops", [("skip_connect", "sep_conv_3x3"), ("max_pool_3x3", "dil_conv_3x3", "avg_pool_3x3")])
-def test_second_derivative(tier: str, ops: tuple[str, ...]) -> None:
-    s = sample(ops, channels=2, size=(4, 3))
+@pytest.mark.parametrize(("share", "stride"), [(1, 1), (2, 1), (2, 2)])
+def test_second_derivative(tier: str, ops: tuple[str, ...], share: int, stride: int) -> None:
+    s = sample(ops, channels=4, size=(4, 3), stride=stride, edge=PartialChannels(share))
     s.cell.requires_grad_(False)
     cells = fused(s.cell), s.cell
 
@@ -234,8 +226,10 @@ def test_second_derivative(tier: str, ops: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradcheck(tier: str, stride: int) -> None:
-    s = sample(("skip_connect", "sep_conv_3x3", "avg_pool_3x3"), channels=2, size=(4, 3), stride=stride)
+@pytest.mark.parametrize("share", [1, 2])
+def test_gradcheck(tier: str, stride: int, share: int) -> None:
+    ops = ("skip_connect", "sep_conv_3x3", "avg_pool_3x3")
+    s = sample(ops, channels=2 * share, size=(4, 3), stride=stride, edge=PartialChannels(share))
     f = fused(s.cell).requires_grad_(False)
     inputs = [x.clone().requires_grad_() for x in s.inputs]
     w = s.w.clone().requires_grad_()
@@ -329,6 +323,9 @@ def test_half_precision_autocast() -> None:
 def test_a_cell_of_nothing_is_zero(tier: str) -> None:
     s = sample(("none",), stride=2)
     assert_same(outcome(fused(s.cell), s), outcome(s.cell, s))
+    s = sample(("noise",), stride=2, channels=4, edge=PartialChannels(2))
+    s.w.zero_()
+    assert_same(outcome(fused(s.cell), s, frozenset({"inputs"})), outcome(s.cell, s, frozenset({"inputs"})))
     s = sample(("none", "sep_conv_3x3"), edge=WeightedSum())
     s.w.zero_()
     assert_same(outcome(fused(s.cell), s, frozenset({"inputs"})), outcome(s.cell, s, frozenset({"inputs"})))
