@@ -10,8 +10,10 @@ from torch import Tensor
 from oche.base import Draw
 from oche.fast.buffers import Buffers
 from oche.fast.dense import DenseLayout, dense_layout, run_dense
+from oche.fast.entry import enter
 from oche.fast.native import kernels
 from oche.fast.packed import Layout, layout, run_packed
+from oche.fast.partial import run_partial
 from oche.fast.portable import refusal, run_portable, zeros
 from oche.spaces.base import Cell, Supernet
 
@@ -38,9 +40,9 @@ class FusedCell(Cell):
 
     def mixed(self, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
         """Like `Cell.mixed`: inputs (B, C, H, W), w (E, O)."""
-        states = [entry(x) for entry, x in zip(self.entries, inputs, strict=True)]
         zero = zeros(w)
         compiled = kernels()
+        states = [enter(entry, x, compiled, self.pool) for entry, x in zip(self.entries, inputs, strict=True)]
         if compiled is not None and isinstance(self.layout, DenseLayout):
             if torch.is_autocast_enabled("cpu"):  # single precision in these kernels is faster than torch's bfloat16
                 states = [h.float() if h.device.type == "cpu" else h for h in states]
@@ -48,7 +50,8 @@ class FusedCell(Cell):
                 return run_dense(self.layout, states, w, zero, compiled, self.pool)
         half = torch.is_autocast_enabled("cpu")
         if compiled is not None and isinstance(self.layout, Layout) and _simple(states) and not half:
-            return run_packed(self.layout, states, w, zero, draw, compiled, self.pool)
+            run = run_packed if self.layout.share == 1 else run_partial
+            return run(self.layout, states, w, zero, draw, compiled, self.pool)
         states = run_portable(self, states, w, zero, draw, compiled)
         return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
 

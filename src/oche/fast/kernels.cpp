@@ -312,20 +312,23 @@ template <class T> struct Cell {
     T *saved, *out;          // y and pools; nodes (n, ho, wo, nodes * lanes), or the last node alone behind the others
     double *mean, *rstd;     // (slots, lanes)
     int c, ho, wo, nt;
+    int64_t node_step, image_step, node_ld;  // from node to node, image to image, pixel to pixel in `out`
     std::vector<double> sums;  // (n, slots, 2, lanes)
 
     Cell(const Plan& plan, const Unit* u) : p(plan), units(u), c(int(plan.lanes)), nt(int(plan.threads)) {
         ho = int((p.height + p.stride - 1) / p.stride), wo = int((p.width + p.stride - 1) / p.stride);
+        node_step = c, node_ld = p.nodes * c, image_step = pixels() * node_ld;
     }
+    virtual ~Cell() = default;
 
     int height(int j) const { return j < p.inputs ? int(p.height) : ho; }
     int width(int j) const { return j < p.inputs ? int(p.width) : wo; }
     int stride(int j) const { return j < p.inputs ? int(p.stride) : 1; }
-    int64_t ld(int j) const { return j < p.inputs ? c : p.nodes * c; }
+    int64_t ld(int j) const { return j < p.inputs ? c : node_ld; }
     int64_t pixels() const { return int64_t(ho) * wo; }
     const T* state(int j, int64_t n) const {
         if (j < p.inputs) return input[j] + n * p.height * p.width * c;
-        return out + n * pixels() * p.nodes * c + (j - p.inputs) * c;
+        return out + n * image_step + (j - p.inputs) * node_step;
     }
     T* kept(int64_t offset, int64_t n) const { return saved + offset + n * pixels() * c; }
     const T* term(const Unit& u, int64_t n) const {
@@ -470,9 +473,8 @@ template <class T> struct Cell {
             if (units[i].src == j && units[i].kind == SEP) measure(units[i].slot2);
     }
 
-    void combine(int j) {
-        std::vector<const Unit*> terms;
-        std::vector<T> a, b(c, T(0));
+    // the candidates of a node, what each is multiplied by (terms, lanes), and what is added (lanes)
+    void weights_of(int j, std::vector<const Unit*>& terms, std::vector<T>& a, std::vector<T>& b) const {
         std::vector<double> exact(c, 0.0);
         for (int i = 0; i < p.units; ++i) {
             const Unit& u = units[i];
@@ -485,7 +487,13 @@ template <class T> struct Cell {
                 if (u.norm2 >= 0) exact[l] += w[u.weight] * shift(u.norm2, l) - factor * mean[u.slot2 * c + l];
             }
         }
-        for (int l = 0; l < c; ++l) b[l] = T(exact[l]);
+        for (int l = 0; l < c; ++l) b.push_back(T(exact[l]));
+    }
+
+    virtual void combine(int j) {
+        std::vector<const Unit*> terms;
+        std::vector<T> a, b;
+        weights_of(j, terms, a, b);
 #pragma omp parallel for schedule(dynamic) num_threads(nt)
         for (int64_t n = 0; n < p.n; ++n) {
             T* to = const_cast<T*>(state(j, n));
@@ -710,9 +718,9 @@ template <class T> struct Back : Cell<T> {
     }
 
     // G of the state: through the ReLU, plus the cell's output, skips and pools
-    void finish(int j, int64_t n, const T* x, T* g, int64_t own, bool convolving, Scratch& s) {
+    virtual void finish(int j, int64_t n, const T* x, T* g, int64_t own, bool convolving, Scratch& s) {
         const V<T> zero = {};
-        const bool shown = j >= p.inputs && (p.concat || j == p.inputs + p.nodes - 1);
+        const bool shown = dout && j >= p.inputs && (p.concat || j == p.inputs + p.nodes - 1);
         const int64_t od = p.concat ? p.nodes * c : c;
         const T* above = shown ? dout + n * own * od + (p.concat ? (j - p.inputs) * c : 0) : nullptr;
         for (int64_t i = 0; i < own; ++i)
@@ -957,6 +965,9 @@ void maps(int64_t n, const Rows<T>* x, const T* a, const T* b, const T* e, const
 
 }  // namespace
 
+#include "entry.h"
+#include "partial.h"
+
 #define EXPORT(T, NAME)                                                                                                        \
     extern "C" void oche_forward_##NAME(const Plan* plan, const int64_t* units, const T* const* input, const double* w,        \
                                         const T* depth, const T* point, const T* gamma, const T* beta, const T* const* extra,  \
@@ -990,3 +1001,7 @@ EXPORT(float, f32)
 EXPORT(double, f64)
 EXPORT_NODE(float, f32)
 EXPORT_NODE(double, f64)
+EXPORT_ENTRY(float, f32)
+EXPORT_ENTRY(double, f64)
+EXPORT_PARTIAL(float, f32)
+EXPORT_PARTIAL(double, f64)

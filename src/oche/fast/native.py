@@ -26,7 +26,7 @@ import torch
 log = logging.getLogger(__name__)
 
 SOURCES = tuple(Path(__file__).with_name(name) for name in ("kernels.cpp", "dense.cpp"))
-HEADERS = (Path(__file__).with_name("lanes.h"),)
+HEADERS = tuple(sorted(Path(__file__).parent.glob("*.h")))
 COMMON = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=fast")
 SETS: dict[str, tuple[str, ...]] = {  # torch's name of the processor's capability -> flags
     "AVX512": (

@@ -21,8 +21,9 @@ Images whose channels do not fill the processor's vectors lie `fold` side by sid
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import gcd
 from typing import Protocol
 
@@ -31,7 +32,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oche.base import Draw
-from oche.edges import _Sum
+from oche.edges import _Partial, _Sum
 from oche.fast.buffers import Buffers
 from oche.fast.native import Kernels
 from oche.fast.portable import of_batch
@@ -71,17 +72,22 @@ class Layout:
     eps: float
     affine: bool
     concat: bool
+    edges: tuple[tuple[int, int, int], ...]  # number, source, target
+    share: int = 1  # 1/share of the channels go through the units (`oche.fast.partial`)
 
 
 def layout(cell: Cell) -> Layout | str:
     """The cell as the kernels see it, or the reason why they cannot."""
     units: list[Unit] = []
-    targets = 0
+    edges: list[tuple[int, int, int]] = []
+    targets, strides = 0, {True: set[int](), False: set[int]()}
     for incoming in cell._into:
         for e, source, key in incoming:
             edge = cell.edges[key]
-            if not isinstance(edge, _Sum):
-                return "partial channels"
+            assert isinstance(edge, _Sum | _Partial)
+            edges.append((e, source, len(cell.entries) + targets))
+            if isinstance(edge, _Partial):
+                strides[source < len(cell.entries)].add(edge.stride)
             for o, (name, op) in enumerate(edge.ops.items()):
                 if isinstance(op, Zero):
                     continue
@@ -91,8 +97,8 @@ def layout(cell: Cell) -> Layout | str:
                 units.append(replace(unit, source=source, target=len(cell.entries) + targets, edge=e, column=o))
         targets += 1
     inputs = len(cell.entries)
-    halving = {unit.stride for unit in units if unit.source < inputs} - {None}
-    inner = {unit.stride for unit in units if unit.source >= inputs} - {None}
+    halving = strides[True] | {unit.stride for unit in units if unit.source < inputs} - {None}
+    inner = strides[False] | {unit.stride for unit in units if unit.source >= inputs} - {None}
     norms = [norm for unit in units for norm in unit.norms]
     stride = halving.pop() if halving else 1
     if (
@@ -108,8 +114,10 @@ def layout(cell: Cell) -> Layout | str:
         return "no depthwise candidates"
     assert stride is not None
     affine = bool(norms) and norms[0].affine
-    width = max(len(edge.ops) for edge in cell.edges.values() if isinstance(edge, _Sum))
-    return Layout(tuple(units), inputs, targets, stride, width, norms[0].eps if norms else 1e-5, affine, cell.concat)
+    mixed = [edge for edge in cell.edges.values() if isinstance(edge, _Sum | _Partial)]
+    width, share = max(len(edge.ops) for edge in mixed), mixed[0].share if isinstance(mixed[0], _Partial) else 1
+    eps = norms[0].eps if norms else 1e-5
+    return Layout(tuple(units), inputs, targets, stride, width, eps, affine, cell.concat, tuple(edges), share)
 
 
 def _unit(op: nn.Module) -> Unit | None:
@@ -408,7 +416,8 @@ class _Packed(torch.autograd.Function):
         assert kept is not None
         assert nodes is not None
         if torch.is_grad_enabled():
-            return (None, *_differentiable(ctx, grad, [w, depth, point, gamma, beta, *inputs]))
+            tensors, plain = [w, depth, point, gamma, beta, *inputs], partial(plain_packed, ctx.call)
+            return (None, *differentiable(plain, ctx.needs_input_grad[1:], grad, tensors))
         given = [t for t in inputs if t is not None]
         call, plan, dtype = ctx.call, ctx.call.plan, given[0].dtype
         learn = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
@@ -470,11 +479,13 @@ def _invoke(
 # ------------------------------------------------------------------ the same in plain torch, for a second derivative
 
 
-def _differentiable(ctx: _Context, grad: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Gradients that carry a graph, at aliases of the inputs, so that none is upstream of another."""
+def differentiable(
+    plain: Callable[..., Tensor], needs: Sequence[bool], grad: Tensor, tensors: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients of plain(*tensors) that carry a graph, at aliases of the inputs, so that none is upstream of another."""
     aliases = [None if t is None else t.view_as(t) for t in tensors]
-    out = plain_packed(ctx.call, *aliases)
-    wanted = [i for i, need in enumerate(ctx.needs_input_grad[1:]) if need]
+    out = plain(*aliases)
+    wanted = [i for i, need in enumerate(needs) if need]
     found = torch.autograd.grad(
         out, [t for i in wanted if (t := aliases[i]) is not None], grad, create_graph=True, materialize_grads=True
     )
@@ -486,6 +497,13 @@ def _differentiable(ctx: _Context, grad: Tensor, tensors: Sequence[Tensor | None
 
 def plain_packed(call: Call, *tensors: Tensor | None) -> Tensor:
     """What the kernels compute, from the same packed arguments, by torch's convolutions and batch norms."""
+    states = plain_states(call, *tensors, node=lambda total, _: total)
+    shown = states[call.plan.inputs :] if call.of.concat else states[-1:]
+    return torch.cat([t.permute(0, 2, 3, 1) for t in shown], dim=3)
+
+
+def plain_states(call: Call, *tensors: Tensor | None, node: Callable[[Tensor, int], Tensor]) -> list[Tensor]:
+    """The states (n, lanes, H, W); `node` makes one of the sum of its candidates and its number."""
     w, depth, point, gamma, beta, *inputs = tensors
     assert w is not None
     assert depth is not None
@@ -507,11 +525,11 @@ def plain_packed(call: Call, *tensors: Tensor | None) -> Tensor:
         z = F.conv2d(x.relu(), kernel, None, stride, dilation * (k // 2), dilation, plan.lanes)
         return F.conv2d(z, point[matrix].t()[:, :, None, None])
 
-    for node in range(plan.nodes):
+    for target in range(plan.inputs, plan.inputs + plan.nodes):
         total = None
         for row in call.table.tolist():
-            kind, k, source, target, weight, d1, p1, d2, p2, norm1, norm2, *_, term, _ = row
-            if target != plan.inputs + node:
+            kind, k, source, into, weight, d1, p1, d2, p2, norm1, norm2, *_, term, _ = row
+            if into != target:
                 continue
             h, stride = states[source], plan.stride if source < plan.inputs else 1
             if kind == SEP:
@@ -533,7 +551,6 @@ def plain_packed(call: Call, *tensors: Tensor | None) -> Tensor:
             total = value if total is None else total + value
         if total is None:
             s = plan.stride
-            total = torch.zeros_like(states[0][:, :, ::s, ::s] if node == 0 else states[-1])
-        states.append(total)
-    shown = states[plan.inputs :] if call.of.concat else states[-1:]
-    return torch.cat([t.permute(0, 2, 3, 1) for t in shown], dim=3)
+            total = torch.zeros_like(states[0][:, :, ::s, ::s] if target == plan.inputs else states[-1])
+        states.append(node(total, target))
+    return states

@@ -18,7 +18,7 @@ from oche.base import Draw
 from oche.edges import _Partial, _Sum
 from oche.fast.combine import Moments, Term, combine
 from oche.fast.native import Kernels
-from oche.ops import FactorizedReduce, PoolBN, Zero, run
+from oche.ops import FactorizedReduce, Noise, PoolBN, Zero, run
 from oche.spaces.base import Cell
 
 
@@ -149,7 +149,7 @@ def zeros(w: Tensor) -> set[tuple[int, int]]:
 def _stride(edge: _Sum | _Partial, h: Tensor) -> int:
     """The edge's stride, read from any candidate that has one."""
     for module in edge.modules():
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | Zero):
+        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d | Zero | Noise):
             stride = module.stride
             found = max(stride) if isinstance(stride, tuple) else stride
             if found > 1:

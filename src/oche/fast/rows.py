@@ -63,6 +63,35 @@ def maps(
     return out
 
 
+def enter(kernels: Kernels, x: Tensor, p: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """y (M, C') = max(x, 0) p for x (..., C) contiguous, p (C, C'); its mean and biased variance (C',) in fp64."""
+    mean, variance = (torch.empty(p.shape[1], dtype=torch.float64) for _ in range(2))
+    _call(kernels, "enter", x.dtype, x, p, len(y), *p.shape, torch.get_num_threads(), y, mean, variance)
+    return mean, variance
+
+
+def leave(
+    kernels: Kernels,
+    x: Tensor,
+    y: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    a: Tensor,
+    b: Tensor,
+    e: Tensor,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and of weight (C', C), from dy = a grad + b + e y; a, b, e (C',)."""
+    outputs, inputs = weight.shape
+    weight = weight.contiguous()
+    dx = torch.empty_like(x) if need_x else ctypes.c_void_p(None)
+    dp = torch.zeros(inputs, outputs, dtype=x.dtype) if need_weight else ctypes.c_void_p(None)
+    extent = (len(y), inputs, outputs, torch.get_num_threads())
+    _call(kernels, "leave", x.dtype, x, y, grad, weight, a, b, e, *extent, dx, dp)
+    return (dx if isinstance(dx, Tensor) else None), (dp.t() if isinstance(dp, Tensor) else None)
+
+
 def _dense(t: Tensor) -> Tensor:
     """A copy whose memory is (B, H, W, C) even where torch cannot tell the formats apart."""
     if _step(t) == t.shape[1] and t.is_contiguous(memory_format=torch.channels_last):

@@ -10,9 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from oche.base import Draw
-from oche.edges import PartialChannels, WeightedSum
+from oche.edges import EdgeFactory, PartialChannels, WeightedSum
 from oche.fast import cell as fast_cell
+from oche.fast.buffers import Buffers
+from oche.fast.entry import enter
 from oche.fast.native import kernels
+from oche.ops import ReLUConvBN
 from oche.spaces.darts import DARTS_OPS
 from oche.spaces.nb201 import NB201_OPS
 from unit.fast.cells import assert_same, errors, fused, outcome, sample
@@ -100,19 +103,94 @@ def test_random_dense_cells(
         assert_same(outcome(fused(s.cell), s, learns), outcome(s.cell, s, learns))
 
 
+@given(
+    inputs=st.sampled_from([16, 48, 64, 96, 128]),
+    outputs=st.sampled_from([16, 32, 48]),
+    batch=st.integers(1, 3),
+    size=st.tuples(st.integers(2, 20), st.integers(2, 20)),
+    affine=st.booleans(),
+    learns=st.sampled_from([(True, True), (True, False), (False, True)]),
+)
+@settings(max_examples=20, phases=[Phase.explicit, Phase.generate])
+def test_entry_equals_the_module(
+    inputs: int, outputs: int, batch: int, size: tuple[int, int], affine: bool, learns: tuple[bool, bool]
+) -> None:
+    compiled = kernels()
+    if compiled is None:
+        pytest.skip("no compiler on this machine")
+    torch.manual_seed(0)
+    module = ReLUConvBN(inputs, outputs, 1, 1, affine).double()
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.track_running_stats, norm.running_mean, norm.running_var = False, None, None
+    x = torch.randn(batch, inputs, *size, dtype=torch.float64, requires_grad=learns[0])
+    module.requires_grad_(learns[1])
+    leaves = [t for t in (x, *module.parameters()) if t.requires_grad]
+    results = []
+    for out in (enter(module, x, compiled, Buffers()), module(x)):
+        results.append([out, *torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)])
+        second = sum(t.square().sum() for t in results[-1][1:])
+        results[-1] += torch.autograd.grad(second, leaves, retain_graph=True)
+        results[-1] += torch.autograd.grad(out.sin().sum(), leaves)
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-10 * float(wanted.detach().abs().max()))
+
+
+@pytest.mark.parametrize("learns", MODES, ids=lambda m: "+".join(sorted(m)))
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("share", [2, 4])
-def test_partial_channels(tier: str, share: int, stride: int) -> None:
+def test_partial_channels(tier: str, share: int, stride: int, learns: frozenset[str]) -> None:
     s = sample(DARTS_OPS, channels=8, batch=4, stride=stride, edge=PartialChannels(share))
-    assert_same(outcome(fused(s.cell), s), outcome(s.cell, s))
+    f = fused(s.cell)
+    assert (f.tier == "kernels") == (tier == "kernels")
+    assert_same(outcome(f, s, learns), outcome(s.cell, s, learns))
 
 
-def test_single_precision_is_as_good_as_the_plain_cell(tier: str) -> None:
+@given(
+    ops=st.lists(st.sampled_from([*DARTS_OPS, "sep_conv_7x7", "noise"]), min_size=1, max_size=4, unique=True),
+    share=st.sampled_from([2, 3, 4, 8]),
+    head=st.sampled_from([2, 3, 4, 8]),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    batch=st.sampled_from([1, 2, 4, 8]),
+    stride=st.sampled_from([1, 2]),
+    affine=st.booleans(),
+    concat=st.booleans(),
+    learns=st.sampled_from(MODES),
+    zeros=st.integers(0, 2**20 - 1),
+    seed=st.integers(0, 99),
+)
+@settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
+def test_random_partial_cells(
+    ops: list[str],
+    share: int,
+    head: int,
+    size: tuple[int, int],
+    batch: int,
+    stride: int,
+    affine: bool,
+    concat: bool,
+    learns: frozenset[str],
+    zeros: int,
+    seed: int,
+) -> None:
+    if batch * -(-size[0] // stride) * -(-size[1] // stride) < 4:
+        batch = 4
+    shape = {"channels": share * head, "size": size, "batch": batch, "stride": stride}
+    s = sample(ops, **shape, affine=affine, edge=PartialChannels(share), seed=seed, concat=concat)  # type: ignore[arg-type]
+    with torch.no_grad():
+        for i in range(s.w.numel()):
+            if zeros >> (i % 20) & 1:
+                s.w.view(-1)[i] = 0.0
+    assert_same(outcome(fused(s.cell), s, learns), outcome(s.cell, s, learns), 1e-9)
+
+
+@pytest.mark.parametrize("edge", [WeightedSum(), PartialChannels(4)], ids=["all", "partial"])
+def test_single_precision_is_as_good_as_the_plain_cell(tier: str, edge: EdgeFactory) -> None:
     """Medians over five cells: one batch norm with a scale near zero makes any single one jump."""
     plain: dict[str, list[float]] = {}
     mine: dict[str, list[float]] = {}
     for seed in range(5):
-        s = sample(DARTS_OPS, channels=16, size=(8, 8), batch=4, seed=seed)
+        s = sample(DARTS_OPS, channels=16, size=(8, 8), batch=4, seed=seed, edge=edge)
         exact = outcome(copy.deepcopy(s.cell), s)
         for errors_of, cell in ((plain, copy.deepcopy(s.cell)), (mine, fused(s.cell))):
             for name, error in errors(outcome(cell, s, dtype=torch.float32), exact).items():
@@ -128,8 +206,9 @@ def test_only_w_learns_and_the_rest_keeps_no_gradient(tier: str) -> None:
 
 
 @pytest.mark.parametrize("ops", [("skip_connect", "sep_conv_3x3"), ("max_pool_3x3", "dil_conv_3x3", "avg_pool_3x3")])
-def test_second_derivative(tier: str, ops: tuple[str, ...]) -> None:
-    s = sample(ops, channels=2, size=(4, 3))
+@pytest.mark.parametrize(("share", "stride"), [(1, 1), (2, 1), (2, 2)])
+def test_second_derivative(tier: str, ops: tuple[str, ...], share: int, stride: int) -> None:
+    s = sample(ops, channels=4, size=(4, 3), stride=stride, edge=PartialChannels(share))
     s.cell.requires_grad_(False)
     cells = fused(s.cell), s.cell
 
@@ -147,8 +226,10 @@ def test_second_derivative(tier: str, ops: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_gradcheck(tier: str, stride: int) -> None:
-    s = sample(("skip_connect", "sep_conv_3x3", "avg_pool_3x3"), channels=2, size=(4, 3), stride=stride)
+@pytest.mark.parametrize("share", [1, 2])
+def test_gradcheck(tier: str, stride: int, share: int) -> None:
+    ops = ("skip_connect", "sep_conv_3x3", "avg_pool_3x3")
+    s = sample(ops, channels=2 * share, size=(4, 3), stride=stride, edge=PartialChannels(share))
     f = fused(s.cell).requires_grad_(False)
     inputs = [x.clone().requires_grad_() for x in s.inputs]
     w = s.w.clone().requires_grad_()
@@ -242,6 +323,9 @@ def test_half_precision_autocast() -> None:
 def test_a_cell_of_nothing_is_zero(tier: str) -> None:
     s = sample(("none",), stride=2)
     assert_same(outcome(fused(s.cell), s), outcome(s.cell, s))
+    s = sample(("noise",), stride=2, channels=4, edge=PartialChannels(2))
+    s.w.zero_()
+    assert_same(outcome(fused(s.cell), s, frozenset({"inputs"})), outcome(s.cell, s, frozenset({"inputs"})))
     s = sample(("none", "sep_conv_3x3"), edge=WeightedSum())
     s.w.zero_()
     assert_same(outcome(fused(s.cell), s, frozenset({"inputs"})), outcome(s.cell, s, frozenset({"inputs"})))

@@ -1,0 +1,114 @@
+// How does an input enter a cell? ReLU, 1x1 convolution and batch norm in two passes over memory; included by `kernels.cpp`.
+//
+// Rows are pixels, channels side by side, their numbers multiples of 16. Formulas: the docstring of `entry.py`.
+
+namespace {
+
+constexpr int CHUNK = 64;  // rows whose products are taken while they are in the nearest cache
+
+// y (n, co; ld apart) = z (n, ci) p (ci, co), or added to y
+template <class T, int C>
+void product_of(const T* z, int n, int lanes, const T* p, int co, T* y, T* sums, bool add) {
+    constexpr int W = Vector<T>::width;
+    const int ci = C ? C : lanes;
+    int b = 0;
+    for (; b + 2 * W <= co; b += 2 * W) pointwise_blocks<T, 2>(z, n, ci, p + b, co, y + b, co, sums ? sums + b : nullptr, add);
+    for (; b < co; b += W) pointwise_blocks<T, 1>(z, n, ci, p + b, co, y + b, co, sums ? sums + b : nullptr, add);
+}
+
+// dp (ci, co) += z (n, ci)^T dy (n, co)
+template <class T, int C>
+void outer_of(const T* z, const T* dy, int n, int lanes, int co, T* dp) {
+    constexpr int W = Vector<T>::width, I1 = VECTOR_BYTES == 64 ? 16 : 8, I2 = VECTOR_BYTES == 64 ? 8 : 4;
+    const int ci = C ? C : lanes;
+    int b = 0;
+    for (; b + 2 * W <= co; b += 2 * W)
+        for (int i = 0; i < ci; i += I2) outer_some<T, I2, 2>(z + i, dy + b, n, ci, co, dp + int64_t(i) * co + b);
+    for (; b < co; b += W)
+        for (int i = 0; i < ci; i += I1) outer_some<T, I1, 1>(z + i, dy + b, n, ci, co, dp + int64_t(i) * co + b);
+}
+
+inline int panel_of(int64_t ci) { return ci % 64 == 0 ? 64 : ci % 32 == 0 ? 32 : 16; }
+
+// z (n, width) = max(x, 0) of some of the channels
+template <class T>
+void rectify(const T* x, int64_t ld, int n, int width, T* z) {
+    const V<T> zero = {};
+    for (int i = 0; i < n; ++i)
+        for (int l = 0; l < width; l += Vector<T>::width) {
+            const V<T> v = at(x + i * ld + l);
+            at(z + i * width + l) = v > zero ? v : zero;
+        }
+}
+
+// y (rows, co) = max(x, 0) p and its mean and biased variance; x (rows, ci), p (ci, co)
+template <class T>
+void enter(const T* x, const T* p, int64_t rows, int64_t ci, int64_t co, int64_t threads, T* y, double* mean, double* variance) {
+    const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
+    const int panel = panel_of(ci);
+    std::vector<T> parts(blocks * 2 * co, T(0));
+#pragma omp parallel num_threads(int(threads))
+    {
+        std::vector<T> z(CHUNK * panel);
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < blocks; ++k)
+            for (int64_t i = k * BLOCK; i < std::min(rows, (k + 1) * BLOCK); i += CHUNK) {
+                const int n = int(std::min<int64_t>(CHUNK, rows - i));
+                for (int64_t c = 0; c < ci; c += panel) {
+                    rectify(x + i * ci + c, ci, n, panel, z.data());
+                    T* sums = c + panel == ci ? parts.data() + k * 2 * co : nullptr;
+                    BY_LANES(panel, product_of, (z.data(), n, panel, p + c * co, int(co), y + i * co, sums, c > 0), T);
+                }
+            }
+    }
+    for (int64_t l = 0; l < co; ++l) {
+        double s = 0, q = 0;
+        for (int64_t k = 0; k < blocks; ++k) s += double(parts[k * 2 * co + l]), q += double(parts[(k * 2 + 1) * co + l]);
+        mean[l] = s / rows;
+        variance[l] = std::max(0.0, q / rows - mean[l] * mean[l]);
+    }
+}
+
+// From dy = a g + b + e y: dx (rows, ci) = (x > 0) dy turned, dp (ci, co) = max(x, 0)^T dy; either may be null. turned (co, ci)
+template <class T>
+void leave(const T* x, const T* y, const T* g, const T* turned, const T* a, const T* b, const T* e, int64_t rows, int64_t ci,
+           int64_t co, int64_t threads, T* dx, T* dp) {
+    const int panel = panel_of(ci), c_ = int(co);
+    std::vector<std::vector<T>> local(dp ? threads : 0, std::vector<T>(ci * co, T(0)));
+#pragma omp parallel num_threads(int(threads))
+    {
+        std::vector<T> z(CHUNK * panel), dy(CHUNK * co);
+#pragma omp for schedule(static)
+        for (int64_t k = 0; k < (rows + CHUNK - 1) / CHUNK; ++k) {
+            const int64_t first = k * CHUNK;
+            const int n = int(std::min<int64_t>(CHUNK, rows - first));
+            for (int64_t i = 0; i < n; ++i)
+                for (int64_t l = 0; l < co; l += Vector<T>::width)
+                    at(dy.data() + i * co + l) = at(a + l) * at(g + (first + i) * co + l) + at(b + l) + at(e + l) * at(y + (first + i) * co + l);
+            for (int64_t c = 0; dp && c < ci; c += panel) {
+                rectify(x + first * ci + c, ci, n, panel, z.data());
+                T* to = local[omp_get_thread_num()].data() + c * co;
+                BY_LANES(panel, outer_of, (z.data(), dy.data(), n, panel, c_, to), T);
+            }
+            if (!dx) continue;
+            T* to = dx + first * ci;
+            BY_LANES(c_, product_of, (dy.data(), n, c_, turned, int(ci), to, nullptr, false), T);
+            const V<T> zero = {};
+            for (int64_t i = 0; i < n * ci; i += Vector<T>::width) at(to + i) = at(x + first * ci + i) > zero ? at(to + i) : zero;
+        }
+    }
+    for (const auto& part : local)
+        for (int64_t i = 0; i < ci * co; ++i) dp[i] += part[i];
+}
+
+}  // namespace
+
+#define EXPORT_ENTRY(T, NAME)                                                                                                  \
+    extern "C" void oche_enter_##NAME(const T* x, const T* p, int64_t rows, int64_t ci, int64_t co, int64_t threads, T* y,     \
+                                      double* mean, double* variance) {                                                        \
+        enter<T>(x, p, rows, ci, co, threads, y, mean, variance);                                                              \
+    }                                                                                                                          \
+    extern "C" void oche_leave_##NAME(const T* x, const T* y, const T* g, const T* turned, const T* a, const T* b, const T* e, \
+                                      int64_t rows, int64_t ci, int64_t co, int64_t threads, T* dx, T* dp) {                   \
+        leave<T>(x, y, g, turned, a, b, e, rows, ci, co, threads, dx, dp);                                                     \
+    }
