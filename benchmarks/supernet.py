@@ -1,147 +1,412 @@
-"""How fast is a search iteration, and how much memory does it take: fused cells against the plain supernet.
+"""How fast is a search iteration, and how much memory does it take: what oche runs against a supernet as the field writes it.
 
     python benchmarks/supernet.py --space darts --batch 16 --against reference --json
+    python benchmarks/supernet.py --method pcdarts --against reference-channels-last --set channels=24
+    python benchmarks/supernet.py --method rf_darts --against all-weights
+    python benchmarks/supernet.py --against benchmarks/peers/darts_nchw.py
 
-One iteration is a first-order architecture step and a weight step with their optimisers, on random images. Each tier runs in fresh
-processes, in turn (A B A B); the seconds are the median over all iterations but each process's first, the ratio that of the medians.
-Peak memory is the process's highest during the iterations less what it held before them.
+An iteration is an architecture step and a weight step with their optimisers, on random images. Of oche it is one step of
+`oche.loop.search` itself, augmentation included. Each side runs in fresh processes, in turn (A B A B); seconds are medians over all
+iterations but each process's first, memory is the process's highest during the iterations less what it held when the model stood.
 
-`reference` is the supernet as the field writes it: NCHW, both steps back-propagating into weights and alpha alike.
-`reference-channels-last` is the same supernet in channels_last, each step computing the gradients it uses. `fused` is what oche runs.
+Sides, for `--tier` (what is measured) and `--against` (what it is compared with):
+
+    fast                      what oche runs on this machine
+    portable                  the same without compiled kernels (OCHE_KERNELS=off)
+    reference-channels-last   plain cells in channels_last, no gradient that nobody uses (OCHE_FAST=off)
+    reference                 plain cells as the field writes them (benchmarks/field.py)
+    all-weights               like --tier, but every weight learns: what random features save
+    PATH.py                   a peer: a file with `build(batch, size)` and `step(built)`, see benchmarks/peers/darts_nchw.py
+
+`--json` prints one object: `ratio` and `memory_ratio` (against by tier), `seconds` and `peak_mib` of the tier, `peaks` of the machine,
+`useful` work of an iteration, and for each side under `sides`: operators that torch launched, calls and seconds of compiled
+kernels, seconds by stage, and the share of the machine's compute and bandwidth peak. Useful work is that of the plain cells without unused
+gradients: `gflop` of convolutions and matrix products, `gbyte` through convolutions and pools, each tensor moved once an operator.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
+import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import field
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from counting import Operators, calls, peaks
 
-from oche.base import Draw
-from oche.edges import PartialChannels, WeightedSum
-from oche.fast import accelerate, coverage
-from oche.spaces import SPACES
+from oche import config
+from oche.base import counted
+from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
+from oche.callbacks import Callback
+from oche.data import Data, ImageSet, for_search
+from oche.fast import coverage
+from oche.loop import search
+from oche.method import Method
+from oche.methods import method_named
+from oche.plan import fabric_for
+from oche.spaces import SPACES, Space
+from oche.state import Problem, SearchState
+from oche.tasks import Classify
 
-TIERS = ("reference", "reference-channels-last", "fused")
+ENVIRONMENTS: dict[str, dict[str, str]] = {
+    "fast": {},
+    "portable": {"OCHE_KERNELS": "off"},
+    "reference-channels-last": {"OCHE_FAST": "off"},
+}
+"""What oche's own sides need in a process's environment."""
 
-
-def iteration(space: str, batch: int, tier: str, partial: int) -> tuple[Callable[[], None], str]:
-    """One search iteration of a tier, and how its cells run. `partial` is PC-DARTS's K, 1 for none."""
-    bound = SPACES[space](size=(32, 32))
-    torch.manual_seed(0)
-    supernet = bound.supernet(PartialChannels(partial) if partial > 1 else WeightedSum(), affine=False)
-    if tier != "reference":
-        supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if tier == "fused":
-        accelerate(supernet)
-    weights = list(supernet.parameters())
-    alpha = {g.name: torch.zeros(len(g.edges), g.width).requires_grad_() for g in bound.groups}
-    sgd = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
-    adam = torch.optim.Adam(alpha.values(), 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
-    images, targets = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
-    if tier != "reference":
-        images = images.contiguous(memory_format=torch.channels_last)
-
-    def loss(by_group: dict[str, Tensor]) -> Tensor:
-        op_weights = bound.spread({name: t.softmax(-1) for name, t in by_group.items()})
-        outputs, _ = supernet(images, op_weights, Draw(0))
-        return F.cross_entropy(outputs, targets)
-
-    def step(optimizer: torch.optim.Optimizer, tensors: list[Tensor], by_group: dict[str, Tensor]) -> None:
-        inputs = [*weights, *alpha.values()] if tier == "reference" else tensors
-        for t, grad in zip(inputs, torch.autograd.grad(loss(by_group), inputs, allow_unused=True), strict=True):
-            t.grad = grad
-        if optimizer is sgd:
-            torch.nn.utils.clip_grad_norm_(weights, 5.0)
-        optimizer.step()
-
-    def both() -> None:
-        for p in weights:
-            p.requires_grad_(tier == "reference")
-        step(adam, list(alpha.values()), alpha)
-        for p in weights:
-            p.requires_grad_(True)
-        step(sgd, weights, alpha if tier == "reference" else {name: t.detach() for name, t in alpha.items()})
-
-    return both, ", ".join(sorted(set(coverage(supernet).values())))
+ORDERS: dict[str, ArchGradient] = {"first": FirstOrder(), "finite": FiniteDifference(), "exact": Unrolled()}
+"""Architecture gradients by the name of `--order`; `field.ORDERS` has what each is compared with."""
 
 
-def one(arguments: argparse.Namespace) -> dict[str, object]:
-    """Times one tier in this process."""
-    torch.set_num_threads(arguments.threads)
-    step, how = iteration(arguments.space, arguments.batch, arguments.one, arguments.partial)
-    before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+@dataclass(frozen=True)
+class Work:
+    """What is timed: a method on a space, and how often."""
+
+    space: str = "darts"
+    method: str = "darts"
+    order: str = "first"
+    batch: int = 16
+    size: int = 32
+    settings: tuple[str, ...] = ()
+    device: str = "cpu"
+    precision: str = "32"
+    threads: int = 1
+    iterations: int = 3
+
+    def parts(self) -> tuple[Space, Method]:
+        """The space and the method; alpha steps from the first epoch on."""
+        space = SPACES[self.space](size=(self.size, self.size))
+        for path, value in map(config.assignment, self.settings):
+            space = config.override(space, path, value, f"space {self.space}")
+        method = method_named(self.method)
+        if not isinstance(method, Method):
+            raise SystemExit(f"{self.method} takes no steps: choose a method with a supernet")
+        return space, replace(method, arch_gradient=ORDERS[self.order], arch_start=0.0, arch_every=1)
+
+
+# ------------------------------------------------------------------ in a process of its own
+
+
+class _Enough(Exception):
+    """Ends a search that has been timed."""
+
+
+class _Watch(Callback):
+    """Stands in a search: sees the state before the first step, and where its time goes."""
+
+    def __init__(self) -> None:
+        self.state: SearchState | None = None
+        self.before = 0.0
+        self.stages: dict[str, float] = {}
+
+    def on_epoch_start(self, state: SearchState) -> None:
+        if self.state is None:
+            self.state = state
+            begun: list[float] = []
+            state.supernet.register_forward_pre_hook(lambda *_: begun.append(time.perf_counter()))
+            state.supernet.register_forward_hook(lambda *_: self._add("forward", begun.pop()))
+            for name, optimizer in (("weights", state.weight_optimizer), ("alpha", state.arch_optimizer)):
+                optimizer.register_step_pre_hook(lambda *_: begun.append(time.perf_counter()))
+                optimizer.register_step_post_hook(lambda *_, of=name: self._add(f"optimiser of {of}", begun.pop()))
+            self.before = resident(state.supernet.parameters())
+
+    def _add(self, stage: str, started: float) -> None:
+        self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - started
+
+    @contextmanager
+    def backward(self) -> Iterator[None]:
+        """Times `torch.autograd.grad` while inside."""
+        plain = torch.autograd.grad
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return plain(*arguments, **options)
+            finally:
+                self._add("backward", started)
+
+        torch.autograd.grad = timed
+        try:
+            yield
+        finally:
+            torch.autograd.grad = plain
+
+
+def of_oche(work: Work) -> dict[str, Any]:
+    """Times `search` in this process, as its environment says; then counts one more iteration."""
+    space, method = work.parts()
+    watch, operators, fabric = _Watch(), Operators(), fabric_for(work.device, precision=work.precision)
+    seconds: list[float] = []
+    last = 0.0
+    stages: dict[str, float] = {}
+    compiled: dict[str, tuple[float, float]] = {}
+
+    def listen(event: str, record: Mapping[str, object]) -> None:
+        nonlocal last, stages, compiled
+        if event != "step":
+            return
+        if fabric.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        if record["step"] == 1:
+            watch.stages.clear()
+            kernels.clear()
+        else:
+            seconds.append(now - last)
+        if len(seconds) == work.iterations:
+            stages = {name: s / work.iterations for name, s in watch.stages.items()}
+            compiled = {name: (n / work.iterations, s / work.iterations) for name, (n, s) in kernels.items()}
+            operators.__enter__()
+        elif len(seconds) > work.iterations:
+            operators.__exit__(None, None, None)
+            raise _Enough
+        last = time.perf_counter()
+
+    pixels = (2 * work.batch * (work.iterations + 2), *space.size, space.inputs)
+    images = ImageSet.of(
+        torch.randint(0, 256, pixels, dtype=torch.uint8, generator=counted(0)), torch.arange(pixels[0]) % 2
+    )
+    names, centre = tuple(map(str, range(space.outputs))), (0.5,) * space.inputs
+    data = Data("random", images, images, images, names, space.inputs, space.size, centre, centre, flip=True)
+    problem = Problem(
+        space, data.to(fabric.device), Classify(), for_search(data), 1, work.batch, fabric=fabric, listener=listen
+    )
+    with calls() as kernels, watch.backward(), suppress(_Enough):
+        search(problem, replace(method, callbacks=(*method.callbacks, watch)))
+    assert watch.state is not None
+    stages["the rest"] = statistics.fmean(seconds[:-1]) - sum(stages.values())
+    return {
+        "seconds": seconds[:-1],
+        "peak_mib": highest(fabric.device) - watch.before,
+        "operators": operators.total,
+        "kernels": compiled,
+        "stages": stages if fabric.device.type == "cpu" else {},
+        "cells": sorted(set(coverage(watch.state.supernet).values())),
+        "parameters": sum(p.numel() for p in watch.state.supernet.parameters()),
+        "useful": {"gflop": operators.flop / 1e9, "gbyte": operators.byte / 1e9},
+    }
+
+
+def of_field(work: Work) -> dict[str, Any]:
+    """Times the field's form of the same search."""
+    space, method = work.parts()
+    device = fabric_for(work.device).device
+    built = field.build(space, method, work.order, work.batch, device)
+    return {
+        **stepped(built.step, built.supernet.parameters(), device, work.iterations),
+        "cells": ["plain: as the field writes them"],
+        "parameters": sum(p.numel() for p in built.supernet.parameters()),
+    }
+
+
+def of_peer(path: str, work: Work) -> dict[str, Any]:
+    """Times a peer's `step(build(batch, size))`."""
+    spec = importlib.util.spec_from_file_location("peer", path)
+    assert spec is not None
+    assert spec.loader is not None
+    peer = importlib.util.module_from_spec(spec)
+    sys.modules["peer"] = peer
+    spec.loader.exec_module(peer)
+    built = peer.build(work.batch, work.size)
+    device = fabric_for(work.device).device
+    return {**stepped(lambda: peer.step(built), (), device, work.iterations), "cells": [f"peer: {Path(path).name}"]}
+
+
+def stepped(step: Callable[[], None], held: Any, device: torch.device, iterations: int) -> dict[str, Any]:
+    """Times a function that takes a step, then counts one more."""
+    before = resident(held)
     step()
     seconds = []
-    for _ in range(arguments.iterations):
+    for _ in range(iterations):
         started = time.perf_counter()
         step()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10 - before
-    return {"seconds": seconds, "peak_mib": peak, "cells": how}
+    with Operators() as operators:
+        step()
+    return {
+        "seconds": seconds,
+        "peak_mib": highest(device) - before,
+        "operators": operators.total,
+        "kernels": {},
+        "stages": {},
+    }
+
+
+def resident(held: Any) -> float:
+    """MiB that the model's device holds now: of this process, or of the accelerator's allocator."""
+    if any(p.is_cuda for p in held):
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+
+def highest(device: torch.device) -> float:
+    """MiB, the most so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def here(what: str, work: Work) -> dict[str, Any]:
+    """One side's numbers, or `peaks`, or the `useful` work of an iteration, measured in this process."""
+    torch.set_num_threads(work.threads)
+    if what == "peaks":
+        return peaks()
+    if what == "useful":  # exact for one image; it grows with the batch
+        one = of_oche(replace(work, batch=2, iterations=1, device="cpu", precision="32"))["useful"]
+        return {name: value * work.batch / 2 for name, value in one.items()}
+    if what == "reference":
+        return of_field(work)
+    return of_peer(what, work) if what.endswith(".py") else of_oche(work)
+
+
+# ------------------------------------------------------------------ processes in turn
+
+
+def apart(what: str, work: Work) -> dict[str, Any]:
+    """`here` in a fresh process."""
+    environment = {**os.environ, **ENVIRONMENTS.get("reference-channels-last" if what == "useful" else what, {})}
+    environment |= {"OMP_NUM_THREADS": str(work.threads), "MKL_NUM_THREADS": str(work.threads)}
+    command = [sys.executable, __file__, "--here", what, "--work", json.dumps(asdict(work))]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(f"{what} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(work: Work, tier: str, against: str, repeats: int) -> dict[str, Any]:
+    """Both sides in turn, `repeats` times; see the module's docstring for what comes back."""
+    sides = {against: work, tier: work}
+    if against == "all-weights":
+        sides = {against: replace(work, method=work.method.removeprefix("rf_")), tier: work}
+    useful = {name: apart("useful", side) for name, side in sides.items()}
+    peak = apart("peaks", work) if work.device == "cpu" else {}
+    runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
+    for _ in range(repeats):
+        for name, side in sides.items():
+            runs[name].append(apart(tier if name == "all-weights" else name, side))
+    told = {name: summary(found, work.batch, useful[name], peak) for name, found in runs.items()}
+    slow, fast = told[against], told[tier]
+    return {
+        **asdict(work),
+        "tier": tier,
+        "against": against,
+        "repeats": repeats,
+        "ratio": slow["seconds"] / fast["seconds"],
+        "memory_ratio": slow["peak_mib"] / fast["peak_mib"],
+        "seconds": fast["seconds"],
+        "peak_mib": fast["peak_mib"],
+        "peaks": peak,
+        "useful": useful[tier],
+        "sides": told,
+        "torch": torch.__version__,
+        "machine": machine(),
+    }
+
+
+def summary(runs: list[dict[str, Any]], batch: int, useful: Mapping[str, float], peak: Mapping[str, float]) -> Any:
+    """Medians over one side's processes; counts are the same in all of them."""
+    every = [s for run in runs for s in run["seconds"]]
+    seconds = statistics.median(every)
+    told = {
+        "seconds": seconds,
+        "spread": [min(every), max(every)],
+        "images_per_second": batch / seconds,
+        "peak_mib": statistics.median(run["peak_mib"] for run in runs),
+        **{name: runs[0][name] for name in ("operators", "cells")},
+        "parameters": runs[0].get("parameters"),
+        **{name: {k: medians(name, k, runs) for k in runs[0][name]} for name in ("stages", "kernels")},
+    }
+    if peak:
+        told["compute_share"] = useful["gflop"] / seconds / peak["gflops"]
+        told["bandwidth_share"] = useful["gbyte"] / seconds / peak["gbytes"]
+    return told
+
+
+def medians(name: str, key: str, runs: list[dict[str, Any]]) -> Any:
+    """Of a stage: seconds. Of a kernel: calls and seconds."""
+    values = [run[name][key] for run in runs]
+    return (
+        [statistics.median(column) for column in zip(*values, strict=True)]
+        if name == "kernels"
+        else statistics.median(values)
+    )
+
+
+def machine() -> str:
+    """The processor and how many cores of it there are."""
+    known = Path("/proc/cpuinfo")
+    names = (
+        [line.partition(":")[2].strip() for line in known.read_text().splitlines() if line.startswith("model name")]
+        if known.exists()
+        else []
+    )
+    return f"{(names or [platform.processor() or platform.machine()])[0]}, {os.cpu_count()} cores"
 
 
 def main() -> None:
-    """Runs the tiers in turn and prints seconds, images a second, memory and ratios."""
+    """Runs both sides in turn and prints seconds, images a second, memory and ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--space", default="darts", choices=sorted(SPACES))
-    parser.add_argument("--partial", type=int, default=1, help="PC-DARTS's K; 1 searches all channels")
+    parser.add_argument(
+        "--method", default="darts", help="any of `oche list methods` with a supernet, rf_ before it or not"
+    )
+    parser.add_argument("--order", default="first", choices=sorted(ORDERS), help="of the architecture gradient")
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--against", default="reference", choices=TIERS[:2])
-    parser.add_argument("--repeats", type=int, default=3, help="processes of each tier")
+    parser.add_argument("--size", type=int, default=32, help="side of the images in pixels")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field of the space: cells=20"
+    )
+    parser.add_argument("--tier", default="fast", choices=sorted(ENVIRONMENTS))
+    parser.add_argument("--against", default="reference", help="a side, or a peer's PATH.py; see above")
+    parser.add_argument("--repeats", type=int, default=3, help="processes of each side")
     parser.add_argument("--iterations", type=int, default=3, help="timed iterations a process")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--precision", default="32", choices=["32", "bf16"], help="of oche's sides; the others stay at 32"
+    )
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--one", choices=TIERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps(one(arguments)))
+    parser.add_argument("--here", help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    a = parser.parse_args()
+    if a.here:
+        given = json.loads(a.work)
+        print(json.dumps(here(a.here, Work(**{**given, "settings": tuple(given["settings"])}))))
         return
-    runs: dict[str, list[dict[str, object]]] = {arguments.against: [], "fused": []}
-    for _ in range(arguments.repeats):
-        for tier, results in runs.items():
-            command = [sys.executable, __file__, *sys.argv[1:], "--one", tier]
-            results.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    told: dict[str, dict[str, object]] = {}
-    for tier, results in runs.items():
-        seconds = statistics.median(s for run in results for s in run["seconds"])  # type: ignore[attr-defined]
-        peak = statistics.median(float(str(run["peak_mib"])) for run in results)
-        told[tier] = {
-            "seconds": seconds,
-            "images_per_second": arguments.batch / seconds,
-            "peak_mib": peak,
-            "cells": results[0]["cells"],
-        }
-    slow, fast = told[arguments.against], told["fused"]
-    answer = {
-        "space": arguments.space,
-        "partial": arguments.partial,
-        "batch": arguments.batch,
-        "threads": arguments.threads,
-        "against": arguments.against,
-        "ratio": float(str(slow["seconds"])) / float(str(fast["seconds"])),
-        "memory_ratio": float(str(slow["peak_mib"])) / float(str(fast["peak_mib"])),
-        "seconds": fast["seconds"],
-        "peak_mib": fast["peak_mib"],
-        "tiers": told,
-        "runs": runs,
-    }
-    if arguments.json:
+    if a.against not in (*ENVIRONMENTS, "reference", "all-weights") and not Path(a.against).is_file():
+        parser.error(
+            f"--against {a.against}: expected {', '.join(ENVIRONMENTS)}, reference, all-weights, or a peer's file"
+        )
+    if a.against == a.tier or (a.against == "all-weights") > a.method.startswith("rf_"):
+        parser.error(f"--against {a.against} has nothing to compare with --tier {a.tier} --method {a.method}")
+    work = Work(
+        a.space, a.method, a.order, a.batch, a.size, tuple(a.set), a.device, a.precision, a.threads, a.iterations
+    )
+    answer = compare(work, a.tier, a.against, a.repeats)
+    if a.json:
         print(json.dumps(answer))
         return
-    for tier, values in told.items():
-        speed = f"{values['seconds']:8.3f} s  {values['images_per_second']:8.1f} images/s"
-        print(f"{tier:24s} {speed}  {values['peak_mib']:7.0f} MiB  {values['cells']}")
-    print(f"ratio {answer['ratio']:.2f}, memory {answer['memory_ratio']:.2f} times less, {arguments.threads} thread(s)")
+    for name, s in answer["sides"].items():
+        speed = f"{s['seconds']:8.3f} s  {s['images_per_second']:8.1f} images/s  {s['peak_mib']:7.0f} MiB"
+        share = f"{s['compute_share']:5.1%} of compute" if "compute_share" in s else ""
+        print(f"{name:24s} {speed}  {s['operators']:6d} operators  {share}  {'; '.join(s['cells'])}")
+    print(f"ratio {answer['ratio']:.2f}, memory {answer['memory_ratio']:.2f} times less, {a.threads} thread(s)")
 
 
 if __name__ == "__main__":

@@ -294,6 +294,18 @@ def check(data: Annotated[str, typer.Argument(help="As for `oche search --data`.
     console.print(rows_table(data_rows(load(data))))
 
 
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say how fast this machine can search, and why: tier, compiler, processor, accelerator, optional packages."""
+    from oche.doctor import examine, rows
+
+    found = examine()
+    if as_json:
+        print(json.dumps(found))
+    else:
+        console.print(rows_table(rows(found)))
+
+
 app.add_typer(bench, name="bench")
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from oche.base import Draw
 from oche.fast.buffers import Buffers
-from oche.fast.native import kernels
+from oche.fast.native import kernels, switched_off
 from oche.fast.packed import layout, run_packed
 from oche.fast.portable import refusal, run_portable, zeros
 from oche.spaces.base import Cell, Supernet
@@ -60,8 +60,10 @@ def _simple(states: Sequence[Tensor]) -> bool:
 def accelerate(supernet: Supernet) -> Supernet:
     """The same supernet with its cells fused where they can be, in place. `coverage` tells which.
 
-    Parameters, their names and the results (up to rounding) stay as they were.
+    Parameters, their names and the results (up to rounding) stay as they were. OCHE_FAST=off leaves every cell plain.
     """
+    if switched_off("OCHE_FAST"):
+        return supernet
     cells, pool = supernet.body.cells, Buffers()
     for name, cell in list(cells.items()):
         if type(cell) is Cell and refusal(cell) is None:
