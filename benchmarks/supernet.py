@@ -263,16 +263,23 @@ def highest(device: torch.device) -> float:
 
 
 def here(what: str, work: Work) -> dict[str, Any]:
-    """One side's numbers, or `peaks`, or the `useful` work of an iteration, measured in this process."""
+    """One side's numbers, measured in this process, whose environment is the side's."""
     torch.set_num_threads(work.threads)
-    if what == "peaks":
-        return peaks()
-    if what == "useful":  # exact for one image; it grows with the batch
-        one = of_oche(replace(work, batch=2, iterations=1, device="cpu", precision="32"))["useful"]
-        return {name: value * work.batch / 2 for name, value in one.items()}
     if what == "reference":
         return of_field(work)
     return of_peer(what, work) if what.endswith(".py") else of_oche(work)
+
+
+def useful_work(work: Work) -> dict[str, float]:
+    """What an iteration cannot do without: counted on plain cells and two images, for it grows with the batch."""
+    plain = ENVIRONMENTS["reference-channels-last"]
+    os.environ.update(plain)
+    try:
+        found = of_oche(replace(work, batch=2, iterations=1, device="cpu", precision="32"))["useful"]
+    finally:
+        for name in plain:
+            del os.environ[name]
+    return {name: value * work.batch / 2 for name, value in found.items()}
 
 
 # ------------------------------------------------------------------ processes in turn
@@ -280,7 +287,7 @@ def here(what: str, work: Work) -> dict[str, Any]:
 
 def apart(what: str, work: Work) -> dict[str, Any]:
     """`here` in a fresh process."""
-    environment = {**os.environ, **ENVIRONMENTS.get("reference-channels-last" if what == "useful" else what, {})}
+    environment = {**os.environ, **ENVIRONMENTS.get(what, {})}
     environment |= {"OMP_NUM_THREADS": str(work.threads), "MKL_NUM_THREADS": str(work.threads)}
     command = [sys.executable, __file__, "--here", what, "--work", json.dumps(asdict(work))]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
@@ -294,8 +301,10 @@ def compare(work: Work, tier: str, against: str, repeats: int) -> dict[str, Any]
     sides = {against: work, tier: work}
     if against == "all-weights":
         sides = {against: replace(work, method=work.method.removeprefix("rf_")), tier: work}
-    useful = {name: apart("useful", side) for name, side in sides.items()}
-    peak = apart("peaks", work) if work.device == "cpu" else {}
+    torch.set_num_threads(work.threads)
+    needed = {side: useful_work(side) for side in set(sides.values())}
+    useful = {name: needed[side] for name, side in sides.items()}
+    peak = peaks() if work.device == "cpu" else {}
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():

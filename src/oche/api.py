@@ -111,18 +111,20 @@ def search(
     compare_seeds: int = 3,
     protocol: str = "brief",
     settings: Mapping[str, object] | None = None,
+    recompute: bool = False,
     out: str | Path | None = None,
     listener: Listener = nobody,
 ) -> Found:
     """Searches a space for a cell that fits the data, and trains it beside `compare` random cells.
 
     `method`, `space`, `budget`, `protocol` are names (`oche list ...`), `data` a name, a path or a `Data`; `settings` are assignments such
-    as `{"space.cells": 3, "trainable.classifier": True}`. `out` is the run's folder, `runs/METHOD-SPACE` by default; an existing
+    as `{"space.cells": 3, "trainable.classifier": True}`. `recompute` trades time for memory: each cell runs again in its backward
+    pass instead of keeping what it computed. `out` is the run's folder, `runs/METHOD-SPACE` by default; an existing
     one is never overwritten. Raises UserError for anything unknown or impossible.
     """
     request = Request(
         method, space, data if isinstance(data, str) else data.name, budget, epochs, batch, seed, device, devices, precision, threads,
-        compare, compare_seeds, protocol, dict(settings or {}),
+        compare, compare_seeds, protocol, dict(settings or {}), recompute,
     )  # fmt: skip
     plan = resolve(request, data if isinstance(data, Data) else None)
     return carry_out(plan, start(plan, out), listener)
@@ -175,6 +177,7 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = nobody) 
         fabric=plan.fabric,
         run=run,
         listener=listener,
+        recompute=plan.request.recompute,
     )
 
 

@@ -69,6 +69,9 @@ def search(
     ] = None,
     compare_seeds: Annotated[int, typer.Option(help="Trainings of each of these cells.")] = 3,
     protocol: Annotated[str, typer.Option(help="How they are trained: `oche list protocols`.")] = "brief",
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Less memory, more time: cells run again in the backward pass.")
+    ] = False,
     settings: Settings = None,
     out: Out = None,
     config: Annotated[Path | None, typer.Option(help="Repeat the search of this run.toml.")] = None,
@@ -108,6 +111,7 @@ def search(
                 compare_seeds,
                 protocol,
                 asked,
+                recompute,
             )
         )
         run = None

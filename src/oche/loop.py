@@ -157,6 +157,7 @@ def begin(problem: Problem, method: Method) -> SearchState:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted(problem.seed, "weights").initial_seed())
         supernet = problem.space.supernet(method.edge, affine=method.trainable.affine)
+    supernet.recompute = problem.recompute
     method.trainable.prepare(supernet, counted(problem.seed, "initialiser"))
     supernet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":  # elsewhere the fused cells are unmeasured

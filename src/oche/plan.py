@@ -58,6 +58,7 @@ class Request:
     compare_seeds: int = 3
     protocol: str = "brief"
     settings: Mapping[str, object] = field(default_factory=dict)
+    recompute: bool = False
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -54,9 +55,8 @@ def searched(tier: str, method: Method, space: str, monkeypatch: pytest.MonkeyPa
     return result
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("space", SIZES)
+@pytest.mark.parametrize("space", [pytest.param("darts", marks=pytest.mark.slow), "nb201"])
 @pytest.mark.parametrize("name", ["darts", "rf_darts", "pcdarts", "darts_2nd"])
 def test_the_same_genotype_on_every_path(name: str, space: str, monkeypatch: pytest.MonkeyPatch) -> None:
     method = method_named(name)
@@ -72,6 +72,45 @@ def test_the_same_genotype_on_every_path(name: str, space: str, monkeypatch: pyt
         assert str(result.genotype) == str(plain.genotype)
         for key, t in plain.state.alpha.items():
             torch.testing.assert_close(result.state.alpha[key], t, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("double")
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("name", ["darts", "rf_pcdarts", "darts_2nd"])
+def test_recomputed_cells_give_the_same(name: str, tier: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable, value in TIERS[tier].items():
+        monkeypatch.setenv(variable, value)
+    method = method_named(name)
+    assert isinstance(method, Method)
+    method = replace(method, arch_start=0.0, arch_optimizer=Adam(lr=0.1))
+    problem = tiny_problem("darts", count=12, cells=1, channels=4, nodes=2)
+    kept, again = (search(replace(problem, recompute=r), method).state for r in (False, True))
+    for one, other in ((kept.alpha, again.alpha), (kept.theta, again.theta)):
+        for key, t in one.items():
+            torch.testing.assert_close(other[key], t, rtol=1e-8, atol=1e-10)
+
+
+def test_recomputed_cells_keep_less() -> None:
+    """What autograd still holds after a forward pass, outside of the cells' own bookkeeping: every storage once."""
+    sizes = {}
+    for recompute in (False, True):
+        state = begin(replace(tiny_problem("darts", cells=3, channels=8), recompute=recompute), Method())
+        images = torch.rand(8, 2, 16, 16)
+        alive: list[weakref.ref[Tensor]] = []
+
+        def note(t: Tensor, alive: list[weakref.ref[Tensor]] = alive) -> Tensor:
+            alive.append(weakref.ref(t))
+            return t
+
+        runs: list[str] = []
+        for cell in state.supernet.body.cells.values():
+            cell.entries[0].register_forward_hook(lambda *_, runs=runs: runs.append("cell"))
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            outputs, _ = state.supernet(images, state.op_weights(state.alpha, Draw(0)), Draw(0))
+        sizes[recompute] = sum(t.numel() for ref in alive if (t := ref()) is not None)
+        outputs.sum().backward()
+        assert len(runs) == (6 if recompute else 3)
+    assert sizes[True] < sizes[False] / 2
 
 
 class Growth(Callback):
@@ -124,7 +163,7 @@ def outputs_and_gradients(space: str, threads: int, dtype: torch.dtype) -> list[
         images = torch.rand(8, 2, 16, 16, generator=torch.Generator().manual_seed(1)).to(dtype)
         outputs, _ = supernet(images, state.op_weights(alpha, Draw(0)), Draw(0))
         leaves = [*alpha.values(), *supernet.parameters()]
-        return [outputs, *torch.autograd.grad(outputs.sin().sum(), leaves, materialize_grads=True)]
+        return [outputs.detach(), *torch.autograd.grad(outputs.sin().sum(), leaves, materialize_grads=True)]
     finally:
         torch.set_num_threads(before)
 
