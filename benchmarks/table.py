@@ -131,8 +131,9 @@ def measured(row: Row, threads: int, log: Path) -> str:
         return f"FAILED: {(done.stderr.strip().splitlines() or ['no word'])[-1]}"
     answer = json.loads(done.stdout.splitlines()[-1])
     log.parent.mkdir(parents=True, exist_ok=True)
+    cut = log.exists() and not log.read_text().endswith("\n") and log.stat().st_size > 0
     with log.open("a") as file:
-        file.write(json.dumps({**key, "when": time.strftime("%Y-%m-%d"), "result": answer}) + "\n")
+        file.write("\n" * cut + json.dumps({**key, "when": time.strftime("%Y-%m-%d"), "result": answer}) + "\n")
     ratio = f"ratio {answer['ratio']:.2f}, " if "ratio" in answer else ""
     return f"{ratio}{time.perf_counter() - started:.0f} s"
 
