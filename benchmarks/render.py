@@ -47,6 +47,8 @@ ABOUT = {
     "also/darts-portable": "DARTS space, batch 16, portable tier (no compiler)",
     "also/darts-peer": "DARTS space, batch 16, against a literal DARTS without oche",
     "also/darts-bf16": "DARTS space, batch 16, bf16 against fp32 reference",
+    "also/darts-recompute": "DARTS space, batch 16, recomputed cells against kept ones",
+    "also/portable-recompute": "the same on the portable tier",
     "also/pcdarts-b16": "PC-DARTS, batch 16",
     "also/nb201-bf16": "NAS-Bench-201, batch 64, bf16 against fp32 reference",
     "also/nb201-channels-last": "NAS-Bench-201, batch 64, against plain cells in channels_last",

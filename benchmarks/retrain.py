@@ -74,7 +74,7 @@ def main() -> None:
     trained = {form: state_of(form, a.channels, a.cells, a.batch) for form in a.forms}
     for i in range(a.repeats + 1):
         for form, (state, training, stream) in trained.items():
-            state.epoch = i
+            state.epoch = i + 1  # from the second epoch on there is drop path
             started = time.perf_counter()
             train_epoch(state, training, stream)
             took = time.perf_counter() - started

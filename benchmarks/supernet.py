@@ -16,6 +16,8 @@ Sides, for `--tier` (what is measured) and `--against` (what it is compared with
     reference-channels-last   plain cells in channels_last, no gradient that nobody uses (OCHE_FAST=off)
     reference                 plain cells as the field writes them (benchmarks/field.py)
     all-weights               like --tier, but every weight learns: what random features save
+    kept                      like --tier, without --recompute
+    fp32                      like --tier, without --precision bf16
     PATH.py                   a peer: a file with `build(batch, size)` and `step(built)`, see benchmarks/peers/darts_nchw.py
 
 `--json` prints one object: `ratio` and `memory_ratio` (against by tier), `seconds` and `peak_mib` of the tier, `peaks` of the machine,
@@ -83,6 +85,7 @@ class Work:
     settings: tuple[str, ...] = ()
     device: str = "cpu"
     precision: str = "32"
+    recompute: bool = False
     threads: int = 1
     iterations: int = 3
 
@@ -95,6 +98,14 @@ class Work:
         if not isinstance(method, Method):
             raise SystemExit(f"{self.method} takes no steps: choose a method with a supernet")
         return space, replace(method, arch_gradient=ORDERS[self.order], arch_start=0.0, arch_every=1)
+
+
+WITHOUT: dict[str, Callable[[Work], Work]] = {
+    "all-weights": lambda work: replace(work, method=work.method.removeprefix("rf_")),
+    "kept": lambda work: replace(work, recompute=False),
+    "fp32": lambda work: replace(work, precision="32"),
+}
+"""Sides that are the tier itself, less one thing."""
 
 
 # ------------------------------------------------------------------ in a process of its own
@@ -182,7 +193,15 @@ def of_oche(work: Work) -> dict[str, Any]:
     names, centre = tuple(map(str, range(space.outputs))), (0.5,) * space.inputs
     data = Data("random", images, images, images, names, space.inputs, space.size, centre, centre, flip=True)
     problem = Problem(
-        space, data.to(fabric.device), Classify(), for_search(data), 1, work.batch, fabric=fabric, listener=listen
+        space,
+        data.to(fabric.device),
+        Classify(),
+        for_search(data),
+        epochs=1,
+        batch=work.batch,
+        fabric=fabric,
+        listener=listen,
+        recompute=work.recompute,
     )
     with calls() as kernels, watch.backward(), suppress(_Enough):
         search(problem, replace(method, callbacks=(*method.callbacks, watch)))
@@ -275,7 +294,7 @@ def useful_work(work: Work) -> dict[str, float]:
     plain = ENVIRONMENTS["reference-channels-last"]
     os.environ.update(plain)
     try:
-        found = of_oche(replace(work, batch=2, iterations=1, device="cpu", precision="32"))["useful"]
+        found = of_oche(replace(work, batch=2, iterations=1, device="cpu", precision="32", recompute=False))["useful"]
     finally:
         for name in plain:
             del os.environ[name]
@@ -298,9 +317,7 @@ def apart(what: str, work: Work) -> dict[str, Any]:
 
 def compare(work: Work, tier: str, against: str, repeats: int) -> dict[str, Any]:
     """Both sides in turn, `repeats` times; see the module's docstring for what comes back."""
-    sides = {against: work, tier: work}
-    if against == "all-weights":
-        sides = {against: replace(work, method=work.method.removeprefix("rf_")), tier: work}
+    sides = {against: WITHOUT[against](work) if against in WITHOUT else work, tier: work}
     torch.set_num_threads(work.threads)
     needed = {side: useful_work(side) for side in set(sides.values())}
     useful = {name: needed[side] for name, side in sides.items()}
@@ -308,7 +325,7 @@ def compare(work: Work, tier: str, against: str, repeats: int) -> dict[str, Any]
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for _ in range(repeats):
         for name, side in sides.items():
-            runs[name].append(apart(tier if name == "all-weights" else name, side))
+            runs[name].append(apart(tier if name in WITHOUT else name, side))
     told = {name: summary(found, work.batch, useful[name], peak) for name, found in runs.items()}
     slow, fast = told[against], told[tier]
     return {
@@ -390,6 +407,9 @@ def main() -> None:
     parser.add_argument(
         "--precision", default="32", choices=["32", "bf16"], help="of oche's sides; the others stay at 32"
     )
+    parser.add_argument(
+        "--recompute", action="store_true", help="of oche's sides: cells run again in the backward pass"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -398,15 +418,24 @@ def main() -> None:
         given = json.loads(a.work)
         print(json.dumps(here(a.here, Work(**{**given, "settings": tuple(given["settings"])}))))
         return
-    if a.against not in (*ENVIRONMENTS, "reference", "all-weights") and not Path(a.against).is_file():
-        parser.error(
-            f"--against {a.against}: expected {', '.join(ENVIRONMENTS)}, reference, all-weights, or a peer's file"
-        )
-    if a.against == a.tier or (a.against == "all-weights") > a.method.startswith("rf_"):
-        parser.error(f"--against {a.against} has nothing to compare with --tier {a.tier} --method {a.method}")
+    if a.against not in (*ENVIRONMENTS, *WITHOUT, "reference") and not Path(a.against).is_file():
+        known = ", ".join(("reference", *ENVIRONMENTS, *WITHOUT))
+        parser.error(f"--against {a.against}: expected {known}, or a peer's file")
     work = Work(
-        a.space, a.method, a.order, a.batch, a.size, tuple(a.set), a.device, a.precision, a.threads, a.iterations
+        a.space,
+        a.method,
+        a.order,
+        a.batch,
+        a.size,
+        tuple(a.set),
+        a.device,
+        a.precision,
+        a.recompute,
+        a.threads,
+        a.iterations,
     )
+    if a.against == a.tier or (a.against in WITHOUT and WITHOUT[a.against](work) == work):
+        parser.error(f"--against {a.against} has nothing to compare with: give --tier {a.tier} something that it lacks")
     answer = compare(work, a.tier, a.against, a.repeats)
     if a.json:
         print(json.dumps(answer))

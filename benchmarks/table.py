@@ -76,6 +76,10 @@ ROWS: list[Row] = [
     _supernet("also/darts-portable", "--batch", "16", "--tier", "portable", *ONE),
     _supernet("also/darts-peer", "--batch", "16", "--against", PEER, *ONE),
     _supernet("also/darts-bf16", "--batch", "16", "--precision", "bf16", *ONE),
+    _supernet("also/darts-recompute", "--batch", "16", "--recompute", "--against", "kept", *FEW),
+    _supernet(
+        "also/portable-recompute", "--batch", "16", "--tier", "portable", "--recompute", "--against", "kept", *ONE
+    ),
     _supernet("also/pcdarts-b16", "--method", "pcdarts", "--batch", "16", *FEW),
     _supernet("also/nb201-bf16", "--space", "nb201", "--batch", "64", "--precision", "bf16", *ONE),
     _supernet(

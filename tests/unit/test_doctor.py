@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -92,3 +94,32 @@ def test_on_the_command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     text = " ".join(capsys.readouterr().out.split())
     assert f"portable: {TIERS['portable']}" in text
     assert "OCHE_KERNELS=off" in text
+
+
+@pytest.mark.slow
+def test_a_search_without_a_compiler_says_so_once_and_works(tmp_path: Path) -> None:
+    """A process of its own, whose PATH is empty."""
+    out = tmp_path / "run"
+    asked = [
+        "search",
+        "darts",
+        "--space",
+        "toy",
+        "--budget",
+        "smoke",
+        "--epochs",
+        "1",
+        "--compare",
+        "0",
+        "--out",
+        str(out),
+    ]
+    environment = {**os.environ, "PATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("CXX", None)
+    done = subprocess.run(
+        [sys.executable, "-m", "oche.cli", *asked], capture_output=True, text=True, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no C++ compiler was found") == 1
+    assert "portable" in done.stdout
+    assert (out / "genotype.json").exists()
