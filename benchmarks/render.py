@@ -258,8 +258,8 @@ def scaling(rows: dict[str, Result]) -> plt.Figure | None:
     base = rows.get(f"scaling/batch={BASE['batch']}")
     for what in SCALES:
         own = {n.rpartition("=")[2]: r for n, r in rows.items() if n.startswith(f"scaling/{what}=")}
-        if base and own and what in BASE:
-            own.setdefault(BASE[what], base)
+        if base and own:
+            own.setdefault(BASE.get(what, str(base["threads"])), base)
         if len(own) > 1:
             found[what] = sorted(((float(value), row) for value, row in own.items()), key=lambda pair: pair[0])
     if not found:

@@ -41,6 +41,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ class _Watch(Callback):
             for name, optimizer in (("weights", state.weight_optimizer), ("alpha", state.arch_optimizer)):
                 optimizer.register_step_pre_hook(lambda *_: begun.append(time.perf_counter()))
                 optimizer.register_step_post_hook(lambda *_, of=name: self._add(f"optimiser of {of}", begun.pop()))
-            self.before = resident(state.supernet.parameters())
+            self.before = resident(next(state.supernet.parameters()).device)
 
     def _add(self, stage: str, started: float) -> None:
         self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - started
@@ -223,11 +224,15 @@ def of_field(work: Work) -> dict[str, Any]:
     """Times the field's form of the same search."""
     space, method = work.parts()
     device = fabric_for(work.device).device
-    built = field.build(space, method, work.order, work.batch, device)
+
+    def built(batch: int) -> field.Field:
+        return field.build(space, method, work.order, batch, device)
+
+    parameters = sum(p.numel() for p in built(2).supernet.parameters())
     return {
-        **stepped(built.step, built.supernet.parameters(), device, work.iterations),
+        **stepped(lambda batch: built(batch).step, work, device),
         "cells": ["plain: as the field writes them"],
-        "parameters": sum(p.numel() for p in built.supernet.parameters()),
+        "parameters": parameters,
     }
 
 
@@ -239,36 +244,37 @@ def of_peer(path: str, work: Work) -> dict[str, Any]:
     peer = importlib.util.module_from_spec(spec)
     sys.modules["peer"] = peer
     spec.loader.exec_module(peer)
-    built = peer.build(work.batch, work.size)
     device = fabric_for(work.device).device
-    return {**stepped(lambda: peer.step(built), (), device, work.iterations), "cells": [f"peer: {Path(path).name}"]}
+
+    def built(batch: int) -> Callable[[], None]:
+        return partial(peer.step, peer.build(batch, work.size))
+
+    return {**stepped(built, work, device), "cells": [f"peer: {Path(path).name}"]}
 
 
-def stepped(step: Callable[[], None], held: Any, device: torch.device, iterations: int) -> dict[str, Any]:
-    """Times a function that takes a step, then counts one more."""
-    before = resident(held)
+def stepped(build: Callable[[int], Callable[[], None]], work: Work, device: torch.device) -> dict[str, Any]:
+    """Times what `build(batch)` returns, a function that takes a step. Operators are counted on two images: the batch adds none."""
+    step = build(work.batch)
+    before = resident(device)
     step()
     seconds = []
-    for _ in range(iterations):
+    for _ in range(work.iterations):
         started = time.perf_counter()
         step()
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
+    peak = highest(device) - before
+    small = build(2)
+    small()
     with Operators() as operators:
-        step()
-    return {
-        "seconds": seconds,
-        "peak_mib": highest(device) - before,
-        "operators": operators.total,
-        "kernels": {},
-        "stages": {},
-    }
+        small()
+    return {"seconds": seconds, "peak_mib": peak, "operators": operators.total, "kernels": {}, "stages": {}}
 
 
-def resident(held: Any) -> float:
-    """MiB that the model's device holds now: of this process, or of the accelerator's allocator."""
-    if any(p.is_cuda for p in held):
+def resident(device: torch.device) -> float:
+    """MiB held now: by this process, or by the accelerator's allocator."""
+    if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20

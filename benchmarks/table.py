@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 LOG = HERE.parent / "docs" / "results" / "performance.jsonl"
 FEW = ("--repeats", "2", "--iterations", "2")
 ONE = ("--repeats", "2", "--iterations", "1")
+ONCE = ("--repeats", "1", "--iterations", "1")
 SMALL = ("--batch", "8", "--repeats", "1", "--iterations", "2")
 PEER = "benchmarks/peers/darts_nchw.py"
 
@@ -65,7 +66,7 @@ def _ops(count: int) -> tuple[str, ...]:
 ROWS: list[Row] = [
     _supernet("goal/darts", "--batch", "64", *ONE),
     _supernet("goal/exact", "--order", "exact", "--batch", "16", *ONE),
-    _supernet("goal/finite", "--order", "finite", "--batch", "16", *ONE),
+    _supernet("goal/finite", "--order", "finite", "--batch", "16", *ONCE),
     _supernet("goal/pcdarts", "--method", "pcdarts", "--batch", "64", *ONE),
     _supernet("goal/nb201", "--space", "nb201", "--batch", "64", *FEW),
     _supernet("goal/rf", "--method", "rf_darts", "--against", "all-weights", "--batch", "64", *FEW),
@@ -73,20 +74,20 @@ ROWS: list[Row] = [
     Row("goal/start", "start.py"),
     _supernet("also/darts-b16", "--batch", "16", *FEW),
     _supernet("also/darts-channels-last", "--batch", "16", "--against", "reference-channels-last", *FEW),
-    _supernet("also/darts-portable", "--batch", "16", "--tier", "portable", *ONE),
-    _supernet("also/darts-peer", "--batch", "16", "--against", PEER, *ONE),
-    _supernet("also/darts-bf16", "--batch", "16", "--precision", "bf16", *ONE),
+    _supernet("also/darts-portable", "--batch", "16", "--tier", "portable", *ONCE),
+    _supernet("also/darts-peer", "--batch", "16", "--against", PEER, *ONCE),
+    _supernet("also/darts-bf16", "--batch", "16", "--precision", "bf16", *ONCE),
     _supernet("also/darts-recompute", "--batch", "16", "--recompute", "--against", "kept", *FEW),
     _supernet(
-        "also/portable-recompute", "--batch", "16", "--tier", "portable", "--recompute", "--against", "kept", *ONE
+        "also/portable-recompute", "--batch", "16", "--tier", "portable", "--recompute", "--against", "kept", *ONCE
     ),
     _supernet("also/pcdarts-b16", "--method", "pcdarts", "--batch", "16", *FEW),
-    _supernet("also/nb201-bf16", "--space", "nb201", "--batch", "64", "--precision", "bf16", *ONE),
+    _supernet("also/nb201-bf16", "--space", "nb201", "--batch", "64", "--precision", "bf16", *ONCE),
     _supernet(
-        "also/nb201-channels-last", "--space", "nb201", "--batch", "64", "--against", "reference-channels-last", *ONE
+        "also/nb201-channels-last", "--space", "nb201", "--batch", "64", "--against", "reference-channels-last", *ONCE
     ),
-    _supernet("also/rf-field", "--method", "rf_darts", "--batch", "16", *ONE),
-    *[_supernet(f"also/{s}", "--space", s, "--batch", "16", *ONE) for s in ("s1", "s2", "s3", "s4")],
+    _supernet("also/rf-field", "--method", "rf_darts", "--batch", "16", *ONCE),
+    *[_supernet(f"also/{s}", "--space", s, "--batch", "16", *ONCE) for s in ("s1", "s2", "s3", "s4")],
     Row("also/retrain", "retrain.py", ("--repeats", "3")),
     *_scaling("batch", *[(b, ("--batch", b)) for b in ("2", "8", "32")]),
     *_scaling("size", *[(s, ("--size", s)) for s in ("16", "48")]),
@@ -94,7 +95,7 @@ ROWS: list[Row] = [
     *_scaling("cells", *[(c, ("--set", f"cells={c}")) for c in ("4", "12")]),
     *_scaling("edges", *[(e, ("--set", f"nodes={n}")) for e, n in (("5", "2"), ("9", "3"))]),
     *_scaling("ops", *[(str(n), _ops(n)) for n in (3, 5)]),
-    *_scaling("threads", *[(n, ("--threads", n)) for n in ("1", "2")]),
+    *_scaling("threads", ("1", ("--threads", "1"))),
 ]
 
 
