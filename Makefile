@@ -1,5 +1,5 @@
 # `make demo` searches a first cell on scikit-learn's digits; `make test` is what has to be green before a commit; `make bench` measures
-# what docs/results/performance.md lacks (on a quiet machine, about 25 minutes; it carries on where it was stopped) and writes that page.
+# what docs/results/performance.md lacks (on a quiet machine, half an hour; it carries on where it was stopped) and writes that page.
 # The first call makes .venv and installs into it; later ones are quick until pyproject.toml or constraints.txt changes.
 
 # The first of these that runs and is new enough. `make PYTHON=/path/to/python demo` takes another one.

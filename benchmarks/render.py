@@ -219,7 +219,7 @@ def stages(rows: dict[str, Result]) -> plt.Figure | None:
     shown = {n: side for n, side in shown.items() if side["stages"]}
     if not shown:
         return None
-    names = ["forward", "backward", "optimiser of weights", "optimiser of alpha", "the rest"]
+    names = ["forward", "backward", "clip", "optimiser of weights", "optimiser of alpha", "batches", "the rest"]
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.45 * len(shown)), layout="constrained")
     left = [0.0] * len(shown)
     for stage in names:
@@ -228,7 +228,7 @@ def stages(rows: dict[str, Result]) -> plt.Figure | None:
         left = [a + b for a, b in zip(left, part, strict=True)]
     axis.invert_yaxis()
     axis.set_xlabel("share of an iteration")
-    axis.legend(fontsize=7, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    axis.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
     return figure
 
 

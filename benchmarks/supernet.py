@@ -53,7 +53,7 @@ from oche import config
 from oche.base import counted
 from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.callbacks import Callback
-from oche.data import Data, ImageSet, for_search
+from oche.data import Data, ImageSet, Stream, for_search
 from oche.fast import coverage
 from oche.loop import search
 from oche.method import Method
@@ -139,22 +139,34 @@ class _Watch(Callback):
         self.stages[stage] = self.stages.get(stage, 0.0) + time.perf_counter() - started
 
     @contextmanager
-    def backward(self) -> Iterator[None]:
-        """Times `torch.autograd.grad` while inside."""
-        plain = torch.autograd.grad
-
-        def timed(*arguments: Any, **options: Any) -> Any:
-            started = time.perf_counter()
-            try:
-                return plain(*arguments, **options)
-            finally:
-                self._add("backward", started)
-
-        torch.autograd.grad = timed
+    def timers(self) -> Iterator[None]:
+        """Times the functions of TIMED while inside."""
+        plain = [(owner, name, getattr(owner, name)) for owner, name in TIMED]
+        for owner, name, function in plain:
+            setattr(owner, name, self._timed(TIMED[owner, name], function))
         try:
             yield
         finally:
-            torch.autograd.grad = plain
+            for owner, name, function in plain:
+                setattr(owner, name, function)
+
+    def _timed(self, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **options: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return function(*arguments, **options)
+            finally:
+                self._add(stage, started)
+
+        return timed
+
+
+TIMED: dict[tuple[Any, str], str] = {
+    (torch.autograd, "grad"): "backward",
+    (torch.nn.utils, "clip_grad_norm_"): "clip",
+    (Stream, "at"): "batches",
+}
+"""What the loop calls, and the stage it belongs to; forward passes and optimisers have hooks of their own."""
 
 
 def of_oche(work: Work) -> dict[str, Any]:
@@ -204,7 +216,7 @@ def of_oche(work: Work) -> dict[str, Any]:
         listener=listen,
         recompute=work.recompute,
     )
-    with calls() as kernels, watch.backward(), suppress(_Enough):
+    with calls() as kernels, watch.timers(), suppress(_Enough):
         search(problem, replace(method, callbacks=(*method.callbacks, watch)))
     assert watch.state is not None
     stages["the rest"] = statistics.fmean(seconds[:-1]) - sum(stages.values())

@@ -1,6 +1,6 @@
 """`make bench`: measures every row of docs/results/performance.md that the log does not hold yet, then renders the page.
 
-    python benchmarks/table.py                      # all rows, about 25 minutes on two cores
+    python benchmarks/table.py                      # all rows, about half an hour on two cores
     python benchmarks/table.py --only scaling       # rows whose name begins with it
     python benchmarks/table.py --list
 
