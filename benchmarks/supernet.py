@@ -177,9 +177,10 @@ def of_oche(work: Work) -> dict[str, Any]:
     last = 0.0
     stages: dict[str, float] = {}
     compiled: dict[str, tuple[float, float]] = {}
+    peak = 0.0
 
     def listen(event: str, record: Mapping[str, object]) -> None:
-        nonlocal last, stages, compiled
+        nonlocal last, stages, compiled, peak
         if event != "step":
             return
         if fabric.device.type == "cuda":
@@ -193,6 +194,7 @@ def of_oche(work: Work) -> dict[str, Any]:
         if len(seconds) == work.iterations:
             stages = {name: s / work.iterations for name, s in watch.stages.items()}
             compiled = {name: (n / work.iterations, s / work.iterations) for name, (n, s) in kernels.items()}
+            peak = highest(fabric.device)
             operators.__enter__()
         elif len(seconds) > work.iterations:
             operators.__exit__(None, None, None)
@@ -222,7 +224,7 @@ def of_oche(work: Work) -> dict[str, Any]:
     stages["the rest"] = statistics.fmean(seconds[:-1]) - sum(stages.values())
     return {
         "seconds": seconds[:-1],
-        "peak_mib": highest(fabric.device) - watch.before,
+        "peak_mib": peak - watch.before,
         "operators": operators.total,
         "kernels": compiled,
         "stages": stages if fabric.device.type == "cpu" else {},
