@@ -114,6 +114,7 @@ def search(
     probes: Sequence[str] = (),
     seeds: int = 1,
     pick: str = "validation",
+    recompute: bool = False,
     out: str | Path | None = None,
     listener: Listener = nobody,
 ) -> Found:
@@ -121,13 +122,13 @@ def search(
 
     `method`, `space`, `budget`, `protocol` are names (`oche list ...`), `data` a name, a path or a `Data`; `settings` are assignments such
     as `{"space.cells": 3, "trainable.classifier": True}`; `probes` are measured after each epoch, see `oche.watch`. Of several `seeds`,
-    `seed` and those after it, the cell is picked that is best on validation images when trained (`oche.pick`). `out` is the run's
-    folder, `runs/METHOD-SPACE` by default; an existing
-    one is never overwritten. Raises UserError for anything unknown or impossible.
+    `seed` and those after it, the cell is picked that is best on validation images when trained (`oche.pick`). `recompute` trades time
+    for memory: each cell runs again in its backward pass instead of keeping what it computed. `out` is the run's folder,
+    `runs/METHOD-SPACE` by default; an existing one is never overwritten. Raises UserError for anything unknown or impossible.
     """
     request = Request(
         method, space, data if isinstance(data, str) else data.name, budget, epochs, batch, seed, device, devices, precision, threads,
-        compare, compare_seeds, protocol, dict(settings or {}), tuple(probes), seeds, pick,
+        compare, compare_seeds, protocol, dict(settings or {}), tuple(probes), seeds, pick, recompute,
     )  # fmt: skip
     plan = resolve(request, data if isinstance(data, Data) else None)
     return carry_out(plan, start(plan, out), listener)
@@ -180,6 +181,7 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = nobody) 
         fabric=plan.fabric,
         run=run,
         listener=listener,
+        recompute=plan.request.recompute,
     )
 
 

@@ -77,6 +77,9 @@ def search(
         list[str] | None,
         typer.Option(help="gap, eigenvalue, tau or table, as often as you like: measured after each epoch."),
     ] = None,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Less memory, more time: cells run again in the backward pass.")
+    ] = False,
     settings: Settings = None,
     out: Out = None,
     config: Annotated[Path | None, typer.Option(help="Repeat the search of this run.toml.")] = None,
@@ -121,6 +124,7 @@ def search(
                 tuple(probe or ()),
                 seeds,
                 pick or "validation",
+                recompute,
             )
         )
         run = None
@@ -314,6 +318,18 @@ def cite(method: Annotated[str, typer.Argument(help="As for `oche search`.")]) -
     from oche.plan import searcher_named
 
     print(entries_of(searcher_named(method).papers))
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Say how fast this machine can search, and why: tier, compiler, processor, accelerator, optional packages."""
+    from oche.doctor import examine, rows
+
+    found = examine()
+    if as_json:
+        print(json.dumps(found))
+    else:
+        console.print(rows_table(rows(found)))
 
 
 app.add_typer(bench, name="bench")

@@ -181,6 +181,7 @@ def begin(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted(problem.seed, "weights", *stage).initial_seed())
         supernet = problem.space.supernet(method.edge, affine=method.trainable.affine, mask=mask or {})
+    supernet.recompute = problem.recompute
     method.trainable.prepare(supernet, counted(problem.seed, "initialiser", *stage))
     supernet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type == "cpu":  # elsewhere the fused cells are unmeasured

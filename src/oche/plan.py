@@ -68,6 +68,7 @@ class Request:
     probes: tuple[str, ...] = ()
     seeds: int = 1
     pick: str = "validation"
+    recompute: bool = False
 
 
 @dataclass(frozen=True)

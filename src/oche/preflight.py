@@ -63,14 +63,16 @@ def estimate(problem: Problem, method: Method) -> Estimate:
 def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
     """Peak memory of a step: what the two losses keep for their backward passes, a fifth more for what passes through, and the weights.
 
-    Counted on batches of 8 and 16 and extended to the batch; first order keeps one loss at a time, unrolling about three.
+    Counted on batches of 8 and 16 and extended to the batch; first order keeps one loss at a time, unrolling about three. Of cells that
+    are recomputed one is kept at a time; the first ones are the largest, so twice the mean is reckoned.
     """
     small, large = (_kept_bytes(state, problem, method, batch) for batch in (8, 16))
     per_image = (large - small) / 8
     kept = max(0.0, small + per_image * (problem.batch - 8))
     weights = sum(p.numel() * p.element_size() for p in state.supernet.parameters())
     passes = 1 if isinstance(method.arch_gradient, FirstOrder) else 3
-    return 1.2 * passes * kept + 4 * weights
+    share = min(1.0, 2 / len(state.supernet.body.cells)) if problem.recompute else 1.0
+    return 1.2 * passes * kept * share + 4 * weights
 
 
 def free_bytes(device: torch.device) -> float:
@@ -100,9 +102,11 @@ def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int
         return t
 
     draw = state.draw("weight")
+    state.supernet.recompute = False  # its hooks would hide what a cell keeps from these
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         loss, _ = state.task_loss(state.op_weights(state.alpha, draw), weights.at(0), draw)
     del loss
+    state.supernet.recompute = problem.recompute
     return float(sum(storages.values()))
 
 

@@ -34,7 +34,7 @@ class Problem:
     """What is searched, on which images, for how long: everything about a search but the method.
 
     `run` is where it is kept (None: nowhere), `checkpoint_every` the number of steps between checkpoints besides those at
-    every epoch's end.
+    every epoch's end. `recompute` runs each cell again in its backward pass instead of keeping what it computed: less memory, more time.
     """
 
     space: Space
@@ -48,6 +48,7 @@ class Problem:
     run: Run | None = None
     checkpoint_every: int = 100
     listener: Listener = nobody
+    recompute: bool = False
 
 
 @dataclass

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -38,7 +39,9 @@ class Protocol:
 
     `auxiliary` weighs the auxiliary head's loss, `drop_path` is that probability at the end of a linear ramp, `cutout` a side at 32
     pixels. `keep` says which weights are the result: the last epoch's, or those of the best validation accuracy.
-    `cells`, `channels` and `stem_multiplier` set the network's size (None: as searched). `source` says where the settings are from.
+    `cells`, `channels` and `stem_multiplier` set the network's size (None: as searched). `compile` has torch.compile make one program of
+    forward and backward: minutes before the first step (and again where drop path sets in), faster ones after it. `source` says where
+    the settings are from.
     """
 
     epochs: int
@@ -54,6 +57,7 @@ class Protocol:
     cells: int | None = None
     channels: int | None = None
     stem_multiplier: int | None = None
+    compile: bool = False
     source: str = "our choice"
 
 
@@ -130,12 +134,17 @@ class Training:
     listener: Listener = nobody
 
 
+Trunk = Callable[[torch.Tensor, Draw | None, Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor | None]]
+"""`Network.trunk`: (images, draw, what multiplies each edge's output) -> (outputs, auxiliary outputs)."""
+
+
 @dataclass
 class TrainState:
-    """All that changes while a network trains, and all that is checkpointed."""
+    """All that changes while a network trains, and all that is checkpointed; `trunk` is the network's own, or compiled."""
 
     network: Network
     optimizer: torch.optim.Optimizer
+    trunk: Trunk
     epoch: int = 0
     lines: int = 0
     best: float = -1.0
@@ -190,7 +199,8 @@ def begin(training: Training) -> TrainState:
         torch.manual_seed(counted(training.seed, "network").initial_seed())
         network = space.network(training.genotype, auxiliary=training.protocol.auxiliary > 0)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TrainState(network, training.protocol.optimizer(list(network.parameters())))
+    trunk = torch.compile(network.trunk, dynamic=False) if training.protocol.compile else network.trunk
+    return TrainState(network, training.protocol.optimizer(list(network.parameters())), trunk)
 
 
 def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[float, float]:
@@ -200,9 +210,9 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
     ramp = protocol.drop_path * state.epoch / protocol.epochs
     sums = torch.zeros(3, device=fabric.device, dtype=torch.float64)
     for i in range(state.epoch * stream.steps_per_epoch, (state.epoch + 1) * stream.steps_per_epoch):
-        batch = stream.at(i)
+        batch, draw = stream.at(i), Draw(training.seed, i, "train")
         with fabric.autocast():
-            outputs, auxiliary = network.heads(batch.images, Draw(training.seed, i, "train"), ramp)
+            outputs, auxiliary = state.trunk(batch.images, draw, network.drops(batch.images, draw, ramp))
         main = task.loss(outputs.float(), batch.targets)
         loss = main if auxiliary is None else main + protocol.auxiliary * task.loss(auxiliary.float(), batch.targets)
         state.optimizer.zero_grad()

@@ -20,7 +20,7 @@ from oche.methods import METHODS
 from oche.run import Run
 from oche.spaces import SPACES
 
-COMMANDS = ("search", "train", "eval", "predict", "export", "report", "draw", "list", "check", "cite")
+COMMANDS = ("search", "train", "eval", "predict", "export", "report", "draw", "list", "check", "cite", "doctor")
 KINDS = ("methods", "spaces", "ops", "data", "budgets", "protocols", "genotypes")
 
 Oche = Callable[..., tuple[int, str, str]]

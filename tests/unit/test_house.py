@@ -39,7 +39,7 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("testing", "report"),
     ("api",),
     ("bench",),
-    ("show",),
+    ("show", "doctor"),
     ("bench_cli",),
     ("cli",),
     ("__main__",),

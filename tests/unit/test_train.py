@@ -222,14 +222,14 @@ def test_drop_path_is_counted_and_differs_by_step_and_edge() -> None:
 def test_drop_path_grows_linearly(monkeypatch: pytest.MonkeyPatch) -> None:
     """In epoch e of E it is p e / E, as in the DARTS code."""
     seen: list[float] = []
-    heads = Network.heads
+    drops = Network.drops
 
-    def spy(self: Network, x: Tensor, draw: Draw | None = None, drop_path: float = 0.0) -> tuple[Tensor, Tensor | None]:
+    def spy(self: Network, x: Tensor, draw: Draw | None, drop_path: float) -> dict[str, Tensor]:
         if draw:
             seen.append(drop_path)
-        return heads(self, x, draw, drop_path)
+        return drops(self, x, draw, drop_path)
 
-    monkeypatch.setattr(Network, "heads", spy)
+    monkeypatch.setattr(Network, "drops", spy)
     retrain(training(replace(PLAIN, epochs=4, batch=24, drop_path=0.2)))
     assert seen == pytest.approx([0.0, 0.05, 0.1, 0.15])
 
@@ -278,6 +278,51 @@ def test_the_auxiliary_head_is_used_in_training_only() -> None:
     assert network.eval().heads(images)[1] is None
     without = begin(replace(t, protocol=replace(PLAIN, auxiliary=0.0))).network
     assert without.train().heads(images)[1] is None
+
+
+# ---------------------------------------------------------------------- compiled, in bf16, channels last
+
+
+def test_weights_and_batches_are_channels_last() -> None:
+    t = training()
+    state = begin(t)
+    kernels = [m.weight for m in state.network.modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)]
+    assert kernels
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in kernels)
+    batch = Stream(t.data.train, 4, 0, "train", none(t.data)).at(0)
+    assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_compiling_takes_the_whole_step_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One graph without a break, drop path and auxiliary head in it; by a backend that needs no minutes."""
+    compiled: list[object] = []
+    plain = torch.compile
+
+    def quick(function: object, **options: object) -> object:
+        compiled.append(function)
+        return plain(function, backend="aot_eager", fullgraph=True, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(torch, "compile", quick)
+    protocol = replace(PLAIN, epochs=2, drop_path=0.3)
+    wanted = retrain(training(protocol)).state_dict()
+    assert not compiled
+    got = retrain(training(replace(protocol, compile=True))).state_dict()
+    assert len(compiled) == 1
+    assert list(got) == list(wanted)
+    for name, t in wanted.items():
+        torch.testing.assert_close(got[name], t, rtol=1e-3, atol=1e-4)
+
+
+def test_bf16_trains_like_fp32() -> None:
+    """Weights stay in single precision, products are rounded: the loss is close and not the same."""
+    single, half = training(), replace(training(), fabric=fabric_for("cpu", precision="bf16"))
+    losses = []
+    for t in (single, half):
+        state = begin(t)
+        losses.append(train_epoch(state, t, Stream(t.data.train, 8, 1, "train", none(t.data)))[0])
+        assert {p.dtype for p in state.network.parameters()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
 
 
 # ---------------------------------------------------------------------- evaluation

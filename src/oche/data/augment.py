@@ -1,6 +1,6 @@
 """Augmentation of whole batches where they lie, driven by one generator: (B, H, W, C) -> (B, C, H, W), normalised.
 
-There is no loop over images: crop and flip are one gather, a resized crop is one `grid_sample`, cutout one mask.
+There is no loop over images: crop and flip are one gather, a resized crop is one `grid_sample`, cutout one product.
 """
 
 from __future__ import annotations
@@ -64,15 +64,21 @@ class Augment:
             images = _windows(images, self.pad, noise[1:3], flipped)
         if any(self.jitter):
             images = _jittered(images, self.jitter, noise[5:9])
-        out = self.normalise(images)
-        return _cut(out, self.cutout, noise[9:11]) if self.cutout else out
+        pixels = images.flatten(2).to(torch.float32, copy=True)
+        rows = self._rows(pixels, images)
+        if self.cutout:
+            _cut(rows, images.shape, self.cutout, noise[9:11], scratch=pixels)
+        return _channels_last(rows, images.shape)
 
     def normalise(self, images: Tensor) -> Tensor:
         """(pixel - mean) / std: (B, H, W, C) -> (B, C, H, W) float32, channels last; enough for evaluation."""
+        return _channels_last(self._rows(images.flatten(2).float(), images), images.shape)
+
+    def _rows(self, pixels: Tensor, images: Tensor) -> Tensor:
+        """Normalised rows (B, H, W C) of the images' pixels: an inner loop of that length is ten times as fast as one of C."""
         unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        scale, shift = _affine(self.mean, self.std, unit, images.device)
-        out = torch.addcmul(shift, images.float(), scale)
-        return out.permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+        scale, shift = _affine(self.mean, self.std, unit, images.shape[2], images.device)
+        return torch.addcmul(shift, pixels, scale)
 
     def describe(self) -> str:
         """What is done, in a few words.
@@ -119,23 +125,29 @@ def _scaled(pixels: int, data: Data) -> int:
 
 @lru_cache(maxsize=32)
 def _affine(
-    mean: tuple[float, ...], std: tuple[float, ...], unit: float, device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], unit: float, width: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """(C,) scale and shift with x scale + shift = (x / unit - mean) / std, kept on the device."""
-    pairs = [(1 / (unit * s), -m / s) for m, s in zip(mean, std, strict=True)]
+    """(W C,) scale and shift with x scale + shift = (x / unit - mean) / std for a row of pixels, kept on the device."""
+    pairs = [(1 / (unit * s), -m / s) for m, s in zip(mean, std, strict=True)] * width
     scale, shift = torch.tensor(pairs, dtype=torch.float32).T.contiguous().to(device)
     return scale, shift
 
 
 def _windows(images: Tensor, pad: int, noise: Tensor, flipped: Tensor) -> Tensor:
-    """Crops of the padded images, offset uniformly in 0 .. 2 pad down and right, some mirrored: one gather."""
-    count, height, width, _ = images.shape
-    padded = F.pad(images, (0, 0, pad, pad, pad, pad))
+    """Crops of the padded images, offset uniformly in 0 .. 2 pad down and right, some mirrored: one gather of whole rows.
+
+    A mirrored image is cut out of the mirrored copy, 2 pad - left from its other side.
+    """
+    count, height, width, channels = images.shape
+    padded = F.pad(torch.stack([images, images.flip(2)]), (0, 0, pad, pad, pad, pad))
+    tall, wide = padded.shape[2:4]
     top, left = (noise * (2 * pad + 1)).long()
-    columns = torch.arange(width, device=images.device).expand(count, width)
-    columns = torch.where(flipped[:, None], width - 1 - columns, columns) + left[:, None]
-    rows = torch.arange(height, device=images.device) + top[:, None]
-    return padded[torch.arange(count, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    left = torch.where(flipped, 2 * pad - left, left)
+    number = torch.arange(count, device=images.device) + flipped * count
+    corner = (number * tall + top) * wide + left
+    starts = corner[:, None] + torch.arange(height, device=images.device) * wide
+    rows = padded.as_strided((2 * count * tall * wide - width + 1, width * channels), (channels, 1))
+    return rows.index_select(0, starts.flatten()).view(images.shape)
 
 
 def _resized_windows(images: Tensor, noise: Tensor, flipped: Tensor) -> Tensor:
@@ -170,16 +182,24 @@ def _jittered(images: Tensor, jitter: tuple[float, float, float, float], noise: 
     return pixels.permute(0, 2, 3, 1)
 
 
-def _cut(images: Tensor, side: int, noise: Tensor) -> Tensor:
-    """(B, C, H, W) with a square of 2 (side // 2) pixels set to 0, around a pixel drawn uniformly."""
-    rows, columns = (_near(u, extent, side // 2) for u, extent in zip(noise, images.shape[2:], strict=True))
-    return images.masked_fill_((rows[:, :, None] & columns[:, None, :])[:, None], 0.0)
+def _cut(rows: Tensor, shape: torch.Size, side: int, noise: Tensor, scratch: Tensor) -> None:
+    """Sets a square of 2 (side // 2) pixels around a pixel drawn uniformly to 0; rows (B, H, W C) of images of the shape.
+
+    `scratch`, of rows' size, is overwritten: fresh memory of that size costs more than the work done in it.
+    """
+    longest = torch.arange(max(shape[1:3]), device=noise.device)
+    centre = (noise * torch.tensor(shape[1:3], device=noise.device)[:, None]).long()
+    offset = longest - centre[:, :, None]
+    near = ((offset >= -(side // 2)) & (offset < side // 2)).float()
+    down, right = near[0, :, : shape[1]], near[1, :, : shape[2]]
+    across = right[:, :, None].expand(-1, -1, shape[3]).flatten(1)
+    square = torch.mul(down[:, :, None], across[:, None, :], out=scratch.view_as(rows))
+    rows.addcmul_(rows, square, value=-1)
 
 
-def _near(noise: Tensor, extent: int, half: int) -> Tensor:
-    """(B, extent) bool: pixels from c - half to c + half - 1, where c = floor(noise extent)."""
-    offset = torch.arange(extent, device=noise.device) - (noise * extent).long()[:, None]
-    return (offset >= -half) & (offset < half)
+def _channels_last(rows: Tensor, shape: torch.Size) -> Tensor:
+    """(B, H, W C) -> (B, C, H, W), channels last in memory."""
+    return rows.view(shape).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
 
 
 def _unit(images: Tensor) -> Tensor:

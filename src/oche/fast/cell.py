@@ -11,7 +11,7 @@ from oche.base import Draw
 from oche.fast.buffers import Buffers
 from oche.fast.dense import DenseLayout, dense_layout, run_dense
 from oche.fast.entry import enter
-from oche.fast.native import kernels
+from oche.fast.native import kernels, switched_off
 from oche.fast.packed import Layout, layout, run_packed
 from oche.fast.partial import run_partial
 from oche.fast.portable import refusal, run_portable, zeros
@@ -78,8 +78,10 @@ def _simple(states: Sequence[Tensor]) -> bool:
 def accelerate(supernet: Supernet) -> Supernet:
     """The same supernet with its cells fused where they can be, in place. `coverage` tells which.
 
-    Parameters, their names and the results (up to rounding) stay as they were.
+    Parameters, their names and the results (up to rounding) stay as they were. OCHE_FAST=off leaves every cell plain.
     """
+    if switched_off("OCHE_FAST"):
+        return supernet
     cells, pool = supernet.body.cells, Buffers()
     for name, cell in list(cells.items()):
         if type(cell) is Cell and refusal(cell) is None:

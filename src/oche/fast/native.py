@@ -49,21 +49,32 @@ class Kernels:
 @functools.cache
 def kernels() -> Kernels | None:
     """The compiled kernels, or None where there are none; the reason is logged once."""
-    if os.environ.get("OCHE_KERNELS", "").lower() in ("off", "0", "no"):
-        log.info("compiled kernels are switched off (OCHE_KERNELS): cells run in plain torch")
-        return None
+    found = load()
+    if isinstance(found, Kernels):
+        return found
+    log.log(logging.INFO if switched_off("OCHE_KERNELS") else logging.WARNING, "%s: cells run in plain torch", found)
+    return None
+
+
+def load() -> Kernels | str:
+    """The kernels, compiled now if they are not in the cache, or why there are none."""
+    if switched_off("OCHE_KERNELS"):
+        return "compiled kernels are switched off (OCHE_KERNELS)"
+    compiler = compiler_path()
+    if compiler is None:
+        return "no C++ compiler was found, so a search takes several times longer (install g++, or set CXX)"
     capability = torch.backends.cpu.get_cpu_capability()
     instructions = capability if capability in SETS else "DEFAULT"
-    compiler = _compiler()
-    if compiler is None:
-        log.warning("no C++ compiler found: cells run in plain torch, several times slower; install g++ or set CXX")
-        return None
     try:
         return Kernels(ctypes.CDLL(str(build(compiler, instructions, cache()))), instructions)
     except (OSError, subprocess.SubprocessError) as error:
         said = error.stderr.decode(errors="replace")[-500:] if isinstance(error, subprocess.CalledProcessError) else ""
-        log.warning("the kernels could not be compiled, cells run in plain torch: %s %s", error, said)
-        return None
+        return f"the kernels could not be compiled ({error}) {said}".rstrip()
+
+
+def switched_off(variable: str) -> bool:
+    """Whether an environment variable says "off"."""
+    return os.environ.get(variable, "").lower() in ("off", "0", "no")
 
 
 def build(compiler: str, instructions: str, folder: Path) -> Path:
@@ -107,6 +118,7 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "oche"
 
 
-def _compiler() -> str | None:
+def compiler_path() -> str | None:
+    """The first of $CXX, c++, g++ and clang++ that is there."""
     wanted = os.environ.get("CXX")
     return next((found for name in (wanted, "c++", "g++", "clang++") if name and (found := shutil.which(name))), None)

@@ -14,6 +14,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from oche.base import Batch, Draw, Group, OpWeights, Params
 from oche.edges import EDGES, Edge, EdgeFactory, plain_name
@@ -48,6 +49,10 @@ class Cell(nn.Module):
             for target, numbers in sorted(group.into().items())
         ]
 
+    def numbers(self) -> set[int]:
+        """The numbers of the edges that are there."""
+        return {e for incoming in self._into for e, _, _ in incoming}
+
     def mixed(self, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
         """The cell of a supernet: every edge mixed by its row of the op weights w (E, O)."""
         out: Tensor = self(inputs, lambda e, edge, h: edge(h, w[e], draw))
@@ -75,11 +80,12 @@ class Supernet(nn.Module):
     """All candidates at once: `supernet(x, op_weights, draw) -> (outputs, observed)`.
 
     Batch norm uses batch statistics and keeps none, so a forward pass leaves no trace. `observed` holds each cell's output.
+    With `recompute` a cell keeps nothing for its backward pass but its inputs, and runs again when that pass comes to it.
     """
 
     def __init__(self, body: Body) -> None:
         super().__init__()
-        self.body = body
+        self.body, self.recompute = body, False
         for name, module in self.named_modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.track_running_stats = False
@@ -89,10 +95,40 @@ class Supernet(nn.Module):
 
     def forward(self, x: Tensor, op_weights: OpWeights, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
         def run_cell(name: str, cell: Cell, inputs: Sequence[Tensor]) -> Tensor:
+            if self.recompute and torch.is_grad_enabled():
+                return _recomputed(cell, inputs, op_weights[name], draw)
             return cell.mixed(inputs, op_weights[name], draw)
 
         outputs, observed = self.body(x, run_cell)
         return outputs, observed
+
+
+class _Mixed(nn.Module):
+    """A cell whose call is `mixed`, so that `functional_call` can give it weights."""
+
+    def __init__(self, cell: Cell) -> None:
+        super().__init__()
+        self.cell = cell
+
+    def forward(self, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
+        return self.cell.mixed(inputs, w, draw)
+
+
+def _recomputed(cell: Cell, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
+    """`cell.mixed` under activation checkpointing. Randomness is counted, so the second run draws what the first drew.
+
+    The weights are handed over, for when the cell runs again, whoever called the supernet with others has put its own back.
+    """
+    module, names = _Mixed(cell), [f"cell.{name}" for name, _ in cell.named_parameters()]
+
+    def again(w: Tensor, *tensors: Tensor) -> Tensor:
+        weights = dict(zip(names, tensors[len(inputs) :], strict=True))
+        out: Tensor = torch.func.functional_call(module, weights, (tensors[: len(inputs)], w, draw))
+        return out
+
+    held = [p for _, p in cell.named_parameters()]
+    out: Tensor = checkpoint(again, w, *inputs, *held, use_reentrant=False, preserve_rng_state=False)
+    return out
 
 
 class Chosen(nn.Module):
@@ -144,16 +180,30 @@ class Network(nn.Module):
         `drop_path` is the probability with which an image loses one edge's output, never that of an identity (DARTS).
         """
 
+        return self.trunk(x, draw, self.drops(x, draw, drop_path))
+
+    def drops(self, x: Tensor, draw: Draw | None, drop_path: float) -> dict[str, Tensor]:
+        """ "cell/edge" -> what multiplies the edge's output, (B, 1, 1, 1): 0 or 1 / (1 - drop_path). Empty where nothing is dropped."""
+        if drop_path == 0.0 or draw is None:
+            return {}
+        kept = {}
+        for name, cell in self.body.cells.items():
+            assert isinstance(cell, Cell)
+            for e in sorted(cell.numbers()):
+                key = f"{name}/{e}"
+                noise = torch.rand(len(x), 1, 1, 1, generator=draw.generator(key, x.device), device=x.device)
+                kept[key] = (noise >= drop_path) / (1 - drop_path)
+        return kept
+
+    def trunk(self, x: Tensor, draw: Draw | None, kept: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """`heads` with what `drops` returned: tensors in, tensors out, which is what `torch.compile` can take whole."""
+
         def run_cell(name: str, cell: Cell, inputs: Sequence[Tensor]) -> Tensor:
             def through(e: int, edge: nn.Module, h: Tensor) -> Tensor:
                 out: Tensor = edge(h, draw)
-                if drop_path == 0.0 or draw is None or out is h:
+                if not kept or out is h:
                     return out
-                kept = (
-                    torch.rand(len(h), 1, 1, 1, generator=draw.generator(f"{name}/{e}", h.device), device=h.device)
-                    >= drop_path
-                )
-                return out * (kept / (1 - drop_path)).to(out.dtype)
+                return out * kept[f"{name}/{e}"].to(out.dtype)
 
             out: Tensor = cell(inputs, through)
             return out

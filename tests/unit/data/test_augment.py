@@ -222,3 +222,12 @@ def test_describe_says_what_is_done() -> None:
     assert for_training(data(32)).describe() == "crop of the image padded by 4, flip, normalise, cutout 16"
     assert for_training(data(224)).describe() == "resized crop, flip, jitter 0.4 0.4 0.4 0.2, normalise"
     assert none(data(32)).describe() == "normalise"
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_images_given_are_left_alone(channels: int) -> None:
+    """Scratch memory is the augmentation's own, whatever the images' dtype and with nothing but a cutout to do."""
+    for images in (torch.rand(4, 8, 8, channels), torch.randint(0, 256, (4, 8, 8, channels), dtype=torch.uint8)):
+        before = images.clone()
+        Augment((0.4,) * channels, (0.3,) * channels, cutout=4)(images, counted(1))
+        assert torch.equal(images, before)

@@ -60,7 +60,7 @@ def test_no_compiler_means_the_portable_tier_and_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.delenv("OCHE_KERNELS", raising=False)
-    monkeypatch.setattr(fast_native, "_compiler", lambda: None)
+    monkeypatch.setattr(fast_native, "compiler_path", lambda: None)
     fast_native.kernels.cache_clear()
     try:
         with caplog.at_level(logging.WARNING):

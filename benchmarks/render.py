@@ -1,0 +1,299 @@
+"""docs/results/performance.md and its pictures, from the log that `benchmarks/table.py` keeps: rendering again measures nothing.
+
+python benchmarks/render.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("svg")
+from matplotlib import pyplot as plt
+
+RESULTS = Path(__file__).parents[1] / "docs" / "results"
+LOG = "performance.jsonl"
+Result = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What a row is to reach: a ratio, a stretch, and a memory ratio (0: none asked)."""
+
+    work: str
+    ratio: float
+    stretch: float = 0.0
+    memory: float = 0.0
+
+
+GOALS = {
+    "goal/darts": Goal("DARTS space, C=16, L=8, batch 64", 10, 13, 5),
+    "goal/exact": Goal("the same, second order, batch 16: exact product", 7, 9, 5),
+    "goal/finite": Goal("the same, second order, batch 16: finite difference", 9, 12, 5),
+    "goal/pcdarts": Goal("PC-DARTS, batch 64", 5, 10, 2),
+    "goal/nb201": Goal("NAS-Bench-201, C=16, N=5, batch 64", 3.5, 5, 4),
+    "goal/rf": Goal("random features against training all weights, DARTS space, batch 64", 1.15, 1.25),
+    "goal/augment": Goal("augmentation of a batch of 64 against PIL, image by image", 8),
+}
+ABOUT = {
+    "also/darts-b16": "DARTS space, batch 16",
+    "also/darts-channels-last": "DARTS space, batch 16, against plain cells in channels_last",
+    "also/darts-portable": "DARTS space, batch 16, portable tier (no compiler)",
+    "also/darts-peer": "DARTS space, batch 16, against a literal DARTS without oche",
+    "also/darts-bf16": "DARTS space, batch 16, bf16 against fp32 reference",
+    "also/darts-recompute": "DARTS space, batch 16, recomputed cells against kept ones",
+    "also/portable-recompute": "the same on the portable tier",
+    "also/pcdarts-b16": "PC-DARTS, batch 16",
+    "also/nb201-bf16": "NAS-Bench-201, batch 64, bf16 against fp32 reference",
+    "also/nb201-channels-last": "NAS-Bench-201, batch 64, against plain cells in channels_last",
+    "also/rf-field": "RF-DARTS, batch 16",
+    **{f"also/{s}": f"{s.upper()} of RobustDARTS, batch 16" for s in ("s1", "s2", "s3", "s4")},
+}
+SCALES = ("batch", "size", "channels", "cells", "edges", "ops", "threads")
+BASE = {"batch": "8", "size": "32", "channels": "16", "cells": "8", "edges": "14", "ops": "8"}
+"""Where the scaling rows meet: DARTS at batch 8."""
+
+
+def render(log: Path, folder: Path) -> str:
+    """Writes performance.md and its pictures beside the log; says what was written."""
+    records = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    latest = {record["row"]: record for record in records if "row" in record}
+    if not latest:
+        return f"{log} holds no row yet: nothing was rendered"
+    rows: dict[str, Result] = {name: record["result"] for name, record in latest.items()}
+    pictures = {"stages": stages(rows), "memory": memory(rows), "scaling": scaling(rows)}
+    for name, figure in pictures.items():
+        if figure is not None:
+            figure.savefig(folder / f"performance-{name}.svg", metadata={"Date": None})
+            plt.close(figure)
+    there = [name for name, figure in pictures.items() if figure is not None]
+    (folder / "performance.md").write_text(page(latest, rows, there))
+    return f"{folder / 'performance.md'}: {len(rows)} rows"
+
+
+# ------------------------------------------------------------------ the page
+
+
+def page(latest: dict[str, Result], rows: dict[str, Result], pictures: Sequence[str]) -> str:
+    """The page's text."""
+    machines = sorted({f"{r['machine']} ({r['commit']})" for r in latest.values()})
+    versions = sorted({str(r["torch"]) for r in rows.values() if "torch" in r})
+    peaks = [r["peaks"] for r in rows.values() if r.get("peaks")]
+    said = [
+        "# Speed and memory of a search iteration",
+        "",
+        f"Measured by `make bench` on {'; '.join(machines)}, torch {', '.join(versions)}, fp32 unless said; every answer is a line of "
+        "[performance.jsonl](performance.jsonl). Ratios are of medians of fresh processes in turn, with few iterations each: "
+        "read them to about 15 %. "
+        "`reference` is the plain supernet with the field's own amount of work: NCHW, all gradients, `none` computed "
+        "([field.py](../../benchmarks/field.py)).",
+    ]
+    if peaks:
+        gflops, gbytes = (max(p[key] for p in peaks) for key in ("gflops", "gbytes"))
+        said[-1] += (
+            f" The machine's peaks, measured in the same runs: up to {gflops:.0f} GFLOP/s and {gbytes:.0f} GB/s."
+        )
+    said += ["", "## Goals", "", *goals(rows), "", "## Every comparison", "", *comparisons(rows)]
+    if "start" in {name.rpartition("/")[2] for name in rows}:
+        start = rows["goal/start"]
+        said += ["", f"`import oche` takes {start['seconds']:.3f} s beyond torch (goal: under 0.2 s), "
+                 f"`import oche.api`, all that a search needs, another {start['api_seconds']:.2f} s."]  # fmt: skip
+    if "also/retrain" in rows:
+        said += ["", "## Training the found network", "", *retraining(rows["also/retrain"])]
+    titles = {
+        "stages": "Where an iteration's time goes",
+        "memory": "Memory",
+        "scaling": "Scaling",
+    }
+    for name in pictures:
+        said += ["", f"## {titles[name]}", "", f"![{titles[name]}](performance-{name}.svg)"]
+        if name == "stages":
+            said += ["", *kernels(rows)]
+        if name == "scaling":
+            said += ["", "DARTS space at batch 8, one thing changed at a time; fast against reference."]
+    return "\n".join(said) + "\n"
+
+
+def _table(header: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *body)]
+
+
+def goals(rows: dict[str, Result]) -> list[str]:
+    """Goal against measured."""
+    body = []
+    for name, goal in GOALS.items():
+        if name not in rows:
+            continue
+        ratio, kept = rows[name]["ratio"], rows[name].get("memory_ratio")
+        verdict = (
+            "stretch reached"
+            if goal.stretch and ratio >= goal.stretch
+            else "reached"
+            if ratio >= goal.ratio
+            else "missed"
+        )
+        less = f"{kept:.1f}x less" if kept and goal.memory else ""
+        asked = (
+            f"{goal.memory:g}x less ({'reached' if kept and kept >= goal.memory else 'missed'})" if goal.memory else ""
+        )
+        stretch = f"{goal.stretch:g}x" if goal.stretch else ""
+        body.append([goal.work, f"{goal.ratio:g}x", stretch, f"**{ratio:.2f}x**", verdict, less, asked])
+    return _table(["work", "goal", "stretch", "measured", "", "memory", "goal"], body)
+
+
+def comparisons(rows: dict[str, Result]) -> list[str]:
+    """Every supernet row that is no scaling row."""
+    body = []
+    for name, row in rows.items():
+        if "sides" not in row or name.startswith("scaling/"):
+            continue
+        about = ABOUT.get(name) or (GOALS[name].work if name in GOALS else name)
+        slow, fast = row["sides"][row["against"]], row["sides"][row["tier"]]
+        cell = [_side(slow), _side(fast)]
+        shares = f"{_share(fast, 'compute_share')}, {_share(fast, 'bandwidth_share')}"
+        body.append(
+            [about, Path(row["against"]).name, *cell, f"**{row['ratio']:.2f}x**", f"{row['memory_ratio']:.1f}x", shares]
+        )
+    header = [
+        "work",
+        "against",
+        "its s, img/s, MiB, operators",
+        "oche's",
+        "ratio",
+        "memory",
+        "of compute, bandwidth peak",
+    ]
+    return _table(header, body)
+
+
+def _side(side: Result) -> str:
+    return f"{side['seconds']:.3f} s, {side['images_per_second']:.1f}, {side['peak_mib']:.0f}, {side['operators']:,}"
+
+
+def _share(side: Result, name: str) -> str:
+    return f"{side[name]:.0%}" if name in side else "?"
+
+
+def kernels(rows: dict[str, Result]) -> list[str]:
+    """Calls and seconds an iteration of the compiled kernels, of the rows with the most of them."""
+    body = []
+    for name in GOALS:
+        row = rows.get(name, {})
+        for kernel, (count, seconds) in sorted(
+            row.get("sides", {}).get(row.get("tier"), {}).get("kernels", {}).items(), key=lambda item: -item[1][1]
+        )[:4]:
+            body.append(
+                [
+                    GOALS[name].work,
+                    f"`{kernel}`",
+                    f"{count:.0f}",
+                    f"{1e3 * seconds:.0f} ms",
+                    f"{seconds / row['seconds']:.0%}",
+                ]
+            )
+    return _table(["work", "compiled kernel", "calls", "time", "of the iteration"], body) if body else []
+
+
+def retraining(row: Result) -> list[str]:
+    """A training step in every form."""
+    said = f"A step of DARTS_V2 with {row['cells']} cells of {row['channels']} channels, batch {row['batch']}:"
+    body = [
+        [form, f"{s:.3f} s", f"{row['ratios'][form]:.2f}x", f"{row['first'][form]:.1f} s"]
+        for form, s in row["seconds"].items()
+    ]
+    return [said, "", *_table(["form", "a step", "against NCHW", "first step"], body)]
+
+
+# ------------------------------------------------------------------ pictures
+
+
+def stages(rows: dict[str, Result]) -> plt.Figure | None:
+    """Seconds an iteration by stage, as a share of the whole."""
+    shown = {n: r["sides"][r["tier"]] for n, r in rows.items() if n in GOALS and "sides" in r}
+    shown = {n: side for n, side in shown.items() if side["stages"]}
+    if not shown:
+        return None
+    names = ["forward", "backward", "clip", "optimiser of weights", "optimiser of alpha", "batches", "the rest"]
+    figure, axis = plt.subplots(figsize=(7, 0.6 + 0.45 * len(shown)), layout="constrained")
+    left = [0.0] * len(shown)
+    for stage in names:
+        part = [max(side["stages"].get(stage, 0.0), 0.0) / side["seconds"] for side in shown.values()]
+        axis.barh(list(map(_short, shown)), part, left=left, label=stage)
+        left = [a + b for a, b in zip(left, part, strict=True)]
+    axis.invert_yaxis()
+    axis.set_xlabel("share of an iteration")
+    axis.legend(fontsize=7, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)
+    return figure
+
+
+def memory(rows: dict[str, Result]) -> plt.Figure | None:
+    """Peak memory of both sides."""
+    shown = {n: r for n, r in rows.items() if n in GOALS and "sides" in r}
+    if not shown:
+        return None
+    figure, axis = plt.subplots(figsize=(7, 0.6 + 0.55 * len(shown)), layout="constrained")
+    for offset, (label, key) in enumerate((("compared with", "against"), ("oche", "tier"))):
+        axis.barh(
+            [i + 0.4 * offset for i in range(len(shown))],
+            [r["sides"][r[key]]["peak_mib"] for r in shown.values()],
+            height=0.38,
+            label=label,
+        )
+    axis.set_yticks([i + 0.2 for i in range(len(shown))], list(map(_short, shown)))
+    axis.invert_yaxis()
+    axis.set_xlabel("peak MiB over the model")
+    axis.legend(fontsize=8, frameon=False)
+    return figure
+
+
+def scaling(rows: dict[str, Result]) -> plt.Figure | None:
+    """Seconds of both sides, and their ratio, against each thing that grows."""
+    found: dict[str, list[tuple[float, Result]]] = {}
+    base = rows.get(f"scaling/batch={BASE['batch']}")
+    for what in SCALES:
+        own = {n.rpartition("=")[2]: r for n, r in rows.items() if n.startswith(f"scaling/{what}=")}
+        if base and own:
+            own.setdefault(BASE.get(what, str(base["threads"])), base)
+        if len(own) > 1:
+            found[what] = sorted(((float(value), row) for value, row in own.items()), key=lambda pair: pair[0])
+    if not found:
+        return None
+    figure, axes = plt.subplots(2, -(-len(found) // 2), figsize=(9, 4.5), layout="constrained", squeeze=False)
+    for axis in axes.flat[len(found) :]:
+        axis.axis("off")
+    for axis, (what, points) in zip(axes.flat, found.items(), strict=False):
+        x = [value for value, _ in points]
+        for key, label in (("against", "reference"), ("tier", "oche")):
+            axis.plot(x, [r["sides"][r[key]]["seconds"] for _, r in points], marker="o", ms=3, label=label)
+        for value, row in points:
+            axis.annotate(
+                f"{row['ratio']:.1f}x", (value, row["seconds"]), (0, -9), textcoords="offset points", fontsize=7
+            )
+        axis.set_yscale("log")
+        axis.set_title(what, fontsize=9)
+        axis.tick_params(labelsize=7)
+    axes.flat[0].set_ylabel("seconds an iteration")
+    axes.flat[0].legend(fontsize=7, frameon=False)
+    return figure
+
+
+def _short(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def main() -> None:
+    """Renders the log that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--log", type=Path, default=RESULTS / LOG)
+    a = parser.parse_args()
+    print(render(a.log, a.log.parent))
+
+
+if __name__ == "__main__":
+    main()
