@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from oche.base import Alpha, Batch, Params
+from oche.base import Alpha, Batch, Draw, Params
 
 Loss = Callable[[Params, Alpha, Batch], Tensor]
 
@@ -25,8 +26,8 @@ Loss = Callable[[Params, Alpha, Batch], Tensor]
 class Bilevel:
     """`inner` and `outer` losses, and `descend(theta, grads)`: the weights after the next weight step, differentiable in grads.
 
-    `mean` averages tensors over processes; alone it does nothing. `rate` is the present learning rate of the weights. `keep` is handed
-    d outer / d theta by a gradient that takes it along.
+    `mean` averages tensors over processes; alone it does nothing. `rate` is the present learning rate of the weights, `draw` the
+    randomness and the progress of this step. `keep` is handed d outer / d theta by a gradient that takes it along.
     """
 
     inner: Loss
@@ -34,6 +35,7 @@ class Bilevel:
     descend: Callable[[Params, Params], Params]
     mean: Callable[[Sequence[Tensor]], list[Tensor]] = list
     rate: Callable[[], float] = float
+    draw: Callable[[], Draw] = partial(Draw, 0)
     keep: Callable[[Params], object] = dict
 
 

@@ -152,7 +152,7 @@ def bilevel(state: SearchState, method: Method) -> Bilevel:
     def rate() -> float:
         return float(state.weight_optimizer.param_groups[0]["lr"])
 
-    return Bilevel(inner, outer, descend, partial(average, state.problem.fabric), rate)
+    return Bilevel(inner, outer, descend, partial(average, state.problem.fabric), rate, partial(state.draw, "alpha"))
 
 
 def derivatives(loss: Tensor, *trees: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
@@ -193,7 +193,7 @@ def begin(
     for group in problem.space.groups:
         fresh = method.relaxation.init(group, counted(problem.seed, "alpha", group.name, *stage))
         alpha |= {name: t.to(device).requires_grad_() for name, t in fresh.items()}
-    weights, _ = streams(problem, method)
+    weights, arch = streams(problem, method)
     state = SearchState(
         problem=problem,
         supernet=supernet,
@@ -202,6 +202,7 @@ def begin(
         alpha=alpha,
         weight_optimizer=method.weight_optimizer([p for n, p in supernet.named_parameters() if n in learns]),
         arch_optimizer=method.arch_optimizer(list(alpha.values())),
+        arch_images=arch.images,
         steps=problem.epochs * weights.steps_per_epoch,
         mask=dict(mask or {}),
     )

@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params
-from oche.data import Augment, Data
+from oche.data import Augment, Data, ImageSet
 from oche.errors import UserError
 from oche.relaxations import Relaxation
 from oche.run import Run
@@ -55,7 +55,8 @@ class Problem:
 class SearchState:
     """The supernet with its weights, alpha, both optimisers, and where the search stands.
 
-    `problem` is what is searched: a reference, no part of a checkpoint. `learns` names the weights that learn (`learn` changes it);
+    `problem` is what is searched and `arch_images` alpha's part of its images: references, no part of a checkpoint.
+    `learns` names the weights that learn (`learn` changes it);
     `mask` the candidates that remain in groups that lost some; `memory` is the callbacks' own; `meters` sums what the running epoch has
     seen. `step` and `epoch` count within the search, or within its stage number `stage`, which began after `steps_before` steps and
     `epochs_before` epochs of the stages before it and runs `progress` through `span`.
@@ -68,6 +69,7 @@ class SearchState:
     alpha: Alpha
     weight_optimizer: torch.optim.Optimizer
     arch_optimizer: torch.optim.Optimizer
+    arch_images: ImageSet
     steps: int
     step: int = 0
     epoch: int = 0

@@ -1,0 +1,108 @@
+"""DARTS+PT: on a planted supernet perturbation finds what alpha ranks last; decisions see each other; stages add up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+
+import oche.methods.darts_pt as pt
+from oche.base import Group
+from oche.errors import UserError
+from oche.genotype import Genotype
+from oche.loop import begin
+from oche.methods.darts import darts
+from oche.methods.darts_pt import crowded, darts_pt, decided, rounds
+from oche.selection import TopK
+from oche.state import Problem, SearchState
+from reference.tiny import tiny_problem
+
+
+def planted(monkeypatch: pytest.MonkeyPatch, worth: Mapping[tuple[str, int, int], float]) -> None:
+    """The supernet's accuracy is the sum of what its present candidates are worth."""
+
+    def accuracy(
+        state: SearchState, mask: Mapping[str, torch.Tensor], group: Group, off: list[tuple[int, int]]
+    ) -> float:
+        there = {(g, e, o) for g, m in mask.items() for e, o in m.nonzero().tolist()}
+        return sum(v for key, v in worth.items() if key in there - {(group.name, e, o) for e, o in off})
+
+    monkeypatch.setattr(pt, "accuracy", accuracy)
+
+
+def walk(problem: Problem, state: SearchState) -> Genotype:
+    for number in range(rounds(problem.space)):
+        state = replace(state, mask=decided(state, number))
+    return TopK()(state, problem)
+
+
+def test_it_recovers_the_planted_operation_of_every_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = tiny_problem("nb201", channels=4, cells=1)
+    state = begin(problem, darts())
+    (group,) = problem.space.groups
+    useful = {e: 1 + e % 4 for e in range(len(group.edges))}
+    with torch.no_grad():  # alpha ranks them last
+        for e, o in useful.items():
+            state.alpha["cell/alpha"][e, o] = -9.0
+    planted(monkeypatch, {("cell", e, o): 0.1 for e, o in useful.items()})
+    found = walk(problem, state).groups["cell"]
+    assert [choice.op for choice in found] == [group.ops[e][o] for e, o in useful.items()]
+
+
+def test_nodes_keep_the_two_edges_that_are_worth_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = tiny_problem("darts", channels=4, cells=3, nodes=3)
+    state = begin(problem, darts())
+    worth = {
+        (group.name, e, 1 + e % 7): 0.01 * (1 + (7 * e) % 11)
+        for group in problem.space.groups
+        for e in range(len(group.edges))
+    }
+    planted(monkeypatch, worth)
+    found = walk(problem, state)
+    for group in problem.space.groups:
+        for node, into in group.into().items():
+            best = sorted(into, key=lambda e: -worth[group.name, e, 1 + e % 7])[:2]
+            chosen = {(c.source, c.op) for c in found.groups[group.name] if c.target == node}
+            assert chosen == {(group.edges[e][0], group.ops[e][1 + e % 7]) for e in best}
+    assert rounds(problem.space) == 9 + 2
+    assert crowded(problem.space.groups[0]) == [3, 4]
+
+
+def test_the_accuracy_without_an_operation_is_that_of_zeroed_weights() -> None:
+    """Not renormalised: against the supernet evaluated by hand on alpha's images."""
+    problem = tiny_problem("toy", batch=12)
+    state = begin(problem, darts())
+    (group,) = problem.space.groups
+    mask = {group.name: state.alive(group)}
+    weights = state.op_weights(state.alpha, state.draw("eval"))
+    for cell in weights:
+        weights[cell] = weights[cell].detach().clone()
+        weights[cell][0, 1] = 0.0
+    from oche.data import batches, none
+
+    hits = sum(
+        float(state.task_loss(weights, batch, state.draw("eval"))[1])
+        for batch in batches(state.arch_images, 12, none(problem.data))
+    )
+    assert pt.accuracy(state, mask, group, [(0, 1)]) == pytest.approx(hits / len(state.arch_images))
+
+
+def test_a_search_has_a_stage_for_each_decision() -> None:
+    problem = tiny_problem("nb201", epochs=7, channels=4, cells=1)
+    result = darts_pt(tune=1).search(problem)
+    assert result.state.stage == 5
+    assert result.state.epochs_before + result.state.epoch == 7
+    assert int(result.state.alive(problem.space.groups[0]).sum()) == 5 + 5  # five edges of one op, one still undecided
+    assert result.genotype.discrete
+
+
+def test_alpha_can_be_fixed() -> None:
+    state = darts_pt(tune=1, fixed_alpha=True).search(tiny_problem("nb201", epochs=6, channels=4, cells=1)).state
+    assert not any(t.any() for t in state.alpha.values())
+
+
+def test_too_few_epochs_are_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"25 epochs|more epochs"):
+        darts_pt().search(tiny_problem("nb201", epochs=20, channels=4, cells=1))

@@ -1,0 +1,92 @@
+"""DDPNAS: its epochs, its sweeps, and that the best operations survive where accuracy is told."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+
+import oche.methods.ddpnas as ddp
+from oche.errors import UserError
+from oche.loop import begin, search
+from oche.methods.ddpnas import Prune, ddpnas, told
+from oche.state import SearchState
+from reference.tiny import tiny_problem
+
+
+def played(monkeypatch: pytest.MonkeyPatch, worth: torch.Tensor, epochs: int, sign: float = 1.0) -> SearchState:
+    """All epochs without training; the visited cell is as accurate as its operations are worth together."""
+    state = begin(tiny_problem("nb201", epochs=epochs, channels=4, cells=1), ddpnas())
+
+    def accuracy(state: SearchState, problem: object, weights: dict[str, torch.Tensor], images: object) -> float:
+        return float(0.5 + sign * (worth * next(iter(weights.values()))).sum())
+
+    monkeypatch.setattr(ddp, "supernet_accuracy", accuracy)
+    visits = list[torch.Tensor]()
+    for epoch in range(epochs):
+        state.epoch = epoch
+        Prune(3).on_epoch_start(state)
+        visits.append(state.alpha["cell/now"].detach().clone())
+        Prune(3).on_epoch_end(state, {})
+    state.memory["visits"] = torch.stack(visits)
+    return state
+
+
+WORTH = torch.tensor([[0.0, 0.02, 0.05, 0.01, 0.03]]).roll(1, 1).repeat(6, 1)
+
+
+def test_it_takes_forty_two_epochs_in_nas_bench_201(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = played(monkeypatch, WORTH, 42)
+    assert state.alive(state.space.groups[0]).sum(-1).tolist() == [1] * 6
+    with pytest.raises(UserError, match="42 epochs"):
+        Prune(3).place(begin(tiny_problem("nb201", epochs=41, channels=4, cells=1), ddpnas()))
+    fits = Prune(None).place(begin(tiny_problem("nb201", epochs=30, channels=4, cells=1), ddpnas()))
+    assert fits is None  # 2 sweeps of 14 visits, after 2 epochs of warm-up
+
+
+def test_a_sweep_visits_every_remaining_operation_of_every_edge_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    visits = played(monkeypatch, WORTH, 42).memory["visits"]
+    assert torch.equal(visits.sum(-1), torch.ones(42, 6))
+    start = 0
+    for left in (5, 4, 3, 2):
+        for _ in range(3):
+            sweep = visits[start : start + left].sum(0)
+            assert (
+                sorted(Counter(sweep.flatten().tolist()).items()) == [(0.0, 6 * (5 - left)), (1.0, 6 * left)]
+                or left == 5
+            )
+            assert sweep.max() == 1
+            assert (sweep.sum(-1) == left).all()
+            start += left
+
+
+@pytest.mark.parametrize(("sign", "survivor"), [(1.0, 3), (-1.0, 1)])
+def test_the_best_survive_accuracy_and_the_worst_error(
+    monkeypatch: pytest.MonkeyPatch, sign: float, survivor: int
+) -> None:
+    """An additive objective; every edge is the same, so its best operation is the best everywhere."""
+    worth = torch.zeros(6, 5)
+    worth[0] = 4 * torch.tensor([0.02, 0.0, 0.03, 0.08, 0.01])
+    state = played(monkeypatch, worth, 42, sign)
+    assert int(state.alive(state.space.groups[0])[0].int().argmax()) == survivor
+
+
+def test_what_is_told_is_the_rule_s() -> None:
+    theta, v = torch.tensor([[0.5, 0.3, 0.2]]), torch.tensor([[0.1, 0.0, 0.0]])
+    seen, alive = torch.tensor([[[0.50, 0.52, 0.9]], [[0.40, 0.45, 0.9]]]), torch.tensor([[True, True, False]])
+    new, found = told(theta, v, seen, alive, 0.9)
+    share = [1 / (1 + 2.718281828459045 ** (100 * gap)) for gap in (0.02, 0.05)]
+    e = torch.tensor([[sum(share) / 2, 1 - sum(share) / 2, 0.0]])
+    torch.testing.assert_close(found, 0.9 * v + 0.1 * e)
+    expected = (theta + found) * alive
+    torch.testing.assert_close(new, expected / expected.sum())
+
+
+def test_a_search_ends_with_one_operation_an_edge() -> None:
+    problem = tiny_problem("toy", epochs=6, count=48)
+    state = search(problem, ddpnas(sweeps=1)).state
+    assert state.alive(state.space.groups[0]).sum(-1).tolist() == [1, 1, 1]
+    assert not state.arch_optimizer.state
+    assert replace(state, mask={}).alive(state.space.groups[0]).all()

@@ -1,0 +1,96 @@
+"""iDARTS on quadratics whose hypergradient is known at every truncation, and its displacement of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from oche.base import Alpha, Batch, Params
+from oche.bilevel import Bilevel
+from oche.loop import search
+from oche.methods.idarts import ImplicitNeumann, idarts
+from reference.tiny import tiny_problem
+
+RATE = 0.1
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Once:
+    """Batches that nobody looks at."""
+
+    def inner(self, ahead: int = 0) -> Batch:
+        return Batch(torch.zeros(1), torch.zeros(1))
+
+    outer = inner
+
+
+def quadratic(scale: float = 1.0) -> tuple[Bilevel, Params, Alpha, Tensor, Tensor, Tensor]:
+    """inner = (w - B a)^T H (w - B a) / 2, outer = |w - t|^2 / 2, at w = B a."""
+    rng = torch.Generator().manual_seed(4)
+    m = torch.randn(5, 5, generator=rng)
+    h = scale * (m @ m.T / 5 + torch.eye(5))
+    b, t = torch.randn(5, 3, generator=rng), torch.randn(5, generator=rng)
+    alpha = {"a": torch.randn(3, generator=rng).requires_grad_()}
+    theta = {"w": (b @ alpha["a"].detach()).requires_grad_()}
+
+    def inner(theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
+        off = theta["w"] - b @ alpha["a"]
+        return off @ h @ off / 2
+
+    def outer(theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
+        return (theta["w"] - t).square().sum() / 2 + 0 * alpha["a"].sum()
+
+    return Bilevel(inner, outer, lambda theta, grads: theta, rate=lambda: RATE), theta, alpha, h, b, t
+
+
+@pytest.mark.parametrize("terms", [0, 1, 2, 7])
+def test_it_is_the_truncated_series(terms: int) -> None:
+    problem, theta, alpha, h, b, t = quadratic()
+    _, found = ImplicitNeumann(terms)(problem, theta, alpha, Once())
+    power = torch.eye(5) - RATE * h
+    series = sum(torch.linalg.matrix_power(power, k) for k in range(terms + 1))
+    expected = RATE * b.T @ h @ series @ (theta["w"].detach() - t)  # type: ignore[operator]
+    torch.testing.assert_close(found["a"], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_it_tends_to_the_implicit_hypergradient() -> None:
+    problem, theta, alpha, _, b, t = quadratic()
+    _, found = ImplicitNeumann(500)(problem, theta, alpha, Once())
+    torch.testing.assert_close(found["a"], b.T @ (theta["w"].detach() - t), rtol=1e-8, atol=1e-8)
+
+
+def test_a_series_that_would_diverge_is_cut() -> None:
+    problem, theta, alpha, *_ = quadratic(scale=100.0)
+    _, found = ImplicitNeumann(30)(problem, theta, alpha, Once())
+    _, first = ImplicitNeumann(0)(problem, theta, alpha, Once())
+    torch.testing.assert_close(found["a"], first["a"])
+
+
+def test_weights_rest_unless_the_code_s_noise_is_asked_for() -> None:
+    problem, theta, alpha, h, _, t = quadratic()
+    before = theta["w"].detach().clone()
+    ImplicitNeumann(2)(problem, theta, alpha, Once())
+    assert torch.equal(theta["w"], before)
+    ImplicitNeumann(2, residual_noise=True)(problem, theta, alpha, Once())
+    v = before - t
+    power = torch.eye(5) - RATE * h
+    s = v + power @ v + power @ power @ v
+    torch.testing.assert_close(theta["w"].detach() - before, 0.01 / v.norm() * (v - s))
+
+
+def test_alpha_steps_after_every_t_weight_steps() -> None:
+    problem = tiny_problem("toy", epochs=2)  # 6 steps
+    method = idarts(T=4)
+    assert (method.arch_every, method.arch_first) == (4, False)
+    state = search(problem, method).state
+    (adam,) = {int(s["step"]) for s in state.arch_optimizer.state.values()}
+    assert adam == 2  # at steps 0 and 4
