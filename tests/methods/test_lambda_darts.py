@@ -12,7 +12,7 @@ from torch import Tensor
 from oche.callbacks import InnerStep
 from oche.loop import StepBatches, begin, bilevel, search, set_learning_rate, streams, weight_step
 from oche.methods.darts import darts
-from oche.methods.lambda_darts import Harmony, corr, lambda_darts, sign
+from oche.methods.lambda_darts import Corr, Harmony, Sign, lambda_darts
 from oche.schedule import Constant
 from reference.tiny import tiny_problem
 
@@ -34,10 +34,10 @@ def mean_sign(g: Tensor) -> Tensor:
     return torch.stack(pairs).mean()
 
 
-@pytest.mark.parametrize(("direction", "literal"), [(corr, mean_corr), (sign, mean_sign)])
+@pytest.mark.parametrize(("direction", "literal"), [(Corr(), mean_corr), (Sign(), mean_sign)])
 @pytest.mark.parametrize("cells", [2, 5])
 def test_the_directions_are_the_gradients_of_the_mean_agreement(
-    direction: Callable[[Tensor], Tensor], literal: Callable[[Tensor], Tensor], cells: int
+    direction: Corr | Sign, literal: Callable[[Tensor], Tensor], cells: int
 ) -> None:
     g = torch.randn(cells, 7, generator=torch.Generator().manual_seed(cells)).requires_grad_()
     (expected,) = torch.autograd.grad(literal(g), g)
@@ -46,12 +46,12 @@ def test_the_directions_are_the_gradients_of_the_mean_agreement(
 
 def test_parallel_gradients_need_no_correction() -> None:
     g = torch.arange(1.0, 7.0).expand(4, 6) * torch.tensor([[1.0], [2.0], [0.5], [3.0]])
-    assert float(corr(g).norm()) < 1e-12
+    assert float(Corr()(g).norm()) < 1e-12
 
 
-@pytest.mark.parametrize(("direction", "literal"), [(corr, mean_corr), (sign, mean_sign)])
+@pytest.mark.parametrize(("direction", "literal"), [(Corr(), mean_corr), (Sign(), mean_sign)])
 def test_the_weights_gradient_is_that_of_the_loss_minus_the_agreement(
-    direction: Callable[[Tensor], Tensor], literal: Callable[[Tensor], Tensor]
+    direction: Corr | Sign, literal: Callable[[Tensor], Tensor]
 ) -> None:
     """Against double backward of the agreement through the op weights' gradients."""
     problem = tiny_problem("toy", batch=8)

@@ -11,7 +11,11 @@ from oche.methods.beta_darts import PUBLISHED as BETA_DARTS
 from oche.methods.beta_darts import beta_darts
 from oche.methods.darts import PUBLISHED as DARTS
 from oche.methods.darts import darts, darts_2nd
+from oche.methods.darts_aer import darts_aer
 from oche.methods.darts_minus import darts_minus
+from oche.methods.darts_pt import darts_pt
+from oche.methods.ddpnas import PUBLISHED as DDPNAS
+from oche.methods.ddpnas import ddpnas
 from oche.methods.drnas import PROGRESSIVE as DRNAS_PROGRESSIVE
 from oche.methods.drnas import PUBLISHED as DRNAS
 from oche.methods.drnas import drnas, drnas_progressive
@@ -19,14 +23,26 @@ from oche.methods.fair_darts import PUBLISHED as FAIR_DARTS
 from oche.methods.fair_darts import fair_darts
 from oche.methods.gdas import PUBLISHED as GDAS
 from oche.methods.gdas import gdas
+from oche.methods.idarts import PUBLISHED as IDARTS
+from oche.methods.idarts import idarts
+from oche.methods.lambda_darts import PUBLISHED as LAMBDA_DARTS
+from oche.methods.lambda_darts import lambda_darts
+from oche.methods.oles import oles
 from oche.methods.pcdarts import PUBLISHED as PCDARTS
 from oche.methods.pcdarts import pcdarts
+from oche.methods.pdarts import PUBLISHED as PDARTS
+from oche.methods.pdarts import pdarts
 from oche.methods.random_features import QUICK, random_features, rf_darts, rf_pcdarts
 from oche.methods.random_search_ws import random_search_ws
+from oche.methods.rlnas import PUBLISHED as RLNAS
+from oche.methods.rlnas import rlnas
 from oche.methods.sdarts import PUBLISHED as SDARTS
 from oche.methods.sdarts import sdarts_adv, sdarts_rs
+from oche.methods.shapley_nas import PUBLISHED as SHAPLEY_NAS
+from oche.methods.shapley_nas import shapley_nas
 from oche.methods.snas import PUBLISHED as SNAS
 from oche.methods.snas import snas
+from oche.methods.zarts import zarts
 from oche.strategies import RandomSampling, Searcher
 
 METHODS: dict[str, Callable[..., Searcher]] = {
@@ -36,14 +52,24 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "rf_darts": rf_darts,
     "rf_pcdarts": rf_pcdarts,
     "beta_darts": beta_darts,
+    "darts_aer": darts_aer,
     "darts_minus": darts_minus,
+    "darts_pt": darts_pt,
+    "ddpnas": ddpnas,
     "drnas": drnas,
     "drnas_progressive": drnas_progressive,
     "fair_darts": fair_darts,
     "gdas": gdas,
+    "idarts": idarts,
+    "lambda_darts": lambda_darts,
+    "oles": oles,
+    "pdarts": pdarts,
+    "rlnas": rlnas,
     "sdarts_adv": sdarts_adv,
     "sdarts_rs": sdarts_rs,
+    "shapley_nas": shapley_nas,
     "snas": snas,
+    "zarts": zarts,
     "random_sampling": RandomSampling,
     "random_search_ws": random_search_ws,
 }
@@ -56,9 +82,15 @@ PUBLISHED: dict[str, Mapping[str, Budget]] = {
     "drnas": DRNAS,
     "drnas_progressive": DRNAS_PROGRESSIVE,
     "fair_darts": FAIR_DARTS,
+    "ddpnas": DDPNAS,
     "gdas": GDAS,
+    "idarts": IDARTS,
+    "lambda_darts": LAMBDA_DARTS,
+    "pdarts": PDARTS,
+    "rlnas": RLNAS,
     "sdarts_adv": SDARTS,
     "sdarts_rs": SDARTS,
+    "shapley_nas": SHAPLEY_NAS,
     "snas": SNAS,
 }
 """Published settings of each method, by space, for `--budget paper`."""

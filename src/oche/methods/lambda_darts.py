@@ -24,7 +24,6 @@ passes are left out.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -57,21 +56,26 @@ PUBLISHED = {
 }
 
 
-def corr(g: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Corr:
     """d (L, n) of the mean cosine of all pairs of rows of g (L, n)."""
-    norm = g.norm(dim=1, keepdim=True)
-    u = g / norm
-    total = u.sum(0, keepdim=True)
-    d: Tensor = 2 / (len(g) * (len(g) - 1)) * (total - (u @ total.T) * u) / norm
-    return d
+
+    def __call__(self, g: Tensor) -> Tensor:
+        norm = g.norm(dim=1, keepdim=True)
+        u = g / norm
+        total = u.sum(0, keepdim=True)
+        d: Tensor = 2 / (len(g) * (len(g) - 1)) * (total - (u @ total.T) * u) / norm
+        return d
 
 
-def sign(g: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Sign:
     """d (L, n) of the mean over pairs of rows of <g_l, g_j> / <abs g_l, abs g_j>, g (L, n)."""
-    size = (g.abs() @ g.abs().T).fill_diagonal_(torch.inf)
-    r = (g @ g.T) / size
-    s = g.sign()
-    return 2 / (len(g) * (len(g) - 1)) * ((1 / size) @ g - s * ((r / size) @ g.abs()))
+
+    def __call__(self, g: Tensor) -> Tensor:
+        size = (g.abs() @ g.abs().T).fill_diagonal_(torch.inf)
+        r = (g @ g.T) / size
+        return 2 / (len(g) * (len(g) - 1)) * ((1 / size) @ g - g.sign() * ((r / size) @ g.abs()))
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ class Harmony(Callback):
     """The cells of the space's first kind are made to agree on alpha, by `direction` and with a weight of `coefficient`(progress)."""
 
     coefficient: Schedule
-    direction: Callable[[Tensor], Tensor] = sign
+    direction: Corr | Sign = Sign()
     radius: float = 1e-4
 
     def cells(self, state: SearchState) -> tuple[str, ...]:
@@ -113,7 +117,7 @@ class Harmony(Callback):
         return {name: grad + share * (sides[0][name] - sides[1][name]) for name, grad in grads.items()}
 
 
-DIRECTIONS = {"sign": (sign, 0.125), "corr": (corr, 0.25)}
+DIRECTIONS: dict[str, tuple[Corr | Sign, float]] = {"sign": (Sign(), 0.125), "corr": (Corr(), 0.25)}
 
 
 def lambda_darts(align: Literal["sign", "corr"] = "sign", weight: float | None = None) -> Method:
