@@ -1,18 +1,24 @@
 """How fast is a search iteration, and how much memory does it take: fused cells against the plain supernet.
 
     python benchmarks/supernet.py --space darts --batch 16 --against reference --json
+    python benchmarks/supernet.py --space darts --batch 16 --order exact
 
-One iteration is a first-order architecture step and a weight step with their optimisers, on random images. Each tier runs in fresh
+One iteration is an architecture step and a weight step with their optimisers, on random images. Each tier runs in fresh
 processes, in turn (A B A B); the seconds are the median over all iterations but each process's first, the ratio that of the medians.
 Peak memory is the process's highest during the iterations less what it held before them.
 
 `reference` is the supernet as the field writes it: NCHW, both steps back-propagating into weights and alpha alike.
 `reference-channels-last` is the same supernet in channels_last, each step computing the gradients it uses. `fused` is what oche runs.
+
+`--order finite` and `exact` are second order: `fused` takes the product by `bilevel.FiniteDifference` or `bilevel.Unrolled`, the others
+always by finite difference and as the official code does: a copy of the network takes the look-ahead step and is differentiated in
+weights and alpha, then the weights themselves move to either side.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import resource
 import statistics
@@ -20,21 +26,40 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oche.base import Draw
+from oche.base import Alpha, Batch, Draw, Params
+from oche.bilevel import ArchGradient, Bilevel, FiniteDifference, FirstOrder, Unrolled
 from oche.edges import PartialChannels, WeightedSum
 from oche.fast import accelerate, coverage
+from oche.optim import SGD
 from oche.spaces import SPACES
+from oche.spaces.base import Supernet
 
 TIERS = ("reference", "reference-channels-last", "fused")
+ORDERS: dict[str, ArchGradient] = {"first": FirstOrder(), "finite": FiniteDifference(), "exact": Unrolled()}
 
 
-def iteration(space: str, batch: int, tier: str, partial: int) -> tuple[Callable[[], None], str]:
+@dataclass(frozen=True)
+class Batches:
+    """The same two batches at every step."""
+
+    weights: Batch
+    arch: Batch
+
+    def inner(self) -> Batch:
+        return self.weights
+
+    def outer(self) -> Batch:
+        return self.arch
+
+
+def iteration(space: str, batch: int, tier: str, partial: int, order: str) -> tuple[Callable[[], None], str]:
     """One search iteration of a tier, and how its cells run. `partial` is PC-DARTS's K, 1 for none."""
     bound = SPACES[space](size=(32, 32))
     torch.manual_seed(0)
@@ -47,38 +72,72 @@ def iteration(space: str, batch: int, tier: str, partial: int) -> tuple[Callable
     alpha = {g.name: torch.zeros(len(g.edges), g.width).requires_grad_() for g in bound.groups}
     sgd = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
     adam = torch.optim.Adam(alpha.values(), 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
-    images, targets = torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))
+    both = [Batch(torch.randn(batch, 3, 32, 32), torch.randint(10, (batch,))) for _ in range(2)]
     if tier != "reference":
-        images = images.contiguous(memory_format=torch.channels_last)
+        both = [Batch(b.images.contiguous(memory_format=torch.channels_last), b.targets) for b in both]
+    batches = Batches(*both)
 
-    def loss(by_group: dict[str, Tensor]) -> Tensor:
+    def loss(net: Supernet, theta: Params | None, by_group: Alpha, batch: Batch) -> Tensor:
         op_weights = bound.spread({name: t.softmax(-1) for name, t in by_group.items()})
-        outputs, _ = supernet(images, op_weights, Draw(0))
-        return F.cross_entropy(outputs, targets)
+        arguments = (batch.images, op_weights, Draw(0))
+        outputs, _ = net(*arguments) if theta is None else torch.func.functional_call(net, theta, arguments)
+        return F.cross_entropy(outputs, batch.targets)
 
-    def step(optimizer: torch.optim.Optimizer, tensors: list[Tensor], by_group: dict[str, Tensor]) -> None:
-        inputs = [*weights, *alpha.values()] if tier == "reference" else tensors
-        for t, grad in zip(inputs, torch.autograd.grad(loss(by_group), inputs, allow_unused=True), strict=True):
-            t.grad = grad
-        if optimizer is sgd:
-            torch.nn.utils.clip_grad_norm_(weights, 5.0)
-        optimizer.step()
+    def by_official_code() -> list[Tensor]:
+        if order == "first":
+            inputs = [*alpha.values(), *(weights if tier == "reference" else [])]
+            return list(torch.autograd.grad(loss(supernet, None, alpha, batches.arch), inputs, allow_unused=True))[: len(alpha)]
+        grads = torch.autograd.grad(loss(supernet, None, alpha, batches.weights), weights, allow_unused=True)
+        ahead = copy.deepcopy(supernet)
+        for p, own, g in zip(ahead.parameters(), weights, grads, strict=True):
+            velocity = 0.9 * sgd.state[own]["momentum_buffer"] if own in sgd.state else 0.0
+            p.data.sub_(0.025 * (velocity + (0 if g is None else g) + 3e-4 * own.data))
+        loss(ahead, None, alpha, batches.arch).backward()
+        direct = [torch.zeros_like(t) if t.grad is None else t.grad.clone() for t in alpha.values()]
+        u = [torch.zeros_like(p) if p.grad is None else p.grad for p in ahead.parameters()]
+        radius = 0.01 / float(torch.cat([t.flatten() for t in u]).norm())
+        found = []
+        for move in (radius, -2 * radius):
+            for p, t in zip(weights, u, strict=True):
+                p.data.add_(t, alpha=move)
+            found.append(torch.autograd.grad(loss(supernet, None, alpha, batches.weights), list(alpha.values())))
+        for p, t in zip(weights, u, strict=True):
+            p.data.add_(t, alpha=radius)
+        return [d - 0.025 * (plus - minus) / (2 * radius) for d, plus, minus in zip(direct, *found, strict=True)]
 
-    def both() -> None:
+    problem = Bilevel(
+        lambda theta, a, b: loss(supernet, theta, a, b),
+        lambda theta, a, b: loss(supernet, theta, a, b),
+        lambda theta, g: SGD().look_ahead(theta, g, sgd),
+    )
+
+    def step() -> None:
         for p in weights:
-            p.requires_grad_(tier == "reference")
-        step(adam, list(alpha.values()), alpha)
+            p.requires_grad_(tier == "reference" or order != "first")
+        if tier == "fused":
+            grads = list(ORDERS[order](problem, dict(supernet.named_parameters()), alpha, batches)[1].values())
+        else:
+            grads = by_official_code()
+        for t, grad in zip(alpha.values(), grads, strict=True):
+            t.grad = grad
+        adam.step()
         for p in weights:
             p.requires_grad_(True)
-        step(sgd, weights, alpha if tier == "reference" else {name: t.detach() for name, t in alpha.items()})
+        shown = alpha if tier == "reference" else {name: t.detach() for name, t in alpha.items()}
+        inputs = [*weights, *(alpha.values() if tier == "reference" else [])]
+        found = torch.autograd.grad(loss(supernet, None, shown, batches.weights), inputs, allow_unused=True)
+        for p, g in zip(weights, found, strict=False):
+            p.grad = g
+        torch.nn.utils.clip_grad_norm_(weights, 5.0)
+        sgd.step()
 
-    return both, ", ".join(sorted(set(coverage(supernet).values())))
+    return step, ", ".join(sorted(set(coverage(supernet).values())))
 
 
 def one(arguments: argparse.Namespace) -> dict[str, object]:
     """Times one tier in this process."""
     torch.set_num_threads(arguments.threads)
-    step, how = iteration(arguments.space, arguments.batch, arguments.one, arguments.partial)
+    step, how = iteration(arguments.space, arguments.batch, arguments.one, arguments.partial, arguments.order)
     before = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
     step()
     seconds = []
@@ -96,6 +155,7 @@ def main() -> None:
     parser.add_argument("--space", default="darts", choices=sorted(SPACES))
     parser.add_argument("--partial", type=int, default=1, help="PC-DARTS's K; 1 searches all channels")
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--order", default="first", choices=ORDERS, help="of the architecture step")
     parser.add_argument("--against", default="reference", choices=TIERS[:2])
     parser.add_argument("--repeats", type=int, default=3, help="processes of each tier")
     parser.add_argument("--iterations", type=int, default=3, help="timed iterations a process")
@@ -126,6 +186,7 @@ def main() -> None:
         "space": arguments.space,
         "partial": arguments.partial,
         "batch": arguments.batch,
+        "order": arguments.order,
         "threads": arguments.threads,
         "against": arguments.against,
         "ratio": float(str(slow["seconds"])) / float(str(fast["seconds"])),

@@ -23,7 +23,8 @@ import torch
 
 log = logging.getLogger(__name__)
 
-SOURCE = Path(__file__).with_name("kernels.cpp")
+FOLDER = Path(__file__).parent
+SOURCES = sorted(FOLDER.glob("*.cpp"))  # they include the headers beside them
 COMMON = ("-O3", "-std=c++17", "-shared", "-fPIC", "-ffp-contract=fast")
 SETS: dict[str, tuple[str, ...]] = {  # torch's name of the processor's capability -> flags
     "AVX512": (
@@ -67,13 +68,14 @@ def build(compiler: str, instructions: str, folder: Path) -> Path:
     """Path of the library for one instruction set, compiled if it is not there yet. Raises OSError or CalledProcessError."""
     flags = (*COMMON, *SETS[instructions])
     version = subprocess.run([compiler, "--version"], check=True, capture_output=True, timeout=60).stdout
-    key = hashlib.sha256(b"\0".join([SOURCE.read_bytes(), version, " ".join(flags).encode()])).hexdigest()[:16]
+    read = [path.read_bytes() for path in (*SOURCES, *sorted(FOLDER.glob("*.h")))]
+    key = hashlib.sha256(b"\0".join([*read, version, " ".join(flags).encode()])).hexdigest()[:16]
     path = folder / f"kernels-{platform.machine()}-{instructions.lower()}-{key}.so"
     if not path.exists():
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "kernels.so"
-            _compile([compiler, *flags, str(SOURCE), "-o", str(made)])
+            _compile([compiler, *flags, *map(str, SOURCES), "-o", str(made)])
             os.replace(made, path)  # two processes may both get here: the last one wins, both files are whole
     return path
 
