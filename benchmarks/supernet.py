@@ -68,7 +68,8 @@ def iteration(space: str, batch: int, tier: str, partial: int, order: str) -> tu
         supernet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if tier == "fused":
         accelerate(supernet)
-    weights = list(supernet.parameters())
+    theta = dict(supernet.named_parameters())
+    weights = list(theta.values())
     alpha = {g.name: torch.zeros(len(g.edges), g.width).requires_grad_() for g in bound.groups}
     sgd = torch.optim.SGD(weights, 0.025, momentum=0.9, weight_decay=3e-4)
     adam = torch.optim.Adam(alpha.values(), 3e-4, betas=(0.5, 0.999), weight_decay=1e-3)
@@ -80,13 +81,17 @@ def iteration(space: str, batch: int, tier: str, partial: int, order: str) -> tu
     def loss(net: Supernet, theta: Params | None, by_group: Alpha, batch: Batch) -> Tensor:
         op_weights = bound.spread({name: t.softmax(-1) for name, t in by_group.items()})
         arguments = (batch.images, op_weights, Draw(0))
-        outputs, _ = net(*arguments) if theta is None else torch.func.functional_call(net, theta, arguments)
+        outputs, _ = (
+            net(*arguments) if theta is None else torch.func.functional_call(net, theta, arguments, tie_weights=False)
+        )
         return F.cross_entropy(outputs, batch.targets)
 
     def by_official_code() -> list[Tensor]:
         if order == "first":
             inputs = [*alpha.values(), *(weights if tier == "reference" else [])]
-            return list(torch.autograd.grad(loss(supernet, None, alpha, batches.arch), inputs, allow_unused=True))[: len(alpha)]
+            return list(torch.autograd.grad(loss(supernet, None, alpha, batches.arch), inputs, allow_unused=True))[
+                : len(alpha)
+            ]
         grads = torch.autograd.grad(loss(supernet, None, alpha, batches.weights), weights, allow_unused=True)
         ahead = copy.deepcopy(supernet)
         for p, own, g in zip(ahead.parameters(), weights, grads, strict=True):
@@ -114,10 +119,8 @@ def iteration(space: str, batch: int, tier: str, partial: int, order: str) -> tu
     def step() -> None:
         for p in weights:
             p.requires_grad_(tier == "reference" or order != "first")
-        if tier == "fused":
-            grads = list(ORDERS[order](problem, dict(supernet.named_parameters()), alpha, batches)[1].values())
-        else:
-            grads = by_official_code()
+        fused = tier == "fused"
+        grads = [*ORDERS[order](problem, theta, alpha, batches)[1].values()] if fused else by_official_code()
         for t, grad in zip(alpha.values(), grads, strict=True):
             t.grad = grad
         adam.step()

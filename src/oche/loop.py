@@ -143,7 +143,7 @@ def task_loss(
         if theta is None:
             outputs, _ = state.supernet(images, weights, draw)
         else:
-            outputs, _ = torch.func.functional_call(state.supernet, theta, (images, weights, draw))
+            outputs, _ = torch.func.functional_call(state.supernet, theta, (images, weights, draw), tie_weights=False)
     outputs = outputs.to(images.dtype)
     return problem.task.loss(outputs, batch.targets), problem.task.hits(outputs.detach(), batch.targets)
 

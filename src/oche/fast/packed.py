@@ -206,7 +206,8 @@ class Lanes:
         batch, channels, height, width = h.shape
         packed = h.view(batch // self.fold, self.fold, channels, height, width) if self.fold > 1 else h.unsqueeze(1)
         packed = packed.permute(0, 3, 4, 1, 2).flatten(3)
-        return F.pad(packed, (0, self.lanes - packed.shape[-1])).contiguous()
+        spare = self.lanes - packed.shape[-1]
+        return (F.pad(packed, (0, spare)) if spare else packed).contiguous()
 
     def back(self, packed: Tensor, nodes: int) -> Tensor:
         """(B / fold, H, W, nodes * lanes) -> (B, nodes * C, H, W), channels last."""
@@ -220,7 +221,7 @@ class Lanes:
         """(..., C) -> (..., lanes)."""
         if self.fold > 1:
             v = v.repeat(*[1] * (v.dim() - 1), self.fold)
-        return F.pad(v, (0, self.lanes - v.shape[-1]))
+        return F.pad(v, (0, self.lanes - v.shape[-1])) if self.lanes > v.shape[-1] else v
 
     def matrix(self, m: Tensor) -> Tensor:
         """(U, C, C) -> (U, lanes, lanes), block diagonal."""
@@ -228,7 +229,7 @@ class Lanes:
             eye = torch.eye(self.fold, dtype=m.dtype)[:, None, :, None]
             m = (eye * m[:, None, :, None, :]).flatten(3, 4).flatten(1, 2)
         spare = self.lanes - m.shape[-1]
-        return F.pad(m, (0, spare, 0, spare))
+        return F.pad(m, (0, spare, 0, spare)) if spare else m
 
 
 @dataclass(frozen=True)
@@ -277,11 +278,11 @@ def _pack(
     matrices = []
     for unit in units:
         if unit.kind == HALVE:
-            even, odd = (conv.weight.flatten(1) for conv in unit.pointwise)
-            matrices += [F.pad(even, (0, 0, 0, len(odd))), F.pad(odd, (0, 0, len(even), 0))]
+            even, odd = (conv.weight for conv in unit.pointwise)
+            matrices += [F.pad(even, (0, 0, 0, 0, 0, 0, 0, len(odd))), F.pad(odd, (0, 0, 0, 0, 0, 0, len(even), 0))]
         else:
-            matrices += [conv.weight.flatten(1) for conv in unit.pointwise]
-    point = place.matrix(torch.stack(matrices).transpose(1, 2)).contiguous() if matrices else empty
+            matrices += [conv.weight for conv in unit.pointwise]
+    point = place.matrix(torch.stack(matrices).flatten(2).transpose(1, 2)).contiguous() if matrices else empty
     norms = [norm for unit in units for norm in unit.norms]
     depth = torch.cat(depths) if depths else empty
     if not affine or not norms:
@@ -406,14 +407,14 @@ class _Packed(torch.autograd.Function):
         nodes = torch.empty(plan.n, out_height, out_width, plan.nodes * plan.lanes, dtype=dtype)
         values = call.buffers.take(call.saved, dtype)
         moments = tuple(torch.empty(plan.slots, plan.lanes, dtype=torch.float64) for _ in range(2))
-        _invoke("forward", call, w, depth, point, gamma, beta, inputs, (values, nodes, *moments))
+        _invoke("forward", call, (w, depth, point, gamma, beta), inputs, (values, nodes, *moments))
         ctx.call, ctx.kept = call, Kept(values, nodes.detach(), (moments[0], moments[1]))
         ctx.save_for_backward(w, depth, point, gamma, beta, *inputs)
         return nodes if call.of.concat else nodes[..., -plan.lanes :].contiguous()
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        learn = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        learn = _asked(ctx.saved_tensors[1]) or _asked(ctx.saved_tensors[2])
         again = torch.is_grad_enabled()
         grads = _Gradient.apply(ctx.call, ctx.kept, learn, again, grad.contiguous(), *ctx.saved_tensors)  # type: ignore[no-untyped-call]
         return None, *grads
@@ -436,7 +437,7 @@ class _Gradient(torch.autograd.Function):
         grads = _Grads.empty(call, w, depth, point, given, learn)
         values = _ensure(call, kept, arguments)
         _invoke(
-            "backward", call, *arguments[:5], given, (values, kept.nodes, *kept.moments), (grad, *grads.fields(), work)
+            "backward", call, arguments[:5], given, (values, kept.nodes, *kept.moments), (grad, *grads.fields(), work)
         )
         if again:
             kept.values = None
@@ -455,7 +456,7 @@ class _Gradient(torch.autograd.Function):
         w, depth, point, gamma, beta, *inputs = arguments
         assert w is not None
         given = [t for t in inputs if t is not None]
-        learn = ctx.needs_input_grad[6] or ctx.needs_input_grad[7]
+        learn = _asked(depth) or _asked(point)
         moved = [
             torch.zeros_like(t) if d is None else d.contiguous() for t, d in zip(given, directions[5:], strict=True)
         ]
@@ -468,7 +469,7 @@ class _Gradient(torch.autograd.Function):
         values = _ensure(call, kept, arguments)
         tangents = (moved, moved_w.to(torch.float64).contiguous(), *weights, moved_values, moved_nodes)
         results = (g, *tangents, *grads.fields(), work)
-        _invoke("second", call, *arguments[:5], given, (values, kept.nodes, *kept.moments), results)
+        _invoke("second", call, arguments[:5], given, (values, kept.nodes, *kept.moments), results)
         out = moved_nodes if call.of.concat else moved_nodes[..., -plan.lanes :].contiguous()
         return None, None, None, None, out, *grads.like(w, gamma, beta)
 
@@ -507,29 +508,37 @@ class _Grads:
         return self.w.to(w.dtype), self.depth, self.point, scale, shift, *self.inputs
 
 
+def _asked(weights: Tensor | None) -> bool:
+    """Whether this backward pass wants the weights' gradient: `needs_input_grad` only says that some pass may.
+
+    The question torch.utils.checkpoint and FSDP ask of the engine; packed weights that learn are no leaves, as it demands.
+    """
+    return weights is not None and weights.grad_fn is not None and torch._C._will_engine_execute_node(weights.grad_fn)
+
+
 def _ensure(call: Call, kept: Kept, arguments: Sequence[Tensor | None]) -> Tensor:
     """y and pools, computed once more if they were let go of."""
     if kept.values is None:
         inputs = [t for t in arguments[5:] if t is not None]
         kept.values = call.buffers.take(call.saved, kept.nodes.dtype)
         scratch = torch.empty_like(kept.nodes), *(torch.empty_like(t) for t in kept.moments)
-        _invoke("forward", call, *arguments[:5], inputs, (kept.values, *scratch))
+        _invoke("forward", call, arguments[:5], inputs, (kept.values, *scratch))
     return kept.values
 
 
 def _invoke(
     way: str,
     call: Call,
-    w: Tensor | None,
-    depth: Tensor | None,
-    point: Tensor | None,
-    gamma: Tensor | None,
-    beta: Tensor | None,
+    weights: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
     kept: tuple[Tensor, ...],
     results: tuple[Tensor | list[Tensor] | None, ...] = (),
 ) -> None:
-    """Calls `oche_forward_*`, `_backward_*` or `_second_*`. Every tensor whose address is passed lives until the call returns."""
+    """Calls `oche_forward_*`, `_backward_*` or `_second_*`; `weights` are w, depth, point, gamma, beta.
+
+    Every tensor whose address is passed lives until the call returns.
+    """
+    w, *others = weights
     assert w is not None
     dtype = inputs[0].dtype
     w = w.detach().to(torch.float64).contiguous()
@@ -547,7 +556,7 @@ def _invoke(
 
     function = getattr(call.kernels.library, f"oche_{way}_{'f32' if dtype == torch.float32 else 'f64'}")
     function.restype = None
-    arguments = (call.table, inputs, w, depth, point, gamma, beta, call.extra, *kept, *results)
+    arguments = (call.table, inputs, w, *others, call.extra, *kept, *results)
     function(ctypes.byref(call.plan), *[address(t) for t in arguments])
     held.clear()
 
