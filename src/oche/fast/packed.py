@@ -14,8 +14,20 @@ Kept for the backward: h, y, T and one tensor per pool. Backward, from the last 
     dz = P^T dT, dh = flipped D * dz            stride 2: zeros between the pixels of dz first
     dP = z^T dT, dD[tap] = sum dz h             only where weights learn; z = D * relu(h) anew
 
-Images whose channels do not fill the processor's vectors lie `fold` side by side in them. Twice differentiable: under
-`create_graph` the backward is that of the same cell in plain torch (slow, exact).
+Images whose channels do not fill the processor's vectors lie `fold` side by side in them.
+
+The second derivative is compiled too (`second.h`). With B(x, G) the gradients above, x all arguments, and v directions of the same shapes,
+<B(x, G), v> is the derivative of <G, S(x + e v)> at e = 0. So its gradient in G is the tangent S' of the forward pass along v, and its
+gradient in x the tangent of the backward pass along v with G held: one forward sweep of tangents and one backward. ReLU masks and the
+places of maxima do not move; with T^ = (T - m) r and k = mean(T^ T'), the batch statistics move by m' = mean(T'), r' = -r r k, and
+
+    (g T^ + s)' = g r (T' - m') + (g' - g r k) T^ + s'           y' = P (D * [h > 0] h' + D' * relu(h)) + P' (D * relu(h))
+    q' = sum G' T^ + r sum G (T' - m') - r k q                   r1' = sum G'
+    dw' = sum_c (g' q + g q' + s' r1 + s r1'),   dg' = w' q + w q',   ds' = w' r1 + w r1',   a' = w' g r + w g' r - a r k
+    dT' = a' (G - r1/M - T^ q/M) + a (G' - r1'/M - (r (T' - m') - r k T^) q/M - T^ q'/M)
+    dz' = P^T dT' + P'^T dT,   dh' = flipped D * dz' + flipped D' * dz,   dP' = z^T dT' + z'^T dT
+
+y, T and the pools are let go of between the two and computed once more. A third derivative is that of the same cell in plain torch.
 """
 
 from __future__ import annotations
@@ -561,7 +573,7 @@ def _invoke(
     held.clear()
 
 
-# ------------------------------------------------------------------ the same in plain torch, for a second derivative
+# ------------------------------------------------------------------ the same in plain torch, for a third derivative
 
 
 def _differentiable_twice(
