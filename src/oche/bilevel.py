@@ -76,8 +76,8 @@ class Unrolled:
 class FiniteDifference:
     """Unrolled with the product taken by a central difference (DARTS, eq. 8): the weights move by `radius` to either side along u.
 
-    As published; in float32 it is off by several per cent of the gradient (`docs/results/performance.md`), where Unrolled is exact. The
-    weights themselves are not touched: either side is one packed buffer, and neither pass computes gradients of weights.
+    As published; Unrolled is exact, and how far this is from it `docs/results/performance.md` tells. The weights themselves are not
+    touched: either side is one packed buffer, and neither pass computes gradients of weights.
     """
 
     radius: float = 0.01
