@@ -6,7 +6,7 @@ function, for unrolling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -47,13 +47,19 @@ class SGD:
         The optimiser's tensors must be in theta's order. Gradient clipping is not part of it, as in the DARTS code.
         """
         (group,) = optimizer.param_groups
-        ahead = {}
-        for (name, t), own in zip(theta.items(), group["params"], strict=True):
-            step = grads[name] + self.weight_decay * t
-            buffer = optimizer.state.get(own, {}).get("momentum_buffer")
-            velocity = step if buffer is None else self.momentum * buffer + step
-            ahead[name] = t - group["lr"] * (step + self.momentum * velocity if self.nesterov else velocity)
-        return ahead
+        here, gradient = _flat(theta.values()), _flat(grads[name] for name in theta)
+        step = gradient + self.weight_decay * here
+        buffers = [optimizer.state.get(own, {}).get("momentum_buffer") for own in group["params"]]
+        moving = [torch.zeros_like(t) if b is None else b for b, t in zip(buffers, theta.values(), strict=True)]
+        velocity = step if all(b is None for b in buffers) else self.momentum * _flat(moving) + step
+        ahead = here - group["lr"] * (step + self.momentum * velocity if self.nesterov else velocity)
+        parts = torch.split(ahead, [t.numel() for t in theta.values()])
+        return {name: part.view(t.shape) for part, (name, t) in zip(parts, theta.items(), strict=True)}
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    """One after the other: a supernet has over a thousand weights, and an operation on each costs more than on all."""
+    return torch.cat([t.reshape(-1) for t in tensors])
 
 
 @dataclass(frozen=True)

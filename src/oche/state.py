@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -101,7 +102,12 @@ class SearchState:
     @property
     def theta(self) -> Params:
         """The weights that learn, by name, in the supernet's order: the parameters themselves, not copies."""
-        return {name: p for name, p in self.supernet.named_parameters() if name in self.learns}
+        return {name: p for name, p in self._named if name in self.learns}
+
+    @cached_property
+    def _named(self) -> list[tuple[str, Tensor]]:
+        """All weights by name; looked up once, since the modules are many and never exchanged."""
+        return list(self.supernet.named_parameters())
 
     def draw(self, phase: str) -> Draw:
         """What this step's forward passes and relaxations may know."""
@@ -120,7 +126,9 @@ class SearchState:
             if theta is None:
                 outputs, _ = self.supernet(images, weights, draw)
             else:
-                outputs, _ = torch.func.functional_call(self.supernet, theta, (images, weights, draw))
+                outputs, _ = torch.func.functional_call(
+                    self.supernet, theta, (images, weights, draw), tie_weights=False
+                )
         outputs, task = outputs.to(images.dtype), self.problem.task
         return task.loss(outputs, batch.targets), task.hits(outputs.detach(), batch.targets)
 
