@@ -20,11 +20,13 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Draw, OpWeights, Params, counted
-from oche.bilevel import Bilevel, average, detached
+from oche.bilevel import Batches, Bilevel, average, detached
 from oche.data import ImageSet, Stream, batches, none
 from oche.fast import accelerate
 from oche.genotype import Genotype
+from oche.graphs import CudaRecorder, Recorded, Step
 from oche.method import Method
+from oche.optim import set_rate
 from oche.run import Run
 from oche.state import Problem, SearchState
 
@@ -46,7 +48,7 @@ def search(problem: Problem, method: Method) -> SearchResult:
     state = begin(problem, method)
     resume(state, problem)
     weights, arch = streams(problem, method)
-    losses = bilevel(state, problem, method)
+    take_arch_step, take_weight_step = steps(state, problem, method)
 
     while state.epoch < problem.epochs:
         for callback in method.callbacks:
@@ -59,10 +61,10 @@ def search(problem: Problem, method: Method) -> SearchResult:
             set_learning_rate(state, problem, method, weights.steps_per_epoch)
             now = StepBatches(weights, arch, state.step)
             if method.arch_first and searching and state.step % method.arch_every == 0:
-                arch_step(state, method, losses, now)
-            weight_step(state, problem, method, losses, now)
+                take_arch_step(now)
+            take_weight_step(now)
             if not method.arch_first and searching and state.step % method.arch_every == 0:
-                arch_step(state, method, losses, now)
+                take_arch_step(now)
             state.step += 1
             problem.listener("step", {"step": state.step, "steps": state.steps, "epoch": state.epoch})
             if state.step % problem.checkpoint_every == 0:
@@ -84,7 +86,19 @@ def search(problem: Problem, method: Method) -> SearchResult:
 # ------------------------------------------------------------------ the two steps
 
 
-def arch_step(state: SearchState, method: Method, losses: Bilevel, now: StepBatches) -> None:
+def steps(state: SearchState, problem: Problem, method: Method) -> tuple[Step, Step]:
+    """The architecture step and the weight step; replayed from graphs on one GPU, unless somebody looks into them."""
+    losses = bilevel(state, problem, method)
+    arch = partial(arch_step, state, method, losses)
+    weight = partial(weight_step, state, problem, method, losses)
+    watched = bool(method.callbacks or method.inner_terms or method.outer_terms)
+    if problem.fabric.device.type != "cuda" or problem.fabric.world_size > 1 or watched:
+        return arch, weight
+    recorder = CudaRecorder(problem.fabric.device)
+    return Recorded(arch, state, recorder), Recorded(weight, state, recorder)
+
+
+def arch_step(state: SearchState, method: Method, losses: Bilevel, now: Batches) -> None:
     """One step of alpha along the method's architecture gradient."""
     _, grads = method.arch_gradient(losses, state.theta, state.alpha, now)
     for t, grad in zip(state.alpha.values(), losses.mean(list(grads.values())), strict=True):
@@ -92,7 +106,7 @@ def arch_step(state: SearchState, method: Method, losses: Bilevel, now: StepBatc
     state.arch_optimizer.step()
 
 
-def weight_step(state: SearchState, problem: Problem, method: Method, losses: Bilevel, now: StepBatches) -> None:
+def weight_step(state: SearchState, problem: Problem, method: Method, losses: Bilevel, now: Batches) -> None:
     """One step of the weights that learn; alpha is a constant here."""
     theta, alpha, draw = state.theta, detached(state.alpha), state.draw("weight")
     batch, weights = now.inner(), state.op_weights(alpha, draw)
@@ -159,8 +173,7 @@ def begin(problem: Problem, method: Method) -> SearchState:
         supernet = problem.space.supernet(method.edge, affine=method.trainable.affine)
     method.trainable.prepare(supernet, counted(problem.seed, "initialiser"))
     supernet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if device.type == "cpu":  # elsewhere the fused cells are unmeasured
-        accelerate(supernet)
+    accelerate(supernet)
     learns = method.trainable(supernet)
     for name, p in supernet.named_parameters():
         p.requires_grad_(name in learns)
@@ -224,8 +237,7 @@ class StepBatches:
 def set_learning_rate(state: SearchState, problem: Problem, method: Method, steps_per_epoch: int) -> None:
     """The schedule's value at this epoch, or at this step."""
     progress = state.step / state.steps if method.lr_by_step else (state.step // steps_per_epoch) / problem.epochs
-    for group in state.weight_optimizer.param_groups:
-        group["lr"] = method.weight_lr(progress)
+    set_rate(state.weight_optimizer, method.weight_lr(progress))
 
 
 def end_epoch(
@@ -245,7 +257,7 @@ def end_epoch(
         "arch_accuracy": _ratio(meters, "arch_hits", "arch_seen"),
         "entropy": state.entropy(),
         "skips": genotype.skips(),
-        "lr": state.weight_optimizer.param_groups[0]["lr"],
+        "lr": float(state.weight_optimizer.param_groups[0]["lr"]),
         "genotype": str(genotype),
         "changed": bool(state.genotype) and state.genotype != str(genotype),
         "seconds": seconds,

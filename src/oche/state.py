@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from oche.base import Alpha, Draw, Group, OpWeights, Params
+from oche.base import Alpha, Draw, Group, OpWeights, Params, Still
 from oche.data import Augment, Data
 from oche.errors import UserError
 from oche.relaxations import Relaxation
@@ -54,7 +54,7 @@ class SearchState:
     """The supernet with its weights, alpha, both optimisers, and where the search stands.
 
     `learns` names the weights that learn; `mask` the candidates that remain in groups that lost some; `memory` is the
-    callbacks' own; `meters` sums what the running epoch has seen.
+    callbacks' own; `meters` sums what the running epoch has seen; `still` is set while a step is recorded (`graphs`).
     """
 
     space: Space
@@ -75,6 +75,7 @@ class SearchState:
     meters: dict[str, Tensor] = field(default_factory=dict)
     trajectory: dict[str, list[Tensor]] = field(default_factory=dict)
     genotype: str = ""
+    still: bool = False
 
     # ------------------------------------------------------------------ views
 
@@ -85,7 +86,8 @@ class SearchState:
 
     def draw(self, phase: str) -> Draw:
         """What this step's forward passes and relaxations may know."""
-        return Draw(self.seed, self.step, phase, self.step / max(self.steps, 1), self.mask)
+        kind = Still if self.still else Draw
+        return kind(self.seed, self.step, phase, self.step / max(self.steps, 1), self.mask)
 
     def op_weights(self, alpha: Alpha, draw: Draw) -> OpWeights:
         """Every cell's (E, O) multipliers."""
@@ -150,8 +152,13 @@ class SearchState:
             own[name].copy_(t)
         for name, t in table["alpha"].items():
             self.alpha[name].copy_(t)
-        self.weight_optimizer.load_state_dict(table["weight_optimizer"])
-        self.arch_optimizer.load_state_dict(table["arch_optimizer"])
+        for optimizer, saved in (
+            (self.weight_optimizer, table["weight_optimizer"]),
+            (self.arch_optimizer, table["arch_optimizer"]),
+        ):
+            (own_settings,) = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+            optimizer.load_state_dict(saved)
+            optimizer.param_groups[0].update(own_settings)  # the method's and the device's, not the checkpoint's
         self.step, self.epoch, self.lines = table["counters"][:3]
         self.stop = bool(table["counters"][3])
         self.mask, self.memory, self.meters = table["tensors"]

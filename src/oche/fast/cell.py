@@ -9,7 +9,8 @@ from torch import Tensor
 
 from oche.base import Draw
 from oche.fast.buffers import Buffers
-from oche.fast.native import kernels
+from oche.fast.device import Backend, accelerator
+from oche.fast.native import Kernels, kernels
 from oche.fast.packed import layout, run_packed
 from oche.fast.portable import refusal, run_portable, zeros
 from oche.spaces.base import Cell, Supernet
@@ -30,7 +31,10 @@ class FusedCell(Cell):
 
     @property
     def tier(self) -> str:
-        """`kernels`: all of it compiled; `nodes`: the sums into nodes, with why not the rest; `portable`: plain torch."""
+        """`kernels`: all of it compiled; `nodes`: the sums into nodes, with why not the rest; `portable`: plain torch; `triton`."""
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        if device.type != "cpu":
+            return "portable: no Triton" if accelerator(device) is None else "triton"
         if kernels() is None:
             return "portable: no compiled kernels"
         return f"nodes: {self.layout}" if isinstance(self.layout, str) else "kernels"
@@ -39,8 +43,8 @@ class FusedCell(Cell):
         """Like `Cell.mixed`: inputs (B, C, H, W), w (E, O)."""
         states = [entry(x) for entry, x in zip(self.entries, inputs, strict=True)]
         zero = zeros(w)
-        compiled = kernels()
-        if compiled is not None and not isinstance(self.layout, str) and _simple(states):
+        compiled: Backend | None = kernels() if w.device.type == "cpu" else accelerator(w.device)
+        if isinstance(compiled, Kernels) and not isinstance(self.layout, str) and _simple(states):
             return run_packed(self.layout, states, w, zero, draw, compiled, self.pool)
         states = run_portable(self, states, w, zero, draw, compiled)
         return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
@@ -70,7 +74,7 @@ def accelerate(supernet: Supernet) -> Supernet:
 
 
 def coverage(supernet: Supernet) -> dict[str, str]:
-    """Cell's name -> how it runs: "kernels", "nodes: why not more", "portable: why", or "plain: why"."""
+    """Cell's name -> how it runs: "kernels", "triton", "nodes: why not more", "portable: why", or "plain: why"."""
     said = {}
     for name, cell in supernet.body.cells.items():
         assert isinstance(cell, Cell)

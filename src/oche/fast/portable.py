@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from oche.base import Draw
 from oche.edges import _Partial, _Sum
 from oche.fast.combine import Moments, Term, combine
-from oche.fast.native import Kernels
+from oche.fast.device import Backend
 from oche.ops import FactorizedReduce, PoolBN, Zero, run
 from oche.spaces.base import Cell
 
@@ -53,7 +53,7 @@ def run_portable(
     w: Tensor,
     zero: set[tuple[int, int]],
     draw: Draw,
-    compiled: Kernels | None = None,
+    compiled: Backend | None = None,
 ) -> list[Tensor]:
     """The cell's states, inputs first, from those after its entries; w (E, O)."""
     known = [State(h) for h in states]
