@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -53,11 +54,21 @@ class NoCopies(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        copied = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default, torch.ops.aten.lift_fresh.default)
-        tensors = [t for t in tree_leaves(args) if isinstance(t, Tensor)]
-        crosses = out.device == META and (func is torch.ops.aten.lift_fresh.default or _on_host(tensors)) if copied else False
+        copied = func in (torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default)
+        crosses = copied and out.device == META and _on_host([t for t in tree_leaves(args) if isinstance(t, Tensor)])
         patient = self.waiting and bool(kwargs.get("non_blocking"))
         if crosses and not patient:
+            raise AssertionError(f"{func} copies from the host to the device within a step")
+        return out
+
+
+class NoLiterals(TorchFunctionMode):
+    """Refuses tensors made on the device from Python's numbers, which are copies too."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        made = func in (torch.tensor, torch.as_tensor, Tensor.new_tensor)
+        if made and out.device == META and not any(isinstance(t, Tensor) and t.device == META for t in args[:1]):
             raise AssertionError(f"{func} copies from the host to the device within a step")
         return out
 
@@ -83,7 +94,7 @@ def stepper(problem: Problem, method: Method) -> Callable[[int], None]:
     def run(i: int) -> None:
         now = StepBatches(weights, arch, i)
         fixed = Fixed(now.inner(), now.outer())
-        with NoCopies() if i else nullcontext():  # the first step sends what is sent once
+        with nullcontext() if i == 0 else NoCopies(), nullcontext() if i == 0 else NoLiterals():  # the first sends what is sent once
             arch_step(state, method, losses, fixed)
             weight_step(state, problem, method, losses, fixed)
 

@@ -28,10 +28,10 @@ def suit(kernels: Backend | None, values: Sequence[Tensor]) -> bool:
 def as_rows(t: Tensor) -> Tensor:
     """t (B, C, H, W) where its channels lie side by side and its pixels a fixed step apart, else a copy in channels_last."""
     _, channels, height, width = t.shape
-    step = _step(t)
-    wanted = (height * width * step, 1, width * step, step)
+    apart = step(t)
+    wanted = (height * width * apart, 1, width * apart, apart)
     fits = all(size == 1 or have == want for size, have, want in zip(t.shape, t.stride(), wanted, strict=True))
-    return t if fits and step >= channels else _dense(t)
+    return t if fits and apart >= channels else _dense(t)
 
 
 def moments(kernels: Backend, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,9 +40,9 @@ def moments(kernels: Backend, t: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(kernels, Triton):
         from oche.fast import triton_rows
 
-        return triton_rows.moments(t, _step(t))
+        return triton_rows.moments(t, step(t))
     mean, variance = (torch.empty(t.shape[1], dtype=torch.float64) for _ in range(2))
-    _call(kernels, "moments", t.dtype, t, _step(t), *_extent(t), mean, variance)
+    _call(kernels, "moments", t.dtype, t, step(t), *_extent(t), mean, variance)
     return mean, variance
 
 
@@ -51,7 +51,7 @@ def weighted(kernels: Backend, values: Sequence[Tensor], a: Tensor, b: Tensor) -
     if isinstance(kernels, Triton):
         from oche.fast import triton_rows
 
-        return triton_rows.weighted(values, [_step(t) for t in values], a, b)
+        return triton_rows.weighted(values, [step(t) for t in values], a, b)
     out = _dense(torch.empty_like(values[0], memory_format=torch.channels_last))
     _call(kernels, "weighted", out.dtype, len(values), list(values), a, b, *_extent(out), out)
     return out
@@ -62,7 +62,7 @@ def dots(kernels: Backend, values: Sequence[Tensor], pivot: Tensor, grad: Tensor
     if isinstance(kernels, Triton):
         from oche.fast import triton_rows
 
-        return triton_rows.dots(values, [_step(t) for t in values], pivot, grad)
+        return triton_rows.dots(values, [step(t) for t in values], pivot, grad)
     found = torch.empty(len(values) + 1, grad.shape[1], dtype=torch.float64)
     _call(kernels, "dots", grad.dtype, len(values), list(values), pivot, grad, *_extent(grad), found)
     return found
@@ -75,7 +75,7 @@ def maps(
     if isinstance(kernels, Triton):
         from oche.fast import triton_rows
 
-        made = iter(triton_rows.maps(values, [_step(t) for t in values], a, b, e, grad, need))
+        made = iter(triton_rows.maps(values, [step(t) for t in values], a, b, e, grad, need))
         return [next(made) if wanted else None for wanted in need]
     out = [torch.empty_like(grad) if wanted else None for wanted in need]
     addresses = (ctypes.c_void_p * len(out))(*[None if t is None else t.data_ptr() for t in out])
@@ -85,7 +85,7 @@ def maps(
 
 def _dense(t: Tensor) -> Tensor:
     """A copy whose memory is (B, H, W, C) even where torch cannot tell the formats apart."""
-    if _step(t) == t.shape[1] and t.is_contiguous(memory_format=torch.channels_last):
+    if step(t) == t.shape[1] and t.is_contiguous(memory_format=torch.channels_last):
         return t
     return t.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
@@ -93,10 +93,10 @@ def _dense(t: Tensor) -> Tensor:
 def dense(t: Tensor) -> Tensor:
     """t (B, C, H, W) with rows that follow each other without gaps."""
     t = as_rows(t)
-    return t if _step(t) == t.shape[1] else _dense(t)
+    return t if step(t) == t.shape[1] else _dense(t)
 
 
-def _step(t: Tensor) -> int:
+def step(t: Tensor) -> int:
     """Distance between two pixels."""
     batch, channels, height, width = t.shape
     if width > 1:
@@ -119,7 +119,7 @@ def _call(kernels: Kernels, name: str, dtype: torch.dtype, *arguments: object) -
         elif isinstance(argument, Tensor):
             passed.append(ctypes.c_void_p(argument.data_ptr()))
         elif isinstance(argument, list):
-            table = [number for t in argument for number in (t.data_ptr(), _step(t))]
+            table = [number for t in argument for number in (t.data_ptr(), step(t))]
             held.append((ctypes.c_int64 * len(table))(*table))
             passed.append(held[-1])
         else:

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +18,14 @@ from torch import Tensor, nn
 from oche.base import counted
 from oche.fast.combine import Moments, Term, combine, plain_combine
 from oche.fast.device import Triton, accelerator, check
+from oche.fast.separable import plain_separable, run_separable, separable
+from oche.spaces import SPACES
+
+from unit.fast.cells import EDGES, assert_same, fused, outcome, sample
 
 triton = pytest.importorskip("triton")
 
-from oche.fast import rows, triton_rows  # noqa: E402  (it imports triton)
+from oche.fast import rows, triton_rows, triton_separable  # noqa: E402  (these import triton)
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2}
 ON_CPU = torch.device("cpu")
@@ -49,8 +60,8 @@ def test_moments(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 
 
 def test_moments_of_many_tiles_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(triton_rows, "TILE", 64)
-    value = noise(7, 5, 23, 19)
+    monkeypatch.setattr(triton_rows, "TILE", 8)
+    value = noise(3, 5, 7, 5)  # 105 tiles of one row, merged 64 at a time
     mean, variance = triton_rows.moments(value, 5)
     assert_near(mean, value.mean((0, 2, 3)), torch.float64)
     assert_near(variance, value.var((0, 2, 3), correction=0), torch.float64)
@@ -143,8 +154,8 @@ def test_combine_under_autocast_keeps_statistics_in_single_precision() -> None:
 
 
 def test_combine_is_twice_differentiable() -> None:
-    value, weights = noise(2, 3, 4, 4).requires_grad_(), noise(1).requires_grad_()
-    norm = nn.BatchNorm2d(3, affine=False).double()
+    value, weights = noise(2, 1, 2, 2).requires_grad_(), noise(1).requires_grad_()
+    norm = nn.BatchNorm2d(1, affine=False).double()
 
     def total(v: Tensor, w: Tensor) -> Tensor:
         return combine([Term(v, w[0], norm)], Moments(Triton()))
@@ -162,3 +173,93 @@ def test_the_operators_keep_torchs_contract() -> None:
         triton_rows.maps: ([value], [3], table, table, table, value, [True]),
     }.items():
         torch.library.opcheck(operator, given_, test_utils=("test_schema", "test_faketensor"))
+
+
+# ---------------------------------------------------------------------- depthwise-separable convolutions
+
+SEPARABLE = [  # batch, channels in and out, height, width, kernel, stride, dilation
+    (2, 5, 5, 7, 6, 3, 1, 1),
+    (2, 5, 9, 7, 6, 3, 2, 1),
+    (1, 70, 17, 5, 3, 3, 1, 2),
+    (3, 16, 16, 9, 9, 5, 2, 2),
+    (1, 4, 4, 8, 8, 5, 1, 2),
+    (1, 1, 1, 1, 1, 3, 1, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", SEPARABLE, ids=str)
+def test_separable_equals_torchs_convolutions(case: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Output, statistics, and the gradients of input and both weights; the input is part of a wider tensor's channels."""
+    batch, channels, outputs, height, width, k, stride, dilation = case
+    x = noise(batch, channels + 3, height, width, dtype=dtype)[:, :channels].requires_grad_()
+    depth = (noise(channels, 1, k, k, seed=1, dtype=dtype) / k).contiguous().requires_grad_()
+    point = (noise(outputs, channels, 1, 1, seed=2, dtype=dtype) / channels**0.5).contiguous().requires_grad_()
+    leaves = (x, depth, point)
+    y, mean, variance = separable(*leaves, stride, dilation)
+    plain = [t.detach().double().requires_grad_() for t in leaves]
+    wanted = plain_separable(plain[0], plain[1], plain[2], stride, dilation)
+    assert y.dtype == dtype
+    assert_near(y, wanted, dtype)
+    assert_near(mean, y.detach().double().mean((0, 2, 3)), dtype if dtype == torch.float64 else torch.float32)
+    assert_near(variance + 1, y.detach().double().var((0, 2, 3), correction=0) + 1, torch.float32)
+    grad = noise(*wanted.shape, seed=3, dtype=dtype)
+    found = torch.autograd.grad(y, leaves, grad)
+    for mine, right in zip(found, torch.autograd.grad(wanted, plain, grad.double()), strict=True):
+        assert mine.dtype == dtype
+        assert_near(mine, right, dtype)
+
+
+def test_frozen_weights_get_no_gradient_and_cost_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_separable, "to_weights", None)
+    x, depth, point = noise(1, 3, 4, 4).requires_grad_(), noise(3, 1, 3, 3), noise(3, 3, 1, 1)
+    y, mean, _ = separable(x, depth, point, 1, 1)
+    assert not mean.requires_grad
+    (dx,) = torch.autograd.grad(y.sum(), [x])
+    (wanted,) = torch.autograd.grad(plain_separable(x, depth, point, 1, 1).sum(), [x])
+    torch.testing.assert_close(dx, wanted)
+
+
+def test_separable_is_twice_differentiable() -> None:
+    x, depth, point = noise(1, 2, 3, 3), noise(2, 1, 3, 3, seed=1), noise(2, 2, 1, 1, seed=2)
+
+    def product(by: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        leaves = [t.detach().requires_grad_() for t in (x, depth, point)]
+        grads = torch.autograd.grad(by(*leaves).square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum((g.square().sum() for g in grads), torch.zeros(())), leaves)
+
+    mine = product(lambda *t: separable(*t, 1, 1)[0])
+    for found, wanted in zip(mine, product(lambda *t: plain_separable(*t, 1, 1)), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_separable_operators_keep_torchs_contract() -> None:
+    x, depth, point = noise(1, 3, 4, 4), noise(3, 1, 3, 3), noise(2, 3, 1, 1)
+    tests = ("test_schema", "test_faketensor")
+    torch.library.opcheck(triton_separable.forward, (x, 3, depth, point, 2, 1), test_utils=tests)
+    torch.library.opcheck(triton_separable.to_input, (x, 3, depth, x, 1, 1), test_utils=tests)
+    torch.library.opcheck(triton_separable.to_weights, (x, 3, depth, x, 1, 1), test_utils=tests)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_whole_cell_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, stride: int) -> None:
+    """The DARTS candidates, through the kernels of an accelerator: every output and gradient."""
+    s = sample(SPACES["darts"]().groups[0].ops[0], channels=4, size=(5, 6), stride=stride)
+    wanted = outcome(s.cell, s)
+    made = fused(s.cell)
+    monkeypatch.setattr("oche.fast.cell.kernels", Triton)
+    used = []
+    monkeypatch.setattr("oche.fast.portable.run_separable", lambda op, x: used.append(op) or run_separable(op, x))
+    assert_same(outcome(made, s), wanted)
+    assert len(used) == 4 * len(EDGES)
+
+
+@pytest.mark.slow
+def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
+    """Down to machine code of an H100 or H200, whose compiler comes with Triton; whether it runs there is for tests/gpu to say."""
+    script = Path(__file__).with_name("compile_kernels.py")
+    environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=110)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kernels = [re.findall(r"@triton.jit\ndef (\w+)", Path(str(m.__file__)).read_text()) for m in (triton_rows, triton_separable)]
+    assert set(done.stdout.split()) == {*kernels[0], *kernels[1]} - {"_source"}, "one is not compiled here"
