@@ -40,7 +40,8 @@ class CudaRecorder:
     """CUDA graphs that share one pool of memory: of a search's graphs only one runs at a time."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device, self.side, self.pool = device, torch.cuda.Stream(device), torch.cuda.graph_pool_handle()
+        self.device, self.pool = device, torch.cuda.graph_pool_handle()
+        self.side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def warm(self, call: Callable[[], None]) -> None:
         """On a stream of its own, as torch asks for before a recording."""

@@ -80,7 +80,9 @@ def _on_host(tensors: Sequence[Tensor]) -> bool:
 def on_meta(space: str = "toy", **settings: object) -> Problem:
     problem = tiny_problem(space, **settings)  # type: ignore[arg-type]
     augment = Augment(problem.data.mean, problem.data.std, pad=1, flip=True, cutout=2)
-    return replace(problem, fabric=WithoutValues(accelerator="cpu", devices=1), data=problem.data.to(META), augment=augment)
+    return replace(
+        problem, fabric=WithoutValues(accelerator="cpu", devices=1), data=problem.data.to(META), augment=augment
+    )
 
 
 def stepper(problem: Problem, method: Method) -> Callable[[int], None]:
@@ -94,7 +96,10 @@ def stepper(problem: Problem, method: Method) -> Callable[[int], None]:
     def run(i: int) -> None:
         now = StepBatches(weights, arch, i)
         fixed = Fixed(now.inner(), now.outer())
-        with nullcontext() if i == 0 else NoCopies(), nullcontext() if i == 0 else NoLiterals():  # the first sends what is sent once
+        with (
+            nullcontext() if i == 0 else NoCopies(),
+            nullcontext() if i == 0 else NoLiterals(),
+        ):  # the first sends what is sent once
             arch_step(state, method, losses, fixed)
             weight_step(state, problem, method, losses, fixed)
 

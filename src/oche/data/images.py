@@ -132,7 +132,11 @@ class Data:
 
     def _bytes(self) -> int:
         """Of the pixels of all parts, as they would lie on a device."""
-        parts = [(len(part), part.source.images) for part in (self.train, self.val, self.test) if isinstance(part.source, ArraySource)]
+        parts = [
+            (len(part), part.source.images)
+            for part in (self.train, self.val, self.test)
+            if isinstance(part.source, ArraySource)
+        ]
         return sum(count * images[:1].nbytes for count, images in parts)
 
 

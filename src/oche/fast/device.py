@@ -59,7 +59,9 @@ def check(device: torch.device) -> list[str]:
     grad, table = values[0] + 1, torch.arange(6.0, device=device).reshape(2, 3)
     wide, column = torch.stack(values), table[:, None, :, None, None]
     mean, variance = triton_rows.moments(values[1], 3)
-    moments = torch.stack([mean, variance]).sub(torch.stack([values[1].mean((0, 2, 3)), values[1].var((0, 2, 3), False)]))
+    moments = torch.stack([mean, variance]).sub(
+        torch.stack([values[1].mean((0, 2, 3)), values[1].var((0, 2, 3), False)])
+    )
     pairs = {
         "moments": (moments.abs() < 1e-5, torch.ones_like(moments)),
         "weighted": (triton_rows.weighted(values, [3, 3], table, table[0]), (column * wide).sum(0) + column[0]),

@@ -110,7 +110,7 @@ def _term(op: nn.Module, state: State, weight: Tensor, draw: Draw, moments: Mome
         return Term(_pool(op.pool, state), weight, op.norm)
     if isinstance(op, FactorizedReduce) and of_batch(op.norm):
         return Term(_halved(op, state), weight, op.norm)
-    if suits(moments.kernels, op) and of_batch(op[-1]):
+    if suits(op, moments.kernels) and of_batch(op[-1]):
         value, mean, variance = run_separable(op, state.h)
         moments.known[id(value)] = (value, mean, variance)
         return Term(value, weight, op[-1])

@@ -40,7 +40,8 @@ def moments(kernels: Backend, t: Tensor) -> tuple[Tensor, Tensor]:
     if isinstance(kernels, Triton):
         from oche.fast import triton_rows
 
-        return triton_rows.moments(t, step(t))
+        found: tuple[Tensor, Tensor] = triton_rows.moments(t, step(t))
+        return found
     mean, variance = (torch.empty(t.shape[1], dtype=torch.float64) for _ in range(2))
     _call(kernels, "moments", t.dtype, t, step(t), *_extent(t), mean, variance)
     return mean, variance
@@ -51,7 +52,8 @@ def weighted(kernels: Backend, values: Sequence[Tensor], a: Tensor, b: Tensor) -
     if isinstance(kernels, Triton):
         from oche.fast import triton_rows
 
-        return triton_rows.weighted(values, [step(t) for t in values], a, b)
+        total: Tensor = triton_rows.weighted(values, [step(t) for t in values], a, b)
+        return total
     out = _dense(torch.empty_like(values[0], memory_format=torch.channels_last))
     _call(kernels, "weighted", out.dtype, len(values), list(values), a, b, *_extent(out), out)
     return out
@@ -62,7 +64,8 @@ def dots(kernels: Backend, values: Sequence[Tensor], pivot: Tensor, grad: Tensor
     if isinstance(kernels, Triton):
         from oche.fast import triton_rows
 
-        return triton_rows.dots(values, [step(t) for t in values], pivot, grad)
+        sums: Tensor = triton_rows.dots(values, [step(t) for t in values], pivot, grad)
+        return sums
     found = torch.empty(len(values) + 1, grad.shape[1], dtype=torch.float64)
     _call(kernels, "dots", grad.dtype, len(values), list(values), pivot, grad, *_extent(grad), found)
     return found

@@ -16,7 +16,7 @@ from oche.fast import rows
 from oche.fast.device import Backend, Triton
 
 
-def suits(kernels: Backend | None, op: nn.Module) -> TypeGuard[nn.Sequential]:
+def suits(op: nn.Module, kernels: Backend | None) -> TypeGuard[nn.Sequential]:
     """Whether there are kernels for the candidate: blocks of ReLU, depthwise, pointwise, batch norm, of equal widths."""
     if not isinstance(kernels, Triton) or not isinstance(op, nn.Sequential) or not len(op) or len(op) % 4:
         return False

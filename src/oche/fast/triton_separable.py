@@ -32,13 +32,13 @@ def _source(r, pixels, height, width, out_height, out_width, stride, dilation, p
 @triton.jit
 def _forward(
     x, step, depth, point, y, means, squares, pixels, height, width, out_height, out_width, channels, outputs,
-    stride, dilation, pad, PRECISION: tl.constexpr, K: tl.constexpr, R: tl.constexpr, C: tl.constexpr, O: tl.constexpr,
+    stride, dilation, pad, PRECISION: tl.constexpr, K: tl.constexpr, R: tl.constexpr, C: tl.constexpr, OUT: tl.constexpr,
 ):  # fmt: skip
     acc = means.dtype.element_ty
     narrow = y.dtype.element_ty
     r = (tl.program_id(0) * R + tl.arange(0, R)).to(tl.int64)
-    o = tl.program_id(1) * O + tl.arange(0, O)
-    total = tl.zeros((R, O), acc)
+    o = tl.program_id(1) * OUT + tl.arange(0, OUT)
+    total = tl.zeros((R, OUT), acc)
     for first in range(0, channels, C):
         c = first + tl.arange(0, C)
         z = tl.zeros((R, C), acc)
@@ -125,7 +125,7 @@ def forward(
     _forward[(tiles, triton.cdiv(outputs, o))](
         x, step, _by_tap(depth), point.reshape(outputs, channels).contiguous(), y, means, squares, pixels, height, width,
         y.shape[2], y.shape[3], channels, outputs, stride, dilation, _pad(k, dilation),
-        PRECISION="tf32" if x.element_size() == 2 else "ieee", K=k, R=ROWS, C=c, O=o,
+        PRECISION="tf32" if x.element_size() == 2 else "ieee", K=k, R=ROWS, C=c, OUT=o,
     )  # fmt: skip
     p = min(64, triton.next_power_of_2(tiles))
     grid = (triton.cdiv(outputs, o),)
@@ -148,9 +148,7 @@ def to_input(x: Tensor, step: int, depth: Tensor, dz: Tensor, stride: int, dilat
 
 
 @torch.library.custom_op("oche::separable_to_weights", mutates_args=())
-def to_weights(
-    x: Tensor, step: int, depth: Tensor, dz: Tensor, stride: int, dilation: int
-) -> tuple[Tensor, Tensor]:
+def to_weights(x: Tensor, step: int, depth: Tensor, dz: Tensor, stride: int, dilation: int) -> tuple[Tensor, Tensor]:
     """z (B, C, H', W'), the result between the two convolutions, and the gradient of `depth`."""
     z, k, channels = _like(dz, dz.dtype), depth.shape[-1], x.shape[1]
     pixels, c = dz.numel() // channels, _block(channels)
@@ -164,9 +162,7 @@ def to_weights(
 
 
 @forward.register_fake
-def _(
-    x: Tensor, step: int, depth: Tensor, point: Tensor, stride: int, dilation: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, step: int, depth: Tensor, point: Tensor, stride: int, dilation: int) -> tuple[Tensor, Tensor, Tensor]:
     return _results(x, point, depth, stride, dilation)
 
 

@@ -20,7 +20,6 @@ from oche.fast.combine import Moments, Term, combine, plain_combine
 from oche.fast.device import Triton, accelerator, check
 from oche.fast.separable import plain_separable, run_separable, separable
 from oche.spaces import SPACES
-
 from unit.fast.cells import EDGES, assert_same, fused, outcome, sample
 
 triton = pytest.importorskip("triton")
@@ -56,7 +55,9 @@ def test_moments(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     mean, variance = triton_rows.moments(value, shape[1])
     wide = value.double()
     assert_near(mean, wide.mean((0, 2, 3)), dtype)
-    assert float((variance - wide.var((0, 2, 3), correction=0)).abs().max()) < (1e-12 if dtype == torch.float64 else 1e-6)
+    assert float((variance - wide.var((0, 2, 3), correction=0)).abs().max()) < (
+        1e-12 if dtype == torch.float64 else 1e-6
+    )
 
 
 def test_moments_of_many_tiles_are_merged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +74,11 @@ def test_sums_dots_and_maps(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """The second value is the first half of a wider tensor's channels, as a partial-channel cell hands them over."""
     channels, wide = shape[1], torch.promote_types(dtype, torch.float32)
     parent = noise(shape[0], 2 * channels, *shape[2:], seed=2, dtype=dtype)
-    values = [noise(*shape, seed=1, dtype=dtype), rows.as_rows(parent[:, :channels]), noise(*shape, seed=3, dtype=dtype)]
+    values = [
+        noise(*shape, seed=1, dtype=dtype),
+        rows.as_rows(parent[:, :channels]),
+        noise(*shape, seed=3, dtype=dtype),
+    ]
     grad = noise(*shape, seed=4, dtype=dtype)
     a, b, e = (noise(3, channels, seed=5 + i, dtype=wide) for i in range(3))
     column = [t.double()[:, None, :, None, None] for t in (a, b, e)]
@@ -261,5 +266,8 @@ def test_every_kernel_compiles_for_a_gpu(tmp_path: Path) -> None:
     environment = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "TRITON_INTERPRET": "0"}
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=environment, timeout=110)
     assert done.returncode == 0, done.stderr[-2000:]
-    kernels = [re.findall(r"@triton.jit\ndef (\w+)", Path(str(m.__file__)).read_text()) for m in (triton_rows, triton_separable)]
+    kernels = [
+        re.findall(r"@triton.jit\ndef (\w+)", Path(str(m.__file__)).read_text())
+        for m in (triton_rows, triton_separable)
+    ]
     assert set(done.stdout.split()) == {*kernels[0], *kernels[1]} - {"_source"}, "one is not compiled here"
