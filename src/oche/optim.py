@@ -1,7 +1,8 @@
 """Optimisers as parts: what steps the weights and alpha, and what a weight step would do before it is done.
 
-The optimisers themselves are torch's, over all tensors at once (`foreach`); `SGD.look_ahead` is the same step as a differentiable
-function, for unrolling.
+The optimisers themselves are torch's: over all tensors at once (`foreach`), or on an NVIDIA GPU its fused ones, with a learning rate
+and a count of steps that are tensors, so that a recorded step (`graphs`) follows the schedule. `SGD.look_ahead` is the same step as
+a differentiable function, for unrolling.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ class SGD:
     nesterov: bool = False
 
     def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
+        fused = on_gpu(tensors)
         return torch.optim.SGD(
             tensors,
-            lr=0.0,
+            lr=torch.zeros((), device=tensors[0].device) if fused else 0.0,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
-            foreach=True,
+            foreach=not fused,
+            fused=fused,
         )
 
     def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
@@ -71,7 +74,10 @@ class Adam:
     weight_decay: float = 1e-3
 
     def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(tensors, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, foreach=True)
+        fused = on_gpu(tensors)
+        return torch.optim.Adam(
+            tensors, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, foreach=not fused, fused=fused
+        )
 
     def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
         raise TypeError("a look-ahead through Adam is not defined by any published method; use SGD for the weights")
@@ -88,3 +94,17 @@ class Descent:
 
     def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
         return {name: t - self.lr * grads[name] for name, t in theta.items()}
+
+
+def on_gpu(tensors: Sequence[Tensor]) -> bool:
+    """Whether all of them are where torch's fused optimisers can be recorded."""
+    return bool(tensors) and all(t.is_cuda for t in tensors)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Every group's learning rate; in place where it is a tensor, for a recorded step reads it there."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params
+from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params, Still
 from oche.data import Augment, Data, ImageSet
 from oche.errors import UserError
 from oche.relaxations import Relaxation
@@ -60,7 +60,8 @@ class SearchState:
     `learns` names the weights that learn (`learn` changes it);
     `mask` the candidates that remain in groups that lost some; `memory` is the callbacks' own; `meters` sums what the running epoch has
     seen. `step` and `epoch` count within the search, or within its stage number `stage`, which began after `steps_before` steps and
-    `epochs_before` epochs of the stages before it and runs `progress` through `span`.
+    `epochs_before` epochs of the stages before it and runs `progress` through `span`. `still` is set while a step is recorded
+    (`graphs`).
     """
 
     problem: Problem
@@ -85,6 +86,7 @@ class SearchState:
     meters: dict[str, Tensor] = field(default_factory=dict)
     trajectory: dict[str, list[Tensor]] = field(default_factory=dict)
     genotype: str = ""
+    still: bool = False
 
     # ------------------------------------------------------------------ views
 
@@ -111,7 +113,8 @@ class SearchState:
 
     def draw(self, phase: str) -> Draw:
         """What this step's forward passes and relaxations may know."""
-        return Draw(self.problem.seed, self.steps_before + self.step, phase, self.progress, self.mask)
+        kind = Still if self.still else Draw
+        return kind(self.problem.seed, self.steps_before + self.step, phase, self.progress, self.mask)
 
     def op_weights(self, alpha: Alpha, draw: Draw) -> OpWeights:
         """Every cell's (E, O) multipliers."""
@@ -270,7 +273,9 @@ def _by_name(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) ->
 def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], table: Mapping[str, Any]) -> None:
     numbers = {name: n for n, name in enumerate(tensors)}
     state = {numbers[name]: own for name, own in table["state"].items()}
+    (settings,) = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict({"param_groups": table["groups"], "state": state})
+    optimizer.param_groups[0].update(settings)  # the method's and the device's, not the checkpoint's
 
 
 @contextmanager
