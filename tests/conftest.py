@@ -9,6 +9,9 @@ import hypothesis
 import pytest
 import torch
 
+if not torch.cuda.is_available():  # before anything imports Triton, whose interpreter then runs the kernels on the CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as before; Triton 3.9 warns where nothing is said
 torch.set_num_threads(1)  # tensors here are small: more threads make them many times slower
 
 hypothesis.settings.register_profile("house", derandomize=True, deadline=None, max_examples=50)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -81,10 +82,37 @@ class Draw:
         """A fresh generator that depends on (seed, step, phase, purpose) alone."""
         return counted(self.seed, self.step, self.phase, purpose, device=device)
 
-    def alive(self, group: Group) -> Tensor:
-        """(E, O) bool on the CPU: candidates of the group that exist and are not masked out."""
-        valid = group.valid()
-        return valid & self.mask[group.name].cpu() if group.name in self.mask else valid
+    def alive(self, group: Group, device: torch.device | str = "cpu") -> Tensor:
+        """(E, O) bool on the device: candidates of the group that exist and are not masked out."""
+        valid = _valid(group, torch.device(device))
+        return valid & self.mask[group.name].to(device) if group.name in self.mask else valid
+
+
+class NotRepeatable(Exception):
+    """A step asked for something that changes from step to step, so that it cannot be recorded once and replayed."""
+
+
+class Still(Draw):
+    """The draw of a step that is to be replayed: it tells phase and mask, and refuses what differs between steps."""
+
+    def __getattribute__(self, name: str) -> object:
+        if name in ("seed", "step", "progress", "generator"):
+            raise NotRepeatable(f"the step asks for the draw's {name}")
+        return super().__getattribute__(name)
+
+
+@lru_cache(maxsize=64)
+def _valid(group: Group, device: torch.device) -> Tensor:
+    """`group.valid()`, sent to the device once."""
+    return group.valid().to(device)
+
+
+def sent(t: Tensor, device: torch.device | str) -> Tensor:
+    """t on the device. The host does not wait for the copy: it leaves from page-locked memory, after what was launched before."""
+    device = torch.device(device)
+    if t.device.type == "cpu" and device.type == "cuda":
+        t = t.pin_memory()
+    return t.to(device, non_blocking=True)
 
 
 def counted(*key: int | str, device: torch.device | str = "cpu") -> torch.Generator:

@@ -94,7 +94,8 @@ class Unrolled:
 class FiniteDifference:
     """Unrolled with the product taken by a central difference (DARTS, eq. 8): the weights move by `radius` to either side along u.
 
-    As published; in float32 it is off by 6 to 14 % of the gradient (Unrolled is exact and costs no more passes).
+    As published; Unrolled is exact, and how far this is from it `docs/results/performance.md` tells. The weights themselves are not
+    touched: either side is one packed buffer, and neither pass computes gradients of weights.
     """
 
     radius: float = 0.01
@@ -106,10 +107,10 @@ class FiniteDifference:
             problem.inner(leaves, detached(alpha), batch), list(leaves.values()), materialize_grads=True
         )
         loss, direct, u = _look_ahead(problem, theta, alpha, g, batches)
-        norm = torch.sqrt(sum((t.square().sum() for t in u.values()), loss.new_zeros(())))
-        epsilon = self.radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
-        plus = gradient(problem.inner(axpy(epsilon, u, theta), alpha, batch), alpha)
-        minus = gradient(problem.inner(axpy(-epsilon, u, theta), alpha, batch), alpha)
+        here, along = packed(theta), packed(u)
+        epsilon = self.radius / along.norm().clamp_min(torch.finfo(along.dtype).tiny)
+        plus = gradient(problem.inner(unpacked(here + epsilon * along, theta), alpha, batch), alpha)
+        minus = gradient(problem.inner(unpacked(here - epsilon * along, theta), alpha, batch), alpha)
         return loss, {name: direct[name] + (plus[name] - minus[name]) / (2 * epsilon) for name in alpha}
 
 
@@ -117,7 +118,7 @@ def _look_ahead(
     problem: Bilevel, theta: Params, alpha: Alpha, g: Sequence[Tensor], batches: Batches
 ) -> tuple[Tensor, Alpha, Params]:
     """Outer loss at theta' = descend(theta, g), its direct gradient in alpha, and u, its gradient in g."""
-    averaged = [t.requires_grad_() for t in problem.mean([t.detach().clone() for t in g])]
+    averaged = [t.requires_grad_() for t in problem.mean([t.detach() for t in g])]
     ahead = problem.descend(detached(theta), dict(zip(theta, averaged, strict=True)))
     loss = problem.outer(ahead, alpha, batches.outer())
     grads = torch.autograd.grad(loss, [*alpha.values(), *averaged], materialize_grads=True)
@@ -139,9 +140,15 @@ def required(tree: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: t.detach().requires_grad_() for name, t in tree.items()}
 
 
-def axpy(a: Tensor | float, x: dict[str, Tensor], y: dict[str, Tensor]) -> dict[str, Tensor]:
-    """a x + y, cut from the graph."""
-    return {name: y[name].detach() + a * x[name].detach() for name in y}
+def packed(tree: dict[str, Tensor]) -> Tensor:
+    """All values one after the other (N,), cut from the graph."""
+    return torch.cat([t.detach().reshape(-1) for t in tree.values()]) if tree else torch.zeros(0)
+
+
+def unpacked(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
+    """`packed` undone: views into flat (N,) with the names and shapes of `like`."""
+    parts = torch.split(flat, [t.numel() for t in like.values()])
+    return {name: part.view(t.shape) for part, (name, t) in zip(parts, like.items(), strict=True)}
 
 
 def average(fabric: Fabric, tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -19,13 +19,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Batch, Params, counted
-from oche.bilevel import Bilevel, average, detached
+from oche.base import Alpha, Batch, NotRepeatable, Params, counted
+from oche.bilevel import Batches, Bilevel, average, detached
 from oche.callbacks import InnerStep, OuterStep
 from oche.data import ImageSet, Stream, batches, none
 from oche.fast import accelerate
 from oche.genotype import Genotype
+from oche.graphs import CudaRecorder, Recorded, Step
 from oche.method import Method
+from oche.optim import set_rate
 from oche.run import Run
 from oche.state import Problem, SearchState
 
@@ -55,6 +57,7 @@ def advance(state: SearchState, method: Method) -> None:
     problem = state.problem
     weights, arch = streams(problem, method)
     losses = bilevel(state, method)
+    graphs = recorded(state, method, losses)
 
     while state.epoch < problem.epochs:
         for callback in method.callbacks:
@@ -67,7 +70,7 @@ def advance(state: SearchState, method: Method) -> None:
             set_learning_rate(state, method, weights.steps_per_epoch)
             now = StepBatches(weights, arch, state.steps_before + state.step)
             due = searching and state.step % method.arch_every == 0
-            steps(state, method, losses, now, due)
+            steps(state, method, losses, now, due, graphs)
             state.step += 1
             problem.listener("step", {"step": state.step, "steps": state.steps, "epoch": state.epoch})
             if state.step % problem.checkpoint_every == 0:
@@ -78,16 +81,39 @@ def advance(state: SearchState, method: Method) -> None:
 # ------------------------------------------------------------------ the two steps
 
 
-def steps(state: SearchState, method: Method, losses: Bilevel, now: StepBatches, due: bool) -> None:
-    """The architecture step, where it is `due`, and the weight step, in the method's order or together."""
+def steps(
+    state: SearchState,
+    method: Method,
+    losses: Bilevel,
+    now: Batches,
+    due: bool,
+    graphs: tuple[Step, Step] | None = None,
+) -> None:
+    """The architecture step, where it is `due`, and the weight step, in the method's order or together; from `graphs` if given."""
+    joint = due and method.single_level
+    arch, weight = graphs or (
+        partial(arch_step, state, method, losses),
+        partial(weight_step, state, method, losses, joint=joint),
+    )
     if due and method.arch_first and not method.single_level:
-        arch_step(state, method, losses, now)
-    weight_step(state, method, losses, now, joint=due and method.single_level)
+        arch(now)
+    weight(now)
     if due and not method.arch_first:
-        arch_step(state, method, losses, now)
+        arch(now)
 
 
-def arch_step(state: SearchState, method: Method, losses: Bilevel, now: StepBatches) -> None:
+def recorded(state: SearchState, method: Method, losses: Bilevel) -> tuple[Step, Step] | None:
+    """Both steps, replayed from graphs: on one NVIDIA GPU, unless somebody looks into them or they are one."""
+    fabric = state.problem.fabric
+    watched = bool(method.callbacks or method.inner_terms or method.outer_terms or method.single_level)
+    if fabric.device.type != "cuda" or fabric.world_size > 1 or watched:
+        return None
+    recorder = CudaRecorder(fabric.device)
+    arch, weight = (partial(step, state, method, losses) for step in (arch_step, weight_step))
+    return Recorded(arch, state, recorder), Recorded(weight, state, recorder)
+
+
+def arch_step(state: SearchState, method: Method, losses: Bilevel, now: Batches) -> None:
     """One step of alpha along the method's architecture gradient."""
     kept: Params = {}
     loss, grads = method.arch_gradient(replace(losses, keep=kept.update), state.theta, state.alpha, now)
@@ -95,7 +121,7 @@ def arch_step(state: SearchState, method: Method, losses: Bilevel, now: StepBatc
     step_alpha(state, method, grads, OuterStep(loss, kept))
 
 
-def weight_step(state: SearchState, method: Method, losses: Bilevel, now: StepBatches, *, joint: bool = False) -> None:
+def weight_step(state: SearchState, method: Method, losses: Bilevel, now: Batches, *, joint: bool = False) -> None:
     """One step of the weights that learn. Alpha is a constant here, unless a `joint` step takes it along (single level)."""
     theta, draw, batch = state.theta, state.draw("weight"), now.inner()
     alpha = state.alpha if joint else detached(state.alpha)
@@ -150,6 +176,8 @@ def bilevel(state: SearchState, method: Method) -> Bilevel:
         return method.weight_optimizer.look_ahead(theta, grads, state.weight_optimizer)
 
     def rate() -> float:
+        if state.still:
+            raise NotRepeatable("the step asks for the learning rate")
         return float(state.weight_optimizer.param_groups[0]["lr"])
 
     return Bilevel(inner, outer, descend, partial(average, state.problem.fabric), rate, partial(state.draw, "alpha"))
@@ -184,8 +212,7 @@ def begin(
     supernet.recompute = problem.recompute
     method.trainable.prepare(supernet, counted(problem.seed, "initialiser", *stage))
     supernet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if device.type == "cpu":  # elsewhere the fused cells are unmeasured
-        accelerate(supernet)
+    accelerate(supernet)
     learns = method.trainable(supernet)
     for name, p in supernet.named_parameters():
         p.requires_grad_(name in learns)
@@ -260,8 +287,7 @@ def set_learning_rate(state: SearchState, method: Method, steps_per_epoch: int) 
     """The schedule's value at this epoch, or at this step."""
     start, end = state.span
     done = state.step / state.steps if method.lr_by_step else (state.step // steps_per_epoch) / state.problem.epochs
-    for group in state.weight_optimizer.param_groups:
-        group["lr"] = method.weight_lr(start + (end - start) * done)
+    set_rate(state.weight_optimizer, method.weight_lr(start + (end - start) * done))
 
 
 def end_epoch(state: SearchState, method: Method, seconds: float, images: int, searching: bool) -> None:
@@ -280,7 +306,7 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
         "arch_accuracy": _ratio(meters, "arch_hits", "arch_seen"),
         "entropy": state.entropy(),
         "skips": genotype.skips(),
-        "lr": state.weight_optimizer.param_groups[0]["lr"],
+        "lr": float(state.weight_optimizer.param_groups[0]["lr"]),
         "genotype": str(genotype),
         "changed": bool(state.genotype) and state.genotype != str(genotype),
         "seconds": seconds,

@@ -1,12 +1,13 @@
 """Optimisers as parts: what steps the weights and alpha, and what a weight step would do before it is done.
 
-The optimisers themselves are torch's, over all tensors at once (`foreach`); `SGD.look_ahead` is the same step as a differentiable
-function, for unrolling.
+The optimisers themselves are torch's: over all tensors at once (`foreach`), or on an NVIDIA GPU its fused ones, with a learning rate
+and a count of steps that are tensors, so that a recorded step (`graphs`) follows the schedule. `SGD.look_ahead` is the same step as
+a differentiable function, for unrolling.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,13 +33,15 @@ class SGD:
     nesterov: bool = False
 
     def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
+        fused = on_gpu(tensors)
         return torch.optim.SGD(
             tensors,
-            lr=0.0,
+            lr=torch.zeros((), device=tensors[0].device) if fused else 0.0,
             momentum=self.momentum,
             weight_decay=self.weight_decay,
             nesterov=self.nesterov,
-            foreach=True,
+            foreach=not fused,
+            fused=fused,
         )
 
     def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
@@ -47,13 +50,19 @@ class SGD:
         The optimiser's tensors must be in theta's order. Gradient clipping is not part of it, as in the DARTS code.
         """
         (group,) = optimizer.param_groups
-        ahead = {}
-        for (name, t), own in zip(theta.items(), group["params"], strict=True):
-            step = grads[name] + self.weight_decay * t
-            buffer = optimizer.state.get(own, {}).get("momentum_buffer")
-            velocity = step if buffer is None else self.momentum * buffer + step
-            ahead[name] = t - group["lr"] * (step + self.momentum * velocity if self.nesterov else velocity)
-        return ahead
+        here, gradient = _flat(theta.values()), _flat(grads[name] for name in theta)
+        step = gradient + self.weight_decay * here
+        buffers = [optimizer.state.get(own, {}).get("momentum_buffer") for own in group["params"]]
+        moving = [torch.zeros_like(t) if b is None else b for b, t in zip(buffers, theta.values(), strict=True)]
+        velocity = step if all(b is None for b in buffers) else self.momentum * _flat(moving) + step
+        ahead = here - group["lr"] * (step + self.momentum * velocity if self.nesterov else velocity)
+        parts = torch.split(ahead, [t.numel() for t in theta.values()])
+        return {name: part.view(t.shape) for part, (name, t) in zip(parts, theta.items(), strict=True)}
+
+
+def _flat(tensors: Iterable[Tensor]) -> Tensor:
+    """One after the other: a supernet has over a thousand weights, and an operation on each costs more than on all."""
+    return torch.cat([t.reshape(-1) for t in tensors])
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,10 @@ class Adam:
     weight_decay: float = 1e-3
 
     def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
-        return torch.optim.Adam(tensors, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, foreach=True)
+        fused = on_gpu(tensors)
+        return torch.optim.Adam(
+            tensors, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay, foreach=not fused, fused=fused
+        )
 
     def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
         raise TypeError("a look-ahead through Adam is not defined by any published method; use SGD for the weights")
@@ -82,3 +94,17 @@ class Descent:
 
     def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
         return {name: t - self.lr * grads[name] for name, t in theta.items()}
+
+
+def on_gpu(tensors: Sequence[Tensor]) -> bool:
+    """Whether all of them are where torch's fused optimisers can be recorded."""
+    return bool(tensors) and all(t.is_cuda for t in tensors)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Every group's learning rate; in place where it is a tensor, for a recorded step reads it there."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate

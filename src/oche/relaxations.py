@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -114,9 +115,14 @@ class EdgeNormalised(Relaxation):
     def _share(self, alpha: Alpha, group: Group) -> Tensor:
         """(E, 1): each edge's share among those into the same node."""
         beta = alpha[f"{group.name}/beta"]
-        targets = torch.tensor([target for _, target in group.edges], device=beta.device)
-        same = targets[:, None] == targets[None, :]
-        return beta.masked_fill(~same, float("-inf")).softmax(-1).diagonal()[:, None]
+        return beta.masked_fill(_strangers(group, beta.device), float("-inf")).softmax(-1).diagonal()[:, None]
+
+
+@lru_cache(maxsize=64)
+def _strangers(group: Group, device: torch.device) -> Tensor:
+    """(E, E) bool: pairs of edges into different nodes. Sent to the device once, for a step must not wait for copies."""
+    targets = torch.tensor([target for _, target in group.edges])
+    return (targets[:, None] != targets[None, :]).to(device)
 
 
 def one_hot_of(p: Tensor) -> Tensor:
@@ -126,9 +132,8 @@ def one_hot_of(p: Tensor) -> Tensor:
 
 def masked_softmax(logits: Tensor, group: Group, draw: Draw) -> Tensor:
     """Softmax over the candidates that are there; an edge that has lost all of them gets zeros."""
-    alive = draw.alive(group)
-    if bool(alive.all()):
+    if group.name not in draw.mask and all(len(ops) == group.width for ops in group.ops):
         return logits.softmax(-1)
-    alive = alive.to(logits.device)
+    alive = draw.alive(group, logits.device)
     dead = ~alive.any(-1, keepdim=True)
     return logits.masked_fill(~(alive | dead), float("-inf")).softmax(-1) * alive

@@ -7,13 +7,14 @@ import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params
+from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params, Still
 from oche.data import Augment, Data, ImageSet
 from oche.errors import UserError
 from oche.relaxations import Relaxation
@@ -59,7 +60,8 @@ class SearchState:
     `learns` names the weights that learn (`learn` changes it);
     `mask` the candidates that remain in groups that lost some; `memory` is the callbacks' own; `meters` sums what the running epoch has
     seen. `step` and `epoch` count within the search, or within its stage number `stage`, which began after `steps_before` steps and
-    `epochs_before` epochs of the stages before it and runs `progress` through `span`.
+    `epochs_before` epochs of the stages before it and runs `progress` through `span`. `still` is set while a step is recorded
+    (`graphs`).
     """
 
     problem: Problem
@@ -84,6 +86,7 @@ class SearchState:
     meters: dict[str, Tensor] = field(default_factory=dict)
     trajectory: dict[str, list[Tensor]] = field(default_factory=dict)
     genotype: str = ""
+    still: bool = False
 
     # ------------------------------------------------------------------ views
 
@@ -101,11 +104,17 @@ class SearchState:
     @property
     def theta(self) -> Params:
         """The weights that learn, by name, in the supernet's order: the parameters themselves, not copies."""
-        return {name: p for name, p in self.supernet.named_parameters() if name in self.learns}
+        return {name: p for name, p in self._named if name in self.learns}
+
+    @cached_property
+    def _named(self) -> list[tuple[str, Tensor]]:
+        """All weights by name; looked up once, since the modules are many and never exchanged."""
+        return list(self.supernet.named_parameters())
 
     def draw(self, phase: str) -> Draw:
         """What this step's forward passes and relaxations may know."""
-        return Draw(self.problem.seed, self.steps_before + self.step, phase, self.progress, self.mask)
+        kind = Still if self.still else Draw
+        return kind(self.problem.seed, self.steps_before + self.step, phase, self.progress, self.mask)
 
     def op_weights(self, alpha: Alpha, draw: Draw) -> OpWeights:
         """Every cell's (E, O) multipliers."""
@@ -120,7 +129,9 @@ class SearchState:
             if theta is None:
                 outputs, _ = self.supernet(images, weights, draw)
             else:
-                outputs, _ = torch.func.functional_call(self.supernet, theta, (images, weights, draw))
+                outputs, _ = torch.func.functional_call(
+                    self.supernet, theta, (images, weights, draw), tie_weights=False
+                )
         outputs, task = outputs.to(images.dtype), self.problem.task
         return task.loss(outputs, batch.targets), task.hits(outputs.detach(), batch.targets)
 
@@ -262,7 +273,9 @@ def _by_name(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) ->
 def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], table: Mapping[str, Any]) -> None:
     numbers = {name: n for n, name in enumerate(tensors)}
     state = {numbers[name]: own for name, own in table["state"].items()}
+    (settings,) = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict({"param_groups": table["groups"], "state": state})
+    optimizer.param_groups[0].update(settings)  # the method's and the device's, not the checkpoint's
 
 
 @contextmanager

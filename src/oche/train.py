@@ -23,7 +23,7 @@ from oche.bilevel import average
 from oche.data import Augment, Data, ImageSet, Stream, batches, for_training, none
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.optim import SGD
+from oche.optim import SGD, set_rate
 from oche.run import Run
 from oche.schedule import Cosine, Geometric, LinearTail, Schedule
 from oche.spaces import Network, Space
@@ -163,8 +163,7 @@ def retrain(training: Training) -> Network:
     stream = _stream(training)
     while state.epoch < protocol.epochs:
         started = time.perf_counter()
-        for group in state.optimizer.param_groups:
-            group["lr"] = protocol.lr(state.epoch / protocol.epochs)
+        set_rate(state.optimizer, protocol.lr(state.epoch / protocol.epochs))
         loss, accuracy = train_epoch(state, training, stream)
         score = evaluate(state.network, training.data.val, none(training.data), training.fabric)
         record: dict[str, object] = {
@@ -174,7 +173,7 @@ def retrain(training: Training) -> Network:
             "accuracy": accuracy,
             "val_loss": score.loss,
             "val_accuracy": score.accuracy,
-            "lr": state.optimizer.param_groups[0]["lr"],
+            "lr": float(state.optimizer.param_groups[0]["lr"]),
             "seconds": time.perf_counter() - started,
         }
         state.epoch += 1
@@ -224,11 +223,10 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
             nn.utils.clip_grad_norm_(used, protocol.clip)
         state.optimizer.step()
         seen = len(batch.targets)
-        sums += torch.stack([main.detach() * seen, task.hits(outputs.detach(), batch.targets), torch.tensor(seen)]).to(
-            sums
-        )
-    total, hits, count = sums.tolist()
-    return total / count, hits / count
+        main, hits = main.detach(), task.hits(outputs.detach(), batch.targets)
+        sums += torch.stack([main * seen, hits, torch.full_like(main, seen)]).to(sums)
+    total, right, count = sums.tolist()
+    return total / count, right / count
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Params
-from oche.bilevel import ArchGradient, Bilevel, FiniteDifference, FirstOrder, Unrolled, axpy, gradient
+from oche.bilevel import ArchGradient, Bilevel, FiniteDifference, FirstOrder, Unrolled, gradient, packed, unpacked
 from oche.loop import StepBatches, begin, bilevel, set_learning_rate, streams
 from oche.methods.darts import darts
 from oche.optim import SGD, Adam
@@ -320,7 +320,10 @@ def test_adam_is_built_with_the_settings_of_darts() -> None:
     assert (group["lr"], group["betas"], group["weight_decay"]) == (3e-4, (0.5, 0.999), 1e-3)
 
 
-def test_axpy() -> None:
-    x, y = {"a": torch.tensor([1.0])}, {"a": torch.tensor([10.0], requires_grad=True)}
-    assert axpy(2.0, x, y)["a"].tolist() == [12.0]
-    assert not axpy(2.0, x, y)["a"].requires_grad
+def test_packed_and_back() -> None:
+    tree = {"a": torch.arange(6.0).view(2, 3).t().requires_grad_(), "b": torch.tensor(7.0)}
+    flat = packed(tree)
+    assert flat.tolist() == [0.0, 3.0, 1.0, 4.0, 2.0, 5.0, 7.0]
+    assert not flat.requires_grad
+    back = unpacked(2 * flat, tree)
+    assert all(torch.equal(back[name], 2 * t) for name, t in tree.items())

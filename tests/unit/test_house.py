@@ -26,7 +26,7 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("fast", "relaxations", "bilevel"),
     ("cost", "benchmarks"),
     ("state",),
-    ("probes",),
+    ("probes", "graphs"),
     ("trainable", "terms", "selection", "callbacks"),
     ("monitor",),
     ("method",),

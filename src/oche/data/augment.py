@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from oche.base import sent
 from oche.data.images import Data
 
 AREA = (0.08, 1.0)
@@ -56,7 +57,7 @@ class Augment:
         The result depends on the images and the generator alone. Noise is drawn on the generator's device, so that one
         on the CPU gives the same augmentation everywhere.
         """
-        noise = torch.rand(12, len(images), generator=generator, device=generator.device).to(images.device)
+        noise = sent(torch.rand(12, len(images), generator=generator, device=generator.device), images.device)
         flipped = (noise[0] < 0.5) & self.flip
         if self.resized_crop:
             images = _resized_windows(images, noise[1:5], flipped)

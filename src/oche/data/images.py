@@ -14,6 +14,8 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from oche.base import sent
+
 Item = TypeVar("Item")
 
 
@@ -78,7 +80,7 @@ class ImageSet:
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Positions (B,) in this part -> images (B, H, W, C), targets (B,)."""
         images = self.source.take(self.index[positions.to(self.index.device)])
-        return images, self.targets[positions.to(self.targets.device)]
+        return images, self.targets[sent(positions, self.targets.device)]
 
     def subset(self, positions: Tensor) -> ImageSet:
         """The images at these positions (M,), still a view of the same source."""
@@ -120,8 +122,22 @@ class Data:
     notes: tuple[str, ...] = ()
 
     def to(self, device: torch.device | str) -> Data:
-        """The same data with the pixels of all three parts on `device`; see `ImageSet.to`."""
+        """The same data with the pixels of all three parts on `device`; see `ImageSet.to`.
+
+        Where they would take more than half of the memory that is free there they stay, and batches are copied one by one.
+        """
+        if torch.device(device).type == "cuda" and self._bytes() > torch.cuda.mem_get_info(device)[0] / 2:
+            return self
         return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
+
+    def _bytes(self) -> int:
+        """Of the pixels of all parts, as they would lie on a device."""
+        parts = [
+            (len(part), part.source.images)
+            for part in (self.train, self.val, self.test)
+            if isinstance(part.source, ArraySource)
+        ]
+        return sum(count * images[:1].nbytes for count, images in parts)
 
 
 def in_parallel(work: Callable[[int], Item], numbers: Iterable[int], workers: int) -> list[Item]:

@@ -13,7 +13,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from oche.base import Batch, counted
+from oche.base import Batch, counted, sent
 from oche.data.augment import Augment
 from oche.data.images import ImageSet
 
@@ -58,16 +58,16 @@ class Stream:
         """Batch i = 0, 1, 2, ...: images (batch, C, H, W) augmented and normalised, targets (batch,), on `device`."""
         images, targets = self.images.take(self.positions(i))
         noise = counted(self.seed, i, self.rank, self.purpose, "augment")
-        return Batch(self.augment(images.to(self.device), noise), targets.to(self.device))
+        return Batch(self.augment(sent(images, self.device), noise), sent(targets, self.device))
 
     def positions(self, i: int) -> Tensor:
-        """(batch,) positions in `images` of batch i."""
-        count = len(self.images)
+        """(batch,) positions in `images` of batch i, where the images' numbers lie."""
+        count, where = len(self.images), self.images.index.device
         start = (i * self.world + self.rank) * self.batch
         stop = start + self.batch
         pieces = []
         for epoch in range(start // count, (stop - 1) // count + 1):
-            order = _permutation(count, self.seed, epoch, self.purpose)
+            order = _permutation(count, self.seed, epoch, self.purpose, where)
             pieces.append(order[max(start - epoch * count, 0) : stop - epoch * count])
         return torch.cat(pieces)
 
@@ -80,5 +80,6 @@ def batches(images: ImageSet, batch: int, augment: Augment, device: torch.device
 
 
 @lru_cache(maxsize=8)
-def _permutation(count: int, seed: int, epoch: int, purpose: str) -> Tensor:
-    return torch.randperm(count, generator=counted(seed, epoch, purpose))
+def _permutation(count: int, seed: int, epoch: int, purpose: str, device: torch.device) -> Tensor:
+    """Drawn on the CPU, so that every device sees the same order, and sent once an epoch."""
+    return sent(torch.randperm(count, generator=counted(seed, epoch, purpose)), device)

@@ -10,8 +10,9 @@ from torch import Tensor
 from oche.base import Draw
 from oche.fast.buffers import Buffers
 from oche.fast.dense import DenseLayout, dense_layout, run_dense
+from oche.fast.device import Backend, accelerator
 from oche.fast.entry import enter
-from oche.fast.native import kernels, switched_off
+from oche.fast.native import Kernels, kernels, switched_off
 from oche.fast.packed import Layout, layout, run_packed
 from oche.fast.partial import run_partial
 from oche.fast.portable import refusal, run_portable, zeros
@@ -33,7 +34,10 @@ class FusedCell(Cell):
 
     @property
     def tier(self) -> str:
-        """`kernels`: all of it compiled; `nodes`: the sums into nodes, with why not the rest; `portable`: plain torch."""
+        """`kernels`: all of it compiled; `nodes`: the sums into nodes, with why not the rest; `portable`: plain torch; `triton`."""
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+        if device.type != "cpu":
+            return "portable: no Triton" if accelerator(device) is None else "triton"
         if kernels() is None:
             return "portable: no compiled kernels"
         return f"nodes: {self.layout}" if isinstance(self.layout, str) else "kernels"
@@ -41,15 +45,15 @@ class FusedCell(Cell):
     def mixed(self, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
         """Like `Cell.mixed`: inputs (B, C, H, W), w (E, O)."""
         zero = zeros(w)
-        compiled = kernels()
+        compiled: Backend | None = kernels() if w.device.type == "cpu" else accelerator(w.device)
         states = [enter(entry, x, compiled, self.pool) for entry, x in zip(self.entries, inputs, strict=True)]
-        if compiled is not None and isinstance(self.layout, DenseLayout):
+        if isinstance(compiled, Kernels) and isinstance(self.layout, DenseLayout):
             if torch.is_autocast_enabled("cpu"):  # single precision in these kernels is faster than torch's bfloat16
-                states = [h.float() if h.device.type == "cpu" else h for h in states]
+                states = [h.float() for h in states]
             if _simple(states):
                 return run_dense(self.layout, states, w, zero, compiled, self.pool)
         half = torch.is_autocast_enabled("cpu")
-        if compiled is not None and isinstance(self.layout, Layout) and _simple(states) and not half:
+        if isinstance(compiled, Kernels) and isinstance(self.layout, Layout) and _simple(states) and not half:
             run = run_packed if self.layout.share == 1 else run_partial
             return run(self.layout, states, w, zero, draw, compiled, self.pool)
         states = run_portable(self, states, w, zero, draw, compiled)
@@ -90,7 +94,7 @@ def accelerate(supernet: Supernet) -> Supernet:
 
 
 def coverage(supernet: Supernet) -> dict[str, str]:
-    """Cell's name -> how it runs: "kernels", "nodes: why not more", "portable: why", or "plain: why"."""
+    """Cell's name -> how it runs: "kernels", "triton", "nodes: why not more", "portable: why", or "plain: why"."""
     said = {}
     for name, cell in supernet.body.cells.items():
         assert isinstance(cell, Cell)

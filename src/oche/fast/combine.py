@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from oche.fast import rows
-from oche.fast.native import Kernels
+from oche.fast.device import Backend
 
 PIXELS = (0, 2, 3)
 
@@ -40,14 +40,14 @@ class Term:
 class Moments:
     """Batch statistics by tensor, so that a pool which several nodes read is measured once. Lives as long as one forward pass."""
 
-    kernels: Kernels | None = None
+    kernels: Backend | None = None
     known: dict[int, tuple[Tensor, Tensor, Tensor]] = field(default_factory=dict)
 
     def of(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and biased variance (C,) over images and pixels, at least in fp32."""
         if id(value) not in self.known:  # the tensor is kept beside its moments, so that its id stays taken
             with torch.no_grad():
-                if self.kernels is not None and rows.suit([value]):
+                if self.kernels is not None and rows.suit(self.kernels, [value]):
                     mean, variance = rows.moments(self.kernels, value)
                 else:
                     mean, variance = _moments(value)
@@ -70,7 +70,7 @@ def combine(terms: Sequence[Term], moments: Moments) -> Tensor:
     scales = [None if term.norm is None else term.norm.weight for term in terms]
     shifts = [None if term.norm is None else term.norm.bias for term in terms]
     weights = torch.stack([term.weight for term in terms])
-    compiled = moments.kernels if rows.suit(values) and weights.dtype == values[0].dtype else None
+    compiled = moments.kernels if rows.suit(moments.kernels, [*values, weights]) else None
     out: Tensor = _Combine.apply(tuple(spec), mean, rstd, compiled, weights, *values, *scales, *shifts)  # type: ignore[no-untyped-call]
     return out
 
@@ -100,7 +100,7 @@ class _Context(Protocol):
     spec: tuple[tuple[bool, float], ...]
     mean: list[Tensor]
     rstd: list[Tensor]
-    kernels: Kernels | None
+    kernels: Backend | None
     table: _Table
 
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
@@ -115,7 +115,7 @@ class _Combine(torch.autograd.Function):
         spec: tuple[tuple[bool, float], ...],
         mean: list[Tensor],
         rstd: list[Tensor],
-        kernels: Kernels | None,
+        kernels: Backend | None,
         weights: Tensor,
         *rest: Tensor | None,
     ) -> Tensor:
@@ -203,9 +203,8 @@ class _Table:
         weights: Tensor,
         rest: Sequence[Tensor | None],
     ) -> _Table:
-        n, wide = len(spec), torch.float64
-        channels = _given(rest[0]).shape[1]
-        zero, one = torch.zeros(channels, dtype=wide), torch.ones(channels, dtype=wide)
+        n, wide, first = len(spec), torch.float64, _given(rest[0])
+        zero, one = (first.new_full((first.shape[1],), value, dtype=wide) for value in (0.0, 1.0))
         found, deviations = iter(mean), iter(rstd)
         return _Table(
             weights.detach().to(wide)[:, None],
@@ -213,7 +212,7 @@ class _Table:
             torch.stack([zero if t is None else t.detach().to(wide) for t in rest[2 * n :]]),
             torch.stack([next(found).to(wide) if normed else zero for normed, _ in spec]),
             torch.stack([next(deviations).to(wide) if normed else one for normed, _ in spec]),
-            torch.tensor([[float(normed)] for normed, _ in spec], dtype=wide),
+            torch.stack([one[:1] if normed else zero[:1] for normed, _ in spec]),
         )
 
     @property
@@ -222,15 +221,16 @@ class _Table:
         return self.w * self.scale * self.rstd
 
     def forward(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """a (n, C) and b (C,)."""
+        """a (n, C) and b (C,), at least in fp32."""
+        dtype = torch.promote_types(dtype, torch.float32)
         constant = (self.normed * (self.w * self.shift - self.slope * self.mean)).sum(0)
         return self.slope.to(dtype), constant.to(dtype)
 
 
 def _compiled_backward(
-    ctx: _Context, kernels: Kernels, grad: Tensor, weights: Tensor, rest: Sequence[Tensor]
+    ctx: _Context, kernels: Backend, grad: Tensor, weights: Tensor, rest: Sequence[Tensor]
 ) -> tuple[Tensor | None, ...]:
-    table, n, dtype = ctx.table, len(ctx.spec), grad.dtype
+    table, n, dtype = ctx.table, len(ctx.spec), torch.promote_types(grad.dtype, torch.float32)
     need = ctx.needs_input_grad[5:]
     values = [rows.as_rows(t) for t in rest[:n]]
     grad = rows.dense(grad)
@@ -243,8 +243,8 @@ def _compiled_backward(
     tilt = -share * q * table.rstd
     level = -share * r1 - tilt * table.mean
     dvalues = rows.maps(kernels, values, table.slope.to(dtype), level.to(dtype), tilt.to(dtype), grad, need[:n])
-    dscales = [(table.w[t] * q[t]).to(dtype) if need[n + t] else None for t in range(n)]
-    dshifts = [(table.w[t] * r1).to(dtype) if need[2 * n + t] else None for t in range(n)]
+    dscales = [(table.w[t] * q[t]).to(rest[n + t].dtype) if need[n + t] else None for t in range(n)]
+    dshifts = [(table.w[t] * r1).to(rest[2 * n + t].dtype) if need[2 * n + t] else None for t in range(n)]
     return (None, None, None, None, dw.to(weights.dtype), *dvalues, *dscales, *dshifts)
 
 

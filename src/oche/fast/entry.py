@@ -18,15 +18,16 @@ from torch import Tensor, nn
 
 from oche.fast import rows
 from oche.fast.buffers import Buffers
+from oche.fast.device import Backend
 from oche.fast.native import Kernels
 from oche.fast.packed import LANES, differentiable
 from oche.fast.portable import of_batch
 from oche.ops import ReLUConvBN
 
 
-def enter(entry: nn.Module, x: Tensor, kernels: Kernels | None, buffers: Buffers) -> Tensor:
+def enter(entry: nn.Module, x: Tensor, kernels: Backend | None, buffers: Buffers) -> Tensor:
     """entry(x), in the compiled kernels where they can."""
-    if kernels is None or not _fits(entry, x):
+    if not isinstance(kernels, Kernels) or not _fits(entry, x, kernels):
         out: Tensor = entry(x)
         return out
     conv, norm = entry[1], entry[2]
@@ -38,7 +39,7 @@ def enter(entry: nn.Module, x: Tensor, kernels: Kernels | None, buffers: Buffers
     return made.permute(0, 3, 1, 2)
 
 
-def _fits(entry: nn.Module, x: Tensor) -> TypeGuard[ReLUConvBN]:
+def _fits(entry: nn.Module, x: Tensor, kernels: Kernels) -> TypeGuard[ReLUConvBN]:
     if not isinstance(entry, ReLUConvBN) or not of_batch(entry[2]) or not isinstance(entry[1], nn.Conv2d):
         return False
     conv = entry[1]
@@ -47,7 +48,7 @@ def _fits(entry: nn.Module, x: Tensor) -> TypeGuard[ReLUConvBN]:
         and conv.in_channels % LANES == conv.out_channels % LANES == 0
         and conv.bias is None
         and x.dtype == conv.weight.dtype
-        and rows.suit([x])
+        and rows.suit(kernels, [x])
         and not torch.is_autocast_enabled("cpu")
     )
 

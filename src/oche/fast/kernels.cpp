@@ -536,19 +536,24 @@ template <class T> struct Back : Cell<T> {
         return grads + ((j - p.inputs) * p.n + n) * this->pixels() * c;
     }
 
-    void prepare() {
-        flipped.resize(p.depth), turned.resize(size_t(p.points) * c * c);
-        for (int i = 0; i < p.units; ++i) {
+    // taps from the last to the first, matrices transposed
+    void reverse(const T* taps, const T* matrices, std::vector<T>& flip, std::vector<T>& turn) const {
+        for (int i = 0; i < p.units && taps; ++i) {
             const Unit& u = units[i];
             if (u.kind != SEP && u.kind != DIL) continue;
             const int64_t offsets[2] = {u.d1, u.d2};
             for (int s = 0; s < (u.kind == SEP ? 2 : 1); ++s)
                 for (int t = 0; t < u.k * u.k; ++t)
-                    std::memcpy(&flipped[offsets[s] + t * c], this->depth + offsets[s] + (u.k * u.k - 1 - t) * c, c * sizeof(T));
+                    std::memcpy(&flip[offsets[s] + t * c], taps + offsets[s] + (u.k * u.k - 1 - t) * c, c * sizeof(T));
         }
-        for (int64_t m = 0; m < p.points; ++m)
+        for (int64_t m = 0; m < p.points && matrices; ++m)
             for (int i = 0; i < c; ++i)
-                for (int o = 0; o < c; ++o) turned[(m * c + o) * c + i] = this->point[(m * c + i) * c + o];
+                for (int o = 0; o < c; ++o) turn[(m * c + o) * c + i] = matrices[(m * c + i) * c + o];
+    }
+
+    void prepare() {
+        flipped.resize(p.depth), turned.resize(size_t(p.points) * c * c);
+        reverse(this->depth, this->point, flipped, turned);
         slope.assign(size_t(p.units) * c, T(0)), level = slope, tilt = slope;
         local.resize(nt);
         if (learn)
@@ -562,11 +567,15 @@ template <class T> struct Back : Cell<T> {
             sources_back(j);
             if (j >= p.inputs) coefficients(j);
         }
-        if (learn)
-            for (auto& l : local) {
-                for (int64_t i = 0; i < p.depth; ++i) ddepth[i] += l[i];
-                for (int64_t i = 0; i < p.points * c * c; ++i) dpoint[i] += l[p.depth + i];
-            }
+        add_local();
+    }
+
+    void add_local() {
+        if (!learn) return;
+        for (auto& l : local) {
+            for (int64_t i = 0; i < p.depth; ++i) ddepth[i] += l[i];
+            for (int64_t i = 0; i < p.points * c * c; ++i) dpoint[i] += l[p.depth + i];
+        }
     }
 
     struct Scratch {
@@ -1005,3 +1014,5 @@ EXPORT_ENTRY(float, f32)
 EXPORT_ENTRY(double, f64)
 EXPORT_PARTIAL(float, f32)
 EXPORT_PARTIAL(double, f64)
+
+#include "second.h"  // the second derivative, in terms of the structures above

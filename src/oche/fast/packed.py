@@ -14,8 +14,20 @@ Kept for the backward: h, y, T and one tensor per pool. Backward, from the last 
     dz = P^T dT, dh = flipped D * dz            stride 2: zeros between the pixels of dz first
     dP = z^T dT, dD[tap] = sum dz h             only where weights learn; z = D * relu(h) anew
 
-Images whose channels do not fill the processor's vectors lie `fold` side by side in them. Twice differentiable: under
-`create_graph` the backward is that of the same cell in plain torch (slow, exact).
+Images whose channels do not fill the processor's vectors lie `fold` side by side in them.
+
+The second derivative is compiled too (`second.h`). With B(x, G) the gradients above, x all arguments, and v directions of the same shapes,
+<B(x, G), v> is the derivative of <G, S(x + e v)> at e = 0. So its gradient in G is the tangent S' of the forward pass along v, and its
+gradient in x the tangent of the backward pass along v with G held: one forward sweep of tangents and one backward. ReLU masks and the
+places of maxima do not move; with T^ = (T - m) r and k = mean(T^ T'), the batch statistics move by m' = mean(T'), r' = -r r k, and
+
+    (g T^ + s)' = g r (T' - m') + (g' - g r k) T^ + s'           y' = P (D * [h > 0] h' + D' * relu(h)) + P' (D * relu(h))
+    q' = sum G' T^ + r sum G (T' - m') - r k q                   r1' = sum G'
+    dw' = sum_c (g' q + g q' + s' r1 + s r1'),   dg' = w' q + w q',   ds' = w' r1 + w r1',   a' = w' g r + w g' r - a r k
+    dT' = a' (G - r1/M - T^ q/M) + a (G' - r1'/M - (r (T' - m') - r k T^) q/M - T^ q'/M)
+    dz' = P^T dT' + P'^T dT,   dh' = flipped D * dz' + flipped D' * dz,   dP' = z^T dT' + z'^T dT
+
+y, T and the pools are let go of between the two and computed once more. A third derivative is that of the same cell in plain torch.
 """
 
 from __future__ import annotations
@@ -23,7 +35,6 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from math import gcd
 from typing import Protocol
 
@@ -214,7 +225,8 @@ class Lanes:
         batch, channels, height, width = h.shape
         packed = h.view(batch // self.fold, self.fold, channels, height, width) if self.fold > 1 else h.unsqueeze(1)
         packed = packed.permute(0, 3, 4, 1, 2).flatten(3)
-        return F.pad(packed, (0, self.lanes - packed.shape[-1])).contiguous()
+        spare = self.lanes - packed.shape[-1]
+        return (F.pad(packed, (0, spare)) if spare else packed).contiguous()
 
     def back(self, packed: Tensor, nodes: int) -> Tensor:
         """(B / fold, H, W, nodes * lanes) -> (B, nodes * C, H, W), channels last."""
@@ -228,7 +240,7 @@ class Lanes:
         """(..., C) -> (..., lanes)."""
         if self.fold > 1:
             v = v.repeat(*[1] * (v.dim() - 1), self.fold)
-        return F.pad(v, (0, self.lanes - v.shape[-1]))
+        return F.pad(v, (0, self.lanes - v.shape[-1])) if self.lanes > v.shape[-1] else v
 
     def matrix(self, m: Tensor) -> Tensor:
         """(U, C, C) -> (U, lanes, lanes), block diagonal."""
@@ -236,7 +248,7 @@ class Lanes:
             eye = torch.eye(self.fold, dtype=m.dtype)[:, None, :, None]
             m = (eye * m[:, None, :, None, :]).flatten(3, 4).flatten(1, 2)
         spare = self.lanes - m.shape[-1]
-        return F.pad(m, (0, spare, 0, spare))
+        return F.pad(m, (0, spare, 0, spare)) if spare else m
 
 
 @dataclass(frozen=True)
@@ -285,11 +297,11 @@ def _pack(
     matrices = []
     for unit in units:
         if unit.kind == HALVE:
-            even, odd = (conv.weight.flatten(1) for conv in unit.pointwise)
-            matrices += [F.pad(even, (0, 0, 0, len(odd))), F.pad(odd, (0, 0, len(even), 0))]
+            even, odd = (conv.weight for conv in unit.pointwise)
+            matrices += [F.pad(even, (0, 0, 0, 0, 0, 0, 0, len(odd))), F.pad(odd, (0, 0, 0, 0, 0, 0, len(even), 0))]
         else:
-            matrices += [conv.weight.flatten(1) for conv in unit.pointwise]
-    point = place.matrix(torch.stack(matrices).transpose(1, 2)).contiguous() if matrices else empty
+            matrices += [conv.weight for conv in unit.pointwise]
+    point = place.matrix(torch.stack(matrices).flatten(2).transpose(1, 2)).contiguous() if matrices else empty
     norms = [norm for unit in units for norm in unit.norms]
     depth = torch.cat(depths) if depths else empty
     if not affine or not norms:
@@ -373,13 +385,28 @@ def _call(
 # ------------------------------------------------------------------ the operation
 
 
+@dataclass
+class Kept:
+    """What the forward pass leaves for the backward passes: y and pools, the nodes, batch statistics.
+
+    y and pools may be let go of between two passes; `_ensure` computes them again. Hooks on what autograd saves (recomputed cells) want
+    to have all of it among the saved tensors instead.
+    """
+
+    values: Tensor | None
+    nodes: Tensor
+    moments: tuple[Tensor, Tensor]
+
+
 class _Context(Protocol):
     saved_tensors: tuple[Tensor | None, ...]
     needs_input_grad: tuple[bool, ...]
     call: Call
+    kept: Kept
     moments: tuple[Tensor, Tensor]
 
     def save_for_backward(self, *tensors: Tensor | None) -> None: ...
+    def set_materialize_grads(self, value: bool) -> None: ...
 
 
 class _Packed(torch.autograd.Function):
@@ -399,62 +426,154 @@ class _Packed(torch.autograd.Function):
         plan, dtype = call.plan, inputs[0].dtype
         out_height, out_width = -(-plan.height // plan.stride), -(-plan.width // plan.stride)
         nodes = torch.empty(plan.n, out_height, out_width, plan.nodes * plan.lanes, dtype=dtype)
-        kept = call.buffers.take(call.saved, dtype)
+        values = call.buffers.take(call.saved, dtype)
         moments = tuple(torch.empty(plan.slots, plan.lanes, dtype=torch.float64) for _ in range(2))
-        _invoke("forward", call, w, depth, point, gamma, beta, inputs, kept, nodes, moments)
+        _invoke("forward", call, (w, depth, point, gamma, beta), inputs, (values, nodes, *moments))
         out = nodes if call.of.concat else nodes[..., -plan.lanes :].contiguous()
         ctx.call, ctx.moments = call, (moments[0], moments[1])
-        ctx.save_for_backward(w, depth, point, gamma, beta, *inputs, kept, out if call.of.concat else nodes)
+        shown: tuple[Tensor, ...] = ()
+        if torch._C._autograd._top_saved_tensors_default_hooks(False) is None:
+            ctx.kept = Kept(values, nodes.detach(), ctx.moments)
+        else:
+            shown = values, out if call.of.concat else nodes
+        ctx.save_for_backward(w, depth, point, gamma, beta, *inputs, *shown)
         return out
 
     @staticmethod
     def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        w, depth, point, gamma, beta, *inputs, kept, nodes = ctx.saved_tensors
+        saved, count = ctx.saved_tensors, 5 + ctx.call.plan.inputs  # asked for once: a recomputed cell gives them once
+        arguments, shown = saved[:count], saved[count:]
+        if shown:
+            values, nodes = shown
+            assert nodes is not None
+            kept = Kept(values, nodes.detach(), ctx.moments)
+        else:
+            kept = ctx.kept
+        learn, again = _asked(arguments[1]) or _asked(arguments[2]), torch.is_grad_enabled()
+        grads = _Gradient.apply(ctx.call, kept, learn, again, grad.contiguous(), *arguments)  # type: ignore[no-untyped-call]
+        return None, *grads
+
+
+class _Gradient(torch.autograd.Function):
+    """(call, kept, learn, again, grad, the arguments of _Packed after the call) -> their gradients; None for weights that do not learn.
+
+    `again`: it will be differentiated; y and pools are then let go of until they are needed, for other passes may come between.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: _Context, call: Call, kept: Kept, learn: bool, again: bool, grad: Tensor, *arguments: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        w, depth, point, gamma, beta, *inputs = arguments
+        plan, given = call.plan, [t for t in inputs if t is not None]
+        dtype, plane = grad.dtype, kept.nodes.numel() // call.plan.nodes
+        work = call.buffers.take((plan.nodes + call.separable) * plane, dtype)
+        grads = _Grads.empty(call, w, depth, point, given, learn)
+        values = _ensure(call, kept, arguments)
+        _invoke(
+            "backward", call, arguments[:5], given, (values, kept.nodes, *kept.moments), (grad, *grads.fields(), work)
+        )
+        if again:
+            kept.values = None
+            ctx.call, ctx.kept = call, kept
+            ctx.set_materialize_grads(False)
+            ctx.save_for_backward(work[: plan.nodes * plane].clone(), grad, *arguments)
+        return grads.like(w, gamma, beta)
+
+    @staticmethod
+    def backward(ctx: _Context, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
+        g, grad, *arguments = ctx.saved_tensors
+        assert grad is not None
+        if torch.is_grad_enabled():
+            return None, None, None, None, *_differentiable_twice(ctx, grad, arguments, directions)
+        call, kept, plan = ctx.call, ctx.kept, ctx.call.plan
+        w, depth, point, gamma, beta, *inputs = arguments
+        assert w is not None
+        given = [t for t in inputs if t is not None]
+        learn = _asked(depth) or _asked(point)
+        moved = [
+            torch.zeros_like(t) if d is None else d.contiguous() for t, d in zip(given, directions[5:], strict=True)
+        ]
+        moved_w = torch.zeros_like(w) if directions[0] is None else directions[0]
+        weights = [None if t is None else t.contiguous() for t in directions[1:5]]
+        plane = kept.nodes.numel() // plan.nodes
+        work = call.buffers.take((plan.nodes + 2 * call.separable) * plane, grad.dtype)
+        moved_values, moved_nodes = call.buffers.take(call.saved, grad.dtype), torch.empty_like(kept.nodes)
+        grads = _Grads.empty(call, w, depth, point, given, learn)
+        values = _ensure(call, kept, arguments)
+        tangents = (moved, moved_w.to(torch.float64).contiguous(), *weights, moved_values, moved_nodes)
+        results = (g, *tangents, *grads.fields(), work)
+        _invoke("second", call, arguments[:5], given, (values, kept.nodes, *kept.moments), results)
+        out = moved_nodes if call.of.concat else moved_nodes[..., -plan.lanes :].contiguous()
+        return None, None, None, None, out, *grads.like(w, gamma, beta)
+
+
+@dataclass(frozen=True)
+class _Grads:
+    """Gradients of a call's arguments, as the kernels write them."""
+
+    inputs: list[Tensor]
+    w: Tensor
+    depth: Tensor | None
+    point: Tensor | None
+    gamma: Tensor
+    beta: Tensor
+
+    @staticmethod
+    def empty(
+        call: Call, w: Tensor | None, depth: Tensor | None, point: Tensor | None, inputs: list[Tensor], learn: bool
+    ) -> _Grads:
         assert w is not None
         assert depth is not None
         assert point is not None
-        assert kept is not None
-        assert nodes is not None
-        if torch.is_grad_enabled():
-            tensors, plain = [w, depth, point, gamma, beta, *inputs], partial(plain_packed, ctx.call)
-            return (None, *differentiable(plain, ctx.needs_input_grad[1:], grad, tensors))
-        given = [t for t in inputs if t is not None]
-        call, plan, dtype = ctx.call, ctx.call.plan, given[0].dtype
-        learn = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        plane = nodes.numel() // plan.nodes
-        work = call.buffers.take((plan.nodes + call.separable) * plane, dtype)
-        dinputs = [torch.empty_like(t) for t in given]
+        gamma, beta = (torch.zeros(call.plan.norms, call.plan.lanes, dtype=torch.float64) for _ in range(2))
+        taps, matrices = (torch.zeros_like(depth), torch.zeros_like(point)) if learn else (None, None)
         dw = torch.zeros(w.shape, dtype=torch.float64)
-        ddepth, dpoint = (torch.zeros_like(depth), torch.zeros_like(point)) if learn else (None, None)
-        dgamma, dbeta = (torch.zeros(plan.norms, plan.lanes, dtype=torch.float64) for _ in range(2))
-        results = (grad.contiguous(), dinputs, dw, ddepth, dpoint, dgamma, dbeta, work)
-        _invoke("backward", call, w, depth, point, gamma, beta, given, kept, nodes, ctx.moments, results)
-        return (
-            None,
-            dw.to(w.dtype),
-            ddepth,
-            dpoint,
-            None if gamma is None else dgamma.to(dtype),
-            None if beta is None else dbeta.to(dtype),
-            *dinputs,
-        )
+        return _Grads([torch.empty_like(t) for t in inputs], dw, taps, matrices, gamma, beta)
+
+    def fields(self) -> tuple[Tensor | list[Tensor] | None, ...]:
+        """In the order of the kernels' arguments."""
+        return self.inputs, self.w, self.depth, self.point, self.gamma, self.beta
+
+    def like(self, w: Tensor | None, gamma: Tensor | None, beta: Tensor | None) -> tuple[Tensor | None, ...]:
+        """In the order and the types of _Packed's arguments."""
+        assert w is not None
+        scale, shift = (None if t is None else own.to(t.dtype) for t, own in ((gamma, self.gamma), (beta, self.beta)))
+        return self.w.to(w.dtype), self.depth, self.point, scale, shift, *self.inputs
+
+
+def _asked(weights: Tensor | None) -> bool:
+    """Whether this backward pass wants the weights' gradient: `needs_input_grad` only says that some pass may.
+
+    The question torch.utils.checkpoint and FSDP ask of the engine; packed weights that learn are no leaves, as it demands.
+    """
+    return weights is not None and weights.grad_fn is not None and torch._C._will_engine_execute_node(weights.grad_fn)
+
+
+def _ensure(call: Call, kept: Kept, arguments: Sequence[Tensor | None]) -> Tensor:
+    """y and pools, computed once more if they were let go of."""
+    if kept.values is None:
+        inputs = [t for t in arguments[5:] if t is not None]
+        kept.values = call.buffers.take(call.saved, kept.nodes.dtype)
+        scratch = torch.empty_like(kept.nodes), *(torch.empty_like(t) for t in kept.moments)
+        _invoke("forward", call, arguments[:5], inputs, (kept.values, *scratch))
+    return kept.values
 
 
 def _invoke(
     way: str,
     call: Call,
-    w: Tensor,
-    depth: Tensor,
-    point: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
+    weights: Sequence[Tensor | None],
     inputs: Sequence[Tensor],
-    kept: Tensor,
-    nodes: Tensor,
-    moments: tuple[Tensor, ...],
+    kept: tuple[Tensor, ...],
     results: tuple[Tensor | list[Tensor] | None, ...] = (),
 ) -> None:
-    """Calls `oche_forward_*` or `oche_backward_*`. Every tensor whose address is passed lives until the call returns."""
+    """Calls `oche_forward_*`, `_backward_*` or `_second_*`; `weights` are w, depth, point, gamma, beta.
+
+    Every tensor whose address is passed lives until the call returns.
+    """
+    w, *others = weights
+    assert w is not None
     dtype = inputs[0].dtype
     w = w.detach().to(torch.float64).contiguous()
     held: list[object] = [w, call.plan]
@@ -471,12 +590,39 @@ def _invoke(
 
     function = getattr(call.kernels.library, f"oche_{way}_{'f32' if dtype == torch.float32 else 'f64'}")
     function.restype = None
-    arguments = (call.table, inputs, w, depth, point, gamma, beta, call.extra, kept, nodes, *moments, *results)
+    arguments = (call.table, inputs, w, *others, call.extra, *kept, *results)
     function(ctypes.byref(call.plan), *[address(t) for t in arguments])
     held.clear()
 
 
-# ------------------------------------------------------------------ the same in plain torch, for a second derivative
+# ------------------------------------------------------------------ the same in plain torch, for a third derivative
+
+
+def _differentiable_twice(
+    ctx: _Context, grad: Tensor, tensors: Sequence[Tensor | None], directions: Sequence[Tensor | None]
+) -> list[Tensor | None]:
+    """Gradients of <gradients of the plain formula, directions> in (grad, *tensors) that carry a graph.
+
+    At aliases of the arguments, so that none is upstream of another.
+    """
+    aliases = [None if t is None else t.view_as(t) for t in (grad, *tensors)]
+    inner = [t if t is None or t.requires_grad else t.detach().requires_grad_() for t in aliases]
+    out = plain_packed(ctx.call, *inner[1:])
+    along = [(t, d) for t, d in zip(inner[1:], directions, strict=True) if t is not None and d is not None]
+    first = torch.autograd.grad(out, [t for t, _ in along], inner[0], create_graph=True, materialize_grads=True)
+    needs = ctx.needs_input_grad[4:]
+    wanted = [i for i, (t, need) in enumerate(zip(inner, needs, strict=True)) if need and t is not None]
+    found = torch.autograd.grad(
+        first,
+        [t for i in wanted if (t := inner[i]) is not None],
+        [d for _, d in along],
+        create_graph=True,
+        materialize_grads=True,
+    )
+    grads: list[Tensor | None] = [None] * len(inner)
+    for i, g in zip(wanted, found, strict=True):
+        grads[i] = g
+    return grads
 
 
 def differentiable(

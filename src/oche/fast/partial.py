@@ -101,7 +101,7 @@ class _Mixed(torch.autograd.Function):
         kept = call.buffers.take(call.saved + heads + plan.nodes * head + pools, nodes.dtype)
         moments = tuple(torch.empty(plan.slots, plan.lanes, dtype=torch.float64) for _ in range(2))
         results = (partial.table(False),)
-        _invoke("partial_forward", call, w, depth, point, gamma, beta, states, kept, nodes, moments, results)
+        _invoke("partial_forward", call, (w, depth, point, gamma, beta), states, (kept, nodes, *moments), results)
         ctx.partial, ctx.moments = partial, (moments[0], moments[1])
         out = nodes if call.of.concat else nodes[..., -channels:].contiguous()
         ctx.save_for_backward(w, depth, point, gamma, beta, *states, kept, out if call.of.concat else nodes)
@@ -129,7 +129,7 @@ class _Mixed(torch.autograd.Function):
         dgamma, dbeta = (torch.zeros(plan.norms, plan.lanes, dtype=torch.float64) for _ in range(2))
         table = partial.table(ctx.needs_input_grad[1])
         results = (table, grad.contiguous(), dstates, dw, ddepth, dpoint, dgamma, dbeta, work)
-        _invoke("partial_backward", call, w, depth, point, gamma, beta, states, kept, nodes, ctx.moments, results)
+        _invoke("partial_backward", call, (w, depth, point, gamma, beta), states, (kept, nodes, *ctx.moments), results)
         return (
             None,
             dw.to(w.dtype),

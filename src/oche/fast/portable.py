@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from oche.base import Draw
 from oche.edges import _Partial, _Sum
 from oche.fast.combine import Moments, Term, combine
-from oche.fast.native import Kernels
+from oche.fast.device import Backend
+from oche.fast.separable import run_separable, suits
 from oche.ops import FactorizedReduce, Noise, PoolBN, Zero, run
 from oche.spaces.base import Cell
 
@@ -53,7 +54,7 @@ def run_portable(
     w: Tensor,
     zero: set[tuple[int, int]],
     draw: Draw,
-    compiled: Kernels | None = None,
+    compiled: Backend | None = None,
 ) -> list[Tensor]:
     """The cell's states, inputs first, from those after its entries; w (E, O)."""
     known = [State(h) for h in states]
@@ -80,7 +81,7 @@ def _node(
             term
             for o, (name, op) in enumerate(ops.items())
             if (e, o) not in zero and not (name == "none" and len(ops) > 1)
-            for term in [_term(op, active, w[e, o], draw)]
+            for term in [_term(op, active, w[e, o], draw, moments)]
             if term is not None
         ]
     if not terms:  # every candidate is `none` or has no weight: zeros of the right shape
@@ -97,7 +98,7 @@ def _node(
     return groups.transpose(1, 2).flatten(1, 2)
 
 
-def _term(op: nn.Module, state: State, weight: Tensor, draw: Draw) -> Term | None:
+def _term(op: nn.Module, state: State, weight: Tensor, draw: Draw, moments: Moments) -> Term | None:
     """A candidate up to its batch norm; one that is not known runs as it is."""
     if isinstance(op, Zero):
         return None
@@ -109,6 +110,10 @@ def _term(op: nn.Module, state: State, weight: Tensor, draw: Draw) -> Term | Non
         return Term(_pool(op.pool, state), weight, op.norm)
     if isinstance(op, FactorizedReduce) and of_batch(op.norm):
         return Term(_halved(op, state), weight, op.norm)
+    if suits(op, moments.kernels) and of_batch(op[-1]):
+        value, mean, variance = run_separable(op, state.h)
+        moments.known[id(value)] = (value, mean, variance)
+        return Term(value, weight, op[-1])
     if isinstance(op, nn.Sequential) and len(op) > 2 and isinstance(op[0], nn.ReLU) and of_batch(op[-1]):
         value = state.relu()
         for module in list(op)[1:-1]:

@@ -11,52 +11,75 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from oche.fast.device import Backend, Triton
 from oche.fast.native import Kernels
 
 _NAMES = {torch.float32: "f32", torch.float64: "f64"}
 
 
-def suit(values: Sequence[Tensor]) -> bool:
-    """Whether the kernels can read them: on the CPU, all of one precision that they have."""
+def suit(kernels: Backend | None, values: Sequence[Tensor]) -> bool:
+    """Whether there are kernels that can read them: those on the CPU all of one precision that they have, Triton any."""
     first = values[0]
-    return first.dtype in _NAMES and all(t.device.type == "cpu" and t.dtype == first.dtype for t in values)
+    if isinstance(kernels, Kernels):
+        return first.dtype in _NAMES and all(t.device.type == "cpu" and t.dtype == first.dtype for t in values)
+    return kernels is not None
 
 
 def as_rows(t: Tensor) -> Tensor:
     """t (B, C, H, W) where its channels lie side by side and its pixels a fixed step apart, else a copy in channels_last."""
     _, channels, height, width = t.shape
-    step = _step(t)
-    wanted = (height * width * step, 1, width * step, step)
+    apart = step(t)
+    wanted = (height * width * apart, 1, width * apart, apart)
     fits = all(size == 1 or have == want for size, have, want in zip(t.shape, t.stride(), wanted, strict=True))
-    return t if fits and step >= channels else _dense(t)
+    return t if fits and apart >= channels else _dense(t)
 
 
-def moments(kernels: Kernels, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance (C,) over images and pixels, in fp64."""
+def moments(kernels: Backend, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance (C,) over images and pixels, in fp64; from Triton at least in fp32."""
     t = as_rows(t)
+    if isinstance(kernels, Triton):
+        from oche.fast import triton_rows
+
+        found: tuple[Tensor, Tensor] = triton_rows.moments(t, step(t))
+        return found
     mean, variance = (torch.empty(t.shape[1], dtype=torch.float64) for _ in range(2))
-    _call(kernels, "moments", t.dtype, t, _step(t), *_extent(t), mean, variance)
+    _call(kernels, "moments", t.dtype, t, step(t), *_extent(t), mean, variance)
     return mean, variance
 
 
-def weighted(kernels: Kernels, values: Sequence[Tensor], a: Tensor, b: Tensor) -> Tensor:
+def weighted(kernels: Backend, values: Sequence[Tensor], a: Tensor, b: Tensor) -> Tensor:
     """sum_t a_t x_t + b for n values from `as_rows`; a (n, C), b (C,)."""
+    if isinstance(kernels, Triton):
+        from oche.fast import triton_rows
+
+        total: Tensor = triton_rows.weighted(values, [step(t) for t in values], a, b)
+        return total
     out = _dense(torch.empty_like(values[0], memory_format=torch.channels_last))
     _call(kernels, "weighted", out.dtype, len(values), list(values), a, b, *_extent(out), out)
     return out
 
 
-def dots(kernels: Kernels, values: Sequence[Tensor], pivot: Tensor, grad: Tensor) -> Tensor:
+def dots(kernels: Backend, values: Sequence[Tensor], pivot: Tensor, grad: Tensor) -> Tensor:
     """(n + 1, C) in fp64: sum over rows of grad (x_t - pivot_t), and at last of grad; pivot (n, C), grad in channels_last."""
+    if isinstance(kernels, Triton):
+        from oche.fast import triton_rows
+
+        sums: Tensor = triton_rows.dots(values, [step(t) for t in values], pivot, grad)
+        return sums
     found = torch.empty(len(values) + 1, grad.shape[1], dtype=torch.float64)
     _call(kernels, "dots", grad.dtype, len(values), list(values), pivot, grad, *_extent(grad), found)
     return found
 
 
 def maps(
-    kernels: Kernels, values: Sequence[Tensor], a: Tensor, b: Tensor, e: Tensor, grad: Tensor, need: Sequence[bool]
+    kernels: Backend, values: Sequence[Tensor], a: Tensor, b: Tensor, e: Tensor, grad: Tensor, need: Sequence[bool]
 ) -> list[Tensor | None]:
     """a_t grad + b_t + e_t x_t for every value that needs it; a, b, e (n, C)."""
+    if isinstance(kernels, Triton):
+        from oche.fast import triton_rows
+
+        made = iter(triton_rows.maps(values, [step(t) for t in values], a, b, e, grad, need))
+        return [next(made) if wanted else None for wanted in need]
     out = [torch.empty_like(grad) if wanted else None for wanted in need]
     addresses = (ctypes.c_void_p * len(out))(*[None if t is None else t.data_ptr() for t in out])
     _call(kernels, "maps", grad.dtype, len(values), list(values), a, b, e, grad, *_extent(grad), addresses)
@@ -94,7 +117,7 @@ def leave(
 
 def _dense(t: Tensor) -> Tensor:
     """A copy whose memory is (B, H, W, C) even where torch cannot tell the formats apart."""
-    if _step(t) == t.shape[1] and t.is_contiguous(memory_format=torch.channels_last):
+    if step(t) == t.shape[1] and t.is_contiguous(memory_format=torch.channels_last):
         return t
     return t.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
 
@@ -102,10 +125,10 @@ def _dense(t: Tensor) -> Tensor:
 def dense(t: Tensor) -> Tensor:
     """t (B, C, H, W) with rows that follow each other without gaps."""
     t = as_rows(t)
-    return t if _step(t) == t.shape[1] else _dense(t)
+    return t if step(t) == t.shape[1] else _dense(t)
 
 
-def _step(t: Tensor) -> int:
+def step(t: Tensor) -> int:
     """Distance between two pixels."""
     batch, channels, height, width = t.shape
     if width > 1:
@@ -128,7 +151,7 @@ def _call(kernels: Kernels, name: str, dtype: torch.dtype, *arguments: object) -
         elif isinstance(argument, Tensor):
             passed.append(ctypes.c_void_p(argument.data_ptr()))
         elif isinstance(argument, list):
-            table = [number for t in argument for number in (t.data_ptr(), _step(t))]
+            table = [number for t in argument for number in (t.data_ptr(), step(t))]
             held.append((ctypes.c_int64 * len(table))(*table))
             passed.append(held[-1])
         else:

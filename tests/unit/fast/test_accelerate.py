@@ -48,7 +48,7 @@ def test_coverage_says_how_each_cell_runs() -> None:
     said = coverage(accelerate(supernet))
     assert all(text.startswith(("kernels", "portable")) for text in said.values())
     said = coverage(accelerate(space.supernet(PartialChannels(2), affine=False)))
-    assert all(text.startswith(("nodes: partial channels", "portable")) for text in said.values())
+    assert all(text.startswith("portable") or text.endswith("partial channels") for text in said.values())
     network = space.supernet(PartialChannels(1), affine=False)
     for cell in network.modules():
         if isinstance(cell, torch.nn.BatchNorm2d):

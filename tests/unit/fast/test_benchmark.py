@@ -159,7 +159,7 @@ SIDE = {
     "stages": {"forward": 0.5, "backward": 0.25}, "compute_share": 0.1, "bandwidth_share": 0.2,
 }  # fmt: skip
 ANSWER = {
-    "ratio": 11.0, "memory_ratio": 4.0, "seconds": 2.0, "against": "reference", "tier": "fast", "torch": "2",
+    "ratio": 11.0, "memory_ratio": 4.0, "seconds": 2.0, "against": "reference", "tier": "fast", "torch": "2", "threads": 2,
     "peaks": {"gflops": 100.0, "gbytes": 10.0}, "sides": {"reference": {**SIDE, "stages": {}}, "fast": SIDE},
 }  # fmt: skip
 
