@@ -27,6 +27,7 @@ from oche.genotype import Genotype
 from oche.method import Method
 from oche.run import Run
 from oche.state import Problem, SearchState
+from oche.tasks import named
 
 
 @dataclass(frozen=True)
@@ -72,8 +73,8 @@ def search(problem: Problem, method: Method) -> SearchResult:
         )
 
     genotype = method.selection(state, problem)
-    accuracy, loss = score(state, problem, problem.data.val)
-    record = {"kind": "supernet", "val_accuracy": accuracy, "val_loss": loss, "alpha_moved": _moved(state)}
+    metrics, loss = metrics_of(state, problem, problem.data.val)
+    record = {"kind": "supernet", **named(metrics, "val"), "val_loss": loss, "alpha_moved": _moved(state)}
     if problem.run and problem.fabric.is_global_zero:
         problem.run.log(record)
         problem.run.write(Run.GENOTYPE, genotype.to_json().encode())  # last: from now on this search is done
@@ -98,8 +99,8 @@ def weight_step(state: SearchState, problem: Problem, method: Method, losses: Bi
     batch, weights = now.inner(), state.op_weights(alpha, draw)
     for callback in method.callbacks:
         weights = callback.before_inner_step(state, weights, alpha, batch)
-    loss, hits = task_loss(state, problem, None, weights, batch, draw)
-    state.meter(weight_loss=loss, weight_hits=hits, weight_seen=len(batch.targets), weight_steps=1.0)
+    loss, confusion = task_loss(state, problem, None, weights, batch, draw)
+    state.meter(weight_loss=loss, weight_confusion=confusion, weight_steps=1.0)
     for term in method.inner_terms:
         loss = loss + term(state, theta, alpha, batch)
     grads = torch.autograd.grad(loss, list(theta.values()), allow_unused=True)
@@ -124,8 +125,8 @@ def bilevel(state: SearchState, problem: Problem, method: Method) -> Bilevel:
 
     def outer(theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
         draw = state.draw("alpha")
-        loss, hits = task_loss(state, problem, theta, state.op_weights(alpha, draw), batch, draw)
-        state.meter(arch_loss=loss, arch_hits=hits, arch_seen=len(batch.targets), arch_steps=1.0)
+        loss, confusion = task_loss(state, problem, theta, state.op_weights(alpha, draw), batch, draw)
+        state.meter(arch_loss=loss, arch_confusion=confusion, arch_steps=1.0)
         return sum((term(state, theta, alpha, batch) for term in method.outer_terms), loss)
 
     def descend(theta: Params, grads: Params) -> Params:
@@ -137,7 +138,7 @@ def bilevel(state: SearchState, problem: Problem, method: Method) -> Bilevel:
 def task_loss(
     state: SearchState, problem: Problem, theta: Params | None, weights: OpWeights, batch: Batch, draw: Draw
 ) -> tuple[Tensor, Tensor]:
-    """(task loss, right answers) of the supernet; `theta` replaces its weights, None leaves them."""
+    """(task loss, confusion matrix) of the supernet; `theta` replaces its weights, None leaves them."""
     images = batch.images.to(next(iter(state.alpha.values())).dtype)
     with problem.fabric.autocast():
         if theta is None:
@@ -145,7 +146,7 @@ def task_loss(
         else:
             outputs, _ = torch.func.functional_call(state.supernet, theta, (images, weights, draw))
     outputs = outputs.to(images.dtype)
-    return problem.task.loss(outputs, batch.targets), problem.task.hits(outputs.detach(), batch.targets)
+    return problem.task.loss(outputs, batch.targets), problem.task.confusion(outputs.detach(), batch.targets)
 
 
 # ------------------------------------------------------------------ before and after the steps
@@ -233,16 +234,16 @@ def end_epoch(
 ) -> None:
     """Turns the epoch's sums into a record, writes it down, and checkpoints."""
     genotype = method.selection(state, problem)
-    meters = {name: float(value) for name, value in state.meters.items()}
+    metric = problem.task.metric
     record: dict[str, object] = {
         "kind": "epoch",
         "epoch": state.epoch,
         "step": state.step,
         "phase": "search" if searching else "warm-up",
-        "weight_loss": _ratio(meters, "weight_loss", "weight_steps"),
-        "weight_accuracy": _ratio(meters, "weight_hits", "weight_seen"),
-        "arch_loss": _ratio(meters, "arch_loss", "arch_steps"),
-        "arch_accuracy": _ratio(meters, "arch_hits", "arch_seen"),
+        "weight_loss": _mean_loss(state, "weight"),
+        f"weight_{metric}": _score(state, problem, "weight"),
+        "arch_loss": _mean_loss(state, "arch"),
+        f"arch_{metric}": _score(state, problem, "arch"),
         "entropy": state.entropy(),
         "skips": genotype.skips(),
         "lr": state.weight_optimizer.param_groups[0]["lr"],
@@ -297,18 +298,24 @@ def resume(state: SearchState, problem: Problem) -> None:
 
 
 @torch.no_grad()
-def score(state: SearchState, problem: Problem, images: ImageSet) -> tuple[float, float]:
-    """(accuracy, loss) of the supernet with the present alpha on images without augmentation, batch by batch."""
+def metrics_of(state: SearchState, problem: Problem, images: ImageSet) -> tuple[dict[str, float], float]:
+    """(the task's metrics, loss) of the supernet with the present alpha on images without augmentation, batch by batch."""
     draw = state.draw("eval")
     weights = state.op_weights(state.alpha, draw)
     plain = none(problem.data)
-    loss, hits, seen = 0.0, 0.0, 0
+    loss, seen, confusion = 0.0, 0, torch.zeros(1, 1, dtype=torch.int64, device=problem.fabric.device)
     for batch in batches(images, problem.batch, plain, problem.fabric.device):
         if len(batch.targets) > 1:  # batch statistics of one image are no statistics
-            mean, right = task_loss(state, problem, None, weights, batch, draw)
-            loss, hits = loss + float(mean) * len(batch.targets), hits + float(right)
-            seen += problem.task.answers(batch.targets)
-    return hits / max(seen, 1), loss / max(seen, 1)
+            mean, counts = task_loss(state, problem, None, weights, batch, draw)
+            loss, confusion = loss + float(mean) * len(batch.targets), confusion + counts
+            seen += len(batch.targets)
+    return problem.task.metrics(confusion), loss / max(seen, 1)
+
+
+def score(state: SearchState, problem: Problem, images: ImageSet) -> tuple[float, float]:
+    """(the task's score, loss) of the supernet; see `metrics_of`."""
+    metrics, loss = metrics_of(state, problem, images)
+    return metrics[problem.task.metric], loss
 
 
 # ------------------------------------------------------------------ helpers
@@ -322,8 +329,14 @@ def memory_mib(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _ratio(meters: dict[str, float], total: str, count: str) -> float | None:
-    return meters[total] / meters[count] if meters.get(count) else None
+def _mean_loss(state: SearchState, who: str) -> float | None:
+    steps = float(state.meters.get(f"{who}_steps", 0.0))
+    return float(state.meters[f"{who}_loss"]) / steps if steps else None
+
+
+def _score(state: SearchState, problem: Problem, who: str) -> float | None:
+    confusion = state.meters.get(f"{who}_confusion")
+    return None if confusion is None else problem.task.score(confusion)
 
 
 def _moved(state: SearchState) -> float:
