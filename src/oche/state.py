@@ -13,7 +13,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from oche.base import Alpha, Draw, Group, OpWeights, Params
-from oche.data import Augment, Data
+from oche.data import Augmentation, Data
 from oche.errors import UserError
 from oche.relaxations import Relaxation
 from oche.run import Run
@@ -39,7 +39,7 @@ class Problem:
     space: Space
     data: Data
     task: Task
-    augment: Augment
+    augment: Augmentation
     epochs: int
     batch: int
     seed: int = 0

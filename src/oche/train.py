@@ -19,7 +19,7 @@ from torch import nn
 
 from oche.base import Draw, counted
 from oche.bilevel import average
-from oche.data import Augment, Data, ImageSet, Stream, batches, for_training, none
+from oche.data import Augmentation, Data, ImageSet, Stream, batches, for_training, none
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.optim import SGD
@@ -245,7 +245,12 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, images: ImageSet, augment: Augment, fabric: Fabric, task: Task = Classify(), batch: int = 256
+    network: nn.Module,
+    images: ImageSet,
+    augment: Augmentation,
+    fabric: Fabric,
+    task: Task = Classify(),
+    batch: int = 256,
 ) -> Score:
     """Scores a network in eval mode; `augment` normalises (`data.none`). The network's mode is left as it was.
 
