@@ -27,14 +27,14 @@ from oche.loop import (
 )
 from oche.method import Method
 from oche.methods import METHODS, method_named
-from oche.relaxations import EdgeNormalised, Relaxation, Softmax
+from oche.relaxations import EdgeNormalised, Gated, Relaxation, Sigmoid, Softmax
 from oche.selection import PerEdgeArgmax, Selection, TopK
 from oche.spaces import SPACES
 from oche.state import Problem, SearchState
 from oche.trainable import AllWeights, BatchNormOnly, Trainable
 from reference.tiny import tiny_problem
 
-RELAXATIONS: tuple[Relaxation, ...] = (Softmax(), EdgeNormalised())
+RELAXATIONS: tuple[Relaxation, ...] = (Softmax(), EdgeNormalised(), Sigmoid(), Gated())
 EDGE_TYPES: tuple[EdgeFactory, ...] = (WeightedSum(), PartialChannels(2), PartialChannels(1))
 ARCH_GRADIENTS: tuple[ArchGradient, ...] = (FirstOrder(), Unrolled(), FiniteDifference())
 TRAINABLES: tuple[Trainable, ...] = (
@@ -50,6 +50,7 @@ SMALL: dict[str, dict[str, int]] = {
     "darts": {"channels": 4, "cells": 3, "nodes": 2},
     **{name: {"channels": 4, "cells": 3, "nodes": 1} for name in ("s2", "s3", "s4")},
     "s1": {"channels": 4, "cells": 2},
+    "grid": {"channels": 4, "layers": 2, "levels": 2},
 }
 named = {"ids": lambda part: repr(part).replace("oche.", "")}
 
@@ -136,11 +137,10 @@ def test_masked_candidates_have_no_weight_and_no_gradient(space: str, relaxation
         state.mask[group.name] = torch.rand(len(group.edges), group.width, generator=rng) < 0.6
     weights = state.op_weights(state.alpha, state.draw("weight"))
     assert weights.keys() == problem.space.cell_groups().keys()
-    for cell, group in problem.space.cell_groups().items():
-        gone = ~(group.valid() & state.mask[group.name])
-        assert weights[cell].shape == gone.shape
-        assert gone.any()
-        assert torch.equal(weights[cell] == 0, gone)
+    gone = problem.space.spread({g.name: ~(g.valid() & state.mask[g.name]) for g in problem.space.groups})
+    assert any(rows.any() for rows in gone.values())
+    for cell in problem.space.cell_groups():
+        assert torch.equal(weights[cell] == 0, gone[cell])
     total = sum((w.square().sum() for w in weights.values()), torch.zeros(()))
     grads = dict(
         zip(state.alpha, torch.autograd.grad(total, list(state.alpha.values()), materialize_grads=True), strict=True)

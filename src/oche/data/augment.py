@@ -75,8 +75,10 @@ class Augment:
         return _cut(out, self.cutout, noise[9:11]) if self.cutout else out
 
     def batch(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Batch:
-        """The images varied, their targets as they are."""
-        return Batch(self(images, generator), targets)
+        """The images varied, their targets as they are. Raises ValueError for masks, unless pixels stay in their places."""
+        if targets.ndim > 1 and (self.pad or self.flip or self.resized_crop):
+            raise ValueError("masks would not lie on their images any more; AugmentMasks moves both")
+        return Batch(self(images, generator), targets.long())
 
     def normalise(self, images: Tensor) -> Tensor:
         """(pixel - mean) / std: (B, H, W, C) -> (B, C, H, W) float32, channels last; enough for evaluation."""

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oche.base import counted
-from oche.data import AugmentMasks, Data, ImageSet, Stream, for_search, for_training
+from oche.data import Augment, AugmentMasks, Data, ImageSet, Stream, for_search, for_training
 from oche.errors import UserError
 
 IGNORE = 255
@@ -130,3 +130,10 @@ def test_a_stream_of_masks() -> None:
 def test_impossible_scales_are_refused() -> None:
     with pytest.raises(UserError, match="scale"):
         AugmentMasks(MEAN, STD, (8, 8), scale=(2.0, 0.5))
+
+
+def test_masks_do_not_pass_what_moves_images_only() -> None:
+    images, masks = pictures(6)
+    with pytest.raises(ValueError, match="AugmentMasks"):
+        Augment(MEAN, STD, flip=True).batch(images, masks, counted(0))
+    assert torch.equal(Augment(MEAN, STD).batch(images, masks, counted(0)).targets, masks.long())
