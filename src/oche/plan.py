@@ -1,8 +1,8 @@
 """From what a user asked for to what will be run: names, budgets and settings become a method, a space and data.
 
-A setting is `path=value`. Its path begins with a part: `space`, `data`, `train` (the protocol of the comparison and of retraining),
-`method` (an option of the method, or any of its fields), or one of the method's own slots: `trainable.classifier=true`.
-The order of precedence is method, then budget, then settings; run.toml keeps what came out.
+A setting is `path=value`. Its path begins with a part: `space`, `data`, `task` (the loss), `train` (the protocol of the comparison
+and of retraining), `method` (an option of the method, or any of its fields), or one of the method's own slots:
+`trainable.classifier=true`. The order of precedence is method, then budget, then settings; run.toml keeps what came out.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from lightning_fabric import Fabric
 from oche import config
 from oche.budgets import budget
 from oche.data import Data, load
+from oche.data.facts import pixel_counts
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.method import Method
@@ -29,7 +30,14 @@ from oche.methods import METHODS, budgets, method_named
 from oche.run import Run
 from oche.spaces import SPACES, Space
 from oche.strategies import Searcher
+from oche.tasks import Classify, Segment, Task, balanced
 from oche.train import PROTOCOLS, Protocol, Training
+
+AUTO = "auto"
+SPACE = {"classify": "nb201", "segment": "grid"}
+COMPARING = {"classify": "brief", "segment": "segment_brief"}
+TRAINING = {"classify": "quick", "segment": "segment"}
+"""What "auto" stands for, by what the data can teach: the space, and the protocol of the comparison and of a training."""
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
 SMALL = 16 * 16
@@ -41,10 +49,10 @@ IMAGENET = 128
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, as plain values: the `[request]` table of run.toml. None means the budget's own."""
+    """What was asked for, as plain values: the `[request]` table of run.toml. None means the budget's own, "auto" what fits the data."""
 
     method: str = "rf_darts"
-    space: str = "nb201"
+    space: str = AUTO
     data: str = "digits"
     budget: str = "quick"
     epochs: int | None = None
@@ -56,7 +64,7 @@ class Request:
     threads: int | None = None
     compare: int = 3
     compare_seeds: int = 3
-    protocol: str = "brief"
+    protocol: str = AUTO
     settings: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -73,6 +81,7 @@ class Plan:
     batch: int
     fabric: Fabric
     source: str
+    task: Task = Classify()
 
     def table(self) -> dict[str, object]:
         """run.toml: the request, every resolved value, and the versions."""
@@ -87,6 +96,7 @@ class Plan:
             },
             "method": config.describe(self.searcher),
             "space": config.describe(self.space),
+            "task": config.describe(self.task),
             "train": config.describe(self.protocol),
             "data": _facts(self.data),
             "versions": _versions(),
@@ -104,6 +114,10 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         data = config.build(load, {"source": request.data, "seed": request.seed, **parts.pop("data", {})}, "data")
     elif parts.pop("data", None):
         raise UserError("Settings of `data` do not apply to data that is already loaded; set them when loading it.")
+    space_name = SPACE[data.task] if request.space == AUTO else request.space
+    protocol_name = COMPARING[data.task] if request.protocol == AUTO else request.protocol
+    request = replace(request, space=space_name, protocol=protocol_name)
+    task = task_for(data, parts.pop("task", {}))
     options = _options(request.method, parts.get("method", {}))
     searcher = searcher_named(request.method, options)
     if request.space not in SPACES:
@@ -129,6 +143,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         searcher = config.restore(searcher, _table(recorded, "method"), "run.toml: method")
         space = config.restore(space, _table(recorded, "space"), "run.toml: space")
         protocol = config.restore(protocol, _table(recorded, "train"), "run.toml: train")
+        task = _recorded_task(task, recorded)
         for name, value in _table(recorded, "resolved").items():
             if name in ("epochs", "batch"):
                 chosen = config.override(chosen, name, value, "run.toml: resolved")
@@ -144,7 +159,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
             "`--compare 0` goes without."
         )
     request = replace(request, threads=threads_for(request.threads, data))
-    return Plan(request, searcher, space, data, protocol, epochs, batch, fabric, chosen.source)
+    return Plan(request, searcher, space, data, protocol, epochs, batch, fabric, chosen.source, task)
 
 
 @dataclass(frozen=True)
@@ -154,7 +169,7 @@ class TrainRequest:
     genotype: str
     space: str | None = None
     data: str | None = None
-    protocol: str = "quick"
+    protocol: str = AUTO
     epochs: int | None = None
     batch: int | None = None
     seed: int = 0
@@ -178,14 +193,16 @@ def resolve_training(
     parts = _by_part(request.settings)
     if "slot" in parts or "method" in parts:
         wrong = sorted([*parts.get("slot", {}), *parts.get("method", {})])[0]
-        raise unknown("training setting", wrong, ["space.FIELD", "data.FIELD", "train.FIELD"])
+        raise unknown("training setting", wrong, ["space.FIELD", "data.FIELD", "task.FIELD", "train.FIELD"])
     fabric = fabric_for(request.device, request.devices, request.precision)
     if data is None:
         data = config.build(
             load, {"source": request.data or "digits", "seed": request.seed, **parts.get("data", {})}, "data"
         )
     changes = {key: value for key, value in (("epochs", request.epochs), ("batch", request.batch)) if value is not None}
-    protocol = named_protocol(request.protocol, {**changes, **parts.get("train", {})})
+    chosen = TRAINING[data.task] if request.protocol == AUTO else request.protocol
+    protocol = named_protocol(chosen, {**changes, **parts.get("train", {})})
+    task = task_for(data, parts.get("task", {}))
     if request.space is None or request.space not in SPACES:
         raise unknown("space", str(request.space), SPACES)
     own = {f.name for f in fields(SPACES[request.space])}
@@ -195,13 +212,14 @@ def resolve_training(
     if recorded is not None:
         space = config.restore(space, _table(recorded, "space"), "run.toml: space")
         protocol = config.restore(protocol, _table(recorded, "train"), "run.toml: train")
+        task = _recorded_task(task, recorded)
     genotype = Genotype.parse(request.genotype, request.space)
     space.check(genotype)
     if protocol.batch < 2 or protocol.epochs < 1:
         raise UserError(
             f"A training needs at least one epoch and batches of two images; given epochs={protocol.epochs}, batch={protocol.batch}."
         )
-    return Training(space, genotype, data.to(fabric.device), protocol, request.seed, fabric)
+    return Training(space, genotype, data.to(fabric.device), protocol, request.seed, fabric, task=task)
 
 
 def training_table(request: TrainRequest, training: Training) -> dict[str, object]:
@@ -209,6 +227,7 @@ def training_table(request: TrainRequest, training: Training) -> dict[str, objec
     return {
         "training": {name: "none" if value is None else value for name, value in asdict(request).items()},
         "space": config.describe(training.space),
+        "task": config.describe(training.task),
         "train": config.describe(training.protocol),
         "data": _facts(training.data),
         "versions": _versions(),
@@ -275,6 +294,30 @@ def named_protocol(name: str, settings: Mapping[str, object]) -> Protocol:
     return protocol
 
 
+def task_for(data: Data, settings: Mapping[str, object]) -> Task:
+    """What the data teaches, its loss changed by settings: the fields of `Segment`, or `balanced`, which measures class weights.
+
+    Raises UserError.
+    """
+    task: Task = Classify() if data.ignore is None else Segment(data.ignore)
+    fields_set = {path: value for path, value in settings.items() if path != "balanced"}
+    if "balanced" in settings and data.ignore is None:
+        raise UserError("task.balanced weighs the classes of mask pixels; images with a class each have none.")
+    if settings.get("balanced") is True:
+        if "class_weights" in settings:
+            raise UserError("task.balanced measures the class weights; leave task.class_weights out, or balanced.")
+        weights = balanced(pixel_counts(data.train, len(data.classes)))
+        fields_set["class_weights"] = [round(weight, 6) for weight in weights]
+    for path, value in fields_set.items():
+        task = config.override(task, path, value, "task")
+    return task
+
+
+def _recorded_task(task: Task, recorded: Mapping[str, object]) -> Task:
+    """The task of a run.toml; one from before there were tasks means the default."""
+    return config.restore(task, _table(recorded, "task"), "run.toml: task") if "task" in recorded else task
+
+
 def threads_for(asked: int | None, data: Data) -> int:
     """How many threads torch's CPU operations use: as asked, else one for images up to 16x16, where more only wait for each other.
 
@@ -334,7 +377,7 @@ def _by_part(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
     parts: dict[str, dict[str, object]] = {}
     for path, value in settings.items():
         part, dot, rest = path.partition(".")
-        if part in ("space", "data", "train", "method") and dot:
+        if part in ("space", "data", "task", "train", "method") and dot:
             parts.setdefault(part, {})[rest] = value
         else:
             parts.setdefault("slot", {})[path] = value
@@ -356,7 +399,9 @@ def _with(method: Method, settings: Mapping[str, Mapping[str, object]], name: st
     for path, value in changes.items():
         if path.split(".")[0] not in known:
             raise unknown(
-                "part", path.split(".")[0], [*sorted(known - {"name", "papers"}), "space", "data", "train", "method"]
+                "part",
+                path.split(".")[0],
+                [*sorted(known - {"name", "papers"}), "space", "data", "task", "train", "method"],
             )
         try:
             method = config.override(method, path, value, name)
@@ -367,6 +412,10 @@ def _with(method: Method, settings: Mapping[str, Mapping[str, object]], name: st
 
 
 def _space(name: str, data: Data, settings: Mapping[str, object]) -> Space:
+    if SPACES[name].task != data.task:
+        fits = [other for other, space in SPACES.items() if space.task == data.task]
+        teaches = "masks" if data.ignore is not None else "one class an image"
+        raise UserError(f"{data.name} has {teaches}, which the space {name} is not for; choose `--space {fits[0]}`.")
     bound = SPACES[name](inputs=data.channels, outputs=len(data.classes), size=data.size)
     known = {f.name for f in fields(bound)} - {"name", "inputs", "outputs", "size"}
     for path, value in settings.items():
