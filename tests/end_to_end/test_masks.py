@@ -15,6 +15,7 @@ from PIL import Image
 
 from oche import api, cli
 from oche.data import Data, load
+from oche.data.folders import read_image
 from oche.data.overlay import as_picture, colours, overlaid
 from oche.errors import UserError
 from oche.export import FORMATS, load_network
@@ -181,10 +182,11 @@ def test_the_road_from_a_folder_of_masks(oche: Oche, tmp_path: Path, monkeypatch
     code, out, err = oche("predict", "trained", "discs/images/3.png", "--json")
     assert code in (0, None), err
     told = json.loads(out)
-    mask = np.asarray(Image.open(told["mask"]))
+    with Image.open(told["mask"]) as picture:
+        mask = np.array(picture)
     assert mask.shape == (16, 16)
     assert told["shares"]["disc"] == pytest.approx(float((mask == 1).mean()))
-    assert Image.open(told["overlay"]).size == (16, 16)
+    assert read_image(Path(told["overlay"])).shape == (16, 16, 3)
     code, _, err = oche("predict", "trained", "discs/images/3.png")
     assert code == 2
     assert "exists already" in err
@@ -192,7 +194,7 @@ def test_the_road_from_a_folder_of_masks(oche: Oche, tmp_path: Path, monkeypatch
     code, _, err = oche("export", "trained")
     assert code in (0, None), err
     assert all(Path(f"trained/network/model.{name}").is_file() for name in FORMATS)
-    image = torch.from_numpy(np.asarray(Image.open("discs/images/3.png"))).permute(2, 0, 1)[None].float() / 255
+    image = read_image(Path("discs/images/3.png")).permute(2, 0, 1)[None].float() / 255
     program = torch.export.load("trained/network/model.pt2").module()
     assert np.array_equal(program(image).argmax(1)[0].numpy(), mask)
 
