@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params
-from oche.data import Augment, Data, ImageSet
+from oche.data import Augmentation, Data, ImageSet
 from oche.errors import UserError
 from oche.relaxations import Relaxation
 from oche.run import Run
@@ -40,7 +40,7 @@ class Problem:
     space: Space
     data: Data
     task: Task
-    augment: Augment
+    augment: Augmentation
     epochs: int
     batch: int
     seed: int = 0
@@ -114,7 +114,7 @@ class SearchState:
     def task_loss(
         self, weights: OpWeights, batch: Batch, draw: Draw, theta: Params | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(task loss, right answers) of the supernet under these op weights; `theta` replaces its weights, None leaves them."""
+        """(task loss, confusion matrix) of the supernet under these op weights; `theta` replaces its weights, None leaves them."""
         images = batch.images.to(next(self.supernet.parameters()).dtype)
         with self.problem.fabric.autocast():
             if theta is None:
@@ -122,7 +122,7 @@ class SearchState:
             else:
                 outputs, _ = torch.func.functional_call(self.supernet, theta, (images, weights, draw))
         outputs, task = outputs.to(images.dtype), self.problem.task
-        return task.loss(outputs, batch.targets), task.hits(outputs.detach(), batch.targets)
+        return task.loss(outputs, batch.targets), task.confusion(outputs.detach(), batch.targets)
 
     def at(self, epochs: int) -> SearchState:
         """This state with alpha as it stood after so many epochs, for selections and probes that look back."""
