@@ -5,9 +5,11 @@ The command line calls these and adds nothing but words, so whatever it does can
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 
 import torch
@@ -18,9 +20,10 @@ from oche import config
 from oche.compare import Comparison, compare
 from oche.data import Data, for_search, load, none
 from oche.data.folders import SUFFIXES, read_image
+from oche.data.overlay import as_picture, colours, overlaid
 from oche.data.pixels import resized, with_channels
 from oche.errors import UserError, unknown
-from oche.export import FORMATS, Deployed, available_formats, export_network, load_network, save_network
+from oche.export import FORMATS, Deployed, Loaded, available_formats, export_network, load_network, save_network
 from oche.genotype import Genotype
 from oche.pick import picked
 from oche.plan import (
@@ -32,6 +35,7 @@ from oche.plan import (
     resolve,
     resolve_training,
     searched_size,
+    task_for,
     threads_for,
     training_table,
 )
@@ -41,7 +45,7 @@ from oche.run import Run
 from oche.spaces import Network
 from oche.state import Listener, Problem, nobody
 from oche.strategies import find, method_of
-from oche.tasks import Classify
+from oche.tasks import named
 from oche.train import BEST, LAST, Score, Training, evaluate, retrain
 
 RUNS = Path("runs")
@@ -61,7 +65,7 @@ class Found:
         """One record an epoch: losses, accuracies, entropy, skips, genotype."""
         return [record for record in self.run.records() if record.get("kind") == "epoch"]
 
-    def train(self, protocol: str = "quick", **options: object) -> Trained:
+    def train(self, protocol: str = "auto", **options: object) -> Trained:
         """Trains the found network from scratch, in a run folder of its own; see `oche.train`."""
         return config.build(train, {"genotype": self.run.path, "protocol": protocol, **options}, "train")
 
@@ -97,8 +101,9 @@ class Trained:
 def search(
     method: str = "rf_darts",
     *,
-    space: str = "nb201",
+    space: str = "auto",
     data: str | Data = "digits",
+    task: str | None = None,
     budget: str = "quick",
     epochs: int | None = None,
     batch: int | None = None,
@@ -109,7 +114,7 @@ def search(
     threads: int | None = None,
     compare: int = 3,
     compare_seeds: int = 3,
-    protocol: str = "brief",
+    protocol: str = "auto",
     settings: Mapping[str, object] | None = None,
     probes: Sequence[str] = (),
     seeds: int = 1,
@@ -120,6 +125,7 @@ def search(
 ) -> Found:
     """Searches a space for a cell that fits the data, and trains it beside `compare` random cells.
 
+    `task` ("classify", "segment") says what the data is for, where it could be either; `space` and `protocol` follow it unless named.
     `method`, `space`, `budget`, `protocol` are names (`oche list ...`), `data` a name, a path or a `Data`; `settings` are assignments such
     as `{"space.cells": 3, "trainable.classifier": True}`; `probes` are measured after each epoch, see `oche.watch`. Of several `seeds`,
     `seed` and those after it, the cell is picked that is best on validation images when trained (`oche.pick`). `recompute` trades time
@@ -128,10 +134,21 @@ def search(
     """
     request = Request(
         method, space, data if isinstance(data, str) else data.name, budget, epochs, batch, seed, device, devices, precision, threads,
-        compare, compare_seeds, protocol, dict(settings or {}), tuple(probes), seeds, pick, recompute,
+        compare, compare_seeds, protocol, with_task(settings or {}, task, data), tuple(probes), seeds, pick, recompute,
     )  # fmt: skip
     plan = resolve(request, data if isinstance(data, Data) else None)
     return carry_out(plan, start(plan, out), listener)
+
+
+def with_task(settings: Mapping[str, object], task: str | None, data: str | Data) -> dict[str, object]:
+    """Settings that read the data for this task. Raises UserError where data that is already read is for another."""
+    if task is None or isinstance(data, Data):
+        if task not in (None, data.task if isinstance(data, Data) else None):
+            raise UserError(
+                f"The data is to {data.task if isinstance(data, Data) else ''}, not to {task}: leave the task out."
+            )
+        return dict(settings)
+    return {**settings, "data.task": task}
 
 
 def start(plan: Plan, out: str | Path | None = None) -> Run:
@@ -173,7 +190,7 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = nobody) 
     return Problem(
         space=plan.space,
         data=plan.data.to(plan.fabric.device),
-        task=Classify(),
+        task=plan.task,
         augment=for_search(plan.data),
         epochs=plan.epochs,
         batch=plan.batch,
@@ -205,12 +222,21 @@ def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
         comparison = None
         if plan.request.compare > 0:
             training = Training(
-                plan.space, genotype, problem.data, plan.protocol, plan.request.seed, plan.fabric, run, listener
+                plan.space,
+                genotype,
+                problem.data,
+                plan.protocol,
+                plan.request.seed,
+                plan.fabric,
+                run,
+                listener,
+                plan.task,
             )
 
-            def keep(network: Network, accuracy: float) -> None:
+            def keep(network: Network, score: float) -> None:
                 if plan.fabric.is_global_zero:
-                    save_network(run, network, plan.space, genotype, plan.data, {"test_accuracy": accuracy})
+                    metrics = {f"test_{plan.task.metric}": score}
+                    save_network(run, network, plan.space, genotype, plan.data, metrics)
 
             comparison = compare(training, cells=plan.request.compare, seeds=plan.request.compare_seeds, keep=keep)
             if plan.fabric.is_global_zero and not _logged(run, "comparison"):
@@ -231,7 +257,7 @@ def train(
     *,
     data: str | Data | None = None,
     space: str | None = None,
-    protocol: str = "quick",
+    protocol: str = "auto",
     epochs: int | None = None,
     batch: int | None = None,
     seed: int = 0,
@@ -279,6 +305,7 @@ def plan_training(request: TrainRequest, data: Data | None = None) -> TrainPlan:
     size, earlier, settings = None, "digits", dict(request.settings)
     if source:
         searched, table = requested(source)
+        settings = {k: v for k, v in searched.settings.items() if k.startswith("task.")} | settings
         size, earlier = searched_size(table), searched.data or earlier
         if request.data is None and data is None:  # the search's split too: its images must not be tested on
             own = {k: v for k, v in searched.settings.items() if k.startswith("data.")}
@@ -295,10 +322,13 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
     training = replace(training, run=run, listener=listener)
     with out_of_memory(training.protocol.batch), cpu_threads(threads):
         network = retrain(training)
-        test = evaluate(network, training.data.test, none(training.data), training.fabric)
+        test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
     if training.fabric.is_global_zero:
-        save_network(run, network, training.space, training.genotype, training.data, {"test_accuracy": test.accuracy})
-        run.log({"kind": "test", "accuracy": test.accuracy, "loss": test.loss})
+        metrics = named(test.metrics, "test")
+        save_network(run, network, training.space, training.genotype, training.data, metrics)
+        run.log({"kind": "test", **test.metrics, "loss": test.loss})
+        for name, iou in zip(training.data.classes, test.iou, strict=True) if training.data.ignore is not None else ():
+            run.log({"kind": "class", "class": name, "iou": None if isnan(iou) else iou})
         run.log(
             {
                 "kind": "confusion",
@@ -354,16 +384,15 @@ def evaluate_run(
             if data is None
             else {}
         )
-        side = loaded.space.size[0] if loaded.space.size[0] == loaded.space.size[1] else None
         options = {"source": data or request.data, "seed": request.seed, "channels": loaded.space.inputs, **own}
-        data = config.build(load, options if data is None else {**options, "size": side}, "data")
+        data = config.build(load, options if data is None else {**options, "size": loaded.space.size}, "data")
     if data.classes != loaded.classes or data.size != loaded.space.size:
         raise UserError(
             f"{data.name} has {len(data.classes)} classes at {data.size}, the network was trained for {len(loaded.classes)} at "
             f"{loaded.space.size}: choose data with the same classes, in the same size."
         )
-    fabric = fabric_for(device)
-    return evaluate(loaded.network.to(fabric.device), data.test, loaded.augment, fabric)
+    fabric, task = fabric_for(device), task_for(data, {})
+    return evaluate(loaded.network.to(fabric.device), data.test, loaded.augment, fabric, task)
 
 
 @torch.no_grad()
@@ -372,6 +401,7 @@ def predict(
 ) -> list[Prediction]:
     """Classifies image files, or all images in folders, with a run's trained network. Raises UserError."""
     loaded = load_network(Run.open(Path(path)))
+    _network_for("classify", loaded, path)
     files = list(image_files(images))
     where = fabric_for(device).device
     network = loaded.network.to(where)
@@ -387,6 +417,58 @@ def predict(
             Prediction(f, loaded.classes[int(c)], float(p)) for f, c, p in zip(part, label, best, strict=True)
         ]
     return predictions
+
+
+@dataclass(frozen=True)
+class Segmented:
+    """Of one image: its overlay and its mask as files, and the share of the pixels of each class found, the largest first."""
+
+    path: Path
+    overlay: Path
+    mask: Path
+    shares: Mapping[str, float]
+
+
+@torch.no_grad()
+def segment(
+    path: str | Path, images: Sequence[str | Path], out: str | Path, *, device: str = "auto"
+) -> Iterator[Segmented]:
+    """Segments image files, or all images in folders, with a run's trained network; pictures go to the folder `out`.
+
+    An image is cropped at the centre and resized as in training; of each come NAME_overlay.png, the classes' colours over it, and
+    NAME_mask.png, class numbers with these colours as palette. Nothing is overwritten. Raises UserError.
+    """
+    loaded = load_network(Run.open(Path(path)))
+    _network_for("segment", loaded, path)
+    files, folder = list(image_files(images)), Path(out)
+    names = Counter(file.stem for file in files)
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise UserError(
+            f"{names[twice[0]]} of these images are called {twice[0]!r}; their pictures would have one name."
+        )
+    taken = [p for name in names for p in (folder / f"{name}_overlay.png", folder / f"{name}_mask.png") if p.exists()]
+    if taken:
+        raise UserError(f"{taken[0]} exists already; choose another folder, with `--out FOLDER`.")
+    folder.mkdir(parents=True, exist_ok=True)
+    where = fabric_for(device).device
+    network, palette = loaded.network.to(where), colours(len(loaded.classes))
+    for file in files:
+        pixels = resized(with_channels(read_image(file), loaded.space.inputs, str(file))[None], loaded.space.size)
+        mask = network(loaded.augment.normalise(pixels.to(where))).argmax(1)[0].cpu()
+        overlay, labels = folder / f"{file.stem}_overlay.png", folder / f"{file.stem}_mask.png"
+        overlaid(pixels[0], mask, palette).save(overlay)
+        as_picture(mask, palette).save(labels)
+        counts = torch.bincount(mask.flatten(), minlength=len(loaded.classes)) / mask.numel()
+        ranked = sorted(zip(loaded.classes, counts.tolist(), strict=True), key=lambda pair: -pair[1])
+        yield Segmented(file, overlay, labels, {name: share for name, share in ranked if share > 0})
+
+
+def _network_for(task: str, loaded: Loaded, path: str | Path) -> None:
+    if loaded.space.task != task:
+        verb = "segment" if loaded.space.task == "segment" else "predict"
+        raise UserError(
+            f"The network of {path} is to {loaded.space.task}; use oche.{verb}, or `oche predict`, which knows."
+        )
 
 
 def image_files(given: Sequence[str | Path]) -> Iterator[Path]:

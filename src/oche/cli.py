@@ -19,7 +19,7 @@ from oche.bench_cli import bench
 from oche.config import assignment
 from oche.errors import UserError, unknown
 from oche.run import Run
-from oche.show import Show, console, data_rows, rows_table
+from oche.show import TITLES, Show, console, data_rows, rows_table
 
 app = typer.Typer(
     help="Differentiable neural architecture search that does not collapse.",
@@ -52,10 +52,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result onl
 def search(
     context: typer.Context,
     method: Annotated[str, typer.Argument(help="`oche list methods`, or FILE.py:FUNCTION.")] = "rf_darts",
-    space: Annotated[str, typer.Option(help="`oche list spaces`.")] = "nb201",
+    space: Annotated[
+        str, typer.Option(help="`oche list spaces`. Default: nb201 for classes, grid for masks.")
+    ] = "auto",
     data: Annotated[
-        str, typer.Option(help="digits, a folder of images, an .npz file, a folder of idx files.")
+        str, typer.Option(help="digits, camvid, a folder of images (and masks), an .npz file, a folder of idx files.")
     ] = "digits",
+    task: Annotated[str | None, typer.Option(help="classify or segment. Default: what the data is for.")] = None,
     budget: Annotated[str, typer.Option(help="paper, quick or smoke.")] = "quick",
     epochs: Epochs = None,
     batch: BatchSize = None,
@@ -68,7 +71,7 @@ def search(
         int | None, typer.Option(help="Random cells to train beside the found one. Default: 3, 0 with --budget paper.")
     ] = None,
     compare_seeds: Annotated[int, typer.Option(help="Trainings of each of these cells.")] = 3,
-    protocol: Annotated[str, typer.Option(help="How they are trained: `oche list protocols`.")] = "brief",
+    protocol: Annotated[str, typer.Option(help="How they are trained: `oche list protocols`.")] = "auto",
     seeds: Annotated[int, typer.Option(help="Searches, from --seed on; the best cell by --pick is kept.")] = 1,
     pick: Annotated[
         str | None, typer.Option(help="validation: each seed's cell is trained by --protocol and scored there.")
@@ -103,7 +106,7 @@ def search(
         if pick and seeds == 1:
             raise UserError("--pick chooses among several seeds: give `--seeds 4` or so, or leave it out.")
         cells = (0 if budget == "paper" else 3) if compare is None else compare
-        asked = dict(map(assignment, settings or []))
+        asked = api.with_task(dict(map(assignment, settings or [])), task, data)
         plan = resolve(
             Request(
                 method,
@@ -145,7 +148,7 @@ def train(
     ] = "",
     data: Annotated[str | None, typer.Option(help="Default: the search's data.")] = None,
     space: Annotated[str | None, typer.Option(help="The space of a genotype that does not say it.")] = None,
-    protocol: Annotated[str, typer.Option(help="`oche list protocols`.")] = "quick",
+    protocol: Annotated[str, typer.Option(help="`oche list protocols`. Default: quick, for masks segment.")] = "auto",
     epochs: Epochs = None,
     batch: BatchSize = None,
     seed: Seed = 0,
@@ -213,25 +216,39 @@ def evaluate(
     from oche import api
 
     score = api.evaluate_run(run, data=data, checkpoint=checkpoint, device=device)
-    images = sum(map(sum, score.confusion))
+    total, counted = sum(map(sum, score.confusion)), "pixels" if score.metric == "miou" else "images"
     if as_json:
-        print(
-            json.dumps({"accuracy": score.accuracy, "loss": score.loss, "images": images, "confusion": score.confusion})
-        )
+        print(json.dumps({**score.metrics, "loss": score.loss, counted: total, "confusion": score.confusion}))
     else:
-        console.print(f"accuracy {score.accuracy:.2%}, loss {score.loss:.4f}, on {images} images")
+        metrics = ", ".join(f"{TITLES[name]} {value:.2%}" for name, value in score.metrics.items())
+        console.print(f"{metrics}, loss {score.loss:.4f}, on {total} {counted}")
 
 
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="A run with a trained network.")],
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Where pictures of masks go. Default: predictions in the run's folder.")
+    ] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Classify images with a trained network."""
+    """Classify images with a trained network, or segment them: then overlays and masks are written."""
     from oche import api
+    from oche.export import load_network
 
+    if load_network(Run.open(run)).space.task == "segment":
+        for s in api.segment(run, images, out or run / "predictions", device=device):
+            shares = {"path": str(s.path), "overlay": str(s.overlay), "mask": str(s.mask), "shares": s.shares}
+            said = ", ".join(f"{name} {share:.0%}" for name, share in list(s.shares.items())[:4])
+            if as_json:
+                print(json.dumps(shares))
+            else:
+                console.print(f"{s.path}  {said}  {s.overlay}", markup=False, soft_wrap=True)
+        return
+    if out is not None:
+        raise UserError("--out is for pictures of masks; this network gives a class for each image, printed here.")
     for p in api.predict(run, images, device=device):
         if as_json:
             print(json.dumps({"path": str(p.path), "label": p.label, "probability": p.probability}))

@@ -19,19 +19,21 @@ from oche.run import Run
 from oche.spaces import Network
 from oche.state import nobody
 from oche.strategies import sample
+from oche.tasks import named
 from oche.train import Training, evaluate, retrain
 
 FOUND = "found"
 
 Keep = Callable[[Network, float], None]
-"""Takes a trained network and its test accuracy."""
+"""Takes a trained network and its test score."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Test accuracies in [0, 1] by cell, one a seed, the found cell first; the seeds are the same for every cell."""
+    """Test scores in [0, 1] (`metric`) by cell, one a seed, the found cell first; the seeds are the same for every cell."""
 
     accuracies: dict[str, tuple[float, ...]]
+    metric: str = "accuracy"
 
     @property
     def found(self) -> tuple[float, ...]:
@@ -51,6 +53,7 @@ class Comparison:
         """What the log keeps; intervals are Student's, 95 %, over seeds."""
         return {
             "kind": "comparison",
+            "metric": self.metric,
             "found_mean": float(np.mean(self.found)),
             "found_interval": interval(self.found),
             "random_mean": float(np.mean(self.random)),
@@ -65,31 +68,32 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep) -> Compar
 
     `keep` is handed the found cell's first network with its test accuracy. What the run's log already holds is not trained again.
     """
-    run, done = training.run, dict(_done(training.run))
+    run, name_of_score = training.run, f"test_{training.task.metric}"
+    done = dict(_done(training.run, name_of_score))
     accuracies: dict[str, list[float]] = {}
     for name, genotype in _cells(training, cells):
         price = cost(training.space, genotype)
         for seed in range(training.seed, training.seed + seeds):
             if (name, seed) not in done:
                 network = retrain(replace(training, genotype=genotype, seed=seed, run=None, listener=nobody))
-                test = evaluate(network, training.data.test, none(training.data), training.fabric)
+                test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
                 if name == FOUND and seed == training.seed:
-                    keep(network, test.accuracy)
+                    keep(network, test.value)
                 record: dict[str, object] = {
                     "kind": "trained",
                     "cell": name,
                     "genotype": str(genotype),
                     "seed": seed,
-                    "test_accuracy": test.accuracy,
+                    **named(test.metrics, "test"),
                     "parameters": price.parameters,
                     "multiply_adds": price.multiply_adds,
                 }
                 if run and training.fabric.is_global_zero:
                     run.log(record)
                 training.listener("trained", record)
-                done[name, seed] = test.accuracy
+                done[name, seed] = test.value
             accuracies.setdefault(name, []).append(done[name, seed])
-    return Comparison({name: tuple(values) for name, values in accuracies.items()})
+    return Comparison({name: tuple(values) for name, values in accuracies.items()}, training.task.metric)
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> list[float]:
@@ -109,7 +113,7 @@ def _cells(training: Training, cells: int) -> Iterator[tuple[str, Genotype]]:
         yield f"random {i}", drawn
 
 
-def _done(run: Run | None) -> Iterator[tuple[tuple[str, int], float]]:
+def _done(run: Run | None, score: str) -> Iterator[tuple[tuple[str, int], float]]:
     for record in run.records() if run else []:
         if record.get("kind") == "trained":
-            yield (str(record["cell"]), int(str(record["seed"]))), float(str(record["test_accuracy"]))
+            yield (str(record["cell"]), int(str(record["seed"]))), float(str(record[score]))

@@ -48,7 +48,7 @@ class Loaded:
 
 
 class Deployed(nn.Module):
-    """Images (B, C, H, W) in [0, 1] -> class scores (B, classes): normalisation and network in one plain module."""
+    """Images (B, C, H, W) in [0, 1] -> class scores (B, classes), or (B, classes, H, W): normalisation and network in one plain module."""
 
     mean: Tensor
     std: Tensor
@@ -71,7 +71,7 @@ def save_network(
     price = cost(space, genotype)
     card = {
         "oche": version("oche"),
-        "task": "classify",
+        "task": space.task,
         "genotype": json.loads(genotype.to_json()),
         "space": describe(space),
         "classes": list(data.classes),

@@ -30,6 +30,7 @@ from oche.method import Method
 from oche.optim import set_rate
 from oche.run import Run
 from oche.state import Problem, SearchState
+from oche.tasks import named
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def weight_step(state: SearchState, method: Method, losses: Bilevel, now: Batche
     weights = state.op_weights(alpha, draw)
     for callback in method.callbacks:
         weights = callback.before_inner_step(state, weights, alpha, batch)
-    loss, hits = state.task_loss(weights, batch, draw)
-    state.meter(weight_loss=loss, weight_hits=hits, weight_seen=len(batch.targets), weight_steps=1.0)
+    loss, confusion = state.task_loss(weights, batch, draw)
+    state.meter(weight_loss=loss, weight_confusion=confusion, weight_steps=1.0)
     for term in method.inner_terms + (method.outer_terms if joint else ()):
         loss = loss + term(state, theta, alpha, batch)
     leaves = {cell: w for cell, w in weights.items() if w.is_leaf and w.requires_grad}
@@ -143,7 +144,7 @@ def weight_step(state: SearchState, method: Method, losses: Bilevel, now: Batche
         torch.nn.utils.clip_grad_norm_(theta.values(), method.clip, foreach=True)
     state.weight_optimizer.step()
     if joint:
-        state.meter(arch_loss=loss, arch_hits=hits, arch_seen=len(batch.targets), arch_steps=1.0)
+        state.meter(arch_loss=loss, arch_confusion=confusion, arch_steps=1.0)
         step_alpha(state, method, by_alpha, OuterStep(loss.detach()))
 
 
@@ -168,8 +169,8 @@ def bilevel(state: SearchState, method: Method) -> Bilevel:
 
     def outer(theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
         draw = state.draw("alpha")
-        loss, hits = state.task_loss(state.op_weights(alpha, draw), batch, draw, theta)
-        state.meter(arch_loss=loss, arch_hits=hits, arch_seen=len(batch.targets), arch_steps=1.0)
+        loss, confusion = state.task_loss(state.op_weights(alpha, draw), batch, draw, theta)
+        state.meter(arch_loss=loss, arch_confusion=confusion, arch_steps=1.0)
         return sum((term(state, theta, alpha, batch) for term in method.outer_terms), loss)
 
     def descend(theta: Params, grads: Params) -> Params:
@@ -294,16 +295,16 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
     """Turns the epoch's sums into a record, writes it down, and checkpoints."""
     problem = state.problem
     genotype = method.selection(state, problem)
-    meters = {name: float(value) for name, value in state.meters.items()}
+    metric = problem.task.metric
     record: dict[str, object] = {
         "kind": "epoch",
         "epoch": state.epochs_before + state.epoch,
         "step": state.steps_before + state.step,
         "phase": "search" if searching else "warm-up",
-        "weight_loss": _ratio(meters, "weight_loss", "weight_steps"),
-        "weight_accuracy": _ratio(meters, "weight_hits", "weight_seen"),
-        "arch_loss": _ratio(meters, "arch_loss", "arch_steps"),
-        "arch_accuracy": _ratio(meters, "arch_hits", "arch_seen"),
+        "weight_loss": _mean_loss(state, "weight"),
+        f"weight_{metric}": _score(state, "weight"),
+        "arch_loss": _mean_loss(state, "arch"),
+        f"arch_{metric}": _score(state, "arch"),
         "entropy": state.entropy(),
         "skips": genotype.skips(),
         "lr": float(state.weight_optimizer.param_groups[0]["lr"]),
@@ -329,8 +330,8 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
 def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchResult:
     """Scores the supernet and writes the genotype, last of all: from then on this search is done."""
     problem = state.problem
-    accuracy, loss = score(state, problem, problem.data.val)
-    record = {"kind": "supernet", "val_accuracy": accuracy, "val_loss": loss, "alpha_moved": _moved(state)}
+    metrics, loss = metrics_of(state, problem, problem.data.val)
+    record = {"kind": "supernet", **named(metrics, "val"), "val_loss": loss, "alpha_moved": _moved(state)}
     if problem.run and problem.fabric.is_global_zero:
         problem.run.log(record)
         problem.run.write(Run.GENOTYPE, genotype.to_json().encode())
@@ -371,18 +372,24 @@ def resume(state: SearchState) -> bool:
 
 
 @torch.no_grad()
-def score(state: SearchState, problem: Problem, images: ImageSet) -> tuple[float, float]:
-    """(accuracy, loss) of the supernet with the present alpha on images without augmentation, batch by batch."""
+def metrics_of(state: SearchState, problem: Problem, images: ImageSet) -> tuple[dict[str, float], float]:
+    """(the task's metrics, loss) of the supernet with the present alpha on images without augmentation, batch by batch."""
     draw = state.draw("eval")
     weights = state.op_weights(state.alpha, draw)
     plain = none(problem.data)
-    loss, hits, seen = 0.0, 0.0, 0
+    loss, seen, confusion = 0.0, 0, torch.zeros(1, 1, dtype=torch.int64, device=problem.fabric.device)
     for batch in batches(images, problem.batch, plain, problem.fabric.device):
         if len(batch.targets) > 1:  # batch statistics of one image are no statistics
-            mean, right = state.task_loss(weights, batch, draw)
-            loss, hits = loss + float(mean) * len(batch.targets), hits + float(right)
-            seen += problem.task.answers(batch.targets)
-    return hits / max(seen, 1), loss / max(seen, 1)
+            mean, counts = state.task_loss(weights, batch, draw)
+            loss, confusion = loss + float(mean) * len(batch.targets), confusion + counts
+            seen += len(batch.targets)
+    return problem.task.metrics(confusion), loss / max(seen, 1)
+
+
+def score(state: SearchState, problem: Problem, images: ImageSet) -> tuple[float, float]:
+    """(the task's score, loss) of the supernet; see `metrics_of`."""
+    metrics, loss = metrics_of(state, problem, images)
+    return metrics[problem.task.metric], loss
 
 
 # ------------------------------------------------------------------ helpers
@@ -396,8 +403,14 @@ def memory_mib(device: torch.device) -> float:
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 
 
-def _ratio(meters: dict[str, float], total: str, count: str) -> float | None:
-    return meters[total] / meters[count] if meters.get(count) else None
+def _mean_loss(state: SearchState, who: str) -> float | None:
+    steps = float(state.meters.get(f"{who}_steps", 0.0))
+    return float(state.meters[f"{who}_loss"]) / steps if steps else None
+
+
+def _score(state: SearchState, who: str) -> float | None:
+    confusion = state.meters.get(f"{who}_confusion")
+    return None if confusion is None else state.problem.task.score(confusion)
 
 
 def _moved(state: SearchState) -> float:

@@ -19,6 +19,7 @@ from oche.genotype import Genotype
 from oche.plan import Plan
 from oche.run import Run
 from oche.state import Listener, nobody
+from oche.tasks import named
 from oche.train import Training, evaluate, retrain
 
 Search = Callable[[Plan, Run], Genotype]
@@ -40,12 +41,12 @@ def picked(plan: Plan, run: Run, search: Search, listener: Listener = nobody) ->
 
 
 def best(records: Sequence[Mapping[str, object]]) -> Mapping[str, object]:
-    """The record with the highest validation accuracy, the first of equals.
+    """The record with the highest validation score (accuracy unless it says which `metric`), the first of equals.
 
     >>> best([{"seed": 0, "val_accuracy": 0.8, "test_accuracy": 0.9}, {"seed": 1, "val_accuracy": 0.9, "test_accuracy": 0.7}])["seed"]
     1
     """
-    return max(records, key=lambda record: float(str(record["val_accuracy"])))
+    return max(records, key=lambda record: float(str(record[f"val_{record.get('metric', 'accuracy')}"])))
 
 
 def _folder(seed: int) -> str:
@@ -63,14 +64,15 @@ def _seed(plan: Plan, seed: int, run: Run, search: Search) -> dict[str, object]:
     trained = Run(run.file("trained"))
     trained.path.mkdir(exist_ok=True)
     data = plan.data.to(plan.fabric.device)
-    training = Training(plan.space, genotype, data, plan.protocol, asked.seed, plan.fabric, trained)
+    training = Training(plan.space, genotype, data, plan.protocol, asked.seed, plan.fabric, trained, task=plan.task)
     network = retrain(training)
-    val, test = (evaluate(network, images, none(data), plan.fabric).accuracy for images in (data.val, data.test))
+    val, test = (evaluate(network, images, none(data), plan.fabric, plan.task) for images in (data.val, data.test))
     return {
         "kind": "seed",
         "seed": seed,
-        "val_accuracy": val,
-        "test_accuracy": test,
+        "metric": plan.task.metric,
+        **named(val.metrics, "val"),
+        **named(test.metrics, "test"),
         "skips": genotype.skips(),
         "genotype": str(genotype),
     }

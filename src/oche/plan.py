@@ -1,8 +1,8 @@
 """From what a user asked for to what will be run: names, budgets and settings become a method, a space and data.
 
-A setting is `path=value`. Its path begins with a part: `space`, `data`, `train` (the protocol of the comparison and of retraining),
-`probe`, `method` (an option of the method, or any of its fields), or one of the method's own slots: `trainable.classifier=true`; where a
-slot has parts with names, the slot alone takes one of them: `trainable=classifier`.
+A setting is `path=value`. Its path begins with a part: `space`, `data`, `task` (the loss), `train` (the protocol of the comparison
+and of retraining), `probe`, `method` (an option of the method, or any of its fields), or one of the method's own slots:
+`trainable.classifier=true`; where a slot has parts with names, the slot alone takes one of them: `trainable=classifier`.
 The order of precedence is method, then budget, then settings; run.toml keeps what came out.
 """
 
@@ -23,6 +23,7 @@ from lightning_fabric import Fabric
 from oche import config
 from oche.budgets import budget
 from oche.data import Data, load
+from oche.data.facts import pixel_counts
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.method import Method
@@ -31,9 +32,16 @@ from oche.run import Run
 from oche.spaces import SPACES, Space
 from oche.stages import Staged
 from oche.strategies import Searcher, method_of
+from oche.tasks import Classify, Segment, Task, balanced
 from oche.train import PROTOCOLS, Protocol, Training
 from oche.trainable import TRAINABLES
 from oche.watch import Watch, checked
+
+AUTO = "auto"
+SPACE = {"classify": "nb201", "segment": "grid"}
+COMPARING = {"classify": "brief", "segment": "segment_brief"}
+TRAINING = {"classify": "quick", "segment": "segment"}
+"""What "auto" stands for, by what the data can teach: the space, and the protocol of the comparison and of a training."""
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
 PARTS: dict[str, Mapping[str, Any]] = {"trainable": TRAINABLES}
@@ -48,10 +56,10 @@ IMAGENET = 128
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked for, as plain values: the `[request]` table of run.toml. None means the budget's own."""
+    """What was asked for, as plain values: the `[request]` table of run.toml. None means the budget's own, "auto" what fits the data."""
 
     method: str = "rf_darts"
-    space: str = "nb201"
+    space: str = AUTO
     data: str = "digits"
     budget: str = "quick"
     epochs: int | None = None
@@ -63,7 +71,7 @@ class Request:
     threads: int | None = None
     compare: int = 3
     compare_seeds: int = 3
-    protocol: str = "brief"
+    protocol: str = AUTO
     settings: Mapping[str, object] = field(default_factory=dict)
     probes: tuple[str, ...] = ()
     seeds: int = 1
@@ -85,6 +93,7 @@ class Plan:
     fabric: Fabric
     source: str
     watch: Watch = Watch()
+    task: Task = Classify()
 
     def table(self) -> dict[str, object]:
         """run.toml: the request, every resolved value, and the versions."""
@@ -99,6 +108,7 @@ class Plan:
             },
             "method": config.describe(self.searcher),
             "space": config.describe(self.space),
+            "task": config.describe(self.task),
             "train": config.describe(self.protocol),
             "watch": config.describe(self.watch),
             "data": _facts(self.data),
@@ -118,6 +128,10 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         data = config.build(load, {"source": request.data, "seed": request.seed, **parts.pop("data", {})}, "data")
     elif parts.pop("data", None):
         raise UserError("Settings of `data` do not apply to data that is already loaded; set them when loading it.")
+    space_name = SPACE[data.task] if request.space == AUTO else request.space
+    protocol_name = COMPARING[data.task] if request.protocol == AUTO else request.protocol
+    request = replace(request, space=space_name, protocol=protocol_name)
+    task = task_for(data, parts.pop("task", {}))
     options = _options(request.method, parts.get("method", {}))
     searcher = searcher_named(request.method, options)
     if request.space not in SPACES:
@@ -148,6 +162,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         protocol = config.restore(protocol, _table(recorded, "train"), "run.toml: train")
         if "watch" in recorded:
             watch = config.restore(watch, _table(recorded, "watch"), "run.toml: watch")
+        task = _recorded_task(task, recorded)
         for name, value in _table(recorded, "resolved").items():
             if name in ("epochs", "batch"):
                 chosen = config.override(chosen, name, value, "run.toml: resolved")
@@ -164,7 +179,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
             "`--compare 0` goes without."
         )
     request = replace(request, threads=threads_for(request.threads, data))
-    return Plan(request, searcher, space, data, protocol, epochs, batch, fabric, chosen.source, watch)
+    return Plan(request, searcher, space, data, protocol, epochs, batch, fabric, chosen.source, watch, task)
 
 
 def _check_seeds(request: Request) -> None:
@@ -188,7 +203,7 @@ class TrainRequest:
     genotype: str
     space: str | None = None
     data: str | None = None
-    protocol: str = "quick"
+    protocol: str = AUTO
     epochs: int | None = None
     batch: int | None = None
     seed: int = 0
@@ -212,14 +227,16 @@ def resolve_training(
     parts = _by_part(request.settings)
     if foreign := [*parts.get("slot", {}), *parts.get("method", {}), *parts.get("probe", {})]:
         wrong = sorted(foreign)[0]
-        raise unknown("training setting", wrong, ["space.FIELD", "data.FIELD", "train.FIELD"])
+        raise unknown("training setting", wrong, ["space.FIELD", "data.FIELD", "task.FIELD", "train.FIELD"])
     fabric = fabric_for(request.device, request.devices, request.precision)
     if data is None:
         data = config.build(
             load, {"source": request.data or "digits", "seed": request.seed, **parts.get("data", {})}, "data"
         )
     changes = {key: value for key, value in (("epochs", request.epochs), ("batch", request.batch)) if value is not None}
-    protocol = named_protocol(request.protocol, {**changes, **parts.get("train", {})})
+    chosen = TRAINING[data.task] if request.protocol == AUTO else request.protocol
+    protocol = named_protocol(chosen, {**changes, **parts.get("train", {})})
+    task = task_for(data, parts.get("task", {}))
     if request.space is None or request.space not in SPACES:
         raise unknown("space", str(request.space), SPACES)
     own = {f.name for f in fields(SPACES[request.space])}
@@ -229,13 +246,14 @@ def resolve_training(
     if recorded is not None:
         space = config.restore(space, _table(recorded, "space"), "run.toml: space")
         protocol = config.restore(protocol, _table(recorded, "train"), "run.toml: train")
+        task = _recorded_task(task, recorded)
     genotype = Genotype.parse(request.genotype, request.space)
     space.check(genotype)
     if protocol.batch < 2 or protocol.epochs < 1:
         raise UserError(
             f"A training needs at least one epoch and batches of two images; given epochs={protocol.epochs}, batch={protocol.batch}."
         )
-    return Training(space, genotype, data.to(fabric.device), protocol, request.seed, fabric)
+    return Training(space, genotype, data.to(fabric.device), protocol, request.seed, fabric, task=task)
 
 
 def training_table(request: TrainRequest, training: Training) -> dict[str, object]:
@@ -243,6 +261,7 @@ def training_table(request: TrainRequest, training: Training) -> dict[str, objec
     return {
         "training": {name: "none" if value is None else value for name, value in asdict(request).items()},
         "space": config.describe(training.space),
+        "task": config.describe(training.task),
         "train": config.describe(training.protocol),
         "data": _facts(training.data),
         "versions": _versions(),
@@ -309,6 +328,30 @@ def named_protocol(name: str, settings: Mapping[str, object]) -> Protocol:
     return protocol
 
 
+def task_for(data: Data, settings: Mapping[str, object]) -> Task:
+    """What the data teaches, its loss changed by settings: the fields of `Segment`, or `balanced`, which measures class weights.
+
+    Raises UserError.
+    """
+    task: Task = Classify() if data.ignore is None else Segment(data.ignore)
+    fields_set = {path: value for path, value in settings.items() if path != "balanced"}
+    if "balanced" in settings and data.ignore is None:
+        raise UserError("task.balanced weighs the classes of mask pixels; images with a class each have none.")
+    if settings.get("balanced") is True:
+        if "class_weights" in settings:
+            raise UserError("task.balanced measures the class weights; leave task.class_weights out, or balanced.")
+        weights = balanced(pixel_counts(data.train, len(data.classes)))
+        fields_set["class_weights"] = [round(weight, 6) for weight in weights]
+    for path, value in fields_set.items():
+        task = config.override(task, path, value, "task")
+    return task
+
+
+def _recorded_task(task: Task, recorded: Mapping[str, object]) -> Task:
+    """The task of a run.toml; one from before there were tasks means the default."""
+    return config.restore(task, _table(recorded, "task"), "run.toml: task") if "task" in recorded else task
+
+
 def threads_for(asked: int | None, data: Data) -> int:
     """How many threads torch's CPU operations use: as asked, else one for images up to 16x16, where more only wait for each other.
 
@@ -368,7 +411,7 @@ def _by_part(settings: Mapping[str, object]) -> dict[str, dict[str, object]]:
     parts: dict[str, dict[str, object]] = {}
     for path, value in settings.items():
         part, dot, rest = path.partition(".")
-        if part in ("space", "data", "train", "method", "probe") and dot:
+        if part in ("space", "data", "task", "train", "method", "probe") and dot:
             parts.setdefault(part, {})[rest] = value
         else:
             parts.setdefault("slot", {})[path] = value
@@ -409,7 +452,7 @@ def _changed(method: Method, settings: Mapping[str, Mapping[str, object]], name:
             raise unknown(
                 "part",
                 path.split(".")[0],
-                [*sorted(known - {"name", "papers"}), "space", "data", "train", "method", "probe"],
+                [*sorted(known - {"name", "papers"}), "space", "data", "task", "train", "method", "probe"],
             )
         try:
             method = config.override(method, path, value, name)
@@ -433,6 +476,10 @@ def _usual(method: Method, space: str) -> dict[str, object]:
 
 
 def _space(name: str, data: Data, settings: Mapping[str, object]) -> Space:
+    if SPACES[name].task != data.task:
+        fits = [other for other, space in SPACES.items() if space.task == data.task]
+        teaches = "masks" if data.ignore is not None else "one class an image"
+        raise UserError(f"{data.name} has {teaches}, which the space {name} is not for; choose `--space {fits[0]}`.")
     bound = SPACES[name](inputs=data.channels, outputs=len(data.classes), size=data.size)
     known = {f.name for f in fields(bound)} - {"name", "inputs", "outputs", "size"}
     for path, value in settings.items():

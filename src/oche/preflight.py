@@ -18,6 +18,9 @@ from oche.loop import StepBatches, begin, bilevel, steps, streams
 from oche.method import Method
 from oche.state import Problem, SearchState, quiet
 
+LARGE = 64 * 64
+"""Pixels above which fewer images are measured, so that measuring itself fits into memory."""
+
 LONG = 2.0
 """Seconds: a first step that takes longer is believed, a shorter one is measured again, warm."""
 
@@ -63,12 +66,14 @@ def estimate(problem: Problem, method: Method) -> Estimate:
 def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
     """Peak memory of a step: what the two losses keep for their backward passes, a fifth more for what passes through, and the weights.
 
-    Counted on batches of 8 and 16 and extended to the batch; first order keeps one loss at a time, unrolling about three. Of cells that
-    are recomputed one is kept at a time; the first ones are the largest, so twice the mean is reckoned.
+    Counted on batches of 8 and 16, of large images on 2 and 4, and extended to the batch; first order keeps one loss at a time,
+    unrolling about three. Of cells that are recomputed one is kept at a time; the first ones are the largest, so twice the mean is
+    reckoned.
     """
-    small, large = (_kept_bytes(state, problem, method, batch) for batch in (8, 16))
-    per_image = (large - small) / 8
-    kept = max(0.0, small + per_image * (problem.batch - 8))
+    few = 8 if problem.data.size[0] * problem.data.size[1] <= LARGE else 2
+    small, large = (_kept_bytes(state, problem, method, batch) for batch in (few, 2 * few))
+    per_image = (large - small) / few
+    kept = max(0.0, small + per_image * (problem.batch - few))
     weights = sum(p.numel() * p.element_size() for p in state.supernet.parameters())
     passes = 1 if isinstance(method.arch_gradient, FirstOrder) else 3
     share = min(1.0, 2 / len(state.supernet.body.cells)) if problem.recompute else 1.0

@@ -138,15 +138,16 @@ def kendall_tau(
 
 @torch.no_grad()
 def supernet_accuracy(state: SearchState, problem: Problem, weights: OpWeights, images: ImageSet) -> float:
-    """The supernet's share of right answers with these op weights, batch by batch, by batch statistics."""
+    """The task's score (accuracy, mean IoU) of the supernet with these op weights, batch by batch, by batch statistics."""
     like = next(iter(state.alpha.values()))
     placed = {cell: w.to(like) for cell, w in weights.items()}
-    draw, hits, seen = state.draw("eval"), 0.0, 0
-    for batch in _plain(state, problem, images):
-        if len(batch.targets) > 1:  # batch statistics of one image are no statistics
-            hits += float(problem.task.hits(_outputs(state, problem, None, placed, batch, draw), batch.targets))
-            seen += problem.task.answers(batch.targets)
-    return hits / max(seen, 1)
+    draw = state.draw("eval")
+    counts = [
+        problem.task.confusion(_outputs(state, problem, None, placed, batch, draw), batch.targets)
+        for batch in _plain(state, problem, images)
+        if len(batch.targets) > 1  # batch statistics of one image are no statistics
+    ]
+    return problem.task.score(sum(counts[1:], counts[0])) if counts else 0.0
 
 
 def one_hot(space: Space, genotype: Genotype) -> OpWeights:
@@ -204,8 +205,5 @@ def _weights(supernet: nn.Module) -> Params:
 @torch.no_grad()
 def _network_accuracy(network: nn.Module, task: Task, shown: Iterable[Batch]) -> float:
     network.eval()
-    hits, seen = 0.0, 0
-    for batch in shown:
-        hits += float(task.hits(network(batch.images), batch.targets))
-        seen += task.answers(batch.targets)
-    return hits / max(seen, 1)
+    counts = [task.confusion(network(batch.images), batch.targets) for batch in shown]
+    return task.score(sum(counts[1:], counts[0])) if counts else 0.0

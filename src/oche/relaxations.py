@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -50,16 +51,21 @@ class Softmax(Relaxation):
 
 @dataclass(frozen=True)
 class Sigmoid(Relaxation):
-    """w_eo = 1 / (1 + exp(-a_eo)): each candidate by itself, none competes with another (FairDARTS, eq. 3); a starts at `scale` N(0, 1)."""
+    """w_eo = 1 / (1 + exp(-a_eo)): each candidate by itself, none competes with another (FairDARTS, eq. 3); a starts at `scale` N(0, 1).
+
+    `normalised` divides by their sum on the edge (SSR).
+    """
 
     scale: float = 0.0
+    normalised: bool = False
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:
         return {f"{group.name}/alpha": self.scale * torch.randn(len(group.edges), group.width, generator=rng)}
 
     def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
         logits = alpha[f"{group.name}/alpha"]
-        return logits.sigmoid() * draw.alive(group).to(logits)
+        w = logits.sigmoid() * draw.alive(group).to(logits)
+        return w / w.sum(-1, keepdim=True).clamp_min(torch.finfo(w.dtype).tiny) if self.normalised else w
 
     def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
         return self(alpha, group, draw)
@@ -123,6 +129,84 @@ def _strangers(group: Group, device: torch.device) -> Tensor:
     """(E, E) bool: pairs of edges into different nodes. Sent to the device once, for a step must not wait for copies."""
     targets = torch.tensor([target for _, target in group.edges])
     return (targets[:, None] != targets[None, :]).to(device)
+
+
+class Gate(Protocol):
+    """`gate(beta, group)` -> (E,) how open each edge is, from its one number; only the rows of edges with `connect` are looked at."""
+
+    def __call__(self, beta: Tensor, group: Group) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class SigmoidGate:
+    """b_e = 1 / (1 + exp(-beta_e)), each edge by itself; 0.5 at the start."""
+
+    def __call__(self, beta: Tensor, group: Group) -> Tensor:
+        return beta.sigmoid()
+
+
+@dataclass(frozen=True)
+class ReluTanhGate:
+    """b_e = max(0, tanh(beta_e + bias)), which can close altogether (Dynamic Routing, with its bias of 1.5: 0.9 at the start)."""
+
+    bias: float = 1.5
+
+    def __call__(self, beta: Tensor, group: Group) -> Tensor:
+        return (beta + self.bias).tanh().relu()
+
+
+@dataclass(frozen=True)
+class SoftmaxGate:
+    """b_e = softmax of beta over the gates that leave e's source, times their number over the greatest number (Auto-DeepLab).
+
+    That factor, 2/3 at the border of a grid, keeps the mean of the gates the same everywhere.
+    """
+
+    def __call__(self, beta: Tensor, group: Group) -> Tensor:
+        gates = torch.tensor(gated(group), device=beta.device)
+        sources = torch.tensor([source for source, _ in group.edges], device=beta.device)
+        together = (sources[:, None] == sources) & gates & gates[:, None]
+        many = together.sum(-1)
+        share = beta.masked_fill(~together, float("-inf")).masked_fill(~gates[:, None], 0.0).softmax(-1).diagonal()
+        return share * many / many.max().clamp_min(1)
+
+
+@dataclass(frozen=True)
+class Gated(Relaxation):
+    """`inner` for the operations, and on each edge whose candidates are `none` and `connect` a gate b: (1 - b, b).
+
+    The gate's one parameter an edge, beta, starts at `scale` N(0, 1). Groups without such edges are the inner relaxation's.
+    """
+
+    inner: Relaxation = field(default_factory=Softmax)
+    gate: Gate = field(default_factory=SigmoidGate)
+    scale: float = 1e-3
+
+    def init(self, group: Group, rng: torch.Generator) -> Alpha:
+        fresh = self.inner.init(group, rng)
+        if any(gated(group)):
+            fresh[f"{group.name}/beta"] = self.scale * torch.randn(len(group.edges), generator=rng)
+        return fresh
+
+    def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        return self._with_gates(self.inner(alpha, group, draw), alpha, group, draw)
+
+    def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        return self._with_gates(self.inner.strength(alpha, group, draw), alpha, group, draw)
+
+    def _with_gates(self, w: Tensor, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        gates = torch.tensor(gated(group), device=w.device)
+        if not gates.any():
+            return w
+        b = self.gate(alpha[f"{group.name}/beta"], group)
+        opened = torch.tensor([[o < len(ops) and ops[o] == "connect" for o in range(group.width)] for ops in group.ops])
+        rows = torch.where(opened.to(w.device), b[:, None], 1 - b[:, None]) * draw.alive(group).to(w)
+        return torch.where(gates[:, None], rows, w)
+
+
+def gated(group: Group) -> list[bool]:
+    """Which edges of a group are gates."""
+    return ["connect" in ops for ops in group.ops]
 
 
 def one_hot_of(p: Tensor) -> Tensor:

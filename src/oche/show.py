@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from oche.genotype import Genotype
 from oche.run import Run
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from oche.train import Training
 
 console = Console(highlight=False)
+
+TITLES = {"accuracy": "accuracy", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+"""A metric's name in a log -> in words."""
 
 
 class Show:
@@ -86,7 +90,7 @@ class Show:
 
         protocol = training.protocol
         rows = data_rows(training.data)
-        rows += [("genotype", str(training.genotype))]
+        rows += [("genotype", _brief(str(training.genotype)))]
         rows += [("network", f"{cost(training.space, training.genotype)}")]
         rows += [("", note) for note in training.space.notes() if protocol.auxiliary]
         rows += [("images", for_training(training.data, protocol.cutout).describe())]
@@ -145,7 +149,7 @@ class Show:
         for record in seeds:
             mark = "picked " if record is best(seeds) else ""
             console.print(f"{mark}{_seed_line(record)}", markup=False, soft_wrap=True)
-        console.print(f"\nfound  {found.genotype}", markup=False, soft_wrap=True)
+        console.print(f"\nfound  {_brief(str(found.genotype))}", markup=False, soft_wrap=True)
         console.print(draw_text(found.genotype), markup=False)
         if found.comparison:
             console.print(_comparison(found))
@@ -158,18 +162,20 @@ class Show:
 
     def trained(self, trained: Trained) -> None:
         path = trained.run.path
-        console.print(f"\ntest accuracy {trained.test.accuracy:.2%}, loss {trained.test.loss:.4f}")
+        metrics = ", ".join(f"test {TITLES[name]} {value:.2%}" for name, value in trained.test.metrics.items())
+        console.print(f"\n{metrics}, loss {trained.test.loss:.4f}")
         console.print(f"Everything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
         console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche eval {path}", soft_wrap=True)
 
 
 def _epoch_line(r: Mapping[str, Any]) -> str:
     skips = "+".join(str(n) for n in r["skips"].values())
-    alpha = "held    " if r["arch_loss"] is None else f"{r['arch_loss']:.3f} {r['arch_accuracy']:4.0%}"
+    metric = _metric(r, "weight_")
+    alpha = "held    " if r["arch_loss"] is None else f"{r['arch_loss']:.3f} {r['arch_' + metric]:4.0%}"
     mark = "*" if r["changed"] else " "
     return (
-        f"{r['epoch']:3d} {r['phase']:7s} w {r['weight_loss']:.3f} {r['weight_accuracy']:4.0%}  alpha {alpha}  "
-        f"entropy {r['entropy']:.3f}  skips {skips} {mark}{r['genotype']}"
+        f"{r['epoch']:3d} {r['phase']:7s} w {r['weight_loss']:.3f} {r['weight_' + metric]:4.0%}  alpha {alpha}  "
+        f"entropy {r['entropy']:.3f}  skips {skips} {mark}{_brief(r['genotype'])}"
         + (f"\n    WARNING  {r['warning']}" if "warning" in r else "")
     )
 
@@ -177,20 +183,35 @@ def _epoch_line(r: Mapping[str, Any]) -> str:
 def _seed_line(r: Mapping[str, Any]) -> str:
     skips = "+".join(str(n) for n in r["skips"].values())
     return (
-        f"seed {r['seed']}: {r['val_accuracy']:.2%} on validation images, {r['test_accuracy']:.2%} on test images, "
-        f"skips {skips}  {r['genotype']}"
+        f"seed {r['seed']}: {_said(r, 'val_', 2)} on validation images, {_said(r, 'test_', 2)} on test images, "
+        f"skips {skips}  {_brief(r['genotype'])}"
     )
+
+
+def _brief(genotype: str) -> str:
+    """A genotype that has no published form, in a few words."""
+    return Genotype.from_json(genotype).summary() if genotype.startswith("{") else genotype
+
+
+def _metric(record: Mapping[str, Any], prefix: str) -> str:
+    """Which metric counts in a record: the task's first."""
+    return next(name for name in ("miou", "accuracy") if prefix + name in record)
+
+
+def _said(record: Mapping[str, Any], prefix: str, digits: int = 1) -> str:
+    name = _metric(record, prefix)
+    return f"{record[prefix + name]:.{digits}%}" + (f" {TITLES[name]}" if name != "accuracy" else "")
 
 
 _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "epoch": _epoch_line,
     "supernet": lambda r: (
-        f"supernet: {r['val_accuracy']:.1%} on validation images; alpha moved by {r['alpha_moved']:.3f} (rms)"
+        f"supernet: {_said(r, 'val_')} on validation images; alpha moved by {r['alpha_moved']:.3f} (rms)"
     ),
     "seed": lambda r: _seed_line(r),
-    "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {r['test_accuracy']:.2%} on test images",
+    "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images",
     "train_epoch": lambda r: (
-        f"{r['epoch']:3d} train {r['loss']:.3f} {r['accuracy']:4.0%}  validation {r['val_loss']:.3f} {r['val_accuracy']:.1%}"
+        f"{r['epoch']:3d} train {r['loss']:.3f} {r[_metric(r, '')]:4.0%}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
     ),
 }
 
@@ -203,7 +224,10 @@ def _comparison(found: Found) -> Table:
 
     assert found.comparison
     table = Table(
-        title="\ntest accuracy, mean over seeds [95 % interval]", title_justify="left", box=None, pad_edge=False
+        title=f"\ntest {TITLES[found.comparison.metric]}, mean over seeds [95 % interval]",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
     )
     for name in ("cell", "mean", "interval", "each seed"):
         table.add_column(name, justify="left")

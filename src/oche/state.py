@@ -15,7 +15,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params, Still
-from oche.data import Augment, Data, ImageSet
+from oche.data import Augmentation, Data, ImageSet
 from oche.errors import UserError
 from oche.relaxations import Relaxation
 from oche.run import Run
@@ -41,7 +41,7 @@ class Problem:
     space: Space
     data: Data
     task: Task
-    augment: Augment
+    augment: Augmentation
     epochs: int
     batch: int
     seed: int = 0
@@ -123,7 +123,7 @@ class SearchState:
     def task_loss(
         self, weights: OpWeights, batch: Batch, draw: Draw, theta: Params | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(task loss, right answers) of the supernet under these op weights; `theta` replaces its weights, None leaves them."""
+        """(task loss, confusion matrix) of the supernet under these op weights; `theta` replaces its weights, None leaves them."""
         images = batch.images.to(next(self.supernet.parameters()).dtype)
         with self.problem.fabric.autocast():
             if theta is None:
@@ -133,7 +133,7 @@ class SearchState:
                     self.supernet, theta, (images, weights, draw), tie_weights=False
                 )
         outputs, task = outputs.to(images.dtype), self.problem.task
-        return task.loss(outputs, batch.targets), task.hits(outputs.detach(), batch.targets)
+        return task.loss(outputs, batch.targets), task.confusion(outputs.detach(), batch.targets)
 
     def at(self, epochs: int) -> SearchState:
         """This state with alpha as it stood after so many epochs, for selections and probes that look back."""

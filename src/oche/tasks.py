@@ -1,33 +1,202 @@
-"""What is being learned: the loss, the score, and how wide the head must be."""
+"""What is being learned: the loss, and the score, read from one confusion matrix over all that was looked at."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oche.errors import UserError
+
 
 class Task(Protocol):
-    """`loss` is averaged over the batch; `hits` counts right answers, `answers` all that count."""
+    """A loss (a mean over the batch) and a score.
+
+    `confusion` (classes, classes) int64 counts the answers, true class by row: it adds up over batches and processes. `metrics` reads
+    numbers in [0, 1] from the sum, `score` the one named `metric` among them.
+    """
+
+    name: ClassVar[str]
+    metric: ClassVar[str]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
-    def hits(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
-    def answers(self, targets: Tensor) -> int: ...
+    def confusion(self, outputs: Tensor, targets: Tensor) -> Tensor: ...
+    def score(self, confusion: Tensor) -> float: ...
+    def metrics(self, confusion: Tensor) -> dict[str, float]: ...
+    def smoothed(self, label_smoothing: float) -> Task: ...
 
 
 @dataclass(frozen=True)
 class Classify:
     """One class an image: cross-entropy on outputs (B, classes) and targets (B,), optionally with label smoothing."""
 
+    name: ClassVar[str] = "classify"
+    metric: ClassVar[str] = "accuracy"
     label_smoothing: float = 0.0
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
 
-    def hits(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        return (outputs.argmax(1) == targets).sum()
+    def confusion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return confusion_matrix(outputs, targets)
 
-    def answers(self, targets: Tensor) -> int:
-        return len(targets)
+    def score(self, confusion: Tensor) -> float:
+        return accuracy(confusion)
+
+    def metrics(self, confusion: Tensor) -> dict[str, float]:
+        return {self.metric: self.score(confusion)}
+
+    def smoothed(self, label_smoothing: float) -> Classify:
+        return replace(self, label_smoothing=label_smoothing)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One class a pixel: outputs (B, classes, H, W), targets (B, H, W); pixels of the label `ignore` count nowhere.
+
+    loss = cross_entropy CE + dice Dice + lovasz Lovasz, each over all valid pixels of the batch, 0 where there are none.
+
+    - CE: sum of w_t l / sum of w_t, with w_t the `class_weights` entry of the pixel's class (empty: 1).
+    - `ohem`: CE over the pixels whose own class has a probability of at most max(`ohem`, that of the pixel at the share `ohem_least`
+      of the hardest), 0.7 and 1/16 in FasterSeg; None takes all.
+    - Dice: 1 - mean over classes present of 2 sum(p y) / (sum p + sum y) (kornia); Lovasz: the Lovasz-softmax of the Jaccard loss over
+      the classes present (kornia; Berman et al., CVPR 2018).
+
+    The score is the mean IoU over classes, from one confusion matrix over all images.
+    """
+
+    name: ClassVar[str] = "segment"
+    metric: ClassVar[str] = "miou"
+    ignore: int = 255
+    cross_entropy: float = 1.0
+    class_weights: tuple[float, ...] = ()
+    ohem: float | None = None
+    ohem_least: float = 1 / 16
+    dice: float = 0.0
+    lovasz: float = 0.0
+    label_smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        parts = (self.cross_entropy, self.dice, self.lovasz)
+        if min(parts) < 0 or max(parts) == 0:
+            raise UserError(
+                f"A segmentation loss needs weights of at least 0, one of them above; given cross_entropy={self.cross_entropy}, "
+                f"dice={self.dice}, lovasz={self.lovasz}."
+            )
+        if (self.ohem is not None and not 0 < self.ohem <= 1) or not 0 < self.ohem_least <= 1:
+            raise UserError(
+                f"OHEM takes a probability and a share in (0, 1]; given ohem={self.ohem}, ohem_least={self.ohem_least}."
+            )
+        if self.class_weights and not min(self.class_weights) >= 0 < max(self.class_weights):
+            raise UserError(f"Class weights must be at least 0, one of them above; given {self.class_weights}.")
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        if self.class_weights and len(self.class_weights) != outputs.shape[1]:
+            raise UserError(f"There are {len(self.class_weights)} class weights for {outputs.shape[1]} classes.")
+        valid = targets != self.ignore
+        terms = []
+        if self.cross_entropy:
+            terms.append(self.cross_entropy * self._cross_entropy(outputs, targets, valid))
+        if self.dice or self.lovasz:
+            terms.append(self._regions(outputs, targets, valid))
+        return sum(terms[1:], terms[0])
+
+    def confusion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return confusion_matrix(outputs, targets, self.ignore)
+
+    def score(self, confusion: Tensor) -> float:
+        return mean_iou(confusion)
+
+    def metrics(self, confusion: Tensor) -> dict[str, float]:
+        return {self.metric: self.score(confusion), "pixel_accuracy": accuracy(confusion)}
+
+    def smoothed(self, label_smoothing: float) -> Segment:
+        return replace(self, label_smoothing=label_smoothing)
+
+    def _cross_entropy(self, outputs: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+        weight = outputs.new_tensor(self.class_weights) if self.class_weights else None
+        losses = F.cross_entropy(
+            outputs, targets, weight, ignore_index=self.ignore, reduction="none", label_smoothing=self.label_smoothing
+        )
+        kept = valid if self.ohem is None else self._hard(outputs.detach(), targets, valid)
+        shares = kept.to(losses) if weight is None else weight[targets.where(valid, 0)] * kept
+        return (losses * kept).sum() / shares.sum().clamp_min(torch.finfo(losses.dtype).tiny)
+
+    def _hard(self, outputs: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+        """(B, H, W) bool: the valid pixels that OHEM keeps, found without waiting for the device."""
+        own = (-F.cross_entropy(outputs, targets, ignore_index=self.ignore, reduction="none")).exp()
+        ranked = own.masked_fill(~valid, torch.inf).flatten().sort().values
+        least = (valid.sum() * self.ohem_least).ceil().long().clamp_min(1)
+        assert self.ohem is not None
+        return valid & (own <= ranked[least - 1].clamp_min(self.ohem))
+
+    def _regions(self, outputs: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
+        """Dice and Lovasz on the valid pixels as one image, (1, classes, N, 1), so that neither an ignored pixel nor a batch's cut counts.
+
+        The weights make both means run over the classes present: kornia's Dice divides by their sum, its Lovasz by all classes.
+        """
+        from kornia.losses import dice_loss, lovasz_softmax_loss  # here, for it takes a second to import
+
+        if not bool(valid.any()):
+            return outputs.sum() * 0
+        classes = outputs.shape[1]
+        pixels = outputs.permute(0, 2, 3, 1)[valid].T[None, :, :, None]
+        labels = targets[valid][None, :, None]
+        present = (torch.bincount(labels.flatten(), minlength=classes) > 0).to(outputs)
+        total = outputs.new_zeros(())
+        if self.dice:
+            total = total + self.dice * dice_loss(pixels, labels, average="macro", weight=present)
+        if self.lovasz:
+            total = total + self.lovasz * lovasz_softmax_loss(pixels, labels, present * (classes / present.sum()))
+        return total
+
+
+# ------------------------------------------------------------------ what a confusion matrix tells
+
+
+def confusion_matrix(outputs: Tensor, targets: Tensor, ignore: int | None = None) -> Tensor:
+    """(classes, classes) int64: how often class i (row) was taken for j. Outputs (B, classes, ...), targets (B, ...).
+
+    Equal to torchmetrics' multiclass_confusion_matrix, which waits for the device where labels are ignored.
+    """
+    classes = outputs.shape[1]
+    pairs = targets.long() * classes + outputs.argmax(1)
+    if ignore is not None:
+        pairs = torch.where(targets == ignore, classes * classes, pairs)  # one bin more than there are pairs
+    counts = pairs.new_zeros(classes * classes + 1).scatter_add_(0, pairs.flatten(), torch.ones_like(pairs.flatten()))
+    return counts[:-1].view(classes, classes)
+
+
+def accuracy(confusion: Tensor) -> float:
+    """The share of right answers, 0 where nothing was asked."""
+    return float(confusion.diagonal().sum() / confusion.sum().clamp_min(1))
+
+
+def class_iou(confusion: Tensor) -> Tensor:
+    """(classes,) float64: right / (true + taken for it - right); NaN for a class that is neither there nor predicted."""
+    right = confusion.diagonal().double()
+    return right / (confusion.sum(0) + confusion.sum(1) - right)
+
+
+def mean_iou(confusion: Tensor) -> float:
+    """The mean of `class_iou` over the classes that are there or predicted, so a class only predicted counts as 0; 0 of nothing."""
+    iou = class_iou(confusion)
+    return float(iou.nanmean().nan_to_num(0.0))
+
+
+def balanced(counts: Tensor) -> tuple[float, ...]:
+    """Class weights from pixel counts (classes,): the median of the counts over each, 0 for a class without pixels.
+
+    Median-frequency balancing (Eigen & Fergus, ICCV 2015) with frequencies over all images, not over those with the class.
+    """
+    there = counts[counts > 0].double()
+    return tuple((there.median() / counts.double()).nan_to_num(posinf=0.0).tolist()) if len(there) else ()
+
+
+def named(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
+    """Metrics as a log record has them: `accuracy` -> `val_accuracy`."""
+    return {f"{prefix}_{name}": value for name, value in metrics.items()}

@@ -16,11 +16,10 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
-from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from oche.base import Draw, counted
 from oche.bilevel import average
-from oche.data import Augment, Data, ImageSet, Stream, batches, for_training, none
+from oche.data import Augmentation, Data, ImageSet, Stream, batches, for_training, none
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.optim import SGD, set_rate
@@ -28,7 +27,10 @@ from oche.run import Run
 from oche.schedule import Cosine, Geometric, LinearTail, Schedule
 from oche.spaces import Network, Space
 from oche.state import Listener, damaged, nobody
-from oche.tasks import Classify
+from oche.tasks import Classify, Task, accuracy, class_iou, named
+
+PIXELS = 2**22
+"""In one batch of an evaluation, at most."""
 
 LAST, BEST = "checkpoints/last.safetensors", "checkpoints/best.safetensors"
 
@@ -38,7 +40,7 @@ class Protocol:
     """How a network is trained from scratch.
 
     `auxiliary` weighs the auxiliary head's loss, `drop_path` is that probability at the end of a linear ramp, `cutout` a side at 32
-    pixels. `keep` says which weights are the result: the last epoch's, or those of the best validation accuracy.
+    pixels. `keep` says which weights are the result: the last epoch's, or those of the best validation score.
     `cells`, `channels` and `stem_multiplier` set the network's size (None: as searched). `compile` has torch.compile make one program of
     forward and backward: minutes before the first step (and again where drop path sets in), faster ones after it. `source` says where
     the settings are from.
@@ -69,6 +71,9 @@ PROTOCOLS: dict[str, Protocol] = {
     "quick": Protocol(30, 64, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
     "brief": Protocol(12, 64, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
     "smoke": Protocol(2, 32, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
+    "segment": Protocol(60, 8, Cosine(0.05), SGD(weight_decay=5e-4), auxiliary=0.0, keep="best"),
+    "segment_brief": Protocol(12, 8, Cosine(0.05), SGD(weight_decay=5e-4), auxiliary=0.0),
+    "segment_smoke": Protocol(2, 4, Cosine(0.05), SGD(weight_decay=5e-4), auxiliary=0.0),
     "darts_cifar": _CIFAR,
     "pcdarts_cifar": replace(_CIFAR, drop_path=0.3, source="yuhuixu1993/PC-DARTS, CIFAR-10"),
     "robust_small": replace(_CIFAR, cells=8, channels=16, source="automl/RobustDARTS, S1-S4 at 8 cells of 16 channels"),
@@ -113,11 +118,29 @@ PROTOCOLS: dict[str, Protocol] = {
 
 @dataclass(frozen=True)
 class Score:
-    """Of a network on images: `accuracy` in [0, 1], mean `loss`, and `confusion` (classes, classes), true class by row."""
+    """Of a network on images: the task's `metrics` in [0, 1], mean `loss`, and `confusion` (classes, classes), true class by row.
 
-    accuracy: float
+    `value` is the metric that counts: accuracy, or mean IoU.
+    """
+
+    metric: str
+    metrics: Mapping[str, float]
     loss: float
     confusion: tuple[tuple[int, ...], ...]
+
+    @property
+    def value(self) -> float:
+        return self.metrics[self.metric]
+
+    @property
+    def accuracy(self) -> float:
+        """Right answers over all: of images, or of pixels."""
+        return accuracy(torch.tensor(self.confusion))
+
+    @property
+    def iou(self) -> tuple[float, ...]:
+        """Intersection over union of each class; NaN for one that is neither there nor predicted."""
+        return tuple(class_iou(torch.tensor(self.confusion)).tolist())
 
 
 @dataclass(frozen=True)
@@ -132,6 +155,7 @@ class Training:
     fabric: Fabric = field(default_factory=lambda: Fabric(accelerator="cpu", devices=1))
     run: Run | None = None
     listener: Listener = nobody
+    task: Task = Classify()
 
 
 Trunk = Callable[[torch.Tensor, Draw | None, Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor | None]]
@@ -164,21 +188,21 @@ def retrain(training: Training) -> Network:
     while state.epoch < protocol.epochs:
         started = time.perf_counter()
         set_rate(state.optimizer, protocol.lr(state.epoch / protocol.epochs))
-        loss, accuracy = train_epoch(state, training, stream)
-        score = evaluate(state.network, training.data.val, none(training.data), training.fabric)
+        loss, value = train_epoch(state, training, stream)
+        score = evaluate(state.network, training.data.val, none(training.data), training.fabric, training.task)
         record: dict[str, object] = {
             "kind": "train_epoch",
             "epoch": state.epoch,
             "loss": loss,
-            "accuracy": accuracy,
+            training.task.metric: value,
             "val_loss": score.loss,
-            "val_accuracy": score.accuracy,
+            **named(score.metrics, "val"),
             "lr": float(state.optimizer.param_groups[0]["lr"]),
             "seconds": time.perf_counter() - started,
         }
         state.epoch += 1
-        if score.accuracy > state.best:
-            state.best, state.best_weights = score.accuracy, _weights(state.network)
+        if score.value > state.best:
+            state.best, state.best_weights = score.value, _weights(state.network)
         if run and training.fabric.is_global_zero:
             run.log(record)
             state.lines = run.lines()
@@ -203,11 +227,12 @@ def begin(training: Training) -> TrainState:
 
 
 def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[float, float]:
-    """One pass over the training images: (mean loss without the auxiliary head's, accuracy)."""
+    """One pass over the training images: (mean loss without the auxiliary head's, the task's score)."""
     protocol, fabric = training.protocol, training.fabric
-    task, network = Classify(protocol.label_smoothing), state.network.train()
+    task, network = training.task.smoothed(protocol.label_smoothing), state.network.train()
     ramp = protocol.drop_path * state.epoch / protocol.epochs
-    sums = torch.zeros(3, device=fabric.device, dtype=torch.float64)
+    sums = torch.zeros(2, device=fabric.device, dtype=torch.float64)
+    confusion = torch.zeros(1, 1, device=fabric.device, dtype=torch.int64)
     for i in range(state.epoch * stream.steps_per_epoch, (state.epoch + 1) * stream.steps_per_epoch):
         batch, draw = stream.at(i), Draw(training.seed, i, "train")
         with fabric.autocast():
@@ -223,27 +248,39 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
             nn.utils.clip_grad_norm_(used, protocol.clip)
         state.optimizer.step()
         seen = len(batch.targets)
-        main, hits = main.detach(), task.hits(outputs.detach(), batch.targets)
-        sums += torch.stack([main * seen, hits, torch.full_like(main, seen)]).to(sums)
-    total, right, count = sums.tolist()
-    return total / count, right / count
+        main = main.detach()
+        sums += torch.stack([main * seen, torch.full_like(main, seen)]).to(sums)
+        confusion = confusion + task.confusion(outputs.detach(), batch.targets)
+    total, count = sums.tolist()
+    return total / count, task.score(confusion)
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, images: ImageSet, augment: Augment, fabric: Fabric, batch: int = 256) -> Score:
-    """Scores a network in eval mode; `augment` normalises (`data.none`). The network's mode is left as it was."""
+def evaluate(
+    network: nn.Module,
+    images: ImageSet,
+    augment: Augmentation,
+    fabric: Fabric,
+    task: Task = Classify(),
+    batch: int = 256,
+) -> Score:
+    """Scores a network in eval mode; `augment` normalises (`data.none`). The network's mode is left as it was.
+
+    The loss is the batches' mean, weighted by their images. Large images come in smaller batches, of at most `PIXELS` pixels.
+    """
+    height, width = images.take(torch.zeros(1, dtype=torch.int64))[0].shape[1:3]
+    batch = max(1, min(batch, PIXELS // (height * width)))
     was_training = network.training
     network.eval()
-    task, outputs, targets = Classify(), [], []
+    loss, confusion = 0.0, torch.zeros(1, 1, device=fabric.device, dtype=torch.int64)
     for part in batches(images, batch, augment, fabric.device):
         with fabric.autocast():
-            outputs.append(network(part.images).float())
-        targets.append(part.targets)
+            outputs = network(part.images).float()
+        loss += float(task.loss(outputs, part.targets)) * len(part.targets)
+        confusion = confusion + task.confusion(outputs, part.targets)
     network.train(was_training)
-    logits, truth = torch.cat(outputs), torch.cat(targets)
-    confusion = multiclass_confusion_matrix(logits, truth, num_classes=logits.shape[1])
     rows = tuple(tuple(int(n) for n in row) for row in confusion.tolist())
-    return Score(float(task.hits(logits, truth)) / len(truth), float(task.loss(logits, truth)), rows)
+    return Score(task.metric, task.metrics(confusion), loss / len(images), rows)
 
 
 # ------------------------------------------------------------------ checkpoints

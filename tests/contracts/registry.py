@@ -5,7 +5,7 @@ from __future__ import annotations
 from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.edges import AuxiliarySkip, DropPath, EdgeFactory, PartialChannels, SampledOps, SkipDropout, WeightedSum
 from oche.methods.drnas import Dirichlet
-from oche.relaxations import EdgeNormalised, GumbelSoftmax, Relaxation, Sigmoid, Softmax
+from oche.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax
 from oche.schedule import Constant
 from oche.selection import PerEdgeArgmax, Selection, TopK
 from oche.trainable import AllWeights, BatchNormOnly, Trainable
@@ -14,6 +14,7 @@ RELAXATIONS: tuple[Relaxation, ...] = (
     Softmax(),
     EdgeNormalised(),
     Sigmoid(),
+    Gated(),
     GumbelSoftmax(Constant(1.0)),
     GumbelSoftmax(Constant(1.0), hard=True),
     Dirichlet(),
@@ -46,5 +47,6 @@ SMALL: dict[str, dict[str, int]] = {
     "darts": {"channels": 4, "cells": 3, "nodes": 2},
     **{name: {"channels": 4, "cells": 3, "nodes": 1} for name in ("s2", "s3", "s4")},
     "s1": {"channels": 4, "cells": 2},
+    "grid": {"channels": 4, "layers": 2, "levels": 2},
 }
 """Each space in a size for tests."""

@@ -227,7 +227,7 @@ def test_every_space_is_searched_from_python(space: str, method: str, tmp_path: 
 
 
 def test_every_space_is_in_the_list_above() -> None:
-    assert set(SPACES) == {"toy", *SIZES}
+    assert set(SPACES) == {"toy", "grid", *SIZES}  # the grid: test_masks.py
 
 
 @pytest.mark.parametrize("method", ["darts", "darts_2nd", "rf_darts_2nd", "pcdarts", "rf_pcdarts", "random_sampling"])

@@ -83,7 +83,7 @@ def test_the_accuracy_without_an_operation_is_that_of_zeroed_weights() -> None:
     from oche.data import batches, none
 
     hits = sum(
-        float(state.task_loss(weights, batch, state.draw("eval"))[1])
+        float(state.task_loss(weights, batch, state.draw("eval"))[1].trace())
         for batch in batches(state.arch_images, 12, none(problem.data))
     )
     assert pt.accuracy(state, mask, group, [(0, 1)]) == pytest.approx(hits / len(state.arch_images))

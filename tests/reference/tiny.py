@@ -7,7 +7,7 @@ import torch
 from oche.data import Augment, Data, ImageSet
 from oche.spaces import SPACES, Space
 from oche.state import Problem
-from oche.tasks import Classify
+from oche.tasks import Classify, Segment
 
 
 def tiny_data(count: int = 24, size: tuple[int, int] = (8, 8), channels: int = 2, classes: int = 3) -> Data:
@@ -24,6 +24,24 @@ def tiny_data(count: int = 24, size: tuple[int, int] = (8, 8), channels: int = 2
     )
 
 
+def tiny_masks(count: int = 24, size: tuple[int, int] = (8, 8), channels: int = 2, classes: int = 3) -> Data:
+    """As `tiny_data`, with a mask for each image: stripes that the first channel shows, and an ignored first row."""
+    rng = torch.Generator().manual_seed(8)
+
+    def part() -> ImageSet:
+        masks = (torch.arange(size[1]) * classes // size[1] + torch.arange(count)[:, None, None]) % classes
+        masks = masks.expand(count, *size).clone()
+        images = torch.rand(count, *size, channels, generator=rng)
+        images[..., 0] = (images[..., 0] + 2 * masks) / (2 * classes)
+        masks[:, 0] = 255
+        return ImageSet.of(images, masks.to(torch.uint8))
+
+    names = tuple(map(str, range(classes)))
+    return Data(
+        "stripes", part(), part(), part(), names, channels, size, (0.5,) * channels, (0.3,) * channels, ignore=255
+    )
+
+
 def tiny_space(name: str, data: Data, **settings: object) -> Space:
     """The space of that name, bound to the data."""
     return SPACES[name](inputs=data.channels, outputs=len(data.classes), size=data.size, **settings)  # type: ignore[arg-type]
@@ -33,6 +51,8 @@ def tiny_problem(
     space: str = "toy", *, epochs: int = 1, batch: int = 4, seed: int = 3, count: int = 24, **settings: object
 ) -> Problem:
     """A problem on tiny_data: 3 steps an epoch at the defaults."""
-    data = tiny_data(count)
+    dense = SPACES[space].task == "segment"
+    data = tiny_masks(count) if dense else tiny_data(count)
     plain = Augment(data.mean, data.std)
-    return Problem(tiny_space(space, data, **settings), data, Classify(), plain, epochs, batch, seed)
+    task = Segment() if dense else Classify()
+    return Problem(tiny_space(space, data, **settings), data, task, plain, epochs, batch, seed)

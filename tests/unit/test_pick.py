@@ -47,7 +47,7 @@ def test_the_best_on_validation_is_picked_though_test_disagrees(
     )  # validation, test of each seed: the second is best, and worst on test
 
     def score(*_: object) -> Score:
-        return Score(next(scores), 0.0, ())
+        return Score("accuracy", {"accuracy": next(scores)}, 0.0, ())
 
     monkeypatch.setattr("oche.pick.evaluate", score)
     monkeypatch.setattr("oche.pick.retrain", lambda training: None)

@@ -36,9 +36,9 @@ from oche.schedule import Cosine
 from oche.spaces import SPACES
 from oche.strategies import RandomSampling
 from oche.trainable import AllWeights, BatchNormOnly
-from reference.tiny import tiny_data
+from reference.tiny import tiny_data, tiny_masks
 
-SMALL = tiny_data()
+SMALL, MASKS = tiny_data(), tiny_masks()
 
 
 def plan(
@@ -115,7 +115,7 @@ def test_arch_gradients_are_the_methods_own() -> None:
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_every_budget_in_every_space(method: str, space: str, budget: str) -> None:
-    p = plan(method, space, budget)
+    p = plan(method, space, budget, MASKS if space == "grid" else SMALL)
     assert p.epochs >= 1
     assert p.batch >= 2
     assert p.space.name == space

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oche.base import Draw, Group, counted
-from oche.relaxations import EdgeNormalised, Relaxation, Softmax, masked_softmax
+from oche.relaxations import EdgeNormalised, Gated, Relaxation, Sigmoid, Softmax, masked_softmax
 from oche.spaces import SPACES
 from reference.derivation import shares, softmax
 
@@ -20,7 +20,14 @@ UNEVEN = Group(
     "uneven", ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3)), (("a", "b"), ("a",), ("a", "b", "c"), ("c", "b"), ("b",))
 )
 GROUPS["uneven"] = UNEVEN
-RELAXATIONS: list[Relaxation] = [Softmax(), EdgeNormalised(), EdgeNormalised(Softmax(1.0), 1.0)]
+RELAXATIONS: list[Relaxation] = [
+    Softmax(),
+    EdgeNormalised(),
+    EdgeNormalised(Softmax(1.0), 1.0),
+    Sigmoid(1e-3),
+    Sigmoid(1e-3, normalised=True),
+    Gated(),
+]
 seeds = st.integers(0, 2**31)
 
 
@@ -43,6 +50,16 @@ def test_softmax_equals_the_formula(name: str, seed: int) -> None:
     for e, ops in enumerate(group.ops):
         expected = softmax(rows[e][: len(ops)]) + [0.0] * (group.width - len(ops))
         assert w[e].tolist() == pytest.approx(expected, abs=1e-14)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_sigmoid_equals_the_formula(normalised: bool) -> None:
+    alpha = draw_alpha(Sigmoid(), UNEVEN, 3)
+    w = Sigmoid(normalised=normalised)(alpha, UNEVEN, DRAW).detach()
+    for row, got, ops in zip(alpha["uneven/alpha"].tolist(), w.tolist(), UNEVEN.ops, strict=True):
+        p = [1 / (1 + math.exp(-a)) for a in row[: len(ops)]]
+        total = sum(p) if normalised else 1.0
+        assert got == pytest.approx([x / total for x in p] + [0.0] * (3 - len(ops)), abs=1e-14)
 
 
 @given(seed=seeds)

@@ -229,7 +229,7 @@ SMALL: dict[str, dict[str, int]] = {
     "darts": {"channels": 4, "cells": 3, "nodes": 2},
     **{name: {"channels": 4, "cells": 3, "nodes": 1} for name in ("s2", "s3", "s4")},
     "s1": {"channels": 4, "cells": 2},
-}
+}  # the grid has its own file
 
 
 @pytest.mark.parametrize("name", SMALL)

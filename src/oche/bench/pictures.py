@@ -23,6 +23,7 @@ PROBES = {  # key of the number -> (title, unit)
     "parameter_free": ("Share of operations without weights, of the cell chosen after each epoch", "%"),
     "entropy": ("Entropy of the operation weights", "0 decided, 1 undecided"),
     "weight_accuracy": ("Accuracy of the supernet on the images its weights see", "%"),
+    "weight_miou": ("Mean IoU of the supernet on the images its weights see", "%"),
     "eigenvalue": ("Largest Hessian eigenvalue of the validation loss in alpha", ""),
     "discretisation_gap": ("Supernet less derived network, un-retrained", "%"),
     "kendall_tau": ("Kendall's tau between supernet and table", ""),

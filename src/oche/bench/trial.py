@@ -19,7 +19,15 @@ from oche.run import Run
 from oche.strategies import find
 from oche.train import Training, evaluate, retrain
 
-NUMBERS = ("entropy", "parameter_free", "weight_accuracy", "eigenvalue", "discretisation_gap", "kendall_tau")
+NUMBERS = (
+    "entropy",
+    "parameter_free",
+    "weight_accuracy",
+    "weight_miou",
+    "eigenvalue",
+    "discretisation_gap",
+    "kendall_tau",
+)
 """What is kept of each epoch's record, beside skips and the cell."""
 
 
@@ -54,9 +62,9 @@ def run_trial(trial: Trial, folder: Path) -> Outcome:
     records = run.records()
     epochs = [r for r in records if r.get("kind") == "epoch"]
     supernet = [r for r in records if r.get("kind") == "supernet"][-1:]
-    measured = {**trained, **({SUPERNET: 100 * _number(supernet[0], "val_accuracy")} if supernet else {})}
+    measured = {**trained, **({SUPERNET: 100 * _number(supernet[0], f"val_{plan.task.metric}")} if supernet else {})}
     if epochs:
-        measured[SUPERNET_TRAIN] = 100 * _number(epochs[-1], "weight_accuracy")
+        measured[SUPERNET_TRAIN] = 100 * _number(epochs[-1], f"weight_{plan.task.metric}")
     price = cost(training.space if training else plan.space, genotype)
     return Outcome(
         str(genotype),
@@ -108,9 +116,9 @@ def _searched(plan: Plan, run: Run) -> tuple[Genotype, float]:
 
 
 def _trained(plan: Plan, run: Run, genotype: Genotype) -> tuple[dict[str, float], Training]:
-    """Validation and test accuracy in percent of the cell's network, trained from scratch in a folder of its own."""
+    """Validation and test score (accuracy, mean IoU) in percent of the cell's network, trained from scratch in a folder of its own."""
     asked = plan.request
-    settings = {path: value for path, value in asked.settings.items() if path.startswith("train.")}
+    settings = {path: value for path, value in asked.settings.items() if path.startswith(("train.", "task."))}
     request = TrainRequest(
         genotype.to_json(),
         genotype.space,
@@ -128,8 +136,8 @@ def _trained(plan: Plan, run: Run, genotype: Genotype) -> tuple[dict[str, float]
     own.write(Run.CONFIG, config.dumps(training_table(request, training)).encode())
     network, plain = retrain(training), none(training.data)
     parts = {TRAINED_VAL: training.data.val, TRAINED_TEST: training.data.test}
-    scores = {name: evaluate(network, images, plain, training.fabric) for name, images in parts.items()}
-    return {name: 100 * score.accuracy for name, score in scores.items()}, training
+    scores = {name: evaluate(network, images, plain, training.fabric, training.task) for name, images in parts.items()}
+    return {name: 100 * score.value for name, score in scores.items()}, training
 
 
 # ------------------------------------------------------------------ helpers

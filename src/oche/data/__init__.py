@@ -6,13 +6,16 @@
     batch = stream.at(0)
 
 What a data set is (`images`), how any pixels get one form (`pixels`), how a source is read (`readers`, with `arrays`,
-`folders`, `torchsets`), how it is completed (`parts`) and what is worth knowing about it (`facts`), who sees which
-images (`splits`) and what it is told of them (`targets`), how images are varied (`augment`), in which order they come (`stream`).
+`folders`, `masksets` with `masks`, `torchsets`), how it is completed (`parts`) and what is worth knowing about it (`facts`), who sees which
+images (`splits`) and what it is told of them (`targets`), how images are varied (`augment`, `augment_masks`, `recipes`), in which order
+they come (`stream`).
 """
 
-from oche.data.augment import Augment, for_search, for_training, none
+from oche.data.augment import Augment, Augmentation
+from oche.data.augment_masks import AugmentMasks
 from oche.data.images import ArraySource, Data, ImageSet, LazySource, Source
 from oche.data.readers import SETS, load
+from oche.data.recipes import for_search, for_training, none
 from oche.data.splits import Fractions, Split, Whole, halves
 from oche.data.stream import Stream, batches
 from oche.data.targets import RandomTargets, Targets, TrueTargets
@@ -21,6 +24,8 @@ __all__ = [
     "SETS",
     "ArraySource",
     "Augment",
+    "AugmentMasks",
+    "Augmentation",
     "Data",
     "Fractions",
     "ImageSet",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from oche.data.parts import ALIASES, Parts, from_arrays
+from oche.data.pixels import Size
 from oche.errors import UserError
 
 Pair = tuple[NDArray[np.generic], NDArray[np.generic]]
@@ -21,7 +22,7 @@ WHOLE_KEYS = (("x", "y"), ("images", "labels"))
 PART_KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 
 
-def read_digits(size: int | None, channels: int | None) -> Parts:
+def read_digits(size: Size | None, channels: int | None) -> Parts:
     """The 1,797 grey digits of 8x8 pixels inside scikit-learn, their values 0..16 mapped to 0..255."""
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
@@ -30,7 +31,7 @@ def read_digits(size: int | None, channels: int | None) -> Parts:
     return from_arrays("digits", arrays, size=size, channels=channels, classes=classes, flip=False)
 
 
-def read_npz(path: Path, size: int | None, channels: int | None) -> Parts:
+def read_npz(path: Path, size: Size | None, channels: int | None) -> Parts:
     """An archive of x and y (or images and labels), or x_train and y_train and perhaps x_val, y_val, x_test, y_test.
 
     The key `classes` may hold the names. The layout of MedMNIST (train_images, train_labels, ...) is read as well.
@@ -53,7 +54,7 @@ def has_idx(root: Path) -> bool:
     return bool(list(root.glob("train-images-idx3-ubyte*")))
 
 
-def read_idx(root: Path, size: int | None, channels: int | None) -> Parts:
+def read_idx(root: Path, size: Size | None, channels: int | None) -> Parts:
     """train-images-idx3-ubyte, train-labels-idx1-ubyte and, if there, t10k-..., each perhaps with .gz behind.
 
     Raises:

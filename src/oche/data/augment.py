@@ -8,19 +8,25 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oche.base import sent
-from oche.data.images import Data
+from oche.base import Batch, sent
 
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
-LARGE = 128
 NO_JITTER = (0.0, 0.0, 0.0, 0.0)
-IMAGENET_JITTER = (0.4, 0.4, 0.4, 0.2)
+
+
+class Augmentation(Protocol):
+    """How images become a batch: `batch` varies them, `normalise` does not."""
+
+    def batch(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Batch: ...
+    def normalise(self, images: Tensor) -> Tensor: ...
+    def describe(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -64,22 +70,22 @@ class Augment:
         elif self.pad or self.flip:
             images = _windows(images, self.pad, noise[1:3], flipped)
         if any(self.jitter):
-            images = _jittered(images, self.jitter, noise[5:9])
+            images = jittered(images, self.jitter, noise[5:9])
         pixels = images.flatten(2).to(torch.float32, copy=True)
-        rows = self._rows(pixels, images)
+        rows = _rows(pixels, images, self.mean, self.std)
         if self.cutout:
             _cut(rows, images.shape, self.cutout, noise[9:11], scratch=pixels)
         return _channels_last(rows, images.shape)
 
+    def batch(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Batch:
+        """The images varied, their targets as they are. Raises ValueError for masks, unless pixels stay in their places."""
+        if targets.ndim > 1 and (self.pad or self.flip or self.resized_crop):
+            raise ValueError("masks would not lie on their images any more; AugmentMasks moves both")
+        return Batch(self(images, generator), targets.long())
+
     def normalise(self, images: Tensor) -> Tensor:
         """(pixel - mean) / std: (B, H, W, C) -> (B, C, H, W) float32, channels last; enough for evaluation."""
-        return _channels_last(self._rows(images.flatten(2).float(), images), images.shape)
-
-    def _rows(self, pixels: Tensor, images: Tensor) -> Tensor:
-        """Normalised rows (B, H, W C) of the images' pixels: an inner loop of that length is ten times as fast as one of C."""
-        unit = 255.0 if images.dtype == torch.uint8 else 1.0
-        scale, shift = _affine(self.mean, self.std, unit, images.shape[2], images.device)
-        return torch.addcmul(shift, pixels, scale)
+        return normalised(images, self.mean, self.std)
 
     def describe(self) -> str:
         """What is done, in a few words.
@@ -96,32 +102,6 @@ class Augment:
             f"cutout {self.cutout}": self.cutout,
         }
         return ", ".join(step for step, done in steps.items() if done)
-
-
-def for_search(data: Data) -> Augment:
-    """The search protocol of DARTS: crop padded by 4 at 32 pixels, in proportion at other sizes; flip; no cutout."""
-    return Augment(data.mean, data.std, pad=_scaled(4, data), flip=data.flip)
-
-
-def for_training(data: Data, cutout: int = 16) -> Augment:
-    """The retraining protocol of DARTS.
-
-    Below 128 pixels as in the search, with cutout, whose side shrinks in proportion below 32 pixels. From 128 pixels on
-    the ImageNet protocol: resized crop, flip, jitter of 0.4 0.4 0.4 0.2, and no cutout.
-    """
-    if data.size[0] >= LARGE:
-        return Augment(data.mean, data.std, flip=data.flip, resized_crop=True, jitter=IMAGENET_JITTER)
-    side = cutout if data.size[0] >= 32 else round(cutout * data.size[0] / 32)
-    return Augment(data.mean, data.std, pad=_scaled(4, data), flip=data.flip, cutout=side)
-
-
-def none(data: Data) -> Augment:
-    """Normalisation only."""
-    return Augment(data.mean, data.std)
-
-
-def _scaled(pixels: int, data: Data) -> int:
-    return max(1, round(pixels * data.size[0] / 32))
 
 
 @lru_cache(maxsize=32)
@@ -169,7 +149,7 @@ def _resized_windows(images: Tensor, noise: Tensor, flipped: Tensor) -> Tensor:
     return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False).permute(0, 2, 3, 1)
 
 
-def _jittered(images: Tensor, jitter: tuple[float, float, float, float], noise: Tensor) -> Tensor:
+def jittered(images: Tensor, jitter: tuple[float, float, float, float], noise: Tensor) -> Tensor:
     """(B, H, W, C) -> the same in float32, [0, 1]; kornia's functions follow Pillow's definitions."""
     from kornia import enhance  # here, for it takes a second to import and only ImageNet's protocol needs it
 
@@ -201,6 +181,18 @@ def _cut(rows: Tensor, shape: torch.Size, side: int, noise: Tensor, scratch: Ten
 def _channels_last(rows: Tensor, shape: torch.Size) -> Tensor:
     """(B, H, W C) -> (B, C, H, W), channels last in memory."""
     return rows.view(shape).permute(0, 3, 1, 2).contiguous(memory_format=torch.channels_last)
+
+
+def normalised(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """(pixel - mean) / std: (B, H, W, C) -> (B, C, H, W) float32, channels last."""
+    return _channels_last(_rows(images.flatten(2).float(), images, mean, std), images.shape)
+
+
+def _rows(pixels: Tensor, images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Normalised rows (B, H, W C) of the images' pixels: an inner loop of that length is ten times as fast as one of C."""
+    unit = 255.0 if images.dtype == torch.uint8 else 1.0
+    scale, shift = _affine(mean, std, unit, images.shape[2], images.device)
+    return torch.addcmul(shift, pixels, scale)
 
 
 def _unit(images: Tensor) -> Tensor:

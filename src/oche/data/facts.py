@@ -13,8 +13,10 @@ from oche.base import counted
 from oche.data.images import ArraySource, ImageSet
 
 CHUNK = 1024
+PIXELS = CHUNK * 64 * 64
 SAMPLE = 2048
 IMBALANCE = 1.5
+RARE = 0.01
 
 
 def mean_and_std(train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
@@ -46,6 +48,28 @@ def imbalance(train: ImageSet, classes: Sequence[str]) -> tuple[str, ...]:
     return (f"Classes are unbalanced in train: {extremes}.",)
 
 
+def pixel_counts(part: ImageSet, classes: int) -> Tensor:
+    """(classes,) int64: how many mask pixels have each class; of images that are decoded on demand, in a fixed sample of 2,048."""
+    positions = torch.arange(len(part))
+    if not isinstance(part.source, ArraySource) and len(part) > SAMPLE:
+        positions = torch.randperm(len(part), generator=counted(len(part), "pixel counts"))[:SAMPLE].sort().values
+    counts = torch.zeros(classes, dtype=torch.int64)
+    for _, masks in _both(part, positions):
+        labels = masks.flatten().cpu()
+        counts += torch.bincount(labels[labels < classes], minlength=classes)
+    return counts
+
+
+def rare(train: ImageSet, classes: Sequence[str]) -> tuple[str, ...]:
+    """Notes about mask classes with no pixel in train, and with less than 1 % of them."""
+    counts = pixel_counts(train, len(classes))
+    shares = counts.double() / counts.sum().clamp_min(1)
+    absent = [repr(name) for name, count in zip(classes, counts.tolist(), strict=True) if count == 0]
+    few = [f"{name!r} {s:.1%}" for name, s in zip(classes, shares.tolist(), strict=True) if 0 < s < RARE]
+    notes = (f"No train pixel has the class {', '.join(absent)}.",) if absent else ()
+    return notes + ((f"Rare classes, in share of the train pixels: {', '.join(few)}.",) if few else ())
+
+
 def leaks(parts: Mapping[str, ImageSet]) -> tuple[str, ...]:
     """A note for each two parts that share identical pixels; only parts that are in memory are compared."""
     held = {name: part for name, part in parts.items() if isinstance(part.source, ArraySource)}
@@ -59,9 +83,17 @@ def leaks(parts: Mapping[str, ImageSet]) -> tuple[str, ...]:
 
 
 def _chunks(part: ImageSet, positions: Tensor | None = None) -> Iterator[Tensor]:
+    for images, _ in _both(part, positions):
+        yield images
+
+
+def _both(part: ImageSet, positions: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images and targets, at most `CHUNK` at a time, and fewer of more than 64 x 64 pixels."""
     positions = torch.arange(len(part)) if positions is None else positions
-    for start in range(0, len(positions), CHUNK):
-        yield part.take(positions[start : start + CHUNK])[0]
+    height, width = part.take(positions[:1])[0].shape[1:3]
+    step = max(1, min(CHUNK, PIXELS // (height * width)))
+    for start in range(0, len(positions), step):
+        yield part.take(positions[start : start + step])
 
 
 def _digest(image: Tensor) -> bytes:

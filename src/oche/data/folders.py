@@ -14,7 +14,7 @@ from torch import Tensor
 
 from oche.data.images import ArraySource, ImageSet, LazySource, in_parallel
 from oche.data.parts import ALIASES, Parts
-from oche.data.pixels import common_size, resized, with_channels
+from oche.data.pixels import Size, common_size, extent, resized, with_channels
 from oche.errors import UserError
 
 SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
@@ -41,7 +41,7 @@ class Listing:
         return in_parallel(self.shape, range(len(self.labels)), self.workers)
 
 
-def read_folder(root: Path, size: int | None, channels: int | None) -> Parts:
+def read_folder(root: Path, size: Size | None, channels: int | None) -> Parts:
     """Images below `root`; classes are named by their folders and numbered in the order of the sorted names.
 
     Folders train, val (or valid, validation) and test are parts; otherwise every folder is a class. Below a class
@@ -69,7 +69,7 @@ def file_listing(files: list[tuple[Path, int]]) -> Listing:
 
 
 def gather(
-    listings: Mapping[str, Listing], name: str, size: int | None, channels: int | None
+    listings: Mapping[str, Listing], name: str, size: Size | None, channels: int | None
 ) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
     """Part -> its images, all of one size and number of channels; and notes about what was changed.
 
@@ -78,19 +78,19 @@ def gather(
     """
     notes: tuple[str, ...] = ()
     if size is None or channels is None:
-        shapes = [shape for one in listings.values() for shape in one.shapes()]
-        extent, notes = common_size([(height, width) for height, width, _ in shapes], size)
+        shapes = [found for one in listings.values() for found in one.shapes()]
+        shape, notes = common_size([(height, width) for height, width, _ in shapes], size)
         if channels is None:
             kinds = {depth for _, _, depth in shapes}
             channels = kinds.pop() if len(kinds) == 1 else 3
             notes += ("Grey and colour images are mixed; grey ones were repeated into 3 channels.",) if kinds else ()
     else:
-        extent, _ = common_size([(size, size)], size)
+        shape, _ = common_size([extent(size)], size)
     count = sum(len(one.labels) for one in listings.values())
-    lazy = count * extent[0] * extent[1] * channels > MEMORY_LIMIT
+    lazy = count * shape[0] * shape[1] * channels > MEMORY_LIMIT
     if lazy:
         notes += ("The decoded images exceed 4 GiB, so they are decoded on demand and not searched for duplicates.",)
-    return {part: _image_set(one, extent, channels, name, lazy) for part, one in listings.items()}, notes
+    return {part: _image_set(one, shape, channels, name, lazy) for part, one in listings.items()}, notes
 
 
 def read_image(path: Path) -> Tensor:

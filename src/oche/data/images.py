@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,21 +20,21 @@ Item = TypeVar("Item")
 
 
 class Source(Protocol):
-    """Images by number, all of one size."""
+    """Images, or masks, by number, all of one size."""
 
     def take(self, indices: Tensor) -> Tensor:
-        """(B,) int64 -> (B, H, W, C): uint8, or float32 in [0, 1]."""
+        """(B,) int64 -> (B, H, W, C): uint8, or float32 in [0, 1]; of masks (B, H, W) uint8."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class ArraySource:
-    """All images in one tensor (N, H, W, C), uint8 or float32 in [0, 1], in memory or on the accelerator."""
+    """All images in one tensor (N, H, W, C), uint8 or float32 in [0, 1], in memory or on the accelerator; masks are (N, H, W)."""
 
     images: Tensor
 
     def take(self, indices: Tensor) -> Tensor:
-        """(B, H, W, C) on the device of the tensor."""
+        """(B, ...) on the device of the tensor."""
         return self.images.index_select(0, indices.to(self.images.device))
 
 
@@ -42,7 +42,7 @@ class ArraySource:
 class LazySource:
     """Images decoded when asked for, by `workers` threads: for what does not fit in memory.
 
-    `decode` maps a number to (H, W, C), of the common size; it must be safe to call from several threads, or
+    `decode` maps a number to (H, W, C), or of a mask (H, W), of the common size; it must be safe to call from several threads, or
     `workers` must be 1.
     """
 
@@ -56,9 +56,11 @@ class LazySource:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """One part of a data set: a view of some of the images of a source, with their class numbers.
+    """One part of a data set: a view of some of the images of a source, with their class numbers or their masks.
 
     `targets` (N,) int64 are the classes of the N images of this part, `index` (N,) int64 their numbers in the source.
+    Where there are `masks` (class numbers by pixel, by the same numbers), they are what is learned and the N targets are 0.
+    `groups` (N,) int64 tells which images belong together: of one city, or one film.
 
     >>> part = ImageSet.of(torch.zeros(4, 8, 8, 1, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
     >>> len(part), part.subset(torch.tensor([1, 3])).targets
@@ -68,24 +70,32 @@ class ImageSet:
     source: Source
     targets: Tensor
     index: Tensor
+    masks: Source | None = None
+    groups: Tensor | None = None
 
     @classmethod
-    def of(cls, images: Tensor, targets: Tensor) -> ImageSet:
-        """All of `images` (N, H, W, C), uint8 or float32 in [0, 1], with `targets` (N,)."""
-        return cls(ArraySource(images), targets.long(), torch.arange(len(targets), device=targets.device))
+    def of(cls, images: Tensor, targets: Tensor, groups: Tensor | None = None) -> ImageSet:
+        """All of `images` (N, H, W, C), uint8 or float32 in [0, 1], with `targets` (N,), or (N, H, W) uint8 for masks."""
+        numbers = torch.arange(len(targets), device=targets.device)
+        if targets.ndim == 3:
+            return cls(ArraySource(images), torch.zeros_like(numbers), numbers, ArraySource(targets), groups)
+        return cls(ArraySource(images), targets.long(), numbers, None, groups)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (B,) in this part -> images (B, H, W, C), targets (B,)."""
-        images = self.source.take(self.index[positions.to(self.index.device)])
-        return images, self.targets[sent(positions, self.targets.device)]
+        """Positions (B,) in this part -> images (B, H, W, C), targets (B,), or (B, H, W) uint8 where there are masks."""
+        numbers = self.index[positions.to(self.index.device)]
+        images = self.source.take(numbers)
+        return images, self.masks.take(numbers) if self.masks else self.targets[sent(positions, self.targets.device)]
 
     def subset(self, positions: Tensor) -> ImageSet:
         """The images at these positions (M,), still a view of the same source."""
         positions = positions.to(self.targets.device)
-        return replace(self, targets=self.targets[positions], index=self.index[positions.to(self.index.device)])
+        groups = None if self.groups is None else self.groups[positions.to(self.groups.device)]
+        index = self.index[positions.to(self.index.device)]
+        return replace(self, targets=self.targets[positions], index=index, groups=groups)
 
     def to(self, device: torch.device | str) -> ImageSet:
         """This part with its pixels on `device`; only its own images are copied, and nothing if they are there already.
@@ -95,7 +105,8 @@ class ImageSet:
         targets = self.targets.to(device)
         if not isinstance(self.source, ArraySource) or self.source.images.device == targets.device:
             return replace(self, targets=targets)
-        return ImageSet.of(self.source.take(self.index).to(device), targets)
+        masks = self.masks.take(self.index).to(device) if self.masks else targets
+        return ImageSet.of(self.source.take(self.index).to(device), masks, self.groups)
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +117,7 @@ class Data:
         size: (H, W) of every image.
         mean, std: of the channels of `train`, pixels in [0, 1].
         flip: whether an image keeps its class when mirrored left to right (digits do not).
+        ignore: the label of mask pixels that count nowhere; None where images have classes instead of masks.
         notes: sentences about how it was read, and what to beware of, for the table printed before a run.
     """
 
@@ -120,6 +132,12 @@ class Data:
     std: tuple[float, ...]
     flip: bool = True
     notes: tuple[str, ...] = ()
+    ignore: int | None = None
+
+    @property
+    def task(self) -> Literal["classify", "segment"]:
+        """What can be learned from it: one class an image, or one a pixel."""
+        return "classify" if self.ignore is None else "segment"
 
     def to(self, device: torch.device | str) -> Data:
         """The same data with the pixels of all three parts on `device`; see `ImageSet.to`.

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oche.data.facts import CHUNK, imbalance, leaks, mean_and_std
+from oche.data.facts import CHUNK, imbalance, leaks, mean_and_std, rare
 from oche.data.images import Data, ImageSet
-from oche.data.pixels import channels_last, common_size, resized, scaled, with_channels
+from oche.data.pixels import Size, channels_last, common_size, resized, scaled, with_channels
 from oche.data.splits import stratified
 from oche.errors import UserError
 
@@ -24,7 +24,8 @@ ALIASES = {"train": ("train",), "val": ("val", "valid", "validation"), "test": (
 class Parts:
     """What a reader found: "train" and perhaps "val" and "test", all of one size, before any splitting.
 
-    `classes` is empty when the classes have no names; they are then numbered.
+    `classes` is empty when the classes have no names; they are then numbered. `ignore` is the label of mask pixels that count
+    nowhere, None where images have classes; masks have been checked, and their classes named, by whoever read them.
     """
 
     name: str
@@ -32,13 +33,14 @@ class Parts:
     classes: tuple[str, ...] = ()
     flip: bool = True
     notes: tuple[str, ...] = ()
+    ignore: int | None = None
 
 
 def from_arrays(
     name: str,
     arrays: Mapping[str, tuple[NDArray[np.generic], NDArray[np.generic]]],
     *,
-    size: int | None,
+    size: Size | None,
     channels: int | None,
     classes: tuple[str, ...] = (),
     flip: bool = True,
@@ -87,8 +89,10 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
     """
     classes = parts.classes or tuple(map(str, range(int(parts.sets["train"].targets.max()) + 1)))
     for part, images in parts.sets.items():
-        _check_labels(parts.name, part, images.targets, classes)
-    sets, splitting = _split(parts.sets, seed, val, test, classes)
+        if parts.ignore is None:
+            _check_labels(parts.name, part, images.targets, classes)
+    sets, splitting = _split(parts, seed, val, test, classes)
+    unbalanced = imbalance(sets["train"], classes) if parts.ignore is None else rare(sets["train"], classes)
     mean, std, sampling = mean_and_std(sets["train"])
     height, width, channels = sets["train"].take(torch.zeros(1, dtype=torch.int64))[0].shape[1:]
     return Data(
@@ -102,7 +106,8 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
         mean=mean,
         std=std,
         flip=parts.flip if flip is None else flip,
-        notes=(splitting, *parts.notes, *sampling, *imbalance(sets["train"], classes), *leaks(sets)),
+        notes=(splitting, *parts.notes, *sampling, *unbalanced, *leaks(sets)),
+        ignore=parts.ignore,
     )
 
 
@@ -126,10 +131,9 @@ def _check_labels(name: str, part: str, targets: Tensor, classes: Sequence[str])
         raise UserError(f"{name}: class {missing} ({classes[missing]!r}) has no train image; count classes from 0.")
 
 
-def _split(
-    sets: Mapping[str, ImageSet], seed: int, val: float, test: float, classes: Sequence[str]
-) -> tuple[dict[str, ImageSet], str]:
+def _split(parts: Parts, seed: int, val: float, test: float, classes: Sequence[str]) -> tuple[dict[str, ImageSet], str]:
     """The three parts, and a sentence about where they come from."""
+    sets, how_split = parts.sets, "by class" if parts.ignore is None else "at random"
     missing = {part: share for part, share in (("val", val), ("test", test)) if part not in sets}
     for part, share in missing.items():
         if not 0 < share < 1:
@@ -139,8 +143,9 @@ def _split(
         raise UserError(f"{val=} and {test=} leave no train images; their sum must be below 1.")
     split = dict(sets)
     if missing:
-        positions = stratified(sets["train"].targets, (rest, *missing.values()), seed, "parts", classes)
+        strata = classes if parts.ignore is None else ()
+        positions = stratified(sets["train"].targets, (rest, *missing.values()), seed, "parts", strata)
         split |= {part: sets["train"].subset(p) for part, p in zip(("train", *missing), positions, strict=True)}
     counts = ", ".join(f"{len(split[part])} {part}" for part in ALIASES)
     how = " and ".join(f"{part} ({share:.3g})" for part, share in missing.items())
-    return split, f"{counts}; {how} split off train by class, seed {seed}." if missing else f"{counts}; as given."
+    return split, f"{counts}; {how} split off train {how_split}, seed {seed}." if missing else f"{counts}; as given."

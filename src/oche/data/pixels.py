@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from oche.errors import UserError
 
+Size = int | tuple[int, int]
+"""(H, W) in pixels, or one number for a square."""
+
 CHANNELS = (1, 3, 4)
 SMALLEST = 8
 
@@ -98,21 +101,39 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 
     The crop is the largest that fits, so nothing is stretched; what is lost is the surplus of the longer side.
     """
-    height, width = images.shape[1:3]
-    if (height, width) == size:
+    if images.shape[1:3] == size:
         return images
-    scale = max(size[0] / height, size[1] / width)
-    crop = max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
-    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
-    window = images[:, top : top + crop[0], left : left + crop[1]].permute(0, 3, 1, 2)
+    rows, columns = centre(images.shape[1], images.shape[2], size)
+    window = images[:, rows, columns].permute(0, 3, 1, 2)
     out = F.interpolate(window, size, mode="bilinear", antialias=True, align_corners=False)
     return out.permute(0, 2, 3, 1).contiguous()
 
 
-def common_size(sizes: Sequence[tuple[int, int]], wanted: int | None) -> tuple[tuple[int, int], tuple[str, ...]]:
+def resized_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, H, W) -> (N, *size): the same window as `resized`, each pixel the label at its centre."""
+    if masks.shape[1:] == size:
+        return masks
+    rows, columns = centre(masks.shape[1], masks.shape[2], size)
+    return F.interpolate(masks[:, None, rows, columns], size, mode="nearest-exact")[:, 0]
+
+
+def extent(size: Size) -> tuple[int, int]:
+    """(H, W) of what was asked for."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def centre(height: int, width: int, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of the largest window with the shape of `size` in the middle of an image."""
+    scale = max(size[0] / height, size[1] / width)
+    crop = max(1, round(size[0] / scale)), max(1, round(size[1] / scale))
+    top, left = (height - crop[0]) // 2, (width - crop[1]) // 2
+    return slice(top, top + crop[0]), slice(left, left + crop[1])
+
+
+def common_size(sizes: Sequence[tuple[int, int]], wanted: Size | None) -> tuple[tuple[int, int], tuple[str, ...]]:
     """The (H, W) that images of these sizes are brought to, and a note if some change.
 
-    `wanted` asks for a square. Otherwise it is the size they all have, or else the median height and width, each
+    `wanted` asks for (H, W), or for a square. Otherwise it is the size they all have, or else the median height and width, each
     rounded to a multiple of 8 so that the network can halve it three times.
 
     Raises:
@@ -120,7 +141,7 @@ def common_size(sizes: Sequence[tuple[int, int]], wanted: int | None) -> tuple[t
     """
     different = set(sizes)
     if wanted is not None:
-        size = wanted, wanted
+        size = extent(wanted)
     elif len(different) == 1:
         size = sizes[0]
     else:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from oche.base import Batch, counted, sent
-from oche.data.augment import Augment
+from oche.data.augment import Augmentation
 from oche.data.images import ImageSet
 
 
@@ -39,7 +39,7 @@ class Stream:
     batch: int
     seed: int
     purpose: str
-    augment: Augment
+    augment: Augmentation
     device: torch.device | str = "cpu"
     rank: int = 0
     world: int = 1
@@ -55,10 +55,10 @@ class Stream:
         return -(-len(self.images) // (self.batch * self.world))
 
     def at(self, i: int) -> Batch:
-        """Batch i = 0, 1, 2, ...: images (batch, C, H, W) augmented and normalised, targets (batch,), on `device`."""
+        """Batch i = 0, 1, 2, ...: images (batch, C, H, W) augmented and normalised, targets (batch,) or (batch, H, W), on `device`."""
         images, targets = self.images.take(self.positions(i))
         noise = counted(self.seed, i, self.rank, self.purpose, "augment")
-        return Batch(self.augment(sent(images, self.device), noise), sent(targets, self.device))
+        return self.augment.batch(sent(images, self.device), sent(targets, self.device), noise)
 
     def positions(self, i: int) -> Tensor:
         """(batch,) positions in `images` of batch i, where the images' numbers lie."""
@@ -72,11 +72,11 @@ class Stream:
         return torch.cat(pieces)
 
 
-def batches(images: ImageSet, batch: int, augment: Augment, device: torch.device | str = "cpu") -> Iterator[Batch]:
+def batches(images: ImageSet, batch: int, augment: Augmentation, device: torch.device | str = "cpu") -> Iterator[Batch]:
     """One pass over all images in order, normalised but not augmented; the last batch may be smaller."""
     for start in range(0, len(images), batch):
         pixels, targets = images.take(torch.arange(start, min(start + batch, len(images))))
-        yield Batch(augment.normalise(pixels.to(device)), targets.to(device))
+        yield Batch(augment.normalise(pixels.to(device)), targets.to(device).long())
 
 
 @lru_cache(maxsize=8)

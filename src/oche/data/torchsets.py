@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from oche.data.folders import Listing, file_listing, gather, pixels_of
 from oche.data.parts import Parts, from_arrays
-from oche.data.pixels import channels_last
+from oche.data.pixels import Size, channels_last
 from oche.errors import UserError
 
 Names = tuple[str, ...]
@@ -33,7 +33,7 @@ class _Items(Protocol):
     def __getitem__(self, i: int, /) -> object: ...
 
 
-def read_datasets(datasets: Mapping[str, Dataset[object]], size: int | None, channels: int | None) -> Parts:
+def read_datasets(datasets: Mapping[str, Dataset[object]], size: Size | None, channels: int | None) -> Parts:
     """Map-style datasets of (image, class number), one a part.
 
     An image is a PIL image, or a tensor or array of shape (C, H, W), (H, W, C) or (H, W).
@@ -52,17 +52,17 @@ def read_datasets(datasets: Mapping[str, Dataset[object]], size: int | None, cha
     return Parts(name, sets, classes, notes=notes)
 
 
-def read_cifar10(size: int | None, channels: int | None) -> Parts:
+def read_cifar10(size: Size | None, channels: int | None) -> Parts:
     """torchvision's CIFAR10 below `data_root()`."""
     return _cifar("CIFAR10", size, channels)
 
 
-def read_cifar100(size: int | None, channels: int | None) -> Parts:
+def read_cifar100(size: Size | None, channels: int | None) -> Parts:
     """torchvision's CIFAR100 below `data_root()`."""
     return _cifar("CIFAR100", size, channels)
 
 
-def read_svhn(size: int | None, channels: int | None) -> Parts:
+def read_svhn(size: Size | None, channels: int | None) -> Parts:
     """torchvision's SVHN (cropped digits, without the "extra" part) below `data_root()`."""
     module = _torchvision()
     parts = {part: _made(module, "SVHN", split=part) for part in ("train", "test")}
@@ -70,7 +70,7 @@ def read_svhn(size: int | None, channels: int | None) -> Parts:
     return from_arrays("svhn", arrays, size=size, channels=channels, flip=False)
 
 
-def read_imagenet(size: int | None, channels: int | None) -> Parts:
+def read_imagenet(size: Size | None, channels: int | None) -> Parts:
     """torchvision's ImageNet below `data_root()`, at 224x224 unless asked otherwise; its official val part is test."""
     module = _torchvision()
     found = {part: _made(module, "ImageNet", split=split) for part, split in (("train", "train"), ("test", "val"))}
@@ -84,7 +84,7 @@ def data_root() -> Path:
     return Path(os.environ.get("OCHE_DATA") or "data")
 
 
-def _cifar(name: str, size: int | None, channels: int | None) -> Parts:
+def _cifar(name: str, size: Size | None, channels: int | None) -> Parts:
     module = _torchvision()
     parts = {part: _made(module, name, train=part == "train") for part in ("train", "test")}
     arrays = {part: (np.asarray(found.data), np.asarray(found.targets)) for part, found in parts.items()}
@@ -147,7 +147,7 @@ def _item(items: _Items, i: int) -> tuple[Tensor, int]:
 
 
 def _number_parts(
-    name: str, items: Mapping[str, _Items], size: int | None, channels: int | None, classes: Names
+    name: str, items: Mapping[str, _Items], size: Size | None, channels: int | None, classes: Names
 ) -> Parts:
     """Images that are not bytes: stacked, then brought to one scale as arrays are."""
     arrays = {}

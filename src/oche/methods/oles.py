@@ -73,7 +73,7 @@ class RememberAccuracy(Callback):
 
     def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
         accuracy, _ = score(state, state.problem, state.problem.data.val)
-        record["val_accuracy"] = accuracy
+        record[f"val_{state.problem.task.metric}"] = accuracy
         known = state.memory.get("accuracies", torch.zeros(0, dtype=torch.float64))
         state.memory["accuracies"] = torch.cat([known, torch.tensor([accuracy], dtype=torch.float64)])
 

@@ -48,7 +48,7 @@ class Strips:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Test accuracies in percent: kind of cell -> one point a trained network; and (mean, low, high) where known."""
+    """Test scores in percent: kind of cell -> one point a trained network; and (mean, low, high) where known."""
 
     title: str
     points: Mapping[str, tuple[float, ...]]
@@ -74,6 +74,7 @@ CURVES = {  # figure: (title, unit, kind of record, key -> name of the line)
         "epoch",
         {"weight_accuracy": "weights", "arch_accuracy": "architecture"},
     ),
+    "mious": ("Mean IoU of the supernet", "%", "epoch", {"weight_miou": "weights", "arch_miou": "architecture"}),
     "entropy": ("Entropy of the operation weights", "0 decided, 1 undecided", "epoch", {"entropy": "entropy"}),
     "parameter_free": ("Share of operations without weights", "%", "epoch", {"parameter_free": "chosen cells"}),
     "anytime": (
@@ -92,6 +93,7 @@ CURVES = {  # figure: (title, unit, kind of record, key -> name of the line)
     "tau": ("Kendall's tau between supernet and table", "", "epoch", {"kendall_tau": "tau"}),
     "train_losses": ("Loss", "", "train_epoch", {"loss": "training", "val_loss": "validation"}),
     "train_accuracies": ("Accuracy", "%", "train_epoch", {"accuracy": "training", "val_accuracy": "validation"}),
+    "train_mious": ("Mean IoU", "%", "train_epoch", {"miou": "training", "val_miou": "validation"}),
     "memory": ("Peak memory", "MiB", "epoch", {"memory_mib": "memory"}),
     "speed": ("Speed", "images/s", "epoch", {"images_per_second": "speed"}),
 }
@@ -151,10 +153,10 @@ def _skips(records: Sequence[Record]) -> dict[str, Points]:
 def _comparison(records: Sequence[Record]) -> Comparison | None:
     points: dict[str, tuple[float, ...]] = {}
     for record in records:
-        accuracy = number(record.get("test_accuracy"))
-        if record.get("kind") == "trained" and accuracy is not None:
+        score = number(record.get("test_miou", record.get("test_accuracy")))
+        if record.get("kind") == "trained" and score is not None:
             kind = str(record.get("cell", "found")).partition(" ")[0]
-            points[kind] = (*points.get(kind, ()), 100 * accuracy)
+            points[kind] = (*points.get(kind, ()), 100 * score)
     intervals = {}
     for record in records:
         if record.get("kind") == "comparison":
@@ -163,7 +165,8 @@ def _comparison(records: Sequence[Record]) -> Comparison | None:
                 ends = [number(end) for end in bounds] if isinstance(bounds, list) else []
                 if mean is not None and len(ends) == 2 and ends[0] is not None and ends[1] is not None:
                     intervals[kind] = (100 * mean, 100 * ends[0], 100 * ends[1])
-    return Comparison("Test accuracy, a point for each trained network", points, intervals) if points else None
+    metric = "mIoU" if any("test_miou" in record for record in records) else "accuracy"
+    return Comparison(f"Test {metric}, a point for each trained network", points, intervals) if points else None
 
 
 def _confusion(records: Sequence[Record]) -> Confusion | None:

@@ -41,12 +41,17 @@ EPOCH: Columns = {
     "phase": ("phase", 1, ""),
     "weight_loss": ("loss", 1, ".4f"),
     "weight_accuracy": ("accuracy %", 100, ".2f"),
+    "weight_miou": ("mIoU %", 100, ".2f"),
     "arch_loss": ("arch. loss", 1, ".4f"),
     "arch_accuracy": ("arch. accuracy %", 100, ".2f"),
+    "arch_miou": ("arch. mIoU %", 100, ".2f"),
     "loss": ("loss", 1, ".4f"),
     "accuracy": ("accuracy %", 100, ".2f"),
+    "miou": ("mIoU %", 100, ".2f"),
     "val_loss": ("val. loss", 1, ".4f"),
     "val_accuracy": ("val. accuracy %", 100, ".2f"),
+    "val_miou": ("val. mIoU %", 100, ".2f"),
+    "val_pixel_accuracy": ("val. pixel accuracy %", 100, ".2f"),
     "entropy": ("entropy", 1, ".3f"),
     "skips": ("skips", 1, ""),
     "parameter_free": ("without weights %", 100, ".0f"),
@@ -64,17 +69,22 @@ TRAINED: Columns = {
     "cell": ("cell", 1, ""),
     "seed": ("seed", 1, ""),
     "test_accuracy": ("test accuracy %", 100, ".2f"),
+    "test_miou": ("test mIoU %", 100, ".2f"),
+    "test_pixel_accuracy": ("test pixel accuracy %", 100, ".2f"),
     "parameters": ("parameters", 1, ",.0f"),
     "multiply_adds": ("multiply-adds", 1, ",.0f"),
     "seconds": ("seconds", 1, ".0f"),
     "genotype": ("genotype", 1, ""),
 }
+BY_CLASS: Columns = {"class": ("class", 1, ""), "iou": ("test IoU %", 100, ".2f")}
 
 
 SEED: Columns = {
     "seed": ("seed", 1, "g"),
     "val_accuracy": ("validation accuracy %", 100, ".2f"),
     "test_accuracy": ("test accuracy %", 100, ".2f"),
+    "val_miou": ("validation mIoU %", 100, ".2f"),
+    "test_miou": ("test mIoU %", 100, ".2f"),
     "skips": ("skips", 1, ""),
     "genotype": ("genotype", 1, ""),
 }
@@ -109,6 +119,7 @@ def write(run: Run) -> Path:
         strips=strips,
         seeds=_table(records, "seed", SEED),
         trained=_table(records, "trained", TRAINED),
+        by_class=_table(records, "class", BY_CLASS),
         epochs=[table for kind in ("epoch", "train_epoch") if (table := _table(records, kind, EPOCH))],
         settings=_flat(config),
         files={name: text for name, text in FILES.items() if run.has(name)},
@@ -172,12 +183,16 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         if values:
             facts.append((text.format(factor * values[-1]), what))
 
+    compared = "mIoU" if any(r.get("metric") == "miou" for r in records) else "accuracy"
     add("test", "accuracy", "{:.2f} %", "test accuracy", 100)
+    add("test", "miou", "{:.2f} %", "test mIoU", 100)
+    add("test", "pixel_accuracy", "{:.2f} %", "test pixel accuracy", 100)
     add("test", "loss", "{:.4f}", "test loss")
-    add("comparison", "found_mean", "{:.2f} %", "test accuracy, found cell", 100)
-    add("comparison", "random_mean", "{:.2f} %", "test accuracy, random cells", 100)
+    add("comparison", "found_mean", "{:.2f} %", f"test {compared}, found cell", 100)
+    add("comparison", "random_mean", "{:.2f} %", f"test {compared}, random cells", 100)
     add("comparison", "relative_improvement", "{:+.2f} %", "relative improvement over random", 100)
     add("supernet", "val_accuracy", "{:.2f} %", "supernet, validation accuracy", 100)
+    add("supernet", "val_miou", "{:.2f} %", "supernet, validation mIoU", 100)
     epochs = [r for r in records if r.get("kind") in ("epoch", "train_epoch")]
     seconds = sum(number(r.get("seconds")) or 0.0 for r in epochs)
     memory = max((number(r.get("memory_mib")) or 0.0 for r in epochs), default=0.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from oche.spaces.base import Cell, Network, Space, Supernet, estimate_statistics
 from oche.spaces.darts import DartsSpace
+from oche.spaces.grid import GridSpace
 from oche.spaces.nb201 import NB201Space
 from oche.spaces.robust import S1, S2, S3, S4
 from oche.spaces.toy import ToySpace
@@ -16,12 +17,14 @@ SPACES: dict[str, type[Space]] = {
     "s2": S2,
     "s3": S3,
     "s4": S4,
+    "grid": GridSpace,
 }
 
 __all__ = [
     "SPACES",
     "Cell",
     "DartsSpace",
+    "GridSpace",
     "NB201Space",
     "Network",
     "Space",

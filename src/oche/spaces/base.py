@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -218,7 +218,10 @@ class Space(ABC):
     """A search space bound to its input and output: `inputs` image channels of `size` (H, W) pixels, `outputs` classes.
 
     `without` names candidates that are left out on every edge, where there are any (DARTS without `none`).
+    `task` says what its networks do: "classify" gives outputs (B, classes), "segment" (B, classes, H, W).
     """
+
+    task: ClassVar[Literal["classify", "segment"]] = "classify"
 
     name: str = "space"
     inputs: int = 3
@@ -248,6 +251,10 @@ class Space(ABC):
     @abstractmethod
     def body(self, build: BuildEdge, *, affine: bool) -> Body:
         """Stem, cells and head, the cells' edges from `build`; `affine` for the batch norms inside cells."""
+
+    def mixing(self, group: Group, e: int, edge: EdgeFactory) -> EdgeFactory:
+        """How the edge e of a group mixes its candidates, where the method's or the genotype's edge type is `edge`."""
+        return edge
 
     def candidate(self, op: str, channels: int, stride: int, affine: bool) -> nn.Module:
         """A candidate of the supernet."""
@@ -297,7 +304,7 @@ class Space(ABC):
                     return Zero(stride)
                 return self.candidate(op, width, stride, affine)
 
-            return edge(group.ops[e], channels, stride, candidate)
+            return self.mixing(group, e, edge)(group.ops[e], channels, stride, candidate)
 
         return Supernet(self.body(build, affine=affine))
 
@@ -311,7 +318,7 @@ class Space(ABC):
                 return None
             if genotype.discrete:
                 return Chosen(chosen[0].op, OPS[chosen[0].op](channels, stride, True))
-            edge = EDGES[genotype.edge](**genotype.edge_args)
+            edge = self.mixing(group, e, EDGES[genotype.edge](**genotype.edge_args))
             mixed = edge(
                 [c.op for c in chosen], channels, stride, lambda op, width: self.candidate(op, width, stride, True)
             )
@@ -341,9 +348,14 @@ class Space(ABC):
                         f"{c.op!r} on the edge {c.source}->{c.target} of cell {name!r} is no candidate of the space {self.name!r}, "
                         f"which has {', '.join(allowed.get((c.source, c.target), ('no such edge',)))} there."
                     )
-            if {c.target for c in choices} != set(groups[name].into()):
+        self.check_inputs(genotype)
+
+    def check_inputs(self, genotype: Genotype) -> None:
+        """Raises UserError where nodes that need an input have none."""
+        for group in self.groups:
+            if {c.target for c in genotype.groups[group.name]} != set(group.into()):
                 raise UserError(
-                    f"Cell {name!r} of the genotype leaves a node without input; every node needs at least one edge."
+                    f"Cell {group.name!r} of the genotype leaves a node without input; every node needs at least one edge."
                 )
 
     @torch.no_grad()

@@ -1,0 +1,37 @@
+"""A mask as a picture: a colour for every class, over the image or by palette."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+
+def colours(classes: int) -> Tensor:
+    """(classes, 3) uint8, all different up to 256: the bits of a class number, spread over red, green and blue (PASCAL VOC's rule).
+
+    Counted from 1, so that class 0 is not black.
+
+    >>> colours(3).tolist()
+    [[128, 0, 0], [0, 128, 0], [128, 128, 0]]
+    """
+    table = torch.zeros(classes, 3, dtype=torch.uint8)
+    for c in range(classes):
+        for bit in range(8):
+            for channel in range(3):
+                table[c, channel] |= ((c + 1) >> (3 * bit + channel) & 1) << (7 - bit)
+    return table
+
+
+def overlaid(image: Tensor, mask: Tensor, palette: Tensor, share: float = 0.5) -> Image.Image:
+    """The image (H, W, 1 or 3) uint8 in grey, mixed with this share of the colours of its mask (H, W)."""
+    grey = image.float().mean(-1, keepdim=True)
+    mixed = (1 - share) * grey + share * palette[mask.long()].float()
+    return Image.fromarray(mixed.round().to(torch.uint8).numpy())
+
+
+def as_picture(mask: Tensor, palette: Tensor) -> Image.Image:
+    """The mask (H, W) itself, class numbers as pixels, with the colours as palette."""
+    picture = Image.fromarray(mask.to(torch.uint8).numpy())
+    picture.putpalette(palette.flatten().tolist())
+    return picture
