@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oche.data.images import Data
+from oche.data.policy import augmented
 
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
@@ -40,6 +41,7 @@ class Augment:
         jitter: brightness, contrast, saturation, hue: factors from 1 - j to 1 + j, and a shift of hue by up to j of a
             full turn, drawn for every image. torchvision shuffles these four; here they come in this order. Saturation
             and hue need 3 channels and are skipped otherwise.
+        policy: AutoAugment's policy for CIFAR-10 (`policy.py`), between flip and jitter.
     """
 
     mean: tuple[float, ...]
@@ -49,6 +51,7 @@ class Augment:
     cutout: int = 0
     resized_crop: bool = False
     jitter: tuple[float, float, float, float] = NO_JITTER
+    policy: bool = False
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """(B, H, W, C) uint8, or float32 in [0, 1] -> (B, C, H, W) float32, channels last in memory.
@@ -62,6 +65,9 @@ class Augment:
             images = _resized_windows(images, noise[1:5], flipped)
         elif self.pad or self.flip:
             images = _windows(images, self.pad, noise[1:3], flipped)
+        if self.policy:
+            more = torch.rand(5, len(images), generator=generator, device=generator.device)
+            images = augmented(images, more.to(images.device))
         if any(self.jitter):
             images = _jittered(images, self.jitter, noise[5:9])
         pixels = images.flatten(2).to(torch.float32, copy=True)
@@ -90,6 +96,7 @@ class Augment:
             "resized crop": self.resized_crop,
             f"crop of the image padded by {self.pad}": self.pad and not self.resized_crop,
             "flip": self.flip,
+            "AutoAugment": self.policy,
             "jitter " + " ".join(f"{j:g}" for j in self.jitter): any(self.jitter),
             "normalise": True,
             f"cutout {self.cutout}": self.cutout,
@@ -102,16 +109,16 @@ def for_search(data: Data) -> Augment:
     return Augment(data.mean, data.std, pad=_scaled(4, data), flip=data.flip)
 
 
-def for_training(data: Data, cutout: int = 16) -> Augment:
+def for_training(data: Data, cutout: int = 16, policy: bool = False) -> Augment:
     """The retraining protocol of DARTS.
 
     Below 128 pixels as in the search, with cutout, whose side shrinks in proportion below 32 pixels. From 128 pixels on
-    the ImageNet protocol: resized crop, flip, jitter of 0.4 0.4 0.4 0.2, and no cutout.
+    the ImageNet protocol: resized crop, flip, jitter of 0.4 0.4 0.4 0.2, and no cutout. `policy` adds AutoAugment.
     """
     if data.size[0] >= LARGE:
-        return Augment(data.mean, data.std, flip=data.flip, resized_crop=True, jitter=IMAGENET_JITTER)
+        return Augment(data.mean, data.std, flip=data.flip, resized_crop=True, jitter=IMAGENET_JITTER, policy=policy)
     side = cutout if data.size[0] >= 32 else round(cutout * data.size[0] / 32)
-    return Augment(data.mean, data.std, pad=_scaled(4, data), flip=data.flip, cutout=side)
+    return Augment(data.mean, data.std, pad=_scaled(4, data), flip=data.flip, cutout=side, policy=policy)
 
 
 def none(data: Data) -> Augment:
