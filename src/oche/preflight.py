@@ -119,6 +119,8 @@ def _step_seconds(state: SearchState, problem: Problem, method: Method) -> float
     weights, arch = streams(problem, method)
     losses = bilevel(state, method)
     seconds = 0.0
+    for callback in method.callbacks:
+        callback.on_epoch_start(state)
     for i in range(2):
         started = time.perf_counter()
         now = StepBatches(weights, arch, i)

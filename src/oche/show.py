@@ -72,7 +72,9 @@ class Show:
         if request.compare:
             cells = f"{request.compare} random cells, {request.compare_seeds} seeds each, protocol {request.protocol}"
             rows += [("then", f"trains the found cell beside {cells}")]
-            rows += [("", f"training: {for_training(plan.data, plan.protocol.cutout).describe()}")]
+            rows += [
+                ("", f"training: {for_training(plan.data, plan.protocol.cutout, plan.protocol.policy).describe()}")
+            ]
         rows += [
             (
                 "device",
@@ -93,7 +95,7 @@ class Show:
         rows += [("genotype", _brief(str(training.genotype)))]
         rows += [("network", f"{cost(training.space, training.genotype)}")]
         rows += [("", note) for note in training.space.notes() if protocol.auxiliary]
-        rows += [("images", for_training(training.data, protocol.cutout).describe())]
+        rows += [("images", for_training(training.data, protocol.cutout, protocol.policy).describe())]
         rows += [("protocol", f"{protocol.epochs} epochs, batch {protocol.batch} ({protocol.source})")]
         rows += [("device", f"{training.fabric.device}, seed {training.seed}"), ("run", str(run.path))]
         console.print(rows_table(rows))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +23,7 @@ from oche.schedule import Constant
 from oche.spaces import SPACES, Network
 from oche.strategies import sample
 from oche.tasks import Classify
-from oche.train import BEST, LAST, PROTOCOLS, Protocol, Training, begin, evaluate, retrain, train_epoch
+from oche.train import BEST, LAST, PROTOCOLS, Protocol, Training, _stream, begin, evaluate, retrain, train_epoch
 from reference.tiny import tiny_data, tiny_space
 
 CPU = fabric_for("cpu")
@@ -68,6 +68,39 @@ def test_published_protocols(
         smoothing,
         keep,
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "trick"),
+    [
+        ("auxiliary", "base", {"auxiliary": 0.4}),
+        ("drop_path", "base", {"drop_path": 0.2}),
+        ("cutout", "base", {"cutout": 16}),
+        ("cutout_drop_path", "cutout", {"drop_path": 0.2}),
+        ("darts_cifar", "cutout_drop_path", {"auxiliary": 0.4}),
+        ("wide", "darts_cifar", {"channels": 50}),
+        ("autoaugment", "darts_cifar", {"policy": True}),
+        ("long", "autoaugment", {"epochs": 1500}),
+        ("long_wide", "long", {"channels": 50}),
+    ],
+)
+def test_a_rung_of_the_ladder_is_one_trick_away(name: str, before: str, trick: dict[str, object]) -> None:
+    rung, below = asdict(PROTOCOLS[name]), asdict(PROTOCOLS[before])
+    assert rung.pop("source") != below.pop("source")
+    assert {key: value for key, value in rung.items() if value != below[key]} == trick
+
+
+def test_the_foot_of_the_ladder_has_no_trick() -> None:
+    p = PROTOCOLS["base"]
+    assert (p.auxiliary, p.drop_path, p.cutout, p.policy, p.label_smoothing) == (0.0, 0.0, 0, False, 0.0)
+    assert (p.epochs, p.batch, p.cells, p.channels, p.clip, p.keep) == (600, 96, 20, 36, 5.0, "last")
+    assert p.lr(0.0) == 0.025
+
+
+def test_autoaugment_reaches_the_training() -> None:
+    stream = _stream(training(replace(PROTOCOLS["autoaugment"], epochs=1)))
+    assert stream.augment.policy
+    assert not _stream(training(replace(PROTOCOLS["wide"], epochs=1))).augment.policy
 
 
 def test_the_benchmark_protocol() -> None:

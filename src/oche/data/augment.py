@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oche.base import Batch, sent
+from oche.data.policy import augmented
 
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
@@ -47,6 +48,7 @@ class Augment:
         jitter: brightness, contrast, saturation, hue: factors from 1 - j to 1 + j, and a shift of hue by up to j of a
             full turn, drawn for every image. torchvision shuffles these four; here they come in this order. Saturation
             and hue need 3 channels and are skipped otherwise.
+        policy: AutoAugment's policy for CIFAR-10 (`policy.py`), between flip and jitter.
     """
 
     mean: tuple[float, ...]
@@ -56,6 +58,7 @@ class Augment:
     cutout: int = 0
     resized_crop: bool = False
     jitter: tuple[float, float, float, float] = NO_JITTER
+    policy: bool = False
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """(B, H, W, C) uint8, or float32 in [0, 1] -> (B, C, H, W) float32, channels last in memory.
@@ -69,6 +72,9 @@ class Augment:
             images = _resized_windows(images, noise[1:5], flipped)
         elif self.pad or self.flip:
             images = _windows(images, self.pad, noise[1:3], flipped)
+        if self.policy:
+            more = torch.rand(5, len(images), generator=generator, device=generator.device)
+            images = augmented(images, more.to(images.device))
         if any(self.jitter):
             images = jittered(images, self.jitter, noise[5:9])
         pixels = images.flatten(2).to(torch.float32, copy=True)
@@ -97,6 +103,7 @@ class Augment:
             "resized crop": self.resized_crop,
             f"crop of the image padded by {self.pad}": self.pad and not self.resized_crop,
             "flip": self.flip,
+            "AutoAugment": self.policy,
             "jitter " + " ".join(f"{j:g}" for j in self.jitter): any(self.jitter),
             "normalise": True,
             f"cutout {self.cutout}": self.cutout,

@@ -20,18 +20,19 @@ def for_search(data: Data) -> Augmentation:
     return Augment(data.mean, data.std, pad=_scaled(4, data), flip=data.flip)
 
 
-def for_training(data: Data, cutout: int = 16) -> Augmentation:
+def for_training(data: Data, cutout: int = 16, policy: bool = False) -> Augmentation:
     """The retraining protocol of DARTS.
 
     Below 128 pixels as in the search, with cutout, whose side shrinks in proportion below 32 pixels. From 128 pixels on
-    the ImageNet protocol: resized crop, flip, jitter of 0.4 0.4 0.4 0.2, and no cutout. Masks: as in the search, with jitter.
+    the ImageNet protocol: resized crop, flip, jitter of 0.4 0.4 0.4 0.2, and no cutout. `policy` adds AutoAugment.
+    Masks: as in the search, with jitter.
     """
     if data.ignore is not None:
         return _for_masks(data, IMAGENET_JITTER)
     if data.size[0] >= LARGE:
-        return Augment(data.mean, data.std, flip=data.flip, resized_crop=True, jitter=IMAGENET_JITTER)
+        return Augment(data.mean, data.std, flip=data.flip, resized_crop=True, jitter=IMAGENET_JITTER, policy=policy)
     side = cutout if data.size[0] >= 32 else round(cutout * data.size[0] / 32)
-    return Augment(data.mean, data.std, pad=_scaled(4, data), flip=data.flip, cutout=side)
+    return Augment(data.mean, data.std, pad=_scaled(4, data), flip=data.flip, cutout=side, policy=policy)
 
 
 def none(data: Data) -> Augment:

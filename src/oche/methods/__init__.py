@@ -9,6 +9,7 @@ from oche.config import build
 from oche.errors import unknown
 from oche.methods.beta_darts import PUBLISHED as BETA_DARTS
 from oche.methods.beta_darts import beta_darts
+from oche.methods.cdarts import cdarts
 from oche.methods.darts import PUBLISHED as DARTS
 from oche.methods.darts import darts, darts_2nd
 from oche.methods.darts_aer import darts_aer
@@ -23,6 +24,9 @@ from oche.methods.fair_darts import PUBLISHED as FAIR_DARTS
 from oche.methods.fair_darts import fair_darts
 from oche.methods.gdas import PUBLISHED as GDAS
 from oche.methods.gdas import gdas
+from oche.methods.gm_nas import PUBLISHED as GM_NAS
+from oche.methods.gm_nas import SMOKE as GM_NAS_SMOKE
+from oche.methods.gm_nas import gm_nas
 from oche.methods.idarts import PUBLISHED as IDARTS
 from oche.methods.idarts import idarts
 from oche.methods.lambda_darts import PUBLISHED as LAMBDA_DARTS
@@ -52,6 +56,7 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "rf_darts": rf_darts,
     "rf_pcdarts": rf_pcdarts,
     "beta_darts": beta_darts,
+    "cdarts": cdarts,
     "darts_aer": darts_aer,
     "darts_minus": darts_minus,
     "darts_pt": darts_pt,
@@ -60,6 +65,7 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "drnas_progressive": drnas_progressive,
     "fair_darts": fair_darts,
     "gdas": gdas,
+    "gm_nas": gm_nas,
     "idarts": idarts,
     "lambda_darts": lambda_darts,
     "oles": oles,
@@ -84,6 +90,7 @@ PUBLISHED: dict[str, Mapping[str, Budget]] = {
     "fair_darts": FAIR_DARTS,
     "ddpnas": DDPNAS,
     "gdas": GDAS,
+    "gm_nas": GM_NAS,
     "idarts": IDARTS,
     "lambda_darts": LAMBDA_DARTS,
     "pdarts": PDARTS,
@@ -95,11 +102,14 @@ PUBLISHED: dict[str, Mapping[str, Budget]] = {
 }
 """Published settings of each method, by space, for `--budget paper`."""
 
+OWN: dict[str, dict[str, Mapping[str, Budget]]] = {"gm_nas": {"smoke": GM_NAS_SMOKE}}
+"""Budgets of ours that a method needs otherwise: budget's name -> space -> budget."""
+
 
 def budgets(name: str) -> dict[str, Mapping[str, Budget]]:
     """A method's own budgets: what was published of it, or of its base for `rf_NAME`; and what random features need to be quick."""
     base = name.removeprefix("rf_")
-    own: dict[str, Mapping[str, Budget]] = {"paper": PUBLISHED.get(base, DARTS)}
+    own: dict[str, Mapping[str, Budget]] = {"paper": PUBLISHED.get(base, DARTS), **OWN.get(base, {})}
     return own if base == name else {**own, "quick": QUICK}
 
 

@@ -1,0 +1,195 @@
+"""CDARTS: Cyclic Differentiable Architecture Search. H. Yu et al. TPAMI 2022, arXiv 2006.10724.
+
+Beside the search network S trains an evaluation network E, the discrete cell that alpha stands for, derived anew in every cycle:
+
+    theta <- theta - SGD( d CE_S / d theta )                                           on the weights' images
+    (alpha, w_E) <- one step of both, by Adam and SGD, along the gradient of           on alpha's images
+        CE_S + CE_E + T^2 KL( softmax(z_E / T) || softmax(z_S / T) ) + lambda sum |alpha_eo| over pools and skip connections
+
+so that E teaches S which cell does well by itself. T = 2; lambda falls from 5 to 0 linearly; alpha's Adam at 6e-4.
+
+Taken from code (microsoft/Cream): these constants, S of 8 cells and E of 20 (`cells=20`; by default E has the size of S).
+Published: NAS-Bench-201 cells of 94.37 / 73.09 / 46.33, 94.09 / 72.57 / 45.63 and 93.62 / 70.10 / 44.57.
+
+Our choice, where neither was at hand: 5 cycles of equal length; E keeps the weights and momenta of the operations that its
+new cell shares with the old one, the others are drawn anew; its SGD is S's, 0.025 -> 0.001 cosine, momentum 0.9, weight decay 3e-4, clip 5.
+
+Deviations from the paper: E has no auxiliary head and no drop path, and is not trained alone before the joint steps.
+Deviations from the authors' code: not compared beyond the constants above.
+Cost against DARTS: forward and backward of E at each architecture step, and a second forward and backward of S for z_S.
+With random features S is frozen, E learns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from oche.base import Alpha, Batch, Params, counted
+from oche.bilevel import average
+from oche.callbacks import Callback, OuterStep
+from oche.errors import UserError
+from oche.genotype import Genotype
+from oche.method import Method
+from oche.methods.darts import darts
+from oche.optim import Adam
+from oche.schedule import Cosine, Linear, Schedule
+from oche.selection import Selection, TopK
+from oche.spaces import Network, Space
+from oche.state import SearchState
+
+CELL, CYCLE, LOSS, WEIGHT, MOMENTUM = (f"cdarts/{key}" for key in ("cell", "cycle", "loss", "weight/", "momentum/"))
+
+
+@dataclass(frozen=True)
+class Evaluation(Callback):
+    """Network E: as an outer term what it teaches alpha, T^2 KL(E || S); as a callback its cycles and its own steps.
+
+    Its cell (JSON as bytes), weights and momenta live in the state's memory. The term leaves E's own loss there, on whose gradient
+    the callback steps before the loop steps alpha: the two gradients are those of one joint loss, since each sees the other's logits
+    as they are.
+    """
+
+    cycles: int = 5
+    cells: int | None = None
+    temperature: float = 2.0
+    weight: float = 1.0
+    lr: Schedule = Cosine(0.025, 0.001)
+    momentum: float = 0.9
+    weight_decay: float = 3e-4
+    clip: float = 5.0
+    selection: Selection = TopK()
+
+    def on_epoch_start(self, state: SearchState) -> None:
+        """Derives E where a cycle begins; a resumed search has it already."""
+        memory, epochs = state.memory, state.problem.epochs
+        cycle = state.epoch * min(self.cycles, epochs) // epochs
+        if CYCLE in memory and int(memory[CYCLE]) == cycle:
+            return
+        genotype = self.selection(state, state.problem)
+        seed = counted(state.problem.seed, "evaluation network", cycle).initial_seed()
+        fresh = network(self.space(state), genotype.to_json(), seed, next(state.supernet.parameters()))
+        old = {name: memory.pop(name) for name in list(memory) if name.startswith((WEIGHT, MOMENTUM))}
+        for name, p in fresh.named_parameters():
+            for key, value in ((WEIGHT + name, p.detach()), (MOMENTUM + name, torch.zeros_like(p))):
+                kept = old[key] if key in old and old[key].shape == value.shape else value
+                memory[key] = kept.detach().clone()
+        memory[CELL] = torch.tensor(list(genotype.to_json().encode()), dtype=torch.uint8)
+        memory[CYCLE] = torch.tensor(cycle)
+
+    def __call__(self, state: SearchState, theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
+        draw, task = state.draw("alpha"), state.problem.task
+        images = batch.images.to(next(state.supernet.parameters()).dtype)
+        own = {name: t.requires_grad_() for name, t in weights(state, WEIGHT).items()}
+        with state.problem.fabric.autocast():
+            z_s, _ = torch.func.functional_call(state.supernet, theta, (images, state.op_weights(alpha, draw), draw))
+            z_e = torch.func.functional_call(self.derived(state), own, (images,))
+        z_s, z_e = z_s.to(images.dtype), z_e.to(images.dtype)
+        loss = task.loss(z_e, batch.targets)
+        state.memory[LOSS] = loss + self.weight * divergence(z_e, z_s.detach(), self.temperature)
+        state.meter(evaluation_confusion=task.confusion(z_e.detach(), batch.targets))
+        return self.weight * divergence(z_e.detach(), z_s, self.temperature)
+
+    def after_outer_backward(self, state: SearchState, grads: Alpha, outer: OuterStep) -> Alpha:
+        """E's own step, SGD with momentum, its gradient clipped."""
+        own, momenta = weights(state, WEIGHT), weights(state, MOMENTUM)
+        tensors = torch.autograd.grad(state.memory.pop(LOSS), list(own.values()), materialize_grads=True)
+        by_weight = average(state.problem.fabric, tensors)
+        norm = torch.stack([g.norm() for g in by_weight]).norm()
+        scale = (self.clip / (norm + 1e-6)).clamp(max=1.0)
+        with torch.no_grad():
+            for (name, w), g in zip(own.items(), by_weight, strict=True):
+                v = momenta[name].mul_(self.momentum).add_(scale * g + self.weight_decay * w)
+                w.sub_(self.lr(state.progress) * v)
+        return grads
+
+    def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
+        if "evaluation_confusion" in state.meters:
+            record["evaluation_cell"] = str(self.cell(state))
+            task = state.problem.task
+            record[f"evaluation_{task.metric}"] = task.score(state.meters["evaluation_confusion"].long())
+
+    def cell(self, state: SearchState) -> Genotype:
+        """E's cell."""
+        return Genotype.from_json(bytes(state.memory[CELL].tolist()).decode())
+
+    def derived(self, state: SearchState) -> Network:
+        """E without its weights."""
+        return network(self.space(state), self.cell(state).to_json(), 0, next(state.supernet.parameters()))
+
+    def space(self, state: SearchState) -> Space:
+        """The searched space, with E's number of cells. Raises UserError where it has none."""
+        if self.cells is None:
+            return state.space
+        if self.cells < 1 or "cells" not in {field.name for field in fields(state.space)}:
+            raise UserError(
+                f"cells={self.cells} for CDARTS's evaluation network: expected at least 1, in a space that counts its cells; "
+                f"leave it out for the size of the search in {state.space.name}."
+            )
+        return replace(state.space, cells=self.cells)  # type: ignore[call-arg]
+
+
+@dataclass(frozen=True)
+class PoolsAndSkips:
+    """coefficient(progress) * sum |alpha_eo| over the pools and skip connections: a term of the outer loss."""
+
+    coefficient: Schedule = Linear(5.0, 0.0)
+
+    def __call__(self, state: SearchState, theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
+        total = torch.zeros((), device=batch.images.device)
+        for group in state.space.groups:
+            there = [(e, o) for e, ops in enumerate(group.ops) for o, op in enumerate(ops) if simple(op)]
+            for e, o in there:
+                total = total + alpha[f"{group.name}/alpha"][e, o].abs()
+        return self.coefficient(state.progress) * total
+
+
+def simple(op: str) -> bool:
+    """A pool or a skip connection."""
+    return op == "skip_connect" or "pool" in op
+
+
+def divergence(z_e: Tensor, z_s: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(softmax(z_E / T) || softmax(z_S / T)), mean over all but the classes; z (B, classes, ...)."""
+    p, q = (z_e / temperature).log_softmax(1), (z_s / temperature).log_softmax(1)
+    return temperature**2 * F.kl_div(q, p, reduction="none", log_target=True).sum(1).mean()
+
+
+def weights(state: SearchState, prefix: str) -> Params:
+    """What the memory holds under a prefix: the tensors themselves."""
+    return {name.removeprefix(prefix): t for name, t in state.memory.items() if name.startswith(prefix)}
+
+
+def network(space: Space, text: str, seed: int, like: Tensor) -> Network:
+    """The cell's network as that seed draws it, in training mode, where and in what precision `like` is."""
+    return _network(space, text, seed, like.device, like.dtype)
+
+
+@lru_cache(maxsize=8)
+def _network(space: Space, text: str, seed: int, device: torch.device, dtype: torch.dtype) -> Network:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = space.network(Genotype.from_json(text))
+    return built.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def cdarts(
+    cycles: int = 5, cells: int | None = None, temperature: float = 2.0, weight: float = 1.0, l1: float = 5.0
+) -> Method:
+    """A search network and an evaluation network that teach each other; `cells` is the second one's depth."""
+    if cycles < 1 or temperature <= 0:
+        raise UserError(f"CDARTS needs at least one cycle and a temperature above 0; given {cycles} and {temperature}.")
+    evaluation = Evaluation(cycles, cells, temperature, weight)
+    return replace(
+        darts(),
+        name="cdarts",
+        arch_first=False,
+        arch_optimizer=Adam(6e-4),
+        outer_terms=(evaluation, PoolsAndSkips(Linear(l1, 0.0))),
+        callbacks=(evaluation,),
+        papers=("liu2019darts", "yu2022cdarts"),
+    )
