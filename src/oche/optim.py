@@ -44,12 +44,13 @@ class SGD:
     def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
         """theta after the optimiser's next step from `grads`, without taking it; differentiable in theta and grads.
 
-        The optimiser's tensors must be in theta's order. Gradient clipping is not part of it, as in the DARTS code.
+        The optimiser's tensors must be in theta's order; its own weight decay counts, which a callback may have raised. Gradient
+        clipping is not part of it, as in the DARTS code.
         """
         (group,) = optimizer.param_groups
         ahead = {}
         for (name, t), own in zip(theta.items(), group["params"], strict=True):
-            step = grads[name] + self.weight_decay * t
+            step = grads[name] + group["weight_decay"] * t
             buffer = optimizer.state.get(own, {}).get("momentum_buffer")
             velocity = step if buffer is None else self.momentum * buffer + step
             ahead[name] = t - group["lr"] * (step + self.momentum * velocity if self.nesterov else velocity)

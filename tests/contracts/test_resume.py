@@ -83,7 +83,7 @@ SEARCHES = [
     pytest.param(
         name,
         frozen,
-        marks=pytest.mark.slow if frozen and name != "darts" or name in LONG else (),
+        marks=pytest.mark.slow if (frozen and name != "darts") or name in LONG else (),
         id=name + frozen * "-rf",
     )
     for name in WITH_SUPERNET
