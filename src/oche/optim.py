@@ -47,11 +47,12 @@ class SGD:
     def look_ahead(self, theta: Params, grads: Params, optimizer: torch.optim.Optimizer) -> Params:
         """theta after the optimiser's next step from `grads`, without taking it; differentiable in theta and grads.
 
-        The optimiser's tensors must be in theta's order. Gradient clipping is not part of it, as in the DARTS code.
+        The optimiser's tensors must be in theta's order; its own weight decay counts, which a callback may have raised. Gradient
+        clipping is not part of it, as in the DARTS code.
         """
         (group,) = optimizer.param_groups
         here, gradient = _flat(theta.values()), _flat(grads[name] for name in theta)
-        step = gradient + self.weight_decay * here
+        step = gradient + group["weight_decay"] * here
         buffers = [optimizer.state.get(own, {}).get("momentum_buffer") for own in group["params"]]
         moving = [torch.zeros_like(t) if b is None else b for b, t in zip(buffers, theta.values(), strict=True)]
         velocity = step if all(b is None for b in buffers) else self.momentum * _flat(moving) + step

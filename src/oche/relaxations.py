@@ -73,10 +73,12 @@ class Sigmoid(Relaxation):
 
 @dataclass(frozen=True)
 class GumbelSoftmax(Relaxation):
-    """p_e = softmax((log softmax(a_e) + G) / tau), G from Gumbel(0, 1), tau = temperature(progress): one draw a group and forward.
+    """p_e = softmax((a_e + G) / tau), G from Gumbel(0, 1), tau = temperature(progress): one draw a group and forward.
 
-    `hard` makes it the one-hot vector of p's largest entry, with p's gradient (straight through). In evaluation there is no noise: the
-    softmax of a, or its largest entry. a starts at `scale` N(0, 1). Jang et al., ICLR 2017; Maddison et al., ICLR 2017.
+    The log softmax(a_e) that papers write for a_e differs from it by one number for all ops of an edge, so p_e is the same; taken over
+    ops that a mask has removed it would give those a derivative. `hard` makes it the one-hot vector of p's largest entry, with p's
+    gradient (straight through). In evaluation there is no noise: the softmax of a, or its largest entry. a starts at `scale` N(0, 1).
+    Jang et al., ICLR 2017; Maddison et al., ICLR 2017.
     """
 
     temperature: Schedule
@@ -91,7 +93,7 @@ class GumbelSoftmax(Relaxation):
         if draw.phase != "eval":
             uniform = torch.rand(logits.shape, generator=draw.generator(f"gumbel/{group.name}"), dtype=torch.float64)
             noise = -(-uniform.clamp(1e-20, 1 - 1e-16).log()).log()
-            logits = (logits.log_softmax(-1) + noise.to(logits)) / self.temperature(draw.progress)
+            logits = (logits + noise.to(logits)) / self.temperature(draw.progress)
         p = masked_softmax(logits, group, draw)
         return one_hot_of(p) + (p - p.detach()) if self.hard else p
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.edges import AuxiliarySkip, DropPath, EdgeFactory, PartialChannels, SampledOps, SkipDropout, WeightedSum
+from oche.methods import method_named
 from oche.methods.drnas import Dirichlet
 from oche.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax
 from oche.schedule import Constant
 from oche.selection import PerEdgeArgmax, Selection, TopK
-from oche.trainable import AllWeights, BatchNormOnly, Trainable
+from oche.strategies import Searcher
+from oche.trainable import AllWeights, BatchNormOnly, ClassifierOnly, Trainable, WeightSubset
 
 RELAXATIONS: tuple[Relaxation, ...] = (
     Softmax(),
@@ -39,6 +41,9 @@ TRAINABLES: tuple[Trainable, ...] = (
     BatchNormOnly(classifier=True, stem=True, pool_bn=False, initialiser="orthogonal"),
 )
 
+CONTROLS: tuple[Trainable, ...] = (ClassifierOnly(), ClassifierOnly("uniform"), WeightSubset())
+"""Few weights learn: no part of the cross product."""
+
 SELECTIONS: tuple[Selection, ...] = (TopK(), PerEdgeArgmax())
 
 SMALL: dict[str, dict[str, int]] = {
@@ -50,3 +55,29 @@ SMALL: dict[str, dict[str, int]] = {
     "grid": {"channels": 4, "layers": 2, "levels": 2},
 }
 """Each space in a size for tests."""
+
+OPTIONS: dict[str, dict[str, object]] = {
+    "pcdarts": {"K": 2},
+    "rf_pcdarts": {"K": 2},
+    "darts_pt": {"tune": 1},
+    "ddpnas": {"sweeps": 1},
+}
+"""What makes a method fit the small spaces, where that is not its defaults."""
+
+EPOCHS: dict[str, dict[str, int]] = {
+    "drnas_progressive": dict.fromkeys(SMALL, 2),
+    "pdarts": dict.fromkeys(SMALL, 3),
+    "darts_pt": {"toy": 3, "nb201": 6, "darts": 6, "s1": 17, "s2": 2, "s3": 2, "s4": 2},
+    "ddpnas": {"toy": 5, "nb201": 14, "darts": 35, "s1": 2, "s2": 2, "s3": 5, "s4": 2},
+}
+"""The fewest epochs that a method takes in each small space, where one does not do."""
+
+
+def small(name: str) -> Searcher:
+    """The method with its options above."""
+    return method_named(name, OPTIONS.get(name, {}))
+
+
+def epochs(name: str, space: str) -> int:
+    """The fewest that it takes."""
+    return EPOCHS.get(name, {}).get(space, 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from contracts.registry import SMALL
+from oche.base import Params
+from oche.edges import plain_name
 from oche.loop import search
 from oche.method import Method
 from oche.optim import Adam
@@ -20,10 +22,15 @@ def searched(method: Method, space: str, epochs: int = 2) -> SearchState:
 
 def moved(one: SearchState, other: SearchState) -> float:
     """The largest difference between two states' weights and alpha; infinite where they do not have the same."""
-    pairs = [(dict(one.supernet.named_parameters()), dict(other.supernet.named_parameters())), (one.alpha, other.alpha)]
+    pairs = [(by_name(one), by_name(other)), (one.alpha, other.alpha)]
     if any(a.keys() != b.keys() for a, b in pairs):
         return float("inf")
     return max(float((t.detach() - b[n].detach()).abs().max()) for a, b in pairs for n, t in a.items())
+
+
+def by_name(state: SearchState) -> Params:
+    """The supernet's weights by the names they have without wrappers around operations."""
+    return {plain_name(name): p for name, p in state.supernet.named_parameters()}
 
 
 def assert_same_search(method: Method, base: Method, space: str = "toy", tolerance: float = 0.0) -> None:

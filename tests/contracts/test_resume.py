@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from contracts.registry import epochs, small
 from oche.loop import search
 from oche.method import Method
 from oche.methods import METHODS
@@ -77,19 +78,32 @@ def content(run: Run) -> dict[str, object]:
     return found
 
 
-@pytest.mark.parametrize("frozen", [False, True], ids=["", "random features"])
-@pytest.mark.parametrize("name", WITH_SUPERNET)
+LONG = {"shapley_nas", "sdarts_adv", "pdarts", "zarts"}
+SEARCHES = [
+    pytest.param(
+        name,
+        frozen,
+        marks=pytest.mark.slow if (frozen and name != "darts") or name in LONG else (),
+        id=name + frozen * "-rf",
+    )
+    for name in WITH_SUPERNET
+    for frozen in (False, True)
+    if not (frozen and name.startswith("rf_"))
+]
+
+
+@pytest.mark.parametrize(("name", "frozen"), SEARCHES)
 def test_killed_and_resumed_to_the_bit(name: str, frozen: bool, tmp_path: Path) -> None:
-    searcher = METHODS[name]()
-    if frozen and name.startswith("rf_"):
-        pytest.skip("it has random features already")
+    searcher = small(name)
     if frozen:
         searcher = random_features(searcher)
     contents = []
     for folder, every in (("whole", None), ("broken", 3)):
         run = Run.create(tmp_path / folder)
         run.write(Run.CONFIG, b"")
-        problem = replace(tiny_problem("toy", epochs=4, count=16), run=run, checkpoint_every=1)
+        problem = replace(
+            tiny_problem("toy", epochs=max(epochs(name, "toy"), 4), count=16), run=run, checkpoint_every=1
+        )
         kills = run_with_kills(searcher, problem, every)
         assert (kills > 0) == (every is not None)
         contents.append(content(run))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
 
-import oche.methods.darts_pt as pt
 from oche.base import Group
+from oche.data import batches, none
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.loop import begin
 from oche.methods.darts import darts
-from oche.methods.darts_pt import crowded, darts_pt, decided, rounds
+from oche.methods.darts_pt import accuracy, crowded, darts_pt, decided, rounds
 from oche.selection import TopK
 from oche.state import Problem, SearchState
 from reference.tiny import tiny_problem
@@ -23,13 +24,13 @@ from reference.tiny import tiny_problem
 def planted(monkeypatch: pytest.MonkeyPatch, worth: Mapping[tuple[str, int, int], float]) -> None:
     """The supernet's accuracy is the sum of what its present candidates are worth."""
 
-    def accuracy(
+    def planned(
         state: SearchState, mask: Mapping[str, torch.Tensor], group: Group, off: list[tuple[int, int]]
     ) -> float:
         there = {(g, e, o) for g, m in mask.items() for e, o in m.nonzero().tolist()}
         return sum(v for key, v in worth.items() if key in there - {(group.name, e, o) for e, o in off})
 
-    monkeypatch.setattr(pt, "accuracy", accuracy)
+    monkeypatch.setattr(import_module("oche.methods.darts_pt"), "accuracy", planned)
 
 
 def walk(problem: Problem, state: SearchState) -> Genotype:
@@ -80,13 +81,11 @@ def test_the_accuracy_without_an_operation_is_that_of_zeroed_weights() -> None:
     for cell in weights:
         weights[cell] = weights[cell].detach().clone()
         weights[cell][0, 1] = 0.0
-    from oche.data import batches, none
-
     hits = sum(
         float(state.task_loss(weights, batch, state.draw("eval"))[1].trace())
         for batch in batches(state.arch_images, 12, none(problem.data))
     )
-    assert pt.accuracy(state, mask, group, [(0, 1)]) == pytest.approx(hits / len(state.arch_images))
+    assert accuracy(state, mask, group, [(0, 1)]) == pytest.approx(hits / len(state.arch_images))
 
 
 def test_a_search_has_a_stage_for_each_decision() -> None:

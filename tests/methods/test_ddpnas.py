@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
 
-import oche.methods.ddpnas as ddp
 from oche.errors import UserError
 from oche.loop import begin, search
 from oche.methods.ddpnas import Prune, ddpnas, told
@@ -23,7 +23,7 @@ def played(monkeypatch: pytest.MonkeyPatch, worth: torch.Tensor, epochs: int, si
     def accuracy(state: SearchState, problem: object, weights: dict[str, torch.Tensor], images: object) -> float:
         return float(0.5 + sign * (worth * next(iter(weights.values()))).sum())
 
-    monkeypatch.setattr(ddp, "supernet_accuracy", accuracy)
+    monkeypatch.setattr(import_module("oche.methods.ddpnas"), "supernet_accuracy", accuracy)
     visits = list[torch.Tensor]()
     for epoch in range(epochs):
         state.epoch = epoch

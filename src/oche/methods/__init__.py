@@ -12,8 +12,11 @@ from oche.methods.beta_darts import beta_darts
 from oche.methods.cdarts import cdarts
 from oche.methods.darts import PUBLISHED as DARTS
 from oche.methods.darts import darts, darts_2nd
+from oche.methods.darts_ada import darts_ada
 from oche.methods.darts_aer import darts_aer
+from oche.methods.darts_es import darts_es
 from oche.methods.darts_minus import darts_minus
+from oche.methods.darts_plus import darts_plus
 from oche.methods.darts_pt import darts_pt
 from oche.methods.ddpnas import PUBLISHED as DDPNAS
 from oche.methods.ddpnas import ddpnas
@@ -38,6 +41,7 @@ from oche.methods.pdarts import PUBLISHED as PDARTS
 from oche.methods.pdarts import pdarts
 from oche.methods.random_features import QUICK, random_features, rf_darts, rf_pcdarts
 from oche.methods.random_search_ws import random_search_ws
+from oche.methods.rdarts import rdarts
 from oche.methods.rlnas import PUBLISHED as RLNAS
 from oche.methods.rlnas import rlnas
 from oche.methods.sdarts import PUBLISHED as SDARTS
@@ -57,8 +61,11 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "rf_pcdarts": rf_pcdarts,
     "beta_darts": beta_darts,
     "cdarts": cdarts,
+    "darts_ada": darts_ada,
     "darts_aer": darts_aer,
+    "darts_es": darts_es,
     "darts_minus": darts_minus,
+    "darts_plus": darts_plus,
     "darts_pt": darts_pt,
     "ddpnas": ddpnas,
     "drnas": drnas,
@@ -70,6 +77,7 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "lambda_darts": lambda_darts,
     "oles": oles,
     "pdarts": pdarts,
+    "rdarts": rdarts,
     "rlnas": rlnas,
     "sdarts_adv": sdarts_adv,
     "sdarts_rs": sdarts_rs,

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from oche.budgets import Budget
 from oche.edges import SkipDropout
+from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.method import Method
 from oche.methods.darts import PUBLISHED as DARTS_PUBLISHED
@@ -75,6 +76,10 @@ class Progressive:
         number = len(ended)
         if number == len(DEPTHS):
             return None
+        if problem.epochs < len(DEPTHS):
+            raise UserError(
+                f"P-DARTS has {len(DEPTHS)} stages, given {problem.epochs} epochs: give at least one for each."
+            )
         epochs = problem.epochs // 3 + (problem.epochs % 3 if number == 2 else 0)
         edge = SkipDropout(method.edge, Fading(self.rates[number], epochs, method.arch_start))
         mask = {}

@@ -140,7 +140,7 @@ def channels(cell: Cell) -> int:
 def angle(state: SearchState, table: Mapping[str, Tensor], cell: Genotype) -> float:
     """In radians; 0 for a cell without weights on any path."""
     total = torch.zeros(3, dtype=torch.float64)
-    for group in state.space.groups:
+    for group in [group for group in state.space.groups if group.cells]:
         concat = state.supernet.body.cells[group.cells[0]].concat
         assert isinstance(concat, bool)
         for c, count in paths(group, cell.groups[group.name], concat).items():
