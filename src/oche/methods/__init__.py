@@ -9,6 +9,8 @@ from oche.config import build
 from oche.errors import unknown
 from oche.methods.beta_darts import PUBLISHED as BETA_DARTS
 from oche.methods.beta_darts import beta_darts
+from oche.methods.d_darts import PUBLISHED as D_DARTS
+from oche.methods.d_darts import d_darts, dartopti
 from oche.methods.darts import PUBLISHED as DARTS
 from oche.methods.darts import darts, darts_2nd
 from oche.methods.darts_aer import darts_aer
@@ -25,6 +27,9 @@ from oche.methods.gdas import PUBLISHED as GDAS
 from oche.methods.gdas import gdas
 from oche.methods.idarts import PUBLISHED as IDARTS
 from oche.methods.idarts import idarts
+from oche.methods.ista_nas import ONE_STAGE as ISTA_NAS_ONE_STAGE
+from oche.methods.ista_nas import PUBLISHED as ISTA_NAS
+from oche.methods.ista_nas import ista_nas, ista_nas_one_stage
 from oche.methods.lambda_darts import PUBLISHED as LAMBDA_DARTS
 from oche.methods.lambda_darts import lambda_darts
 from oche.methods.oles import oles
@@ -52,6 +57,8 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "rf_darts": rf_darts,
     "rf_pcdarts": rf_pcdarts,
     "beta_darts": beta_darts,
+    "d_darts": d_darts,
+    "dartopti": dartopti,
     "darts_aer": darts_aer,
     "darts_minus": darts_minus,
     "darts_pt": darts_pt,
@@ -61,6 +68,8 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "fair_darts": fair_darts,
     "gdas": gdas,
     "idarts": idarts,
+    "ista_nas": ista_nas,
+    "ista_nas_one_stage": ista_nas_one_stage,
     "lambda_darts": lambda_darts,
     "oles": oles,
     "pdarts": pdarts,
@@ -79,12 +88,16 @@ PUBLISHED: dict[str, Mapping[str, Budget]] = {
     "darts_2nd": DARTS,
     "pcdarts": PCDARTS,
     "beta_darts": BETA_DARTS,
+    "d_darts": D_DARTS,
+    "dartopti": D_DARTS,
     "drnas": DRNAS,
     "drnas_progressive": DRNAS_PROGRESSIVE,
     "fair_darts": FAIR_DARTS,
     "ddpnas": DDPNAS,
     "gdas": GDAS,
     "idarts": IDARTS,
+    "ista_nas": ISTA_NAS,
+    "ista_nas_one_stage": ISTA_NAS_ONE_STAGE,
     "lambda_darts": LAMBDA_DARTS,
     "pdarts": PDARTS,
     "rlnas": RLNAS,
