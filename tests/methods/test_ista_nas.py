@@ -219,7 +219,9 @@ def test_the_genotype_is_the_support_of_the_last_code() -> None:
         z = state.relaxation.recover(state.alpha, group, state.draw("eval"))  # type: ignore[attr-defined]
         best = {t: z[n].abs().flatten().topk(2).indices.tolist() for t, n in group.into().items()}
         expected = {
-            (group.edges[group.into()[t][i // group.width]], group.ops[0][i % group.width]) for t, own in best.items() for i in own
+            (group.edges[group.into()[t][i // group.width]], group.ops[0][i % group.width])
+            for t, own in best.items()
+            for i in own
         }
         assert {((c.source, c.target), c.op) for c in found.groups[group.name]} == expected
     zero = replace(state, alpha={n: torch.zeros_like(t) if "/b" in n else t for n, t in state.alpha.items()})
@@ -284,7 +286,11 @@ def test_a_node_at_rest_is_frozen_and_its_norms_learn() -> None:
     assert not state.memory["ista/frozen/reduce"].any()
     assert not state.stop
     own = norms(state.supernet, group, group.into()[2])
-    assert own == {n for n in candidate_norms(state.supernet) if any(f".{c}.edges.{e}." in n for c in group.cells for e in ("0-2", "1-2"))}
+    assert own == {
+        n
+        for n in candidate_norms(state.supernet)
+        if any(f".{c}.edges.{e}." in n for c in group.cells for e in ("0-2", "1-2"))
+    }
     assert candidate_norms(state.supernet) & state.learns == own
     before = {n: t.detach().clone() for n, t in [*state.alpha.items(), *state.supernet.named_parameters()]}
     set_learning_rate(state, method, 3)

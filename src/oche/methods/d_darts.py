@@ -190,9 +190,9 @@ def deeper(genotype: Genotype, layers: int) -> Genotype:
     names = [f"cell_{i}" for i in range(len(genotype.groups))]
     first, second = len(names) // 3, 2 * len(names) // 3
     thirds = (range(first), range(first + 1, second), range(second + 1, len(names)))
-    if genotype.sharing != "cell" or set(names) != set(genotype.groups) or not all(thirds) or layers < len(names):
+    if genotype.sharing != "cell" or set(names) != set(genotype.groups) or not all(thirds) or layers <= len(names):
         raise UserError(
-            f"A deeper network needs cells of their own in every third, as five searched ones have, and no fewer layers; given "
+            f"A deeper network needs cells of their own in every third, as five searched ones have, and more layers than cells; given "
             f"{len(names)} (sharing {genotype.sharing!r}) for {layers} layers: search with `--set space.sharing=cell --set space.cells=8`."
         )
     turns = layers // 3, 2 * layers // 3
