@@ -85,14 +85,14 @@ class PartialChannels:
 
 
 class _Sampled(Edge):
-    def __init__(self, ops: nn.ModuleDict, scalars: bool) -> None:
+    def __init__(self, ops: nn.ModuleDict, scalars: bool, stride: int) -> None:
         super().__init__()
-        self.ops, self.scalars = ops, scalars
+        self.ops, self.scalars, self.stride = ops, scalars, stride
 
     def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
         modules = list(self.ops.values())
-        terms = [w[o] * run(modules[o], x, draw) for o in w.nonzero().flatten().tolist() or [0]]
-        mixed = sum(terms[1:], terms[0])
+        terms = [w[o] * run(modules[o], x, draw) for o in w.nonzero().flatten().tolist()]
+        mixed = sum(terms[1:], terms[0]) if terms else run(Zero(self.stride), x, draw)
         return mixed + w[w == 0].sum() if self.scalars else mixed
 
 
@@ -100,14 +100,15 @@ class _Sampled(Edge):
 class SampledOps:
     """sum_o w_o op_o(x) over the ops whose weight is not zero: the others are not computed, and their weights do not step.
 
-    An op that was not computed has no derivative in its weight either: of a straight-through sample, the drawn op's p alone gets one.
+    Of an edge whose weights are all zero nothing is computed but zeros. An op that was not computed has no derivative in its weight
+    either: of a straight-through sample, the drawn op's p alone gets one.
     `scalars` adds the weights of the others, that is zero, to every value, so that each has some derivative (GDAS's code).
     """
 
     scalars: bool = False
 
     def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
-        return _Sampled(nn.ModuleDict({op: build(op, channels) for op in ops}), self.scalars)
+        return _Sampled(nn.ModuleDict({op: build(op, channels) for op in ops}), self.scalars, stride)
 
 
 # ------------------------------------------------------------------ wrappers: another edge, changed a little

@@ -10,6 +10,8 @@ from oche.errors import unknown
 from oche.methods.beta_darts import PUBLISHED as BETA_DARTS
 from oche.methods.beta_darts import beta_darts
 from oche.methods.cdarts import cdarts
+from oche.methods.d_darts import PUBLISHED as D_DARTS
+from oche.methods.d_darts import d_darts, dartopti
 from oche.methods.darts import PUBLISHED as DARTS
 from oche.methods.darts import darts, darts_2nd
 from oche.methods.darts_ada import darts_ada
@@ -32,6 +34,9 @@ from oche.methods.gm_nas import SMOKE as GM_NAS_SMOKE
 from oche.methods.gm_nas import gm_nas
 from oche.methods.idarts import PUBLISHED as IDARTS
 from oche.methods.idarts import idarts
+from oche.methods.ista_nas import ONE_STAGE as ISTA_NAS_ONE_STAGE
+from oche.methods.ista_nas import PUBLISHED as ISTA_NAS
+from oche.methods.ista_nas import ista_nas, ista_nas_one_stage
 from oche.methods.lambda_darts import PUBLISHED as LAMBDA_DARTS
 from oche.methods.lambda_darts import lambda_darts
 from oche.methods.oles import oles
@@ -62,6 +67,8 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "beta_darts": beta_darts,
     "cdarts": cdarts,
     "darts_ada": darts_ada,
+    "d_darts": d_darts,
+    "dartopti": dartopti,
     "darts_aer": darts_aer,
     "darts_es": darts_es,
     "darts_minus": darts_minus,
@@ -74,6 +81,8 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "gdas": gdas,
     "gm_nas": gm_nas,
     "idarts": idarts,
+    "ista_nas": ista_nas,
+    "ista_nas_one_stage": ista_nas_one_stage,
     "lambda_darts": lambda_darts,
     "oles": oles,
     "pdarts": pdarts,
@@ -93,6 +102,8 @@ PUBLISHED: dict[str, Mapping[str, Budget]] = {
     "darts_2nd": DARTS,
     "pcdarts": PCDARTS,
     "beta_darts": BETA_DARTS,
+    "d_darts": D_DARTS,
+    "dartopti": D_DARTS,
     "drnas": DRNAS,
     "drnas_progressive": DRNAS_PROGRESSIVE,
     "fair_darts": FAIR_DARTS,
@@ -100,6 +111,8 @@ PUBLISHED: dict[str, Mapping[str, Budget]] = {
     "gdas": GDAS,
     "gm_nas": GM_NAS,
     "idarts": IDARTS,
+    "ista_nas": ISTA_NAS,
+    "ista_nas_one_stage": ISTA_NAS_ONE_STAGE,
     "lambda_darts": LAMBDA_DARTS,
     "pdarts": PDARTS,
     "rlnas": RLNAS,

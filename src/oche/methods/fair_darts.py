@@ -45,18 +45,19 @@ PUBLISHED = {
 
 @dataclass(frozen=True)
 class ZeroOne:
-    """- weight * mean over all candidates of (w - 1/2)^2, or of |w - 1/2|."""
+    """- weight * mean over all candidates of (w - 1/2)^2, or of |w - 1/2|; `by_group` the sum of each group's own mean."""
 
     weight: float = 10.0
     absolute: bool = False
+    by_group: bool = False
 
     def __call__(self, state: SearchState, theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
         draw, parts = state.draw("alpha"), []
         for group in state.space.groups:
             w = state.relaxation(alpha, group, draw)
             parts.append((w - 0.5)[state.alive(group).to(w.device)])
-        away = torch.cat(parts)
-        return -self.weight * (away.abs() if self.absolute else away.square()).mean()
+        kept = parts if self.by_group else [torch.cat(parts)]
+        return -self.weight * torch.stack([(t.abs() if self.absolute else t.square()).mean() for t in kept]).sum()
 
 
 @dataclass(frozen=True)

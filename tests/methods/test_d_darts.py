@@ -1,0 +1,244 @@
+"""D-DARTS: the cell losses' gradients against each cell's loss by itself, what they leave alone, and architecture coding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from contracts.same import assert_other_search, assert_same_search, problem_of
+from oche.base import Batch
+from oche.bilevel import gradient
+from oche.errors import UserError
+from oche.genotype import Choice, Genotype
+from oche.loop import StepBatches, arch_step, begin, bilevel, search, streams
+from oche.method import Method
+from oche.methods.d_darts import (
+    DARTOPTI_OPS,
+    RESIDUAL,
+    Ablation,
+    EdgeThreshold,
+    d_darts,
+    dartopti,
+    decode,
+    deeper,
+    encode,
+    without,
+)
+from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
+from oche.state import Problem, SearchState
+
+
+@pytest.fixture(autouse=True)
+def _float64() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def started(problem: Problem, method: Method) -> tuple[SearchState, Batch]:
+    """A fresh state with alpha anywhere, and its validation batch."""
+    state = begin(problem, method)
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for t in state.alpha.values():
+            t.copy_(torch.randn(t.shape, generator=rng))
+    return state, StepBatches(*streams(problem, method), 0).outer()
+
+
+def by_cell(**settings: object) -> Problem:
+    return problem_of("darts", sharing="cell", **settings)
+
+
+# ---------------------------------------------------------------------- the cell losses
+
+
+def cell_loss(state: SearchState, batch: Batch, cell: str, zero_one: float, ablation: float, floor: float) -> Tensor:
+    """L_c written down literally; the scale |mean M| is held, nothing else is."""
+    draw = state.draw("alpha")
+    weights = state.op_weights(state.alpha, draw)
+    whole, _ = state.task_loss(weights, batch, draw)
+    contributions = {c: whole - state.task_loss(without(weights, c, state, draw), batch, draw)[0] for c in weights}
+    mean = torch.stack(list(contributions.values())).mean()
+    scale = max(abs(mean.item()), floor * whole.item())
+    sigmoid = state.alpha[f"{cell}/alpha"].sigmoid()
+    return whole - zero_one * (sigmoid - 0.5).square().mean() - ablation * (mean - contributions[cell]) / scale
+
+
+@pytest.mark.parametrize("floor", [0.0, 0.1, 100.0])
+@pytest.mark.parametrize(("zero_one", "ablation"), [(9.0, 0.7), (0.0, 0.7), (9.0, 0.0), (0.0, 0.0)])
+def test_each_cell_s_alpha_has_the_gradient_of_its_own_loss_once(
+    zero_one: float, ablation: float, floor: float
+) -> None:
+    terms = (ZeroOne(zero_one, by_group=True), Ablation(ablation, floor))
+    problem, method = by_cell(without=("none",)), replace(d_darts(), outer_terms=terms)
+    state, batch = started(problem, method)
+    found = gradient(bilevel(state, method).outer(state.theta, state.alpha, batch), state.alpha)
+    for cell in problem.space.cell_groups():
+        key = f"{cell}/alpha"
+        expected = gradient(cell_loss(state, batch, cell, zero_one, ablation, floor), {key: state.alpha[key]})
+        torch.testing.assert_close(found[key], expected[key])
+
+
+@pytest.mark.slow
+def test_the_ablation_term_moves_alpha_and_the_code_s_constant_does_not() -> None:
+    problem = by_cell(without=("none",))
+    state, batch = started(problem, d_darts())
+    grads = gradient(Ablation()(state, state.theta, state.alpha, batch), state.alpha)
+    assert all(g.abs().max() > 1e-6 for g in grads.values())
+    assert not any(isinstance(term, Ablation) for term in d_darts(learns=False).outer_terms)
+    assert_same_search(d_darts(learns=False), d_darts(ablation=0.0), "darts")
+    assert_other_search(d_darts(learns=False), d_darts(), "darts")
+
+
+def test_an_ablated_cell_has_random_weights_and_the_others_keep_theirs() -> None:
+    problem = problem_of("s1", sharing="cell")
+    state, _ = started(problem, d_darts())
+    draw = state.draw("alpha")
+    weights = state.op_weights(state.alpha, draw)
+    ablated = without(weights, "cell_1", state, draw)
+    assert torch.equal(ablated["cell_0"], weights["cell_0"])
+    there = problem.space.cell_groups()["cell_1"].valid()
+    assert torch.equal(ablated["cell_1"] != 0, there)
+    assert not ablated["cell_1"].requires_grad
+    assert torch.equal(ablated["cell_1"], without(weights, "cell_1", state, draw)["cell_1"])
+    assert 0 <= ablated["cell_1"].min() < ablated["cell_1"].max() <= 1
+
+
+def test_an_architecture_step_leaves_the_weights_and_their_gradients_alone() -> None:
+    problem, method = by_cell(without=("none",)), d_darts()
+    state, _ = started(problem, method)
+    before = {n: t.detach().clone() for n, t in state.supernet.named_parameters()}
+    for t in state.theta.values():
+        t.grad = torch.ones_like(t)
+    arch_step(state, method, bilevel(state, method), StepBatches(*streams(problem, method), 0))
+    assert all((t.grad == 1).all() and torch.equal(t, before[n]) for n, t in state.theta.items())
+
+
+def test_one_group_s_mean_is_fair_darts_s_zero_one_loss() -> None:
+    problem = problem_of("toy")
+    state, batch = started(problem, fair_darts())
+    whole = ZeroOne(3.0)(state, {}, state.alpha, batch)
+    torch.testing.assert_close(whole, ZeroOne(3.0, by_group=True)(state, {}, state.alpha, batch))
+    several, batch = started(by_cell(), fair_darts())
+    mean, total = (ZeroOne(3.0, by_group=each)(several, {}, several.alpha, batch) for each in (False, True))
+    torch.testing.assert_close(total, 3 * mean)  # three cells of one size
+
+
+def test_without_its_parts_it_is_fair_darts() -> None:
+    bare = replace(d_darts(zero_one=9.0, ablation=0.0), callbacks=())
+    assert_same_search(bare, fair_darts(weight=9.0), "toy")
+    assert_other_search(bare, d_darts(ablation=0.0), "toy")
+
+
+def test_alpha_s_rate_falls_to_a_third_and_a_resumed_search_knows_the_first() -> None:
+    problem, method = problem_of("toy", epochs=4), d_darts()
+    state = begin(problem, method)
+    rates = []
+    for epoch in range(5):
+        state.epoch = epoch
+        method.callbacks[0].on_epoch_start(state)
+        rates.append(state.arch_optimizer.param_groups[0]["lr"])
+        fresh = begin(problem, method)
+        assert fresh.loads(state.dumps(), problem.fabric.device)
+        state = fresh
+    torch.testing.assert_close(rates, [3e-3, *(2e-3 + 1e-3 * x for x in (0.5**0.5, 0.0, -(0.5**0.5))), 1e-3])
+
+
+def test_the_log_has_every_cell_s_contribution() -> None:
+    problem = by_cell(without=("none",), epochs=1)
+    state = search(problem, d_darts()).state
+    record: dict[str, object] = {}
+    d_darts().callbacks[1].on_epoch_end(state, record)
+    assert list(record["contributions"]) == ["cell_0", "cell_1", "cell_2"]  # type: ignore[call-overload]
+
+
+# ---------------------------------------------------------------------- coding and derivation
+
+
+def alpha_of(problem: Problem, values: dict[tuple[int, int, str], float]) -> SearchState:
+    """Sigmoid weights of 1/2, but for those of (source, target, op) in the first cell."""
+    state = begin(problem, d_darts())
+    group = problem.space.groups[0]
+    with torch.no_grad():
+        for (source, target, op), w in values.items():
+            e = group.edges.index((source, target))
+            state.alpha[f"{group.name}/alpha"][e, group.ops[e].index(op)] = torch.logit(torch.tensor(w))
+    return state
+
+
+def test_an_edge_keeps_two_ops_above_the_threshold() -> None:
+    problem = by_cell()
+    state = alpha_of(
+        problem,
+        {
+            (0, 2, "sep_conv_3x3"): 0.9,
+            (0, 2, "skip_connect"): 0.95,
+            (0, 2, "dil_conv_3x3"): 0.86,
+            (1, 2, "sep_conv_5x5"): 0.84,
+            (1, 2, "none"): 0.99,
+            (2, 3, "max_pool_3x3"): 0.6,
+        },
+    )
+    found = EdgeThreshold()(state, problem)
+    problem.space.check(found)
+    assert set(found.groups["cell_0"]) == {
+        Choice(0, 2, "sep_conv_3x3"),
+        Choice(0, 2, "skip_connect"),
+        Choice(2, 3, "max_pool_3x3"),
+    }
+    sparse = Threshold(0.85)(state, problem)
+    assert {c for c in sparse.groups["cell_0"] if c.target == 2} == {Choice(0, 2, "skip_connect")}
+    assert d_darts(parse="edge", least=0.7).selection == EdgeThreshold(0.7)
+    network = problem.space.network(found)
+    assert network(torch.rand(2, 2, 8, 8)).shape == (2, 3)
+
+
+def test_a_code_is_decoded_to_the_genotype_it_came_from() -> None:
+    problem = by_cell(without=("none",), nodes=4)
+    state, _ = started(problem, d_darts())
+    genotype = Threshold(0.85)(state, problem)
+    assert decode(encode(genotype), problem.space) == genotype
+    assert encode(genotype)["cell_1"][0] == (
+        genotype.groups["cell_1"][0].op,
+        genotype.groups["cell_1"][0].target,
+        genotype.groups["cell_1"][0].source,
+    )
+    with pytest.raises(UserError, match="no such edge"):
+        decode({**encode(genotype), "cell_0": (("skip_connect", 9, 0),)}, problem.space)
+
+
+def test_alpha_of_a_network_made_by_hand_is_decoded_to_it() -> None:
+    ops = (DARTOPTI_OPS,)
+    problem = by_cell(nodes=4, normal=ops, reduce=ops)
+    state = begin(problem, dartopti())
+    expected = decode(dict.fromkeys(problem.space.cell_groups(), RESIDUAL), problem.space)
+    for selection in (EdgeThreshold(), Threshold(0.85)):
+        found = selection(state, problem)
+        assert {n: set(own) for n, own in found.groups.items()} == {n: set(own) for n, own in expected.groups.items()}
+    w = next(iter(state.op_weights(state.alpha, state.draw("eval")).values())).detach()
+    assert sorted(w.flatten().tolist())[-6:] == pytest.approx([1.0] * 6, abs=1e-4)
+    assert (w == 0.5).sum() == w.numel() - 6
+
+
+def test_a_deeper_network_repeats_the_cells_of_its_third() -> None:
+    groups = {f"cell_{i}": (Choice(0, 2, f"op {i}"),) for i in range(8)}
+    found = deeper(Genotype("darts", groups, "cell"), 20)
+    order = [found.groups[f"cell_{i}"][0].op for i in range(20)]
+    # N = 8: reductions 2 and 5, normal cells 0 1 | 3 4 | 6 7; L = 20: reductions 6 and 13
+    middle, last = [3 + i % 2 for i in range(7, 13)], [6 + i % 2 for i in range(14, 20)]
+    assert order == [f"op {i}" for i in [0, 1, 0, 1, 0, 1, 2, *middle, 5, *last]]
+    few = Genotype("darts", dict(list(groups.items())[:4]), "cell")
+    for wrong, layers in ((Genotype("darts", groups), 20), (few, 20), (Genotype("darts", groups, "cell"), 8)):
+        with pytest.raises(UserError, match="five searched"):
+            deeper(wrong, layers)
+
+
+def test_a_deeper_network_is_one_of_the_deeper_space() -> None:
+    problem = by_cell(without=("none",), cells=5, nodes=2)
+    state, _ = started(problem, d_darts())
+    found = deeper(Threshold(0.85)(state, problem), 9)
+    replace(problem.space, cells=9).check(found)  # type: ignore[call-arg]
