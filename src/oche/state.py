@@ -17,6 +17,7 @@ from torch import Tensor
 from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params, Still
 from oche.data import Augmentation, Data, ImageSet
 from oche.errors import UserError
+from oche.optim import set_rate
 from oche.relaxations import Relaxation
 from oche.run import Run
 from oche.spaces import Space, Supernet
@@ -276,6 +277,7 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], ta
     (settings,) = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
     optimizer.load_state_dict({"param_groups": table["groups"], "state": state})
     optimizer.param_groups[0].update(settings)  # the method's and the device's, not the checkpoint's
+    set_rate(optimizer, float(table["groups"][0]["lr"]))
 
 
 @contextmanager
