@@ -145,7 +145,18 @@ def test_the_ops_that_were_not_drawn_rest() -> None:
                 assert w[e, o] or all(torch.equal(p, before[n]) for n, p in own.items())
 
 
-LONG = {"ddpnas", "darts_pt", "zarts", "random_search_ws", "idarts", "shapley_nas", "rlnas"}
+LONG = {
+    "ddpnas",
+    "darts_pt",
+    "zarts",
+    "random_search_ws",
+    "idarts",
+    "shapley_nas",
+    "rlnas",
+    "rdarts",
+    "darts_es",
+    "darts_ada",
+}
 """Searches of more than two seconds in any space but the smallest."""
 
 SEARCHES = [

@@ -78,7 +78,7 @@ def content(run: Run) -> dict[str, object]:
     return found
 
 
-LONG = {"shapley_nas", "sdarts_adv", "pdarts", "zarts"}
+LONG = {"shapley_nas", "sdarts_adv", "pdarts", "zarts", "darts_ada"}
 SEARCHES = [
     pytest.param(
         name,

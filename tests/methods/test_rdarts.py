@@ -13,6 +13,7 @@ import torch
 
 from contracts.same import assert_other_search, assert_same_search, moved
 from contracts.test_resume import content, run_with_kills
+from oche.bilevel import FirstOrder
 from oche.callbacks import Callback
 from oche.edges import DropPath
 from oche.errors import UserError
@@ -74,7 +75,9 @@ def quick(problem_epochs: int) -> Problem:
 
 def test_at_the_weakest_strength_it_is_second_order_darts() -> None:
     assert_same_search(rdarts("l2", 3e-4), darts_2nd())
-    assert_same_search(rdarts("dp", 0.0), darts_2nd())
+    assert_same_search(
+        rdarts("dp", 0.0), darts_2nd(), tolerance=1e-6
+    )  # its edges are no fused kernels: other roundings
     assert_other_search(rdarts("dp", 0.6), darts_2nd())
     assert_other_search(rdarts("l2", 81e-4), darts_2nd())
 
@@ -99,6 +102,7 @@ def test_it_stops_and_returns_as_the_published_series_say(labels: tuple[int, int
     method = replace(darts(), callbacks=(callback,), selection=darts_es().selection)
     result = search(quick(50), method)
     assert result.state.epoch == stopped + 1
+    assert int(result.state.memory["returned"]) == returned + 1
     assert result.genotype == TopK()(result.state.at(returned + 1), result.state.problem)
     alpha = search(quick(returned + 1), replace(darts(), weight_lr=Stretched(50, returned + 1))).state.alpha
     for name, t in result.state.at(returned + 1).alpha.items():
@@ -164,7 +168,7 @@ def test_killed_around_a_return_it_ends_the_same(tmp_path: Path) -> None:
         run = Run.create(tmp_path / folder)
         run.write(Run.CONFIG, b"")
         problem = replace(tiny_problem("toy", epochs=3, count=16), run=run, checkpoint_every=1)
-        run_with_kills(ada([1, 2, 4], 26e-4), problem, every)
+        run_with_kills(replace(ada([1, 2, 4], 26e-4), arch_gradient=FirstOrder()), problem, every)
         contents.append(content(run))
     assert contents[0].keys() == contents[1].keys()
     assert [key for key in contents[0] if contents[0][key] != contents[1][key]] == []
@@ -191,7 +195,7 @@ def test_the_look_ahead_takes_the_raised_weight_decay() -> None:
 
 @dataclass(frozen=True)
 class Walk(Callback):
-    """After epoch e, alpha chooses `skips[e]` skip connections; the convolutions come in order `ranks[e]`."""
+    """After epoch e, alpha chooses `skips[e]` skip connections."""
 
     skips: tuple[int, ...]
 
