@@ -25,6 +25,8 @@ from oche.fast import rows
 from oche.fast.device import Backend
 
 PIXELS = (0, 2, 3)
+_PIECE = 2**15
+"""Products that are summed in a row: a million of them in fp32 are ten times as far off."""
 
 
 @dataclass(frozen=True)
@@ -144,11 +146,10 @@ class _Combine(torch.autograd.Function):
                 added = -factor * m if shift is None else w[t] * shift - factor * m
                 constant = added if constant is None else constant + added
             factors.append(factor.reshape(-1, 1, 1))
-        out = values[0].to(wide) * factors[0]
+        first = values[0].to(wide)
+        out = first * factors[0] if constant is None else torch.addcmul(constant.reshape(-1, 1, 1), first, factors[0])
         for value, factor in zip(values[1:], factors[1:], strict=True):
             out.addcmul_(value.to(wide), factor)
-        if constant is not None:
-            out += constant.reshape(-1, 1, 1)
         return out.to(dtype)
 
     @staticmethod
@@ -171,7 +172,7 @@ class _Combine(torch.autograd.Function):
             value, scale, shift = rest[t], rest[n + t], rest[2 * n + t]
             if not normed:
                 values[t] = (grad * w[t].to(grad.dtype)).to(value.dtype) if need[t] else None
-                dw.append((grad.to(wide) * value).sum() if ctx.needs_input_grad[4] else r1.new_zeros(()))
+                dw.append(_dot(grad, value, wide) if ctx.needs_input_grad[4] else r1.new_zeros(()))
                 continue
             m, r = next(moments)
             gain = w[t].expand_as(r) if scale is None else w[t] * scale
@@ -285,9 +286,16 @@ def _moments(t: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance
 
 
+def _dot(grad: Tensor, value: Tensor, wide: torch.dtype) -> Tensor:
+    """sum grad value, in the wide type. On the CPU as dot products, without a tensor of products; short ones, for the sake of fp32."""
+    if grad.device.type != "cpu":
+        return (grad.to(wide) * value).sum()
+    flat = [_like(t, grad).to(wide).as_strided((t.numel(),), (1,)) for t in (grad, value)]
+    pieces = [t.tensor_split(-(-t.numel() // _PIECE)) for t in flat]
+    return torch.stack([torch.dot(g, v) for g, v in zip(*pieces, strict=True)]).sum()
+
+
 def _like(t: Tensor, other: Tensor) -> Tensor:
-    """t in the other's memory format and dtype."""
+    """t in the other's dtype, and dense in its memory format: in channels_last where the other is part of a larger tensor."""
     t = t.to(other.dtype)
-    if other.is_contiguous(memory_format=torch.channels_last):
-        return t.contiguous(memory_format=torch.channels_last)
-    return t.contiguous()
+    return t.contiguous(memory_format=torch.contiguous_format if other.is_contiguous() else torch.channels_last)
