@@ -14,6 +14,8 @@ import torch
 from PIL import Image
 
 from oche import api, cli
+from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL, Trial
+from oche.bench.trial import run_trial
 from oche.data import Data, load
 from oche.data.folders import read_image
 from oche.data.overlay import as_picture, colours, overlaid
@@ -26,7 +28,7 @@ from oche.plan import AUTO, Request, resolve
 from oche.preflight import estimate
 from oche.relaxations import Gated
 from oche.run import Run
-from oche.tasks import Segment, balanced
+from oche.tasks import Segment, balanced, mean_iou
 from oche.train import Score
 from reference.tiny import tiny_data, tiny_masks, tiny_problem
 
@@ -232,3 +234,49 @@ def test_a_score_tells_classes_apart() -> None:
     assert score.accuracy == pytest.approx(7 / 8)
     assert score.iou[:2] == pytest.approx((3 / 4, 4 / 5))
     assert np.isnan(score.iou[2])
+
+
+# ------------------------------------------------------------------ several searches
+
+
+def test_a_bench_measures_mean_iou(tmp_path: Path) -> None:
+    """In percent, as the run's own log has it; the loss asked for is the training's too."""
+    request = Request(
+        "darts", "grid", str(made(tmp_path / "discs")), "smoke", compare=0, protocol="segment_smoke", device="cpu",
+        settings={**SMALL, "train.epochs": 1, "task.dice": 0.5},
+    )  # fmt: skip
+    outcome = run_trial(Trial("darts", "grid", "discs", "smoke", 0, request, train=True), tmp_path / "trial")
+    records = Run.open(tmp_path / "trial").records()
+    (supernet,) = (r for r in records if r["kind"] == "supernet")
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    assert outcome.measured[SUPERNET] == pytest.approx(100 * supernet["val_miou"])
+    assert outcome.measured[SUPERNET_TRAIN] == pytest.approx(100 * epochs[-1]["weight_miou"])
+    assert [value for _, value in outcome.probes["weight_miou"]] == [r["weight_miou"] for r in epochs]
+    trained = Run.open(tmp_path / "trial" / "trained")
+    (epoch,) = (r for r in trained.records() if r["kind"] == "train_epoch")
+    assert outcome.measured[TRAINED_VAL] == pytest.approx(100 * epoch["val_miou"])
+    assert 0 <= outcome.measured[TRAINED_TEST] <= 100
+    assert "dice = 0.5" in trained.read(Run.CONFIG).decode()
+
+
+@pytest.mark.slow
+def test_a_seed_is_picked_by_mean_iou(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though another has more pixels right."""
+    confusions = iter([((9, 0), (3, 0)), ((9, 0), (3, 0)), ((6, 3), (1, 2)), ((6, 3), (1, 2))])
+
+    def score(*_: object) -> Score:
+        counts = next(confusions)
+        return Score("miou", Segment().metrics(torch.tensor(counts)), 0.0, counts)
+
+    monkeypatch.setattr("oche.pick.evaluate", score)
+    monkeypatch.setattr("oche.pick.retrain", lambda training: None)
+    found = api.search(
+        "darts", data=str(made(tmp_path / "discs")), budget="smoke", epochs=1, compare=0, seeds=2, device="cpu",
+        settings=SMALL, out=tmp_path / "run",
+    )  # fmt: skip
+    first, second = (r for r in found.run.records() if r["kind"] == "seed")
+    assert first["val_pixel_accuracy"] > second["val_pixel_accuracy"]
+    assert second["val_miou"] == pytest.approx(mean_iou(torch.tensor(((6, 3), (1, 2)))))
+    own = Run.open(tmp_path / "run" / "seeds" / "seed_1")
+    assert found.run.read(Run.GENOTYPE) == own.read(Run.GENOTYPE)
+    assert "validation mIoU" in found.run.read(Run.REPORT).decode()
