@@ -66,11 +66,11 @@ def estimate(problem: Problem, method: Method) -> Estimate:
 def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
     """Peak memory of a step: what the two losses keep for their backward passes, a fifth more for what passes through, and the weights.
 
-    Counted on batches of 8 and 16, of large images on 2 and 4, and extended to the batch; first order keeps one loss at a time,
-    unrolling about three. Of cells that are recomputed one is kept at a time; the first ones are the largest, so twice the mean is
-    reckoned.
+    Counted on batches of 16 and 32 (fewer may not fill the kernels' vectors), of large images on 2 and 4, and extended to the
+    batch; first order keeps one loss at a time, unrolling about three. Of cells that are recomputed one is kept at a time; the
+    first ones are the largest, so twice the mean is reckoned.
     """
-    few = 8 if problem.data.size[0] * problem.data.size[1] <= LARGE else 2
+    few = 16 if problem.data.size[0] * problem.data.size[1] <= LARGE else 2
     small, large = (_kept_bytes(state, problem, method, batch) for batch in (few, 2 * few))
     per_image = (large - small) / few
     kept = max(0.0, small + per_image * (problem.batch - few))

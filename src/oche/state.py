@@ -274,9 +274,10 @@ def _by_name(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) ->
 def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], table: Mapping[str, Any]) -> None:
     numbers = {name: n for n, name in enumerate(tensors)}
     state = {numbers[name]: own for name, own in table["state"].items()}
-    (settings,) = [{key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups]
+    (group,) = optimizer.param_groups
+    device: dict[str, object] = {key: group[key] for key in ("foreach", "fused", "capturable") if key in group}
     optimizer.load_state_dict({"param_groups": table["groups"], "state": state})
-    optimizer.param_groups[0].update(settings)  # the method's and the device's, not the checkpoint's
+    optimizer.param_groups[0].update(device)  # how this device steps; what a step is, the checkpoint says
     set_rate(optimizer, float(table["groups"][0]["lr"]))
 
 

@@ -55,8 +55,8 @@ def kept(state: SearchState, p: Problem, m: Method) -> int:
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("name", ["darts", "pcdarts", "rf_darts"])
 def test_memory_is_that_of_the_full_batch(name: str, space: str) -> None:
-    """Counted on eight and sixteen images, it comes within a tenth of what 32 images keep."""
-    p, m = problem(space), method(name)
+    """Counted on 16 and 32 images, it comes within a tenth of what 64 images keep."""
+    p, m = problem(space, 64), method(name)
     state = begin(p, m)
     weights = 4 * sum(t.numel() * 4 for t in state.supernet.parameters())
     said = (memory_bytes(state, p, m) - weights) / 1.2
@@ -72,8 +72,9 @@ def test_memory_grows_with_the_batch_and_with_unrolling() -> None:
     assert need("darts", 64) < need("darts_2nd", 64)
 
 
-def test_random_features_keep_less() -> None:
-    """A frozen convolution's input need not be kept."""
+def test_random_features_keep_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen convolution's input need not be kept by PyTorch; the kernels keep what they need for both."""
+    monkeypatch.setenv("OCHE_FAST", "off")
     p = problem("nb201")
     full, frozen = method("darts"), random_features(method("darts"))
     assert memory_bytes(begin(p, frozen), p, frozen) < memory_bytes(begin(p, full), p, full)

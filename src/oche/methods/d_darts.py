@@ -278,7 +278,7 @@ def d_darts(
         outer_terms=(ZeroOne(zero_one, by_group=True), *((Ablation(ablation),) if learns and ablation else ())),
         callbacks=(ArchRate(Cosine(1.0, 1 / 3)), Contributions()),
         selection=selection(parse, least),
-        space={**base.space, "sharing": "cell", "nb201.sharing": "type"},
+        space={**base.space, "sharing": "cell", "nb201.sharing": "type", "grid.sharing": "type"},
         papers=("heuillet2021ddarts",),
     )
 
