@@ -34,6 +34,7 @@ class Method:
     - `selection`: how the genotype is derived.
     - `space`: settings of the space that come with the method, `{"sharing": "cell"}`, or with it in one space, `{"darts.without":
       ("none",)}`; a budget's and the user's go before.
+    - `unfit`: spaces that the rule is not made for; such a search is refused.
     - `papers`: BibTeX keys, see `papers.py`.
     """
 
@@ -59,6 +60,7 @@ class Method:
     callbacks: tuple[Callback, ...] = ()
     selection: Selection = TopK()
     space: Mapping[str, object] = field(default_factory=dict, repr=False)
+    unfit: tuple[str, ...] = ()
     papers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -145,6 +145,10 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
     chosen = budget(request.budget, key, tables)
     given = _by_part({k: v for k, v in chosen.settings.items() if k.rpartition(".")[2] not in options})
     method = method_of(searcher)
+    if method and request.space in method.unfit:
+        raise UserError(
+            f"{request.method} is not made for the space {request.space!r}: choose another method, or another space."
+        )
     usual = _usual(method, request.space) if method else {}
     space = _space(request.space, data, {**usual, **given.pop("space", {}), **parts.pop("space", {})})
     protocol = named_protocol(request.protocol, parts.pop("train", {}))

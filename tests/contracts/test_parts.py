@@ -160,15 +160,12 @@ LONG = {
 }
 """Searches of more than two seconds in any space but the smallest."""
 
-NOT_IN_GRID = {"d_darts", "dartopti", "darts_aer", "ddpnas", "gm_nas", "pdarts", "rlnas", "sdarts_adv", "sdarts_rs"}
-"""Not fit for a space whose edges are gates and nodes, each with its own alpha, yet."""
-
 SEARCHES = [
     pytest.param(name, space, marks=pytest.mark.slow if name in LONG and space != "toy" else (), id=f"{name}-{space}")
     for name, build in METHODS.items()
-    if method_of(build()) is not None
+    if (method := method_of(build())) is not None
     for space in SMALL
-    if space != "grid" or name not in NOT_IN_GRID
+    if space not in method.unfit
 ]
 
 

@@ -279,6 +279,7 @@ def d_darts(
         callbacks=(ArchRate(Cosine(1.0, 1 / 3)), Contributions()),
         selection=selection(parse, least),
         space={**base.space, "sharing": "cell", "nb201.sharing": "type", "grid.sharing": "type"},
+        unfit=("grid",),
         papers=("heuillet2021ddarts",),
     )
 

@@ -44,5 +44,9 @@ class Entropy:
 def darts_aer(most: float = 0.2) -> Method:
     """First-order DARTS whose entropy is raised at first and lowered in the end, by at most `most` a bit."""
     return replace(
-        darts(), name="darts_aer", outer_terms=(Entropy(Cosine(-most, most)),), papers=("liu2019darts", "jing2023aer")
+        darts(),
+        name="darts_aer",
+        outer_terms=(Entropy(Cosine(-most, most)),),
+        unfit=("grid",),
+        papers=("liu2019darts", "jing2023aer"),
     )

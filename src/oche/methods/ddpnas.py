@@ -172,5 +172,6 @@ def ddpnas(sweeps: int | None = 3) -> Method:
         arch_start=1.0,
         split=Fractions(0.8, 0.2),
         callbacks=(Prune(sweeps),),
+        unfit=("grid",),
         papers=("zheng2019ddpnas",),
     )

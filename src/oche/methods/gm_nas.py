@@ -268,5 +268,5 @@ def gm_nas(
 ) -> Staged:
     """2^`splits` supernets split where their gradients disagree, each searched by `inner`."""
     base = INNER[inner]()
-    method = replace(base, space={"darts.without": ("none",)}, papers=(*base.papers, "hu2022gmnas"))
+    method = replace(base, space={"darts.without": ("none",)}, unfit=("grid",), papers=(*base.papers, "hu2022gmnas"))
     return Staged("gm_nas", method, Split(splits, edge_score=edge_score), best_child)

@@ -143,6 +143,7 @@ def pdarts(skips: int = 2) -> Staged:
         weight_lr=Cosine(0.025, 0.0),
         arch_clip=5.0,
         arch_start=0.4,
+        unfit=("grid",),
         papers=("liu2019darts", "chen2019pdarts"),
     )
     method = replace(method, arch_optimizer=replace(method.arch_optimizer, lr=6e-4))  # type: ignore[type-var]

@@ -176,5 +176,6 @@ def rlnas() -> Method:
         targets=RandomTargets(),
         callbacks=(KeepInitial(),),
         selection=WidestAngle(),
+        unfit=("grid",),
         papers=("zhang2021rlnas",),
     )

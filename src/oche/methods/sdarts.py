@@ -100,10 +100,10 @@ def spread(state: SearchState, by_group: Mapping[str, Tensor]) -> OpWeights:
 def sdarts_rs(epsilon: float = 0.3) -> Method:
     """First-order DARTS whose weight steps see op weights perturbed at random, by up to `epsilon` at the end."""
     callbacks = (Perturbation(Linear(epsilon / 10, epsilon)),)
-    return replace(darts(), name="sdarts_rs", callbacks=callbacks, papers=("chen2020sdarts",))
+    return replace(darts(), name="sdarts_rs", callbacks=callbacks, unfit=("grid",), papers=("chen2020sdarts",))
 
 
 def sdarts_adv(epsilon: float = 0.3, steps: int = 7) -> Method:
     """First-order DARTS whose weight steps see op weights perturbed to raise the train loss, by up to `epsilon` at the end."""
     callbacks = (Perturbation(Linear(epsilon / 10, epsilon), steps),)
-    return replace(darts(), name="sdarts_adv", callbacks=callbacks, papers=("chen2020sdarts",))
+    return replace(darts(), name="sdarts_adv", callbacks=callbacks, unfit=("grid",), papers=("chen2020sdarts",))
