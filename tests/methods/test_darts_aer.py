@@ -48,4 +48,4 @@ def test_without_its_constant_it_is_darts() -> None:
     (term,) = method.outer_terms
     grads = torch.autograd.grad(term(state, {}, state.alpha, None), list(state.alpha.values()))  # type: ignore[arg-type]
     assert all(not g.any() for g in grads)
-    assert replace(method, outer_terms=(), name="darts", papers=darts().papers) == darts()
+    assert replace(method, outer_terms=(), name="darts", unfit=(), papers=darts().papers) == darts()
