@@ -58,3 +58,9 @@ class Callback:
 
     def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
         """After an epoch, with its log record, to which numbers may be added."""
+
+
+def enters(callback: Callback) -> bool:
+    """Whether it has a hook before an epoch's end, by which it may change what a step does; probes and monitors have none."""
+    hooks = ("on_epoch_start", "before_inner_step", "after_inner_backward", "after_outer_backward")
+    return any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from oche.base import Alpha, Batch, NotRepeatable, Params, counted
 from oche.bilevel import Batches, Bilevel, average, detached
-from oche.callbacks import InnerStep, OuterStep
+from oche.callbacks import InnerStep, OuterStep, enters
 from oche.data import ImageSet, Stream, batches, none
 from oche.fast import accelerate
 from oche.genotype import Genotype
@@ -104,14 +104,19 @@ def steps(
 
 
 def recorded(state: SearchState, method: Method, losses: Bilevel) -> tuple[Step, Step] | None:
-    """Both steps, replayed from graphs: on one NVIDIA GPU, unless somebody looks into them or they are one."""
+    """Both steps, replayed from graphs: on one NVIDIA GPU, where the method's steps can be."""
     fabric = state.problem.fabric
-    watched = bool(method.callbacks or method.inner_terms or method.outer_terms or method.single_level)
-    if fabric.device.type != "cuda" or fabric.world_size > 1 or watched:
+    if fabric.device.type != "cuda" or fabric.world_size > 1 or not recordable(method):
         return None
     recorder = CudaRecorder(fabric.device)
     arch, weight = (partial(step, state, method, losses) for step in (arch_step, weight_step))
     return Recorded(arch, state, recorder), Recorded(weight, state, recorder)
+
+
+def recordable(method: Method) -> bool:
+    """Whether each of the two steps is the same at every time: nobody looks into them, and they are two."""
+    added = method.inner_terms or method.outer_terms or any(map(enters, method.callbacks))
+    return not added and not method.single_level
 
 
 def arch_step(state: SearchState, method: Method, losses: Bilevel, now: Batches) -> None:

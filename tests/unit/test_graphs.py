@@ -23,6 +23,7 @@ from oche.method import Method
 from oche.methods import METHODS
 from oche.relaxations import Softmax
 from oche.state import Problem, SearchState
+from oche.watch import Watch, watched
 from reference.tiny import tiny_problem
 
 Call = Callable[[], None]
@@ -246,3 +247,14 @@ def test_without_a_gpu_nothing_is_recorded() -> None:
     assert isinstance(method, Method)
     state = loop.begin(problem, method)
     assert loop.recorded(state, method, loop.bilevel(state, method)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "can"), [("darts", True), ("rf_pcdarts", True), ("snas", False), ("darts_aer", False), ("oles", False)]
+)
+def test_probes_and_the_monitor_do_not_keep_a_search_from_graphs(name: str, can: bool) -> None:
+    """Every search from the command line has them; a term, a hook into the steps or a single level does."""
+    method = METHODS[name]()
+    assert isinstance(method, Method)
+    for searched in (method, watched(method, Watch())):
+        assert loop.recordable(searched) == can
