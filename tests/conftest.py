@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -25,3 +26,11 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder at {folder}; set OCHE_DATA to one")
     return folder
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Double precision by default, for tests that compare with a second derivation."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

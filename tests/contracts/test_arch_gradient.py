@@ -9,7 +9,7 @@ With theta_1 = theta - s (A theta - B alpha + ...) after a step of SGD, d theta_
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -25,26 +25,13 @@ from oche.loop import StepBatches, begin, bilevel, set_learning_rate, streams
 from oche.methods.darts import darts
 from oche.optim import SGD, Adam
 from oche.state import SearchState
-from reference.tiny import tiny_problem
+from reference.tiny import NoBatches, tiny_problem
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 N, M = 5, 3  # weights, architecture parameters
 NOTHING = Batch(torch.zeros(1), torch.zeros(1))
-
-
-class NoBatches:
-    def inner(self, ahead: int = 0) -> Batch:
-        return NOTHING
-
-    def outer(self) -> Batch:
-        return NOTHING
 
 
 @dataclass

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -31,12 +30,7 @@ from oche.methods.d_darts import (
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
 from oche.state import Problem, SearchState
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def started(problem: Problem, method: Method) -> tuple[SearchState, Batch]:

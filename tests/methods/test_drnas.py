@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -17,12 +15,7 @@ from oche.relaxations import Softmax
 from oche.stages import Staged
 from oche.state import SearchState
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 GROUP = Group("cell", ((0, 1), (0, 2)), (("a", "b", "c", "d"), ("a", "b", "c")))

@@ -276,7 +276,9 @@ def test_every_inner_method_searches(inner: str, space: str) -> None:
         searcher = replace(searcher, method=replace(searcher.method, edge=replace(searcher.method.edge, K=2)))  # type: ignore[type-var]
     searcher = replace(searcher, stages=Split(1, batches=1, first_kind=True))
     problem = tiny_problem(space, epochs=3, count=12, **SMALL[space])  # type: ignore[arg-type]
-    problem.space.check(searcher.search(problem).genotype)
+    found = searcher.search(problem)
+    problem.space.check(found.genotype)
+    assert found.state.stage == 2  # the whole supernet, then its halves
 
 
 @pytest.mark.slow

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -12,25 +10,12 @@ from oche.base import Alpha, Batch, Params
 from oche.bilevel import Bilevel
 from oche.loop import search
 from oche.methods.idarts import ImplicitNeumann, idarts
-from reference.tiny import tiny_problem
+from reference.tiny import NoBatches, tiny_problem
 
 RATE = 0.1
 
 
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-class Once:
-    """Batches that nobody looks at."""
-
-    def inner(self, ahead: int = 0) -> Batch:
-        return Batch(torch.zeros(1), torch.zeros(1))
-
-    outer = inner
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def quadratic(scale: float = 1.0) -> tuple[Bilevel, Params, Alpha, Tensor, Tensor, Tensor]:
@@ -55,7 +40,7 @@ def quadratic(scale: float = 1.0) -> tuple[Bilevel, Params, Alpha, Tensor, Tenso
 @pytest.mark.parametrize("terms", [0, 1, 2, 7])
 def test_it_is_the_truncated_series(terms: int) -> None:
     problem, theta, alpha, h, b, t = quadratic()
-    _, found = ImplicitNeumann(terms)(problem, theta, alpha, Once())
+    _, found = ImplicitNeumann(terms)(problem, theta, alpha, NoBatches())
     power = torch.eye(5) - RATE * h
     series = sum(torch.linalg.matrix_power(power, k) for k in range(terms + 1))
     expected = RATE * b.T @ h @ series @ (theta["w"].detach() - t)  # type: ignore[operator]
@@ -64,23 +49,23 @@ def test_it_is_the_truncated_series(terms: int) -> None:
 
 def test_it_tends_to_the_implicit_hypergradient() -> None:
     problem, theta, alpha, _, b, t = quadratic()
-    _, found = ImplicitNeumann(500)(problem, theta, alpha, Once())
+    _, found = ImplicitNeumann(500)(problem, theta, alpha, NoBatches())
     torch.testing.assert_close(found["a"], b.T @ (theta["w"].detach() - t), rtol=1e-8, atol=1e-8)
 
 
 def test_a_series_that_would_diverge_is_cut() -> None:
     problem, theta, alpha, *_ = quadratic(scale=100.0)
-    _, found = ImplicitNeumann(30)(problem, theta, alpha, Once())
-    _, first = ImplicitNeumann(0)(problem, theta, alpha, Once())
+    _, found = ImplicitNeumann(30)(problem, theta, alpha, NoBatches())
+    _, first = ImplicitNeumann(0)(problem, theta, alpha, NoBatches())
     torch.testing.assert_close(found["a"], first["a"])
 
 
 def test_weights_rest_unless_the_code_s_noise_is_asked_for() -> None:
     problem, theta, alpha, h, _, t = quadratic()
     before = theta["w"].detach().clone()
-    ImplicitNeumann(2)(problem, theta, alpha, Once())
+    ImplicitNeumann(2)(problem, theta, alpha, NoBatches())
     assert torch.equal(theta["w"], before)
-    ImplicitNeumann(2, residual_noise=True)(problem, theta, alpha, Once())
+    ImplicitNeumann(2, residual_noise=True)(problem, theta, alpha, NoBatches())
     v = before - t
     power = torch.eye(5) - RATE * h
     s = v + power @ v + power @ power @ v

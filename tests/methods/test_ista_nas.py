@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
@@ -35,12 +34,7 @@ from oche.ops import PoolBN
 from oche.optim import Adam
 from oche.state import SearchState
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def drawn(measurement: str, n: int, seed: int, scale: float) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -16,12 +16,7 @@ from oche.methods.lambda_darts import Corr, Harmony, Sign, lambda_darts
 from oche.schedule import Constant
 from reference.tiny import tiny_problem
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def mean_corr(g: Tensor) -> Tensor:

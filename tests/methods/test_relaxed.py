@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -24,12 +23,7 @@ from oche.methods.snas import snas
 from oche.relaxations import GumbelSoftmax, Sigmoid
 from oche.schedule import Constant, Linear
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 GROUP = Group("cell", ((0, 1), (0, 2)), (("a", "b", "c"), ("a", "b", "c")))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,12 +11,7 @@ from oche.methods.darts import darts
 from oche.methods.sdarts import Perturbation, normalised, sdarts_adv, sdarts_rs
 from oche.schedule import Constant, Linear
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_normalised_rows_by_hand() -> None:

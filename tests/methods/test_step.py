@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -22,12 +22,7 @@ from oche.state import Problem, SearchState
 from reference.darts_step import GRADIENTS, DartsReference, Reference, ToyReference
 from reference.tiny import tiny_problem
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 TOLERANCE = {"rtol": 0.0, "atol": 1e-10}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,23 +13,9 @@ from oche.bilevel import Bilevel
 from oche.loop import search
 from oche.methods.zarts import Trials, loss_after, zarts
 from oche.schedule import Constant
-from reference.tiny import tiny_problem
+from reference.tiny import NoBatches, tiny_problem
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-class Once:
-    """Batches that nobody looks at."""
-
-    def inner(self, ahead: int = 0) -> Batch:
-        return Batch(torch.zeros(1), torch.zeros(1))
-
-    outer = inner
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def quadratic(step: int = 0) -> Bilevel:
@@ -65,7 +50,7 @@ def test_the_shares_are_those_of_the_rule() -> None:
 def test_a_trial_is_judged_after_its_own_weight_steps() -> None:
     """w_k = a + 0.8^k (w_0 - a) here; the weights themselves rest."""
     theta, alpha = {"w": torch.tensor([3.0, -1.0])}, {"a": torch.tensor([0.5, 0.25])}
-    found = loss_after(quadratic(), theta, alpha, Once(), Once().outer(), 6)
+    found = loss_after(quadratic(), theta, alpha, NoBatches(), NoBatches().outer(), 6)
     w = alpha["a"] + 0.8**6 * (theta["w"] - alpha["a"])
     torch.testing.assert_close(found, ((w - 1).square().sum() + (alpha["a"] - 1).square().sum()) / 2)
     assert torch.equal(theta["w"], torch.tensor([3.0, -1.0]))
@@ -76,7 +61,7 @@ def test_alpha_approaches_the_minimiser() -> None:
     trials = Trials(8, 5, sigma=Constant(0.3), tau=0.05)
     first = float((alpha["a"] - 1).detach().norm())
     for step in range(60):
-        _, grads = trials(quadratic(step), theta, alpha, Once())
+        _, grads = trials(quadratic(step), theta, alpha, NoBatches())
         alpha = {"a": (alpha["a"] - grads["a"]).detach().requires_grad_()}
         theta = {"w": theta["w"] + 0.5 * (alpha["a"].detach() - theta["w"])}
     assert float((alpha["a"] - 1).detach().norm()) < first / 5

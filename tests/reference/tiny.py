@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from oche.base import Batch
 from oche.data import Augment, Data, ImageSet
 from oche.spaces import SPACES, Space
 from oche.state import Problem
@@ -56,3 +57,13 @@ def tiny_problem(
     plain = Augment(data.mean, data.std)
     task = Segment() if dense else Classify()
     return Problem(tiny_space(space, data, **settings), data, task, plain, epochs, batch, seed)
+
+
+class NoBatches:
+    """Batches of a problem that has no data, such as a quadratic."""
+
+    def inner(self, ahead: int = 0) -> Batch:
+        return Batch(torch.zeros(1), torch.zeros(1))
+
+    def outer(self) -> Batch:
+        return self.inner()

@@ -34,13 +34,6 @@ SMALL = {
 }
 
 
-@pytest.fixture
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
 def small(**changes: object) -> GridSpace:
     return GridSpace(**{**SMALL, **changes})  # type: ignore[arg-type]
 
@@ -192,7 +185,7 @@ def literal(space: GridSpace, supernet: Supernet, x: Tensor, w: Tensor) -> Tenso
     return logits[:, :, : x.shape[2], : x.shape[3]]
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(("size", "reach"), [((16, 24), 1), ((13, 21), 1), ((16, 24), 2)])
 def test_the_supernet_is_the_sum_of_the_formula(size: tuple[int, int], reach: int) -> None:
     space = small(size=size, reach=reach)
@@ -203,7 +196,7 @@ def test_the_supernet_is_the_sum_of_the_formula(size: tuple[int, int], reach: in
     torch.testing.assert_close(out, literal(space, supernet, x, w))
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("se", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_mbconv_is_an_inverted_bottleneck(se: bool, stride: int) -> None:
@@ -233,7 +226,7 @@ def soft(space: GridSpace, w: Tensor, threshold: float = 0.0) -> Genotype:
     return Genotype("grid", {"grid": tuple(choices)})
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5])
 def test_a_soft_network_is_the_masked_supernet(threshold: float) -> None:
     """With the supernet's weights and batch statistics, what falls below the threshold being zero: gates, operations, whole nodes."""
@@ -250,7 +243,7 @@ def test_a_soft_network_is_the_masked_supernet(threshold: float) -> None:
     torch.testing.assert_close(network.double()(x), wanted, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 def test_a_discrete_network_is_the_one_hot_supernet() -> None:
     space, x = small(layers=4), torch.randn(4, 3, 16, 24)
     (group,) = space.groups
@@ -291,7 +284,7 @@ def test_a_single_path_is_a_chain_and_costs_a_chain() -> None:
 # ---------------------------------------------------------------------- memory
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 def test_checkpointing_changes_neither_outputs_nor_gradients_but_what_is_kept() -> None:
     x, kept, results = torch.randn(2, 3, 16, 24), {}, {}
     for on in (False, True):

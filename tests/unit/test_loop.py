@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -23,12 +22,7 @@ from oche.selection import PerEdgeArgmax, TopK
 from oche.state import Problem, SearchState
 from reference.tiny import tiny_problem
 
-
-@pytest.fixture(autouse=True)
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 PLAIN = replace(darts(), weight_optimizer=SGD(0.0, 0.0), weight_lr=Constant(0.1), clip=None)

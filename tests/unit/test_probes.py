@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import combinations
 
@@ -43,13 +42,6 @@ CELLS = [f"|{a}~0|+|{b}~0|{c}~1|" for a, b, c in [
     ("none", "nor_conv_3x3", "none"),
     ("none", "none", "none"),
 ]]  # fmt: skip
-
-
-@pytest.fixture
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def started(method: Method, problem: Problem, spread: float = 1.0) -> SearchState:
@@ -94,7 +86,7 @@ def dense(loss: object, state: SearchState, batch: Batch) -> Tensor:
     return torch.linalg.eigvalsh(torch.autograd.functional.hessian(of, flat))
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("name", ["darts", "pcdarts", "rf_darts"])
 @pytest.mark.parametrize("spread", [0.0, 2.0])
 def test_the_eigenvalue_is_the_dense_hessian_s(name: str, spread: float) -> None:
@@ -111,7 +103,7 @@ def test_the_eigenvalue_is_the_dense_hessian_s(name: str, spread: float) -> None
     assert state.meters == {}
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize(
     ("diagonal", "largest"),
     [([-5.0, 1, 0.5], 1.0), ([-5.0, -1, -0.5], -0.5), ([0.0, 0, 0], 0.0), ([3.0, -3, 3], 3.0)],

@@ -6,7 +6,7 @@ import csv
 import gzip
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -33,13 +33,6 @@ from oche.strategies import sample
 from oche.trainable import AllWeights, BatchNormOnly
 
 DRAW = Draw(seed=5)
-
-
-@pytest.fixture
-def _float64() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def op_weights(space: Space, rng: torch.Generator) -> dict[str, Tensor]:
@@ -478,7 +471,7 @@ SOFT_SPACES: dict[str, Space] = {
 }
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("name", SOFT_SPACES)
@@ -513,7 +506,7 @@ def one_hot(space: Space, genotype: Genotype) -> dict[str, Tensor]:
     return weights
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("name", ["toy", "nb201", "darts", "s2"])
 @pytest.mark.parametrize("seed", range(3))
@@ -538,7 +531,7 @@ def test_an_inherited_network_equals_the_supernet_at_its_corner(name: str, seed:
     assert observed
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 def test_a_pool_s_batch_norm_is_what_a_discrete_darts_network_lacks() -> None:
     """With pools the two differ, and by nothing else: a supernet whose pools lose their batch norms agrees again."""
     space = DartsSpace(channels=4, cells=2, size=(8, 8))
@@ -585,7 +578,7 @@ def test_a_forward_of_the_supernet_leaves_no_trace() -> None:
 # ---------------------------------------------------------------------- running statistics
 
 
-@pytest.mark.usefixtures("_float64")
+@pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("training", [True, False])
 def test_estimated_statistics_are_plain_averages(training: bool) -> None:
     """Of every batch norm's batch means and unbiased variances, by numpy; mode and momentum are as before."""
