@@ -6,9 +6,9 @@ from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.edges import AuxiliarySkip, DropPath, EdgeFactory, PartialChannels, SampledOps, SkipDropout, WeightedSum
 from oche.methods import method_named
 from oche.methods.drnas import Dirichlet
-from oche.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax
+from oche.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax, Unscaled
 from oche.schedule import Constant
-from oche.selection import PerEdgeArgmax, Selection, TopK
+from oche.selection import Keep, PerEdgeArgmax, Selection, TopK
 from oche.strategies import Searcher
 from oche.trainable import AllWeights, BatchNormOnly, ClassifierOnly, Trainable, WeightSubset
 
@@ -17,6 +17,7 @@ RELAXATIONS: tuple[Relaxation, ...] = (
     EdgeNormalised(),
     Sigmoid(),
     Gated(),
+    Unscaled(Gated()),
     GumbelSoftmax(Constant(1.0)),
     GumbelSoftmax(Constant(1.0), hard=True),
     Dirichlet(),
@@ -44,7 +45,7 @@ TRAINABLES: tuple[Trainable, ...] = (
 CONTROLS: tuple[Trainable, ...] = (ClassifierOnly(), ClassifierOnly("uniform"), WeightSubset())
 """Few weights learn: no part of the cross product."""
 
-SELECTIONS: tuple[Selection, ...] = (TopK(), PerEdgeArgmax())
+SELECTIONS: tuple[Selection, ...] = (TopK(), PerEdgeArgmax(), Keep())
 
 SMALL: dict[str, dict[str, int]] = {
     "toy": {},
