@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Protocol
 
@@ -207,24 +207,6 @@ class Gated(Relaxation):
         rows = torch.where(opened.to(w.device), b[:, None], 1 - b[:, None]).where(alive.sum(-1, keepdim=True) > 1, 1.0)
         rows = rows * alive
         return torch.where(gates[:, None], rows, w)
-
-
-@dataclass(frozen=True)
-class Unscaled(Relaxation):
-    """`inner` over all candidates, then zero where the draw's mask has removed one: the others keep the values they had beside it."""
-
-    inner: Relaxation
-
-    def init(self, group: Group, rng: torch.Generator) -> Alpha:
-        return self.inner.init(group, rng)
-
-    def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
-        w = self.inner(alpha, group, replace(draw, mask={}))
-        return w * draw.alive(group, w.device)
-
-    def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
-        w = self.inner.strength(alpha, group, replace(draw, mask={}))
-        return w * draw.alive(group, w.device)
 
 
 def gated(group: Group) -> list[bool]:

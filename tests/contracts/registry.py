@@ -6,7 +6,7 @@ from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.edges import AuxiliarySkip, DropPath, EdgeFactory, PartialChannels, SampledOps, SkipDropout, WeightedSum
 from oche.methods import method_named
 from oche.methods.drnas import Dirichlet
-from oche.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax, Unscaled
+from oche.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax
 from oche.schedule import Constant
 from oche.selection import Keep, PerEdgeArgmax, Selection, TopK
 from oche.strategies import Searcher
@@ -17,7 +17,6 @@ RELAXATIONS: tuple[Relaxation, ...] = (
     EdgeNormalised(),
     Sigmoid(),
     Gated(),
-    Unscaled(Gated()),
     GumbelSoftmax(Constant(1.0)),
     GumbelSoftmax(Constant(1.0), hard=True),
     Dirichlet(),

@@ -49,7 +49,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from oche.base import Group
+from oche.base import Alpha, Draw, Group
 from oche.budgets import Budget
 from oche.callbacks import Callback
 from oche.data import UntilFreeze
@@ -60,6 +60,7 @@ from oche.method import Method
 from oche.methods.darts import darts
 from oche.optim import SGD, Adam
 from oche.relaxations import (
+    Gate,
     Gated,
     Relaxation,
     ReluTanhGate,
@@ -67,7 +68,6 @@ from oche.relaxations import (
     SigmoidGate,
     Softmax,
     SoftmaxGate,
-    Unscaled,
     gated,
 )
 from oche.schedule import Constant, Poly, Ramp, Schedule
@@ -200,6 +200,24 @@ class Decide(Callback):
 
     def on_epoch_start(self, state: SearchState) -> None:
         state.mask.update(decided(state, self.margin))
+
+
+@dataclass(frozen=True)
+class Unscaled(Relaxation):
+    """`inner` over all candidates, then zero where the draw's mask has removed one: the others keep the values they had beside it."""
+
+    inner: Relaxation
+
+    def init(self, group: Group, rng: torch.Generator) -> Alpha:
+        return self.inner.init(group, rng)
+
+    def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        w = self.inner(alpha, group, replace(draw, mask={}))
+        return w * draw.alive(group, w.device)
+
+    def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        w = self.inner.strength(alpha, group, replace(draw, mask={}))
+        return w * draw.alive(group, w.device)
 
 
 def _gates(group: Group) -> Tensor:
