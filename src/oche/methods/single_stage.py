@@ -58,6 +58,7 @@ from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.method import Method
 from oche.methods.darts import darts
+from oche.monitor import Degeneration
 from oche.optim import SGD, Adam
 from oche.relaxations import (
     Gate,
@@ -284,6 +285,7 @@ def single_stage(
         arch_optimizer=Adam(3e-3, (0.5, 0.999), 0.0),
         weight_optimizer=SGD(weight_decay=5e-4),
         weight_lr=Poly(0.05),
+        callbacks=(Degeneration(),),
         papers=("subbotko2024devil",),
     )
     terms = penalty(entropy, gate_entropy, entropy_form, entropy_schedule, (method.arch_start, freeze))
