@@ -52,7 +52,7 @@ from torch import Tensor
 from oche.base import Alpha, Draw, Group
 from oche.budgets import Budget
 from oche.callbacks import Callback
-from oche.data import UntilFreeze
+from oche.data import Released, UntilFreeze
 from oche.edges import WeightedSum
 from oche.errors import UserError
 from oche.genotype import Genotype
@@ -134,7 +134,7 @@ class SingleStage:
             return None
         tuning = replace(method, arch_start=1.0, outer_terms=())
         if isinstance(method.split, UntilFreeze):
-            tuning = replace(tuning, split=method.split.after)
+            tuning = replace(tuning, split=Released())
         if self.variant == "prune" and not self.renormalise:
             tuning = replace(tuning, relaxation=Unscaled(method.relaxation))
         span = (0.0 if self.restart else until / problem.epochs, 1.0)
