@@ -1,16 +1,15 @@
 """Single-stage search: warm-up, search, freeze, tune; the network that was searched is the one that is kept, with its weights.
 
 "The devil is in discretization discrepancy" (Subbotko, Jablonski, Bilinski, CVPR workshops 2024, arXiv 2405.16610) says in its abstract
-that turning a continuous architecture into a discrete one costs accuracy, and proposes a single stage that does without: the
-architecture is frozen and training goes on with the same weights; nothing is decoded, nothing trained from scratch.
+that turning a continuous architecture into a discrete one costs accuracy, and proposes a single-stage protocol that does not rely on
+decoding and reuses the weights. A summary of its text adds that the architecture is frozen, and that nothing is trained from scratch.
 
     warm-up   epochs until arch_start      weights only; alpha as it was drawn, next to uniform
     search    until freeze                 a step of alpha, a step of the weights, on their own images
     freeze    the variant below            alpha and gates stop, to the bit
     tune      to the end                   weights only, on all images; one learning-rate schedule, one optimiser state, no restart
 
-**The paper's body was not at hand.** That it searches, freezes and reuses the weights is stated; all else here is our reading, a switch
-with a default of our choice, and no claim about the paper:
+**The paper's body was not at hand.** All else here is our reading, a switch with a default of our choice, and no claim about the paper:
 
 - `variant`: what the freeze does. "soft" (default) keeps every candidate with its op weight. "prune" leaves out branches whose op weight
   is below `threshold` (SSR does the like), but for each node's strongest input and operation; the others keep their values, or are
