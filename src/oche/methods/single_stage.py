@@ -194,12 +194,13 @@ def decided(state: SearchState, margin: float) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Decide(Callback):
-    """Before every epoch, fixes the decisions whose margin is reached."""
+    """Before every epoch, fixes the decisions whose margin is reached; a search that is resumed in the middle of one has done so."""
 
     margin: float = 0.3
 
     def on_epoch_start(self, state: SearchState) -> None:
-        state.mask.update(decided(state, self.margin))
+        if state.step * state.problem.epochs == state.epoch * state.steps:
+            state.mask.update(decided(state, self.margin))
 
 
 @dataclass(frozen=True)
