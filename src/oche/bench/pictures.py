@@ -129,7 +129,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 # ------------------------------------------------------------------ what is drawn
 
 
-def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str, Panels | Pareto]]:
+def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str, Panels | Seeds | Pareto]]:
     metric = result.matrix.reported[0]
     optimum = result.facts.optimum.get(metric)
     levels: list[Level] = [("optimum of the table", optimum)] if optimum is not None else []
