@@ -1,10 +1,10 @@
 """Writes a page of results from one or more benches: what was read from them, one table, the differences that matter, figures.
 
     python benchmarks/results_page.py runs/collapse_nb201 runs/collapse_s1_s4 --out docs/results/nb201.md
-    python benchmarks/results_page.py runs/methods --pairs rf --title "..." --out docs/results/methods.md
+    python benchmarks/results_page.py runs/methods_nb201 --pairs "rf_{}_fast" --title "..." --out docs/results/methods.md
 
-With `--pairs rf` the table has a row for each method NAME, with rf_NAME beside it and their difference. Beside PAGE.md come PAGE_details.md
-with every metric, trial and picture, and of each bench NAME.csv and NAME.jsonl with the numbers behind them.
+With `--pairs "rf_{}_fast"` the table has a row for each method NAME, with rf_NAME_fast beside it and their difference. Beside PAGE.md come
+PAGE_details.md with every metric, trial and picture, and of each bench NAME.csv and NAME.jsonl with the numbers behind them.
 
 All of it is computed from the benches' files, but for the published numbers, which stand below with where they are from, and for the
 reading: what stands between the two `reading` comments of an existing page is kept.
@@ -42,13 +42,20 @@ from oche.report.page import duration
 from oche.run import Run
 
 PAIRS = (
+    ("rf_darts_fast", "darts"),
+    ("rf_darts_fast", "pcdarts"),
+    ("rf_darts_fast", "affine_fast"),
+    ("rf_darts_fast", "darts_fast"),
+    ("rf_darts_fast", "random_sampling"),
     ("rf_darts", "darts"),
     ("rf_darts", "pcdarts"),
     ("rf_darts_classifier", "darts"),
     ("rf_darts_classifier", "pcdarts"),
     ("rf_pcdarts", "pcdarts"),
+    ("rf_pcdarts_fast", "pcdarts"),
     ("rf_darts", "random_sampling"),
     ("darts", "random_sampling"),
+    ("pcdarts", "random_sampling"),
 )
 """(method, compared with), where a bench holds both and no `--pairs` are asked for."""
 
@@ -95,7 +102,11 @@ def main() -> None:
     parser.add_argument("benches", nargs="+", type=Path, help="folders that `oche bench` made")
     parser.add_argument("--out", type=Path, required=True, help="the .md to write; figures go into figures/ beside it")
     parser.add_argument("--title", help="default: that of the page as it is, else of the collapse study")
-    parser.add_argument("--pairs", metavar="PREFIX", help="each method NAME beside PREFIX_NAME, with their difference")
+    parser.add_argument(
+        "--pairs",
+        metavar="FORM",
+        help="each method beside its version of that name, as in rf_{}, with their difference",
+    )
     given = parser.parse_args()
     try:
         results = [read(path) for path in given.benches]
@@ -125,7 +136,7 @@ def page(
     earlier: str,
     details: str,
     drawn: Mapping[str, Mapping[str, bytes]],
-    prefix: str | None,
+    form: str | None,
 ) -> str:
     """The page: the reading, then for each bench its table, its differences, and the pictures of SHOWN."""
     kept = READING.search(earlier)
@@ -134,9 +145,9 @@ def page(
     for result in results:
         name = result.matrix.name
         lines += [f"## {name}", "", *summary(result), ""]
-        for heading, headings, rows in [*sides(result, prefix), *([] if prefix else differences(result))]:
+        for heading, headings, rows in [*sides(result, form), *([] if form else differences(result))]:
             lines += [f"### {heading}", "", *table_lines(headings, rows), ""]
-        lines += [*said(result, prefix), "", *shown(name, [p for p in drawn[name] if p.startswith(SHOWN)]), ""]
+        lines += [*said(result, form), "", *shown(name, [p for p in drawn[name] if p.startswith(SHOWN)]), ""]
         lines += [*arms(result), ""] if result.matrix.arms else []
         lines += [
             f"Every metric, trial and picture: [{details}]({details}); the numbers: [{name}.csv]({name}.csv), "
@@ -200,13 +211,13 @@ def versions(result: BenchResult) -> Iterator[str]:
         yield "- " + ", ".join(f"{name} {number}" for name, number in found.items()) + "."
 
 
-def said(result: BenchResult, prefix: str | None) -> Iterator[str]:
+def said(result: BenchResult, form: str | None) -> Iterator[str]:
     """What the columns of the table mean, and where published numbers are from."""
     yield "- that is: better or worse where the interval leaves out 0 and the t-test's p is below 0.05."
     alone = len(list(result.places())) == 1
-    if prefix or alone:
+    if form or alone:
         yield f"- RI: relative improvement over {result.matrix.baseline}, 100 (mean - its mean) / its mean."
-    if prefix is None and alone:
+    if form is None and alone:
         yield "- skips: of each seed's cell. search: the median time of one, without what is measured beside it."
     if published(result):
         used = " ".join(str(number) for name, number in PUBLISHED.items() if name in result.matrix.searched)
@@ -227,22 +238,23 @@ def published(result: BenchResult) -> bool:
 # ------------------------------------------------------------------ tables
 
 
-def sides(result: BenchResult, prefix: str | None) -> list[Sheet]:
-    """The page's tables: all methods side by side, or each beside its PREFIX_ version; published numbers, or each place's skips."""
-    found = [overview(result)] if prefix is None else pairs(result, prefix)
+def sides(result: BenchResult, form: str | None) -> list[Sheet]:
+    """The page's tables: all methods side by side, or each beside its version `form`; published numbers, or each place's skips."""
+    found = [overview(result)] if form is None else pairs(result, form)
     if published(result):
         return [
-            (title, [*names, "published"], [[*row, beside(row[0], prefix)] for row in rows])
+            (title, [*names, "published"], [[*row, beside(row[0], form)] for row in rows])
             for title, names, rows in found
         ]
     return [*found, skips(result)] if len(list(result.places())) > 1 else found
 
 
-def beside(method: str, prefix: str | None) -> str:
-    """What was published of a method, and of its PREFIX_ version."""
+def beside(method: str, form: str | None) -> str:
+    """What was published of a method, and of its version of the name `form`."""
     own = PUBLISHED.get(method)
-    other = PUBLISHED.get(f"{prefix}_{method}") if prefix else None
-    return "; ".join([*([str(own)] if own else []), *([f"{prefix}_: {other}"] if other else [])])
+    version = form.format(method) if form else ""
+    other = PUBLISHED.get(version) or PUBLISHED.get(version.removesuffix("_fast"))
+    return "; ".join([*([str(own)] if own else []), *([f"{version}: {other}"] if other else [])])
 
 
 def skips(result: BenchResult) -> Sheet:
@@ -258,23 +270,22 @@ def skips(result: BenchResult) -> Sheet:
     return "Skip connections of each seed's cell, normal+reduction where there are two", ["method", *labels], rows
 
 
-def pairs(result: BenchResult, prefix: str) -> list[Sheet]:
-    """By the first headline metric, for each place: NAME, PREFIX_NAME, and their difference over the seeds both have; best first.
+def pairs(result: BenchResult, form: str) -> list[Sheet]:
+    """By the first headline metric, for each place: a method, its version of the name `form`, and their difference over shared seeds.
 
-    What has no such version has its own columns alone, and the choices without a search stand below.
+    Best first; what has no such version has its own columns alone, and the choices without a search stand below.
     """
     metric, searched = headline(result.matrix)[0], result.matrix.searched
-    bases = [
-        name for name in searched if not (name.startswith(f"{prefix}_") and name.removeprefix(f"{prefix}_") in searched)
-    ]
-    headings = ["method", "alone", "RI %", f"{prefix}_", "RI %", f"{prefix}_ − alone", "95 % interval", "p", "that is"]
+    versions, name_of = {form.format(name) for name in searched}, form.format("…")
+    bases = [name for name in searched if name not in versions]
+    headings = ["method", "alone", "RI %", name_of, "RI %", "difference", "95 % interval", "p", "that is"]
     found = []
     for place, here in result.places():
         told = {r.method: r for r in result.rows if (r.space, r.data, r.budget, r.metric) == (*place, metric)}
         by_seed = seeds_of(here, metric)
         rows: list[tuple[float, list[str]]] = []
         for name in bases:
-            other = f"{prefix}_{name}"
+            other = form.format(name)
             ours = [told.get(method) for method in (name, other)]
             versus = [""] * 4
             if other in searched:
@@ -289,7 +300,7 @@ def pairs(result: BenchResult, prefix: str) -> list[Sheet]:
         ordered = [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
         fixed = [[r.method, f"{r.summary.mean:.2f}", improved(r), *[""] * 6] for r in told.values() if r.fixed]
         where = "" if len(list(result.places())) == 1 else f": {', '.join(place)}"
-        found.append((f"{metric}, each method alone and as {prefix}_{where}", headings, ordered + fixed))
+        found.append((f"{metric}, each method alone and as {name_of}{where}", headings, ordered + fixed))
     return found
 
 

@@ -79,8 +79,8 @@ def test_pairs_stand_beside_each_other_the_best_first(
         table=table,
         work=pretend,
     )
-    ((_, headings, rows),) = script.pairs(result, "rf")
-    assert headings[:6] == ["method", "alone", "RI %", "rf_", "RI %", "rf_ − alone"]
+    ((_, headings, rows),) = script.pairs(result, "rf_{}")
+    assert headings[:6] == ["method", "alone", "RI %", "rf_…", "RI %", "difference"]
     searched = [row for row in rows if row[0] in result.matrix.searched]
     by = {
         m: {t.seed: t.values["digits/test"] or 0.0 for t in result.finished if t.method == m}
