@@ -98,6 +98,9 @@ def derivative_of_derivative(
     They carry a graph where gradients are enabled: at aliases of the arguments, so that none is upstream of another.
     """
     again = torch.is_grad_enabled()
+    grads: list[Tensor | None] = [None] * (1 + len(tensors))
+    if all(d is None for d in directions):
+        return grads
     with torch.enable_grad():
         inner = []
         for t in (grad, *tensors):
@@ -110,7 +113,6 @@ def derivative_of_derivative(
         found = torch.autograd.grad(
             first, [t for _, t in wanted], [d for _, d in along], create_graph=again, materialize_grads=True
         )
-    grads: list[Tensor | None] = [None] * len(inner)
     for (i, _), g in zip(wanted, found, strict=True):
         grads[i] = g
     return grads
