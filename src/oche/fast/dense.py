@@ -265,7 +265,6 @@ class _Context(Context):
 
 
 def _save(ctx: _Context, cell: _Dense, *more: Tensor) -> None:
-    ctx.set_materialize_grads(False)
     ctx.numbers, ctx.eps, ctx.more = cell.numbers, cell.eps, len(more)
     ctx.save_for_backward(*more, cell.table, cell.w, cell.gamma, cell.beta, *cell.states, *cell.filters)
 
@@ -287,7 +286,7 @@ def _setup(ctx: _Context, inputs: _Given, output: _Kept) -> None:
 
 def _backward(ctx: _Context, grad: Tensor | None, *_: None) -> tuple[object, ...]:
     cell, kept = _saved(ctx)
-    states, filters = ctx.needs_input_grad[6:]
+    states, filters = ctx.needs[6:]
     wanted, learn = list(states), any(filters)  # type: ignore[call-overload, arg-type]
     if grad is None:
         return (None,) * 6 + ([None] * len(cell.states), [None] * len(cell.filters))
@@ -347,7 +346,7 @@ def _gradient_setup(ctx: _Context, inputs: tuple[object, ...], output: list[Tens
 
 def _gradient_backward(ctx: _Context, directions: list[Tensor | None]) -> tuple[object, ...]:
     cell, (grad,) = _saved(ctx)
-    needs = ctx.needs_input_grad
+    needs = ctx.needs
 
     def plain(w: Tensor, gamma: Tensor | None, beta: Tensor | None, *rest: Tensor) -> Tensor:
         states, filters = list(rest[: len(cell.states)]), list(rest[len(cell.states) :])

@@ -84,7 +84,6 @@ def _entry_setup(
 ) -> None:
     *tensors, ctx.eps = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, *output[1:])
 
 
@@ -97,7 +96,7 @@ def _entry_backward(ctx: _Context, grad: Tensor | None, *_: None) -> tuple[Tenso
     assert kept is not None
     assert mean is not None
     assert rstd is not None
-    need = (ctx.needs_input_grad[0], asked(weight))
+    need = (ctx.needs[0], asked(weight))
     found = GRADIENT(grad.contiguous(), *need, kept, mean, rstd, x, weight, gamma, beta, ctx.eps)
     made = (*need, gamma is not None, beta is not None)
     return *(g if there else None for g, there in zip(found, made, strict=True)), None
@@ -144,14 +143,16 @@ def _gradient_fake(
     beta: Tensor | None,
     eps: float,
 ) -> _Four:
-    made = ((x, need_x), (weight.t(), need_weight), (gamma, True), (beta, True))
-    dx, dp, dgamma, dbeta = (torch.empty_like(t) if t is not None and there else x.new_empty(0) for t, there in made)
-    return dx, dp.t() if need_weight else dp, dgamma, dbeta
+    outputs, inputs = weight.shape
+    dweight = x.new_empty(inputs, outputs).t() if need_weight else x.new_empty(0)
+    dx, dgamma, dbeta = (
+        x.new_empty(0) if t is None else torch.empty_like(t) for t in (x if need_x else None, gamma, beta)
+    )
+    return dx, dweight, dgamma, dbeta
 
 
 def _gradient_setup(ctx: _Context, inputs: tuple[object, ...], output: _Four) -> None:
     grad, _, _, _, _, _, *tensors, eps = inputs
-    ctx.set_materialize_grads(False)
     ctx.eps = eps  # type: ignore[assignment]
     ctx.save_for_backward(grad, *tensors)  # type: ignore[arg-type]
 
@@ -159,7 +160,7 @@ def _gradient_setup(ctx: _Context, inputs: tuple[object, ...], output: _Four) ->
 def _gradient_backward(ctx: _Context, *directions: Tensor | None) -> tuple[Tensor | None, ...]:
     grad, *tensors = ctx.saved_tensors
     assert grad is not None
-    needs, plain = ctx.needs_input_grad, functools.partial(_plain, ctx.eps)
+    needs, plain = ctx.needs, functools.partial(_plain, ctx.eps)
     out, *grads = derivative_of_derivative(plain, tensors, grad, directions, (needs[0], *needs[6:10]))
     return out, None, None, None, None, None, *grads, None
 

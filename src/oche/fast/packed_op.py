@@ -88,7 +88,6 @@ class _Context(Saved):
 def _setup(ctx: _Context, inputs: Given, output: Kept) -> None:
     nodes, values, mean, rstd = output
     ctx.mark_non_differentiable(values, mean, rstd)
-    ctx.set_materialize_grads(False)
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
     ctx.values = None if hooked else values
     # hooks on what autograd saves (recomputed cells) want to have all of it
@@ -198,14 +197,15 @@ class Grads(NamedTuple):
 def _gradient_setup(ctx: _Context, inputs: tuple[object, ...], output: tuple[list[Tensor], Tensor]) -> None:
     grad, _, _, _, nodes, mean, rstd, *given = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
     save(ctx, Arguments(*given), grad, nodes, mean, rstd, output[1])  # type: ignore[arg-type]
 
 
 def _gradient_backward(ctx: _Context, directions: list[Tensor | None], _: None) -> tuple[object, ...]:
     cell, (grad, nodes, mean, rstd, g) = saved(ctx)
     if torch.is_grad_enabled():
-        return _third(cell, grad, directions, ctx.needs_input_grad)
+        return _third(cell, grad, directions, ctx.needs)
+    if not len(g):
+        raise RuntimeError("packed_gradient was not told that it would be derived `again`")
     learn = asked(cell.depth) or asked(cell.point)
     w, *weights = directions[:5]
     moved = [
@@ -219,7 +219,7 @@ def _gradient_backward(ctx: _Context, directions: list[Tensor | None], _: None) 
 
 
 def _third(
-    cell: Arguments, grad: Tensor, directions: Sequence[Tensor | None], needs: Sequence[bool]
+    cell: Arguments, grad: Tensor, directions: Sequence[Tensor | None], needs: Sequence[object]
 ) -> tuple[object, ...]:
     def plain(*tensors: Tensor) -> Tensor:
         return plain_packed(cell.with_tensors(tensors))

@@ -98,7 +98,6 @@ class _Context(Saved):
 def _setup(ctx: _Context, inputs: tuple[object, ...], output: _Kept) -> None:
     edges, ctx.share, *given = inputs  # type: ignore[assignment]
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
     save(ctx, Arguments(*given), edges, *output)  # type: ignore[arg-type]
 
 
@@ -108,7 +107,7 @@ def _backward(ctx: _Context, grad: Tensor | None, *_: None) -> tuple[object, ...
         return None, None, *grads_of(cell, [None] * (5 + len(cell.states)))
     learn = asked(cell.depth) or asked(cell.point)
     grad = grad if cell.plan.concat else grad[..., -cell.states[0].shape[-1] :]
-    grads = GRADIENT(grad.contiguous(), learn, ctx.needs_input_grad[5], nodes.detach(), *kept, edges, ctx.share, *cell)
+    grads = GRADIENT(grad.contiguous(), learn, ctx.needs[5], nodes.detach(), *kept, edges, ctx.share, *cell)
     return None, None, *grads_of(cell, made(cell, learn, grads))
 
 
@@ -152,13 +151,12 @@ def _gradient_fake(
 
 def _gradient_setup(ctx: _Context, inputs: tuple[object, ...], output: list[Tensor]) -> None:
     grad, _, _, _, _, _, _, edges, ctx.share, *given = inputs  # type: ignore[assignment]
-    ctx.set_materialize_grads(False)
     save(ctx, Arguments(*given), grad, edges)  # type: ignore[arg-type]
 
 
 def _gradient_backward(ctx: _Context, directions: list[Tensor | None]) -> tuple[object, ...]:
     cell, (grad, edges) = saved(ctx)
-    needs = ctx.needs_input_grad
+    needs = ctx.needs
 
     def plain(*tensors: Tensor) -> Tensor:
         return _plain(edges, ctx.share, cell.with_tensors(tensors))
