@@ -318,7 +318,7 @@ def _gradient(
     results = (dout, dstates, dw, _filters(dfilters) if learn else None, *dnorms, work)
     invoke("dense_backward", dtype, *cell.passed(), kept, dout, mean, rstd, *results)
     return [
-        dw.to(cell.w.dtype, copy=True),
+        dw.to(cell.w.dtype),
         *(dw.new_empty(0) if t is None else d.to(dtype) for t, d in zip((cell.gamma, cell.beta), dnorms, strict=True)),
         *(dw.new_empty(0) if t is None else _unpacked(t, plan.place) for t in dstates),
         *(dfilters if learn else [dw.new_empty(0) for _ in cell.filters]),

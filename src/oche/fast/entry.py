@@ -126,7 +126,7 @@ def _gradient(
     b = -a * r1 / len(y) - e * mean
     a, b, e = (t.to(y.dtype) for t in (a, b, e))
     dx, dweight = rows.leave(x, y, grad, weight, a, b, e, need_x, need_weight)
-    dgamma, dbeta = (x.new_empty(0) if of is None else t.to(of.dtype) for t, of in ((q, gamma), (r1, beta)))
+    dgamma, dbeta = (x.new_empty(0) if of is None else t.to(of.dtype, copy=True) for t, of in ((q, gamma), (r1, beta)))
     return dx, dweight, dgamma, dbeta
 
 
