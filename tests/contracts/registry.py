@@ -6,6 +6,8 @@ from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.edges import AuxiliarySkip, DropPath, EdgeFactory, PartialChannels, SampledOps, SkipDropout, WeightedSum
 from oche.methods import method_named
 from oche.methods.drnas import Dirichlet
+from oche.methods.idarts import ImplicitNeumann
+from oche.methods.zarts import Trials
 from oche.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax
 from oche.schedule import Constant
 from oche.selection import PerEdgeArgmax, Selection, TopK
@@ -32,7 +34,16 @@ EDGE_TYPES: tuple[EdgeFactory, ...] = (
     SkipDropout(rate=Constant(0.3)),
 )
 
-ARCH_GRADIENTS: tuple[ArchGradient, ...] = (FirstOrder(), FirstOrder(keep_theta=True), Unrolled(), FiniteDifference())
+ARCH_GRADIENTS: tuple[ArchGradient, ...] = (
+    FirstOrder(),
+    FirstOrder(keep_theta=True),
+    Unrolled(),
+    FiniteDifference(),
+    ImplicitNeumann(terms=1),
+)
+
+TRIED: tuple[ArchGradient, ...] = (Trials(samples=1, steps=1),)
+"""Steps of alpha that are no derivative: an outer term has a say in them, but not by its own."""
 
 TRAINABLES: tuple[Trainable, ...] = (
     AllWeights(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -117,7 +118,8 @@ def test_arch_gradients_are_the_methods_own() -> None:
 def test_every_method_has_every_budget_in_every_space(method: str, space: str, budget: str) -> None:
     built = method_of(METHODS[method]())
     if built and space in built.unfit:
-        with pytest.raises(UserError, match="not made for"):
+        assert built.unfit_why
+        with pytest.raises(UserError, match=re.escape(f"not made for the space {space!r}: {built.unfit_why}; choose")):
             plan(method, space, budget, MASKS)
         return
     p = plan(method, space, budget, MASKS if space == "grid" else SMALL)

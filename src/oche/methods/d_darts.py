@@ -270,7 +270,10 @@ def d_darts(
     parse: Literal["sparse", "edge"] = "sparse",
     least: float = 0.85,
 ) -> Method:
-    """FairDARTS with an alpha and a loss of each cell; `learns=False` takes the ablation term's gradient as the code does, for 0."""
+    """FairDARTS with an alpha and a loss of each cell.
+
+    `learns=False` takes the ablation term's gradient as the code does, for 0.
+    """
     base = fair_darts()
     return replace(
         base,
@@ -280,12 +283,16 @@ def d_darts(
         selection=selection(parse, least),
         space={**base.space, "sharing": "cell", "nb201.sharing": "type", "grid.sharing": "type"},
         unfit=("grid",),
+        unfit_why="each of its nodes has an alpha of its own already, so that nothing is left to distribute (fair_darts fits)",
         papers=("heuillet2021ddarts",),
     )
 
 
 def dartopti(learns: bool = True, parse: Literal["sparse", "edge"] = "edge", least: float = 0.85) -> Method:
-    """D-DARTS started from a residual network, in a space with dense convolutions."""
+    """D-DARTS started from a residual network.
+
+    In a space with dense convolutions.
+    """
     base = d_darts(learns=learns, parse=parse, least=least)
     ops: Sequence[str] = DARTOPTI_OPS
     return replace(
