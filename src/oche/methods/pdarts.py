@@ -45,6 +45,13 @@ PUBLISHED = {
     "darts": Budget(75, 96, {"space.cells": 5, "space.channels": 16}, "chenxin061/pdarts"),
 }
 
+SMOKE = {
+    "toy": Budget(3, 16, {}),
+    "nb201": Budget(3, 16, {"space.cells": 1, "space.channels": 4}),
+    "darts": Budget(3, 16, {"space.cells": 3, "space.channels": 4}),
+}
+"""Our choice: an epoch a stage."""
+
 DEPTHS = (5, 11, 17)
 CANDIDATES = (8, 5, 3)
 
