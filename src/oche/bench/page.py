@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from oche.bench.pictures import pictures
-from oche.bench.render import grids, legend, searches, tables, to_csv, to_markdown, trial_table
+from oche.bench.render import legend, searches, sheets, to_csv, to_markdown, trial_table
 from oche.bench.result import BenchResult
 from oche.run import Run
 
@@ -27,7 +27,7 @@ def write(result: BenchResult) -> Path:
         done=len(result.finished),
         total=len(result.finished) + len(result.missing),
         notes=result.notes,
-        sheets=[*grids(result), *tables(result)],
+        sheets=sheets(result),
         searches=searches(result),
         figures={name: Markup(data.decode()[data.decode().index("<svg") :]) for name, data in drawn.items()},
         legend=legend(result),
