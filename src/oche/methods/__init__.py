@@ -21,6 +21,7 @@ from oche.methods.darts_es import darts_es
 from oche.methods.darts_minus import darts_minus
 from oche.methods.darts_plus import darts_plus
 from oche.methods.darts_pt import PUBLISHED as DARTS_PT
+from oche.methods.darts_pt import QUICK as DARTS_PT_QUICK
 from oche.methods.darts_pt import SMOKE as DARTS_PT_SMOKE
 from oche.methods.darts_pt import darts_pt
 from oche.methods.ddpnas import PUBLISHED as DDPNAS
@@ -131,7 +132,7 @@ PUBLISHED: dict[str, Mapping[str, Budget]] = {
 """Published settings of each method, by space, for `--budget paper`."""
 
 OWN: dict[str, Mapping[str, Mapping[str, Budget]]] = {
-    "darts_pt": {"smoke": DARTS_PT_SMOKE},
+    "darts_pt": {"smoke": DARTS_PT_SMOKE, "quick": {**OURS_QUICK, **DARTS_PT_QUICK}},
     "ddpnas": {"smoke": DDPNAS_SMOKE, "quick": {**OURS_QUICK, **DDPNAS_QUICK}},
     "gm_nas": {"smoke": GM_NAS_SMOKE},
     "pdarts": {"smoke": PDARTS_SMOKE},

@@ -52,7 +52,8 @@ SMOKE = {
     "darts": Budget(17, 16, {"space.cells": 3, "space.channels": 4}),
     "grid": Budget(10, 4, {"space.layers": 2, "space.channels": 4, "space.levels": 2}),
 }
-"""Our choice: an epoch between two decisions."""
+QUICK = {"grid": Budget(100, 8, {"space.layers": 6, "space.channels": 8, "arch_optimizer.lr": 3e-3})}
+"""Our choice: an epoch between two decisions, of which a grid has many."""
 
 Mask = dict[str, Tensor]
 
