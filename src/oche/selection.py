@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -32,11 +32,7 @@ class TopK:
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
         choices = {}
         for group, strength in state.strengths():
-            keep = self.keep or group.keep
-            alive = state.alive(group)
-            choices[group.name] = (
-                argmax(group, strength, alive) if keep is None else strongest(group, strength, keep, alive)
-            )
+            choices[group.name] = derived(replace(group, keep=self.keep or group.keep), strength, state.alive(group))
         return Genotype(problem.space.name, choices, problem.space.sharing)
 
 
@@ -47,6 +43,11 @@ class PerEdgeArgmax:
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
         choices = {group.name: argmax(group, strength, state.alive(group)) for group, strength in state.strengths()}
         return Genotype(problem.space.name, choices, problem.space.sharing)
+
+
+def derived(group: Group, strength: Tensor, alive: Tensor | None = None) -> tuple[Choice, ...]:
+    """DARTS's rule: the `keep` strongest edges of each node, or where the group keeps all its edges the strongest op of each."""
+    return argmax(group, strength, alive) if group.keep is None else strongest(group, strength, group.keep, alive)
 
 
 def argmax(group: Group, strength: Tensor, alive: Tensor | None = None) -> tuple[Choice, ...]:
@@ -67,3 +68,9 @@ def strongest(group: Group, strength: Tensor, keep: int, alive: Tensor | None = 
         for e in sorted(ranked[:keep]):
             choices.append(Choice(group.edges[e][0], target, group.ops[e][int(best[e])]))
     return tuple(choices)
+
+
+def leading(strength: Tensor, alive: Tensor, count: int) -> Tensor:
+    """(E, O) bool: each edge's `count` strongest of those `alive` (E, O), or all where it has no more; the first of equals."""
+    order: Tensor = strength.masked_fill(~alive, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+    return alive & torch.zeros_like(alive).scatter_(-1, order[:, :count], True)
