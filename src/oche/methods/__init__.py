@@ -60,6 +60,8 @@ from oche.methods.sdarts import PUBLISHED as SDARTS
 from oche.methods.sdarts import sdarts_adv, sdarts_rs
 from oche.methods.shapley_nas import PUBLISHED as SHAPLEY_NAS
 from oche.methods.shapley_nas import shapley_nas
+from oche.methods.single_stage import BUDGETS as SINGLE_STAGE
+from oche.methods.single_stage import single_stage
 from oche.methods.snas import PUBLISHED as SNAS
 from oche.methods.snas import snas
 from oche.methods.zarts import zarts
@@ -98,6 +100,7 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "sdarts_adv": sdarts_adv,
     "sdarts_rs": sdarts_rs,
     "shapley_nas": shapley_nas,
+    "single_stage": single_stage,
     "snas": snas,
     "zarts": zarts,
     "random_sampling": RandomSampling,
@@ -136,6 +139,7 @@ OWN: dict[str, Mapping[str, Mapping[str, Budget]]] = {
     "ddpnas": {"smoke": DDPNAS_SMOKE, "quick": {**OURS_QUICK, **DDPNAS_QUICK}},
     "gm_nas": {"smoke": GM_NAS_SMOKE},
     "pdarts": {"smoke": PDARTS_SMOKE},
+    "single_stage": SINGLE_STAGE,
 }
 """Budgets of ours that a method needs otherwise: budget's name -> space -> budget."""
 
