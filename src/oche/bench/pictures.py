@@ -32,23 +32,25 @@ PROBES = {  # key of the number -> (title, unit)
 
 @dataclass(frozen=True)
 class Bands:
-    """Lines against the epoch, one a method: (T, seeds) values, drawn as their mean between their least and greatest."""
+    """Lines against the epoch, or what `axis` says, one a method: (T, seeds) values, drawn as their mean between least and greatest."""
 
     title: str
     unit: str
-    epochs: Mapping[str, Sequence[int]]
+    epochs: Mapping[str, Sequence[float]]
     values: Mapping[str, NDArray[np.float64]]
     level: tuple[str, float] | None = None
+    axis: str = "epoch of search"
 
 
 @dataclass(frozen=True)
 class Pareto:
-    """Points (cost, accuracy), one a trial; those that no other beats in both are joined."""
+    """Points (cost, accuracy), one a trial; those that no other beats in both are joined, unless they are no prices (`joined`)."""
 
     title: str
     x: str
     y: str
     points: Mapping[str, Sequence[Point]]
+    joined: bool = True
 
 
 def pictures(result: BenchResult) -> dict[str, bytes]:
@@ -98,12 +100,12 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
     metric = result.matrix.reported[0]
     optimum = result.facts.optimum.get(metric)
     level = ("optimum", optimum) if optimum is not None else None
-    if bands := _over_epochs(here, lambda trial: {p[0]: p[2] for p in trial.curve if p[2] is not None}):
+    if bands := over_epochs(here, lambda trial: {p[0]: p[2] for p in trial.curve if p[2] is not None}):
         yield "anytime", Bands(f"{metric} of the cell chosen after each epoch", "%", *bands, level)
-    if bands := _over_epochs(here, lambda trial: {p[0]: float(p[1]) for p in trial.curve}):
+    if bands := over_epochs(here, lambda trial: {p[0]: float(p[1]) for p in trial.curve}):
         yield "skips", Bands("Skip connections of the cell chosen after each epoch", "", *bands)
     for key, (title, unit) in PROBES.items():
-        if bands := _over_epochs(here, partial(Finished.probe, key=key)):
+        if bands := over_epochs(here, partial(Finished.probe, key=key)):
             factor = 100.0 if unit == "%" else 1.0
             epochs, values = bands
             yield key, Bands(title, unit, epochs, {method: factor * v for method, v in values.items()})
@@ -123,9 +125,9 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
             yield name, Pareto(f"{metric} against cost", label, f"{metric}, %", points)
 
 
-def _over_epochs(
+def over_epochs(
     here: Sequence[Finished], values: Callable[[Finished], dict[int, float]]
-) -> tuple[dict[str, Sequence[int]], dict[str, NDArray[np.float64]]] | None:
+) -> tuple[dict[str, Sequence[float]], dict[str, NDArray[np.float64]]] | None:
     """(epochs, values (T, seeds)) by method, over the epochs that all of its seeds have."""
     curves: dict[str, list[dict[int, float]]] = {}
     for trial in here:
@@ -149,14 +151,15 @@ def _bands(axes: Axes, plot: Bands, colours: Mapping[str, str]) -> None:
         axes.plot(epochs, values.mean(axis=1), color=colour, linewidth=1.7, label=method, marker=marker, markersize=3)
     if plot.level:
         axes.axhline(plot.level[1], color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label=plot.level[0])
-    axes.set_xlabel("epoch of search; lines: mean over seeds, shaded: least to greatest")
+    axes.set_xlabel(f"{plot.axis}; lines: mean over seeds, shaded: least to greatest")
     axes.set_ylabel(plot.unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=plot.axis == Bands.axis, nbins=8))
 
 
 def _pareto(axes: Axes, plot: Pareto, colours: Mapping[str, str]) -> None:
-    best = front([point for points in plot.points.values() for point in points])
-    axes.plot(*zip(*best, strict=True), color=LINE, linewidth=1.2, drawstyle="steps-post", zorder=1)
+    if plot.joined:
+        best = front([point for points in plot.points.values() for point in points])
+        axes.plot(*zip(*best, strict=True), color=LINE, linewidth=1.2, drawstyle="steps-post", zorder=1)
     for method, points in plot.points.items():
         axes.plot(*zip(*points, strict=True), "o", color=colours[method], markersize=4.5, label=method)
     axes.set_xlabel(plot.x)

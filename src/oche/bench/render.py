@@ -45,10 +45,13 @@ def to_csv(result: BenchResult) -> str:
     return file.getvalue()
 
 
-def to_markdown(result: BenchResult) -> str:
-    """Notes, the grid of places, a table for each place and metric, what the searches chose, every trial, what the columns mean."""
-    lines = [f"# {result.matrix.name}", "", *(f"- {note}" for note in result.notes), ""]
-    for title, headings, rows in [*grids(result), *tables(result), *searches(result)]:
+def to_markdown(result: BenchResult, notes: Sequence[str] = (), sheets: Sequence[Sheet] = ()) -> str:
+    """Notes, the grid of places, a table for each place and metric, what the searches chose, every trial, what the columns mean.
+
+    `notes` and `sheets` come before the bench's own.
+    """
+    lines = [f"# {result.matrix.name}", "", *(f"- {note}" for note in (*notes, *result.notes)), ""]
+    for title, headings, rows in [*sheets, *grids(result), *tables(result), *searches(result)]:
         lines += [f"## {title}", "", *table_lines(headings, rows), ""]
     headings, body = trial_table(result)
     lines += ["## Every trial", "", *table_lines(headings, body), "", *(f"- {line}" for line in legend(result)), ""]

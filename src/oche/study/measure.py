@@ -1,0 +1,231 @@
+"""What a study measures of a finished search: the network that the supernet is, what decoding makes of it, and how the search went.
+
+Every network here is that of a genotype, continuous or decoded, with the supernet's weights. Its batch norms keep running statistics, and
+there are two kinds of them:
+
+- raw: those of the continuous network, estimated on training images, and kept while the coefficients change;
+- re-estimated: estimated anew on the same images, after the change.
+
+A supernet in the search has none: it normalises each batch by itself, which re-estimates without being asked, on the very images that
+are judged. That score is the bench's `supernet/val`; no network in use can do that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from oche.api import problem_of
+from oche.base import Group
+from oche.bench.matrix import Trial
+from oche.bench.trial import Judged, scores_of, trained_network
+from oche.data import batches, none
+from oche.edges import plain_name
+from oche.errors import UserError
+from oche.genotype import Genotype
+from oche.loop import search
+from oche.method import Method
+from oche.optim import SGD
+from oche.plan import Plan
+from oche.probes import sample, weights_of
+from oche.relaxations import gated
+from oche.run import Run
+from oche.schedule import Constant
+from oche.selection import TopK
+from oche.spaces import Network, Space
+from oche.state import SearchState
+from oche.strategies import method_of
+from oche.study.decode import Decoding, decoding, openings, soft_genotype
+from oche.study.degeneration import Series, series_of, usual_parameters
+from oche.train import Protocol, Training, as_drawn, evaluate, retrain
+from oche.watch import watched
+
+RAW, ANEW, CONTINUOUS = "raw", "re-estimated", "continuous"
+USUAL = "usual parameters"
+"""The name of the median number of weights of random genotypes among a trial's values."""
+DECODED = "decoded"
+"""The folder, in that of a search, with the log of what its decoded networks score."""
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What is measured of each arm's searches.
+
+    - `decodings` (`study.decode`), each with raw and with re-estimated statistics from `images` training images, and those in `tuned`
+      also after fine-tuning for each of `tune_epochs` epochs at the learning rate `tune_lr`, our choice.
+    - `retrained` and `inherited` name the arms that go on in two stages: their decoded network is trained from scratch, or from the
+      supernet's weights, under the bench's protocol. Of the others the network that the search leaves is judged.
+    - `degeneration` adds the numbers of `study.degeneration` after each epoch.
+    """
+
+    decodings: tuple[str, ...] = ()
+    tuned: tuple[str, ...] = ()
+    tune_epochs: tuple[int, ...] = (1, 5, 10)
+    tune_lr: float = 0.005
+    images: int = 500
+    retrained: tuple[str, ...] = ()
+    inherited: tuple[str, ...] = ()
+    degeneration: bool = True
+
+    def __post_init__(self) -> None:
+        for name in self.decodings:
+            decoding(name)
+        if missing := [name for name in self.tuned if name not in (CONTINUOUS, *self.decodings)]:
+            raise UserError(
+                f"tuned names {missing[0]!r}, which is not among the decodings: {', '.join(self.decodings)}."
+            )
+        if self.images < 2 or min(self.tune_epochs, default=1) < 1:
+            raise UserError("Statistics need at least two images, and fine-tuning an epoch.")
+
+
+@dataclass(frozen=True)
+class Searched:
+    """A finished search: the method, the state it ended in; the networks that can be made of it, with statistics from `images` images."""
+
+    method: Method
+    state: SearchState
+    images: int
+
+    @torch.no_grad()
+    def weights(self) -> Iterator[tuple[Group, Tensor]]:
+        """Each group with its op weights (E, O) as an evaluation has them, on the CPU."""
+        state = self.state
+        for group in state.space.groups:
+            yield group, state.relaxation(state.alpha, group, state.draw("eval")).cpu()
+
+    def genotype(self, how: Decoding) -> Genotype:
+        """What the decoding makes of the search."""
+        weights = {group.name: how(w, group) for group, w in self.weights()}
+        return soft_genotype(self.state.space, self.method.edge, weights)
+
+    def network(self, genotype: Genotype) -> Network:
+        """The genotype's network with the supernet's weights and re-estimated statistics. Raises UserError where there is none."""
+        network = self._fresh(genotype)
+        self.fill(network)
+        return network.eval()
+
+    def fill(self, network: Network) -> None:
+        """Puts the supernet's weights into a network, and estimates its statistics on training images."""
+        problem = self.state.problem
+        shown = sample(problem.data.train, self.images, problem.seed)
+        plain = batches(shown, problem.batch, none(problem.data), problem.fabric.device)
+        whole = (batch for batch in plain if len(batch.targets) > 1)  # one image may have no variance
+        problem.space.inherit(network, weights_of(self.state.supernet), whole)
+
+    @torch.no_grad()
+    def raw(self, genotype: Genotype, whole: Network) -> Network:
+        """The genotype's network with weights and statistics of the continuous one."""
+        network, known = self._fresh(genotype), {plain_name(name): t for name, t in whole.state_dict().items()}
+        for name, t in network.state_dict().items():
+            if not name.endswith(".coefficients"):
+                t.copy_(known[plain_name(name)])
+        return network.eval()
+
+    def score(self, network: Network) -> float:
+        """Of validation images, in percent."""
+        p = self.state.problem
+        return 100 * evaluate(network, p.data.val, none(p.data), p.fabric, p.task).value
+
+    def tuned(self, genotype: Genotype, measure: Measure) -> dict[str, float]:
+        """Validation scores after fine-tuning, by epochs: all training images, a constant learning rate."""
+        p, found = self.state.problem, dict[str, float]()
+
+        def listen(event: str, record: Mapping[str, object]) -> None:
+            epoch, value = record["epoch"], record[f"val_{p.task.metric}"]
+            assert isinstance(epoch, int)
+            assert isinstance(value, float)
+            if epoch + 1 in measure.tune_epochs:
+                found[f"tuned {epoch + 1}"] = 100 * value
+
+        protocol = Protocol(max(measure.tune_epochs), p.batch, Constant(measure.tune_lr), SGD(), auxiliary=0.0)
+        retrain(Training(p.space, genotype, p.data, protocol, p.seed, p.fabric, None, listen, p.task), self.fill)
+        return found
+
+    def _fresh(self, genotype: Genotype) -> Network:
+        problem = self.state.problem
+        with torch.random.fork_rng(devices=[]):  # it draws weights, which are then replaced
+            network = problem.space.network(genotype)
+        network.to(device=problem.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return network
+
+
+def measured(trial: Trial, plan: Plan, run: Run, genotype: Genotype, measure: Measure) -> Judged:
+    """What comes after a study's search (`bench.trial.After`)."""
+    method = method_of(plan.searcher)
+    if method is None:  # a cell drawn at random: there is nothing to decode
+        scores, training, seconds = trained_network(plan, run, genotype)
+        return Judged(scores, genotype, training.space, seconds)
+    searched = Searched(method, ended(plan, method, run), measure.images)
+    problem = searched.state.problem
+    values = distribution(searched)
+    for name, score in decoded(searched, run, measure):
+        values |= {f"{name}/{statistics}": value for statistics, value in score.items()}
+    series: Series = {}
+    if measure.degeneration:
+        series = series_of(searched.state, run)
+        values[USUAL] = usual_parameters(problem.space)
+    if trial.method in (*measure.retrained, *measure.inherited):
+        chosen = TopK()(searched.state, problem)
+        start = searched.fill if trial.method in measure.inherited else as_drawn
+        scores, training, seconds = trained_network(plan, run, chosen, start)
+        return Judged({**scores, **values}, chosen, training.space, seconds, series)
+    whole = searched.genotype(decoding(CONTINUOUS))
+    scores = scores_of(searched.network(whole), problem.data, problem.fabric, problem.task)
+    return Judged({**scores, **values}, whole, problem.space, 0.0, series)
+
+
+def ended(plan: Plan, method: Method, run: Run) -> SearchState:
+    """The state that a finished search ended in."""
+    return search(problem_of(plan, run), watched(method, plan.watch)).state
+
+
+def decoded(searched: Searched, run: Run, measure: Measure) -> Iterator[tuple[str, dict[str, float]]]:
+    """(decoding, scores by statistics), each written to a log of its own as soon as it is known, and taken from there after a kill."""
+    kept = Run(run.file(DECODED))
+    kept.path.mkdir(exist_ok=True)
+    known = {str(record["decoding"]): record for record in kept.records()}
+    whole: Network | None = None
+    for name in dict.fromkeys([CONTINUOUS, *measure.decodings] if measure.decodings else []):
+        if name not in known:
+            whole = whole or searched.network(searched.genotype(decoding(CONTINUOUS)))
+            known[name] = {"decoding": name, **one(searched, name, whole, measure)}
+            kept.log(known[name])
+        scores = known[name]["scores"]
+        assert isinstance(scores, dict)
+        yield name, scores
+
+
+def one(searched: Searched, name: str, whole: Network, measure: Measure) -> dict[str, object]:
+    """The scores of one decoding, or why there are none."""
+    how, space = decoding(name), searched.state.space
+    if reason := unfit(how, space, searched.method):
+        return {"scores": {}, "why": reason}
+    genotype = searched.genotype(how)
+    try:
+        space.check(genotype)
+    except UserError as error:
+        return {"scores": {}, "why": f"{name}: {error}"}
+    scores = {RAW: searched.score(searched.raw(genotype, whole)), ANEW: searched.score(searched.network(genotype))}
+    return {"scores": {**scores, **(searched.tuned(genotype, measure) if name in measure.tuned else {})}}
+
+
+def unfit(how: Decoding, space: Space, method: Method) -> str:
+    """Why a decoding makes no sense in a space, or with a method; empty where it does."""
+    return next((reason for group in space.groups if (reason := how.unfit(group, method.relaxation))), "")
+
+
+def distribution(searched: Searched) -> dict[str, float]:
+    """Deciles of the largest weight of each edge's operations, `max op/10`, and of the gates, `gate/10`, in percent; the entropy."""
+    found = {"entropy": 100 * searched.state.entropy()}
+    ops, gates = list[float](), list[float]()
+    for group, w in searched.weights():
+        for row, gate, b in zip(w, gated(group), openings(w, group), strict=True):
+            (gates if gate else ops).append(float(b if gate else row.max()))
+    for name, values in (("max op", ops), ("gate", gates)):
+        if values:
+            deciles = torch.tensor(values).quantile(torch.linspace(0, 1, 11)).tolist()
+            found |= {f"{name}/{10 * k}": 100 * value for k, value in enumerate(deciles)}
+    return found
