@@ -67,7 +67,7 @@ def _command(name: str) -> Callable[..., None]:
         lists = {"spaces": space, "data": data, "budgets": budget}
         given: dict[str, object] = {key: (value,) for key, value in lists.items() if value is not None}
         given |= {"seeds": seeds, "epochs": epochs, "device": device, "settings": dict(map(assignment, settings or []))}
-        given["measure"] = {"decodings": tuple(decoding), "tuned": ()} if decoding else {}
+        given["measure"] = {"decodings": tuple(decoding), "sweep": (), "tuned": ()} if decoding else {}
         asked = study_from(name, config, given)
         result = run_study(
             asked, out or Path("runs") / f"study-{asked.matrix.name}", workers, None, _told, only=only or ()

@@ -42,7 +42,7 @@ class Outcome:
 
     `probes` are (epoch, value) by the number's key in the record; `warning` is what the monitor said.
 
-    `parameters` and `multiply_adds` are those of the network that was trained, or else of the cell at the searched size.
+    `parameters` and `multiply_adds` are those of the network that was judged, or else of the cell at the searched size.
     """
 
     genotype: str
@@ -60,13 +60,17 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of a search's cell: scores in percent, the network they are of, the seconds it trained, numbers by epoch of search."""
+    """What became of a search's cell: scores in percent, the network they are of, the seconds it trained, numbers by epoch of search.
+
+    `cells` are the discrete ones after every epoch, where the network is none and the log's are not.
+    """
 
     measured: Mapping[str, float]
     genotype: Genotype
     space: Space
     seconds: float = 0.0
     series: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    cells: tuple[Genotype, ...] = ()
 
 
 After = Callable[[Trial, Plan, Run, Genotype], Judged]
@@ -96,10 +100,11 @@ def run_trial(trial: Trial, folder: Path, after: After = trained) -> Outcome:
     if epochs:
         measured[SUPERNET_TRAIN] = 100 * _number(epochs[-1], f"weight_{plan.task.metric}")
     price = cost(judged.space, judged.genotype)
+    logged = tuple((int(_number(r, "epoch")) + 1, _skips(r), str(r["genotype"])) for r in epochs)
     return Outcome(
-        str(judged.genotype),
+        str(judged.cells[-1] if judged.cells else judged.genotype),
         measured,
-        tuple((int(_number(r, "epoch")) + 1, _skips(r), str(r["genotype"])) for r in epochs),
+        tuple((n, sum(c.skips().values()), str(c)) for n, c in enumerate(judged.cells, start=1)) or logged,
         sum(_number(r, "seconds") for r in epochs) + tail,
         judged.seconds,
         max((_number(r, "memory_mib") for r in epochs), default=None),

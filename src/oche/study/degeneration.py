@@ -30,22 +30,26 @@ Series = dict[str, tuple[tuple[int, float], ...]]
 """Number's name -> (epoch, value), 0 being before the first."""
 
 
-def series_of(state: SearchState, run: Run) -> Series:
-    """The numbers after each epoch, from the trajectory of alpha and the run's log.
+def cells_of(state: SearchState) -> tuple[Genotype, ...]:
+    """What a search in two stages would derive after each epoch, 0 being before the first: strongest operations, `keep` inputs a node."""
+    epochs = range(min(map(len, state.trajectory.values()), default=0))
+    return tuple(TopK()(then := state.at(epoch), then.problem) for epoch in epochs)
+
+
+def series_of(state: SearchState, cells: tuple[Genotype, ...], run: Run) -> Series:
+    """The numbers after each epoch, from the trajectory of alpha, the cells derived from it, and the run's log.
 
     - free share: of the edges (nodes of a grid), those whose strongest operation has no weights; `none` counts where it may be chosen.
     - closed gates: the share of gates with b < 0.1, where there are gates.
-    - depth: of the derived network (strongest operations; `keep` inputs a node), the most operations with weights on one path;
+    - depth: of the derived network, the most operations with weights on one path;
       strides: how many of a grid's strides it uses; parameters, multiply-adds: its cost.
     - loss gap: the mean loss on alpha's images less that on the weights' images.
     """
     found: dict[str, list[tuple[int, float]]] = {}
     priced = cache(lambda text: cost(state.space, Genotype.from_json(text)))
-    for epoch in range(min(map(len, state.trajectory.values()), default=0)):
-        then = state.at(epoch)
-        genotype = TopK()(then, then.problem)
+    for epoch, genotype in enumerate(cells):
         price = priced(genotype.to_json())
-        numbers = {**dict(shares(then)), **dict(shape_of(state.space, genotype))}
+        numbers = {**dict(shares(state.at(epoch))), **dict(shape_of(state.space, genotype))}
         numbers |= {PARAMETERS: float(price.parameters), MACS: float(price.multiply_adds)}
         for name, value in numbers.items():
             found.setdefault(name, []).append((epoch, value))

@@ -13,7 +13,7 @@ are judged. That score is the bench's `supernet/val`; no network in use can do t
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,12 +34,11 @@ from oche.probes import sample, weights_of
 from oche.relaxations import gated
 from oche.run import Run
 from oche.schedule import Constant
-from oche.selection import TopK
 from oche.spaces import Network, Space
 from oche.state import SearchState
 from oche.strategies import method_of
 from oche.study.decode import Decoding, decoding, openings, soft_genotype
-from oche.study.degeneration import Series, series_of, usual_parameters
+from oche.study.degeneration import cells_of, series_of, usual_parameters
 from oche.train import Protocol, Training, as_drawn, evaluate, retrain
 from oche.watch import watched
 
@@ -54,31 +53,40 @@ DECODED = "decoded"
 class Measure:
     """What is measured of each arm's searches.
 
-    - `decodings` (`study.decode`), each with raw and with re-estimated statistics from `images` training images, and those in `tuned`
-      also after fine-tuning for each of `tune_epochs` epochs at the learning rate `tune_lr`, our choice.
+    - `decodings` (`study.decode`), each with raw and with re-estimated statistics.
+    - In the arms `closely`, all where it is empty, also those of the `sweep`, and the decodings in `tuned` after fine-tuning for each of
+      `tune_epochs` epochs at the learning rate `tune_lr` (our choice).
     - `retrained` and `inherited` name the arms that go on in two stages: their decoded network is trained from scratch, or from the
       supernet's weights, under the bench's protocol. Of the others the network that the search leaves is judged.
     - `degeneration` adds the numbers of `study.degeneration` after each epoch.
     """
 
     decodings: tuple[str, ...] = ()
+    sweep: tuple[str, ...] = ()
     tuned: tuple[str, ...] = ()
     tune_epochs: tuple[int, ...] = (1, 5, 10)
     tune_lr: float = 0.005
+    closely: tuple[str, ...] = ()
     images: int = 500
     retrained: tuple[str, ...] = ()
     inherited: tuple[str, ...] = ()
     degeneration: bool = True
 
     def __post_init__(self) -> None:
-        for name in self.decodings:
+        known = (CONTINUOUS, *self.decodings, *self.sweep)
+        for name in known:
             decoding(name)
-        if missing := [name for name in self.tuned if name not in (CONTINUOUS, *self.decodings)]:
-            raise UserError(
-                f"tuned names {missing[0]!r}, which is not among the decodings: {', '.join(self.decodings)}."
-            )
+        if missing := [name for name in self.tuned if name not in known]:
+            raise UserError(f"tuned names {missing[0]!r}, which is not among the decodings: {', '.join(known)}.")
         if self.images < 2 or min(self.tune_epochs, default=1) < 1:
             raise UserError("Statistics need at least two images, and fine-tuning an epoch.")
+
+    def of(self, arm: str) -> Measure:
+        """What is measured of one arm: with everything in `decodings`, the continuous network first."""
+        near = not self.closely or arm in self.closely
+        names = (*self.decodings, *(self.sweep if near else ()))
+        whole = tuple(dict.fromkeys([CONTINUOUS, *names])) if names else ()
+        return replace(self, decodings=whole, sweep=(), tuned=self.tuned if near else ())
 
 
 @dataclass(frozen=True)
@@ -161,20 +169,20 @@ def measured(trial: Trial, plan: Plan, run: Run, genotype: Genotype, measure: Me
     searched = Searched(method, ended(plan, method, run), measure.images)
     problem = searched.state.problem
     values = distribution(searched)
-    for name, score in decoded(searched, run, measure):
+    for name, score in decoded(searched, run, measure.of(trial.method)):
         values |= {f"{name}/{statistics}": value for statistics, value in score.items()}
-    series: Series = {}
+    cells, series = cells_of(searched.state), dict[str, tuple[tuple[int, float], ...]]()
     if measure.degeneration:
-        series = series_of(searched.state, run)
+        series = series_of(searched.state, cells, run)
         values[USUAL] = usual_parameters(problem.space)
     if trial.method in (*measure.retrained, *measure.inherited):
-        chosen = TopK()(searched.state, problem)
+        chosen = cells[-1]
         start = searched.fill if trial.method in measure.inherited else as_drawn
         scores, training, seconds = trained_network(plan, run, chosen, start)
-        return Judged({**scores, **values}, chosen, training.space, seconds, series)
+        return Judged({**scores, **values}, chosen, training.space, seconds, series, cells[1:])
     whole = searched.genotype(decoding(CONTINUOUS))
     scores = scores_of(searched.network(whole), problem.data, problem.fabric, problem.task)
-    return Judged({**scores, **values}, whole, problem.space, 0.0, series)
+    return Judged({**scores, **values}, whole, problem.space, 0.0, series, cells[1:])
 
 
 def ended(plan: Plan, method: Method, run: Run) -> SearchState:
@@ -188,7 +196,7 @@ def decoded(searched: Searched, run: Run, measure: Measure) -> Iterator[tuple[st
     kept.path.mkdir(exist_ok=True)
     known = {str(record["decoding"]): record for record in kept.records()}
     whole: Network | None = None
-    for name in dict.fromkeys([CONTINUOUS, *measure.decodings] if measure.decodings else []):
+    for name in measure.decodings:
         if name not in known:
             whole = whole or searched.network(searched.genotype(decoding(CONTINUOUS)))
             known[name] = {"decoding": name, **one(searched, name, whole, measure)}

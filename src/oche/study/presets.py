@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from oche.errors import UserError, unknown
 from oche.study.measure import Measure
 
+T = TypeVar("T")
 Arms = dict[str, dict[str, object]]
 """Name -> the fields of a `bench.Arm`."""
 
-SMOKE, QUICK = 4, 60
+Settings = dict[str, object]
+Option = str | float | bool
+
+SMOKE, QUICK = 5, 60
 """Epochs of a study's horizon by budget, where neither a file nor a flag says."""
+
+WARM_UP, FREEZE = 0.2, 0.6
+"""The shares of the horizon after which `single_stage` begins to search and freezes."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,12 @@ class Size:
     smoke: bool
     masks: bool
 
-    def thin(self, whole: tuple[float, ...], some: tuple[float, ...]) -> tuple[float, ...]:
+    @property
+    def freeze(self) -> int:
+        """The epochs of the horizon until the freeze."""
+        return round(FREEZE * self.epochs)
+
+    def thin(self, whole: tuple[T, ...], some: tuple[T, ...]) -> tuple[T, ...]:
         """`some` of a grid in a smoke test."""
         return some if self.smoke else whole
 
@@ -56,38 +69,51 @@ def preset(name: str, budget: str, epochs: object = None, *, masks: bool = True)
 
 def discretisation(size: Size) -> tuple[Arms, Measure, str]:
     """What is lost when a supernet is made discrete, without an entropy term?"""
-    arms: Arms = {"unregularised": single_stage()}
+    arms: Arms = {"sigmoid_gates": single_stage()}
     if size.masks:
-        arms["softmax_gates"] = single_stage(gate="softmax")
-    return arms, Measure(sweep(size), tuned(size), (1,) if size.smoke else (1, 5, 10)), "unregularised"
+        arms["softmax_gates"] = single_stage(gates="softmax")
+    measure = Measure(few(size), sweep(size), tuned(size), (1,) if size.smoke else (1, 5, 10))
+    return arms, measure, "sigmoid_gates"
 
 
 def entropy(size: Size) -> tuple[Arms, Measure, str]:
     """Does a penalty on entropy cost the supernet what it saves in decoding?"""
-    arms: Arms = {"no_penalty": single_stage()}
+    after = {"train.epochs": size.epochs - size.freeze}
+    arms: Arms = {"no_penalty": single_stage(after)}
+    targets: dict[str, tuple[str, ...]] = {"ops": ("entropy",), "gates": ("gate_entropy",), "both": ("entropy", "gate_entropy")}
     for weight in size.thin((1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), (0.3,)):
-        for schedule in ("constant", "linear", "delayed"):
-            for on in ("ops", "gates", "both") if size.masks else ("ops",):
-                arms[f"{on}_{schedule}_{weight:g}"] = single_stage(entropy=weight, schedule=schedule, on=on)
+        for growth in ("constant", "linear", "delayed"):
+            for on in targets if size.masks else ("ops",):
+                weights = dict.fromkeys(targets[on], weight)
+                arms[f"{on}_{growth}_{weight:g}"] = single_stage(after, entropy_schedule=growth, **weights)
+    for form in ("ssr", "da2s"):
+        arms[f"{form}_constant_0.1"] = single_stage(after, entropy_form=form, entropy=0.1, gate_entropy=0.1)
     return arms, Measure(few(size), retrained=tuple(arms)), "no_penalty"
 
 
 def protocol(size: Size) -> tuple[Arms, Measure, str]:
     """Is one stage as good as decoding and training again, at equal epochs? And is the search worth anything?"""
-    half = size.epochs // 2
-    two = {"epochs": half, "settings": {"train.epochs": size.epochs - half}}
+    two = two_stage(size)
+    never: Settings = {"arch_optimizer.lr": 0.0}
     arms: Arms = {
-        "v1_soft": single_stage(),
-        "v2_prune": single_stage(variant="prune"),
-        "v3_progressive": single_stage(variant="progressive"),
+        "soft": single_stage(),
+        "prune": single_stage(variant="prune"),
+        "one_hot": single_stage(variant="one_hot"),
+        "two_stage": two,
+        "two_stage_inherited": two,
+        "uniform": single_stage(never),
+        "random_frozen": single_stage({**never, "relaxation.inner.scale": 1.0, "relaxation.scale": 1.0}),
+        "random_decoded": {"method": "random_sampling", "settings": {"train.epochs": size.epochs}},
+        **{f"freeze_{share}": single_stage(freeze=share / 100) for share in size.thin((30, 50, 70, 100), (100,))},
+        "restart": single_stage(restart=True),
     }
-    return arms, Measure(few(size)), "v1_soft"
+    return arms, Measure(few(size), retrained=("two_stage",), inherited=("two_stage_inherited",)), "two_stage"
 
 
 def split(size: Size) -> tuple[Arms, Measure, str]:
     """Who should see which images, and does it keep a search from degenerating?"""
-    arms = {name: single_stage(split=name) for name in SPLITS}
-    return arms, Measure(few(size)), "fixed"
+    arms = {f"s{n}_{name}": single_stage({"split": name}) for n, name in enumerate(SPLITS)}
+    return arms, Measure(few(size)), "s0_fixed"
 
 
 STUDIES: dict[str, Callable[[Size], tuple[Arms, Measure, str]]] = {
@@ -97,19 +123,10 @@ STUDIES: dict[str, Callable[[Size], tuple[Arms, Measure, str]]] = {
     "split": split,
 }
 SPLITS = ("fixed", "full", "redrawn", "unequal", "group", "one_level", "until_freeze", "swap")
+"""S0 to S7, as `data.splits` names them."""
 
 
 # ------------------------------------------------------------------ decodings
-
-
-def sweep(size: Size) -> tuple[str, ...]:
-    """Every decoding that makes sense in the space."""
-    kappas = size.thin(tuple(k / 10 for k in range(11)), (0.0, 0.5, 1.0))
-    ramp = [f"ramp@{kappa:.1f}" for kappa in kappas]
-    inputs = ("best1", "best2", *(("path",) if size.masks else ()))
-    taus = size.thin(tuple(k / 20 for k in range(19)), (0.0, 0.4, 0.5))
-    edges = [f"edge@{tau:.2f}" for tau in taus] if size.masks else []
-    return ("op", "op_kept", *inputs, *edges, *(f"op+{name}" for name in (*inputs, *edges)), *ramp)
 
 
 def few(size: Size) -> tuple[str, ...]:
@@ -117,13 +134,30 @@ def few(size: Size) -> tuple[str, ...]:
     return ("op", "best2", "op+best2", *(("edge@0.50", "op+edge@0.50") if size.masks else ()))
 
 
+def sweep(size: Size) -> tuple[str, ...]:
+    """The others that make sense in the space."""
+    kappas = size.thin(tuple(k / 10 for k in range(11)), (0.0, 0.5, 1.0))
+    taus = size.thin(tuple(k / 20 for k in range(19)), (0.0, 0.4))
+    inputs = ("best1", *(("path",) if size.masks else ()))
+    edges = [f"edge@{tau:.2f}" for tau in taus] if size.masks else []
+    whole = ("op_kept", *inputs, *edges, *(f"op+{name}" for name in (*inputs, *edges)))
+    return (*(name for name in whole if name not in few(size)), *(f"ramp@{kappa:.1f}" for kappa in kappas))
+
+
 def tuned(size: Size) -> tuple[str, ...]:
-    """Those that are also fine-tuned, beside the continuous network."""
-    return ("continuous", "op", "op+best2") if size.smoke or not size.masks else ("continuous", *few(size))
+    """Those that are also fine-tuned."""
+    return ("continuous", "op", "op+best2") if size.smoke else ("continuous", *few(size))
 
 
 # ------------------------------------------------------------------ arms
 
 
-def single_stage(**options: object) -> dict[str, object]:
-    return {"method": "darts", "settings": {}}
+def single_stage(settings: Settings | None = None, **options: Option) -> dict[str, object]:
+    """The arm of `single_stage` with these options and settings."""
+    return {"method": "single_stage", "settings": {**{f"method.{k}": v for k, v in options.items()}, **(settings or {})}}
+
+
+def two_stage(size: Size) -> dict[str, object]:
+    """The same warm-up and search as in one stage, then the epochs that are left for the decoded network: as many in all."""
+    alone = {"arch_start": WARM_UP / FREEZE, "train.epochs": size.epochs - size.freeze}
+    return {**single_stage(alone, freeze=1.0), "epochs": size.freeze}

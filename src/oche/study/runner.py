@@ -112,8 +112,8 @@ def study_of(folder: Run) -> tuple[str, Measure]:
 def check(study: Study) -> None:
     """Raises UserError for arms that do not exist, and for a decoding that makes sense in none of the arms."""
     matrix, measure = study.matrix, study.measure
-    if foreign := [arm for arm in (*measure.retrained, *measure.inherited) if arm not in matrix.searched]:
-        raise UserError(f"There is no arm {foreign[0]!r} to train further; the arms are {', '.join(matrix.searched)}.")
+    if foreign := [arm for arm in (*measure.retrained, *measure.inherited, *measure.closely) if arm not in matrix.searched]:
+        raise UserError(f"There is no arm {foreign[0]!r} to measure; the arms are {', '.join(matrix.searched)}.")
     if both := [arm for arm in measure.retrained if arm in measure.inherited]:
         raise UserError(
             f"The arm {both[0]!r} is to be retrained from scratch and from inherited weights; name it once."
