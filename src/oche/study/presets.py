@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
 from oche.errors import UserError, unknown
+from oche.study.claims import Roles
 from oche.study.measure import Measure
 
 T = TypeVar("T")
 Arms = dict[str, dict[str, object]]
 """Name -> the fields of a `bench.Arm`."""
 
-Settings = dict[str, object]
+Settings = Mapping[str, object]
 Option = str | float | bool
 
 SMOKE, QUICK = 5, 60
@@ -42,8 +43,17 @@ class Size:
         return some if self.smoke else whole
 
 
-def preset(name: str, budget: str, epochs: object = None, *, masks: bool = True) -> tuple[dict[str, object], Measure]:
-    """The fields of the bench's matrix, and what is measured. Raises UserError for an unknown study."""
+@dataclass(frozen=True)
+class Preset:
+    """The fields of the bench's matrix, what is measured, and which arm is which."""
+
+    matrix: dict[str, object]
+    measure: Measure
+    roles: Roles
+
+
+def preset(name: str, budget: str, epochs: object = None, *, masks: bool = True) -> Preset:
+    """A study at a budget. Raises UserError for an unknown study, or a horizon that is too short."""
     if name not in STUDIES:
         raise unknown("study", name, STUDIES)
     smoke = budget == "smoke"
@@ -51,11 +61,11 @@ def preset(name: str, budget: str, epochs: object = None, *, masks: bool = True)
     if horizon < SMOKE:
         raise UserError(f"A study's horizon is cut into phases and needs {SMOKE} epochs at least; given {horizon}.")
     size = Size(horizon, 1 if smoke else 3, smoke, masks)
-    arms, measure, baseline = STUDIES[name](size)
+    arms, measure, roles = STUDIES[name](size)
     matrix: dict[str, object] = {
         "methods": (),
         "arms": arms,
-        "baseline": baseline,
+        "baseline": next(iter(arms)),
         "baselines": (),
         "spaces": ("grid",) if masks else ("nb201",),
         "data": ("digits_masks",) if masks else ("digits",),
@@ -64,23 +74,27 @@ def preset(name: str, budget: str, epochs: object = None, *, masks: bool = True)
         "epochs": horizon,
         "protocol": "segment_brief" if masks else "brief",
     }
-    return matrix, measure
+    return Preset(matrix, measure, roles)
 
 
-def discretisation(size: Size) -> tuple[Arms, Measure, str]:
+def discretisation(size: Size) -> tuple[Arms, Measure, Roles]:
     """What is lost when a supernet is made discrete, without an entropy term?"""
     arms: Arms = {"sigmoid_gates": single_stage()}
     if size.masks:
         arms["softmax_gates"] = single_stage(gates="softmax")
     measure = Measure(few(size), sweep(size), tuned(size), (1,) if size.smoke else (1, 5, 10))
-    return arms, measure, "sigmoid_gates"
+    return arms, measure, Roles(single="sigmoid_gates")
 
 
-def entropy(size: Size) -> tuple[Arms, Measure, str]:
+def entropy(size: Size) -> tuple[Arms, Measure, Roles]:
     """Does a penalty on entropy cost the supernet what it saves in decoding?"""
     after = {"train.epochs": size.epochs - size.freeze}
     arms: Arms = {"no_penalty": single_stage(after)}
-    targets: dict[str, tuple[str, ...]] = {"ops": ("entropy",), "gates": ("gate_entropy",), "both": ("entropy", "gate_entropy")}
+    targets: dict[str, tuple[str, ...]] = {
+        "ops": ("entropy",),
+        "gates": ("gate_entropy",),
+        "both": ("entropy", "gate_entropy"),
+    }
     for weight in size.thin((1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), (0.3,)):
         for growth in ("constant", "linear", "delayed"):
             for on in targets if size.masks else ("ops",):
@@ -88,10 +102,11 @@ def entropy(size: Size) -> tuple[Arms, Measure, str]:
                 arms[f"{on}_{growth}_{weight:g}"] = single_stage(after, entropy_schedule=growth, **weights)
     for form in ("ssr", "da2s"):
         arms[f"{form}_constant_0.1"] = single_stage(after, entropy_form=form, entropy=0.1, gate_entropy=0.1)
-    return arms, Measure(few(size), retrained=tuple(arms)), "no_penalty"
+    largest = f"{'both' if size.masks else 'ops'}_constant_0.3"
+    return arms, Measure(few(size), retrained=tuple(arms)), Roles(single="no_penalty", penalised=largest)
 
 
-def protocol(size: Size) -> tuple[Arms, Measure, str]:
+def protocol(size: Size) -> tuple[Arms, Measure, Roles]:
     """Is one stage as good as decoding and training again, at equal epochs? And is the search worth anything?"""
     two = two_stage(size)
     never: Settings = {"arch_optimizer.lr": 0.0}
@@ -107,16 +122,21 @@ def protocol(size: Size) -> tuple[Arms, Measure, str]:
         **{f"freeze_{share}": single_stage(freeze=share / 100) for share in size.thin((30, 50, 70, 100), (100,))},
         "restart": single_stage(restart=True),
     }
-    return arms, Measure(few(size), retrained=("two_stage",), inherited=("two_stage_inherited",)), "two_stage"
+    return (
+        arms,
+        Measure(few(size), retrained=("two_stage",), inherited=("two_stage_inherited",)),
+        Roles("soft", two_stage="two_stage"),
+    )
 
 
-def split(size: Size) -> tuple[Arms, Measure, str]:
+def split(size: Size) -> tuple[Arms, Measure, Roles]:
     """Who should see which images, and does it keep a search from degenerating?"""
     arms = {f"s{n}_{name}": single_stage({"split": name}) for n, name in enumerate(SPLITS)}
-    return arms, Measure(few(size)), "s0_fixed"
+    first, *others = arms
+    return arms, Measure(few(size)), Roles(fixed=first, splits=tuple(others))
 
 
-STUDIES: dict[str, Callable[[Size], tuple[Arms, Measure, str]]] = {
+STUDIES: dict[str, Callable[[Size], tuple[Arms, Measure, Roles]]] = {
     "discretisation": discretisation,
     "entropy": entropy,
     "protocol": protocol,
@@ -154,7 +174,10 @@ def tuned(size: Size) -> tuple[str, ...]:
 
 def single_stage(settings: Settings | None = None, **options: Option) -> dict[str, object]:
     """The arm of `single_stage` with these options and settings."""
-    return {"method": "single_stage", "settings": {**{f"method.{k}": v for k, v in options.items()}, **(settings or {})}}
+    return {
+        "method": "single_stage",
+        "settings": {**{f"method.{k}": v for k, v in options.items()}, **(settings or {})},
+    }
 
 
 def two_stage(size: Size) -> dict[str, object]:

@@ -6,7 +6,7 @@ A study's folder is a bench's, with study.toml beside run.toml. Killed, it runs 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from oche.plan import resolve
 from oche.run import Run
 from oche.spaces import SPACES
 from oche.strategies import method_of
+from oche.study.claims import Roles, judged
 from oche.study.decode import decoding
 from oche.study.measure import DECODED, Measure, measured, unfit
 from oche.study.pictures import figures
@@ -34,19 +35,21 @@ STUDY = "study.toml"
 
 @dataclass(frozen=True)
 class Study:
-    """Which question, which searches, and what is measured of them; `asked` are decodings that were asked for by name."""
+    """Which question, which searches, what is measured of them, and who they are; `asked` are decodings that were asked for by name."""
 
     name: str
     matrix: Matrix
     measure: Measure
+    roles: Roles = Roles()
     asked: tuple[str, ...] = ()
 
 
 def study_from(name: str, path: Path | None = None, overrides: Mapping[str, object] | None = None) -> Study:
     """One of the studies by its name.
 
-    A TOML file with the fields of a bench, and a table `measure`, replaces what it says, and `overrides` (None: not given) replace that.
-    Arms in the file are all there are. Raises UserError for a file that is not there, an unknown key, or a value that does not fit.
+    A TOML file with the fields of a bench, and tables `measure` and `roles`, replaces what it says, and `overrides` (None: not given)
+    replace that. Arms in the file are all there are. Raises UserError for a file that is not there, an unknown key, or a value that
+    does not fit.
     """
     where, table = str(path or f"the study {name}"), dict[str, object]()
     if path is not None:
@@ -55,11 +58,15 @@ def study_from(name: str, path: Path | None = None, overrides: Mapping[str, obje
         table = {"name": path.stem, **config.loads(path.read_text(), str(path))}
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     own = {**_table(table.pop("measure", {}), where), **_table(given.pop("measure", {}), where)}
+    parts = _table(table.pop("roles", {}), where)
     asked = {**table, **given}
-    arms, measure = preset(name, _text(asked, "budgets", "quick"), asked.get("epochs"), masks=_masks(asked))
-    base = {"name": name, **arms, **table}
-    whole = config.build(Measure, {**vars(measure), **own}, f"{where}: measure")
-    return Study(name, matrix_in(base, where, given), whole, whole.decodings if "decodings" in own else ())
+    usual = preset(name, _text(asked, "budgets", "quick"), asked.get("epochs"), masks=_masks(asked))
+    if "arms" in table:
+        usual = replace(usual, measure=replace(usual.measure, retrained=(), inherited=(), closely=()), roles=Roles())
+    measure = config.build(Measure, {**vars(usual.measure), **own}, f"{where}: measure")
+    roles = config.build(Roles, {**vars(usual.roles), **parts}, f"{where}: roles")
+    matrix = matrix_in({"name": name, **usual.matrix, **table}, where, given)
+    return Study(name, matrix, measure, roles, measure.decodings if "decodings" in own else ())
 
 
 def run_study(
@@ -74,13 +81,13 @@ def run_study(
     """Runs what is missing of a study in the folder `out`, and renders the result; see `bench.run_bench`. Raises UserError."""
     check(study)
     folder = BenchFolder(Path(out))
-    asked = config.dumps({"study": {"name": study.name, **asdict(study.measure)}}).encode()
-    if folder.has(STUDY) and study_of(folder) != (study.name, study.measure):
+    asked = {"study": {"name": study.name}, "measure": asdict(study.measure), "roles": asdict(study.roles)}
+    if folder.has(STUDY) and study_of(folder)[0] != study.measure:
         raise UserError(
             f"{str(folder.path)!r} holds a study that measures something else; choose another folder, or change back."
         )
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write(STUDY, asked)
+    folder.write(STUDY, config.dumps(asked).encode())
     work = partial(run_trial, after=partial(measured, measure=study.measure))
     return run_bench(study.matrix, out, workers, address, listener, only=only, work=work, render=render)
 
@@ -95,24 +102,27 @@ def show(path: str | Path) -> BenchResult:
 
 def render(result: BenchResult) -> Path:
     """Writes all files of a study's result."""
-    return write(result, list(notes(result)), sheets(result), figures(result))
+    return write(
+        result, list(notes(result)), [*judged(result, study_of(result.folder)[1]), *sheets(result)], figures(result)
+    )
 
 
-def study_of(folder: Run) -> tuple[str, Measure]:
-    """The study's name, and what it measures. Raises UserError where the folder is no study's."""
+def study_of(folder: Run) -> tuple[Measure, Roles]:
+    """What a study's folder says is measured, and of whom. Raises UserError where the folder is no study's."""
     if not folder.has(STUDY):
         raise UserError(f"{str(folder.path)!r} is no study's folder: it holds no {STUDY}.")
-    table = config.loads(folder.read(STUDY).decode(), str(folder.file(STUDY)))["study"]
-    assert isinstance(table, dict)
-    return str(table["name"]), config.build(
-        Measure, {key: value for key, value in table.items() if key != "name"}, str(folder.file(STUDY))
-    )
+    where = str(folder.file(STUDY))
+    table = config.loads(folder.read(STUDY).decode(), where)
+    measure, roles = (_table(table.get(name), where) for name in ("measure", "roles"))
+    return config.build(Measure, measure, where), config.build(Roles, roles, where)
 
 
 def check(study: Study) -> None:
     """Raises UserError for arms that do not exist, and for a decoding that makes sense in none of the arms."""
-    matrix, measure = study.matrix, study.measure
-    if foreign := [arm for arm in (*measure.retrained, *measure.inherited, *measure.closely) if arm not in matrix.searched]:
+    matrix, measure, roles = study.matrix, study.measure, study.roles
+    parts = (roles.single, roles.penalised, roles.two_stage, roles.fixed, *roles.splits)
+    named = (*measure.retrained, *measure.inherited, *measure.closely, *filter(None, parts))
+    if foreign := [arm for arm in named if arm not in matrix.searched]:
         raise UserError(f"There is no arm {foreign[0]!r} to measure; the arms are {', '.join(matrix.searched)}.")
     if both := [arm for arm in measure.retrained if arm in measure.inherited]:
         raise UserError(
@@ -128,7 +138,7 @@ def check(study: Study) -> None:
 
 def notes(result: BenchResult) -> Iterator[str]:
     """What has to be known to read the tables: the kinds of statistics, and what was not measured, and why."""
-    _, measure = study_of(result.folder)
+    measure, _ = study_of(result.folder)
     yield (
         f"Raw: batch norm's statistics of the continuous network, from {measure.images} training images, kept while the coefficients "
         "change. Re-estimated: estimated anew on the same images after the change. Error: the continuous network's score, its "
@@ -146,7 +156,7 @@ def notes(result: BenchResult) -> Iterator[str]:
 
 def _table(value: object, where: str) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise UserError(f"{where}: measure must be a table, not {value!r}.")
+        raise UserError(f"{where} must hold tables of settings, not {value!r}.")
     return value
 
 

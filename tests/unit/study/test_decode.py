@@ -15,7 +15,9 @@ from oche.relaxations import Gated, Softmax, SoftmaxGate
 from oche.spaces import GridSpace, NB201Space
 from oche.study.decode import Best, Decoding, best_path, decoding, openings, soft_genotype
 
-SPACE = GridSpace(inputs=1, outputs=3, size=(16, 16), channels=4, layers=3, levels=2, ops=("mbconv_k3_e3", "skip_connect"))
+SPACE = GridSpace(
+    inputs=1, outputs=3, size=(16, 16), channels=4, layers=3, levels=2, ops=("mbconv_k3_e3", "skip_connect")
+)
 (GROUP,) = SPACE.groups
 GATES = [e for e, ops in enumerate(GROUP.ops) if "connect" in ops]
 OPS = [e for e in range(len(GROUP.edges)) if e not in GATES]
