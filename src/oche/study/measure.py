@@ -1,6 +1,7 @@
 """What a study measures of a finished search: the network that the supernet is, what decoding makes of it, and how the search went.
 
-Every network here is that of a genotype, continuous or decoded, with the supernet's weights. Its batch norms keep running statistics, and
+Every network here is that of a genotype, continuous or decoded, with the supernet's weights: a node that nothing reaches is left out, where
+a supernet with closed gates would still hand on its constants. Its batch norms keep running statistics, and
 there are two kinds of them:
 
 - raw: those of the continuous network, estimated on training images, and kept while the coefficients change;

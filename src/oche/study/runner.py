@@ -60,8 +60,10 @@ def study_from(name: str, path: Path | None = None, overrides: Mapping[str, obje
     own = {**_table(table.pop("measure", {}), where), **_table(given.pop("measure", {}), where)}
     parts = _table(table.pop("roles", {}), where)
     asked = {**table, **given}
-    usual = preset(name, _text(asked, "budgets", "quick"), asked.get("epochs"), masks=_masks(asked))
-    if "arms" in table:
+    own_arms = "arms" in table
+    epochs = None if own_arms else asked.get("epochs")
+    usual = preset(name, _text(asked, "budgets", "quick"), epochs, masks=_masks(asked))
+    if own_arms:
         usual = replace(usual, measure=replace(usual.measure, retrained=(), inherited=(), closely=()), roles=Roles())
     measure = config.build(Measure, {**vars(usual.measure), **own}, f"{where}: measure")
     roles = config.build(Roles, {**vars(usual.roles), **parts}, f"{where}: roles")
