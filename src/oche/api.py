@@ -23,7 +23,17 @@ from oche.data.folders import SUFFIXES, read_image
 from oche.data.overlay import as_picture, colours, overlaid
 from oche.data.pixels import resized, with_channels
 from oche.errors import UserError, unknown
-from oche.export import FORMATS, Deployed, Loaded, available_formats, export_network, load_network, save_network
+from oche.export import (
+    CARD,
+    FORMATS,
+    WEIGHTS,
+    Deployed,
+    Loaded,
+    available_formats,
+    export_network,
+    load_network,
+    save_network,
+)
 from oche.genotype import Genotype
 from oche.pick import picked
 from oche.plan import (
@@ -43,10 +53,11 @@ from oche.preflight import Estimate, estimate
 from oche.report import render
 from oche.run import Run
 from oche.spaces import Network
-from oche.state import Listener, Problem, nobody
-from oche.strategies import find, method_of
+from oche.state import Listener, Problem, SearchState, nobody
+from oche.strategies import find, keeps_weights, method_of
 from oche.tasks import named
-from oche.train import BEST, LAST, Score, Training, evaluate, retrain
+from oche.train import BEST, LAST, START, Score, Training, evaluate, inherited, retrain
+from oche.train import begin as begin_training
 
 RUNS = Path("runs")
 """Where runs go unless `out` says otherwise."""
@@ -70,7 +81,7 @@ class Found:
         return config.build(train, {"genotype": self.run.path, "protocol": protocol, **options}, "train")
 
     def export(self, formats: Sequence[str] = FORMATS) -> list[Path]:
-        """Writes `.pt2` and ONNX files of the network trained in the comparison."""
+        """Writes `.pt2` and ONNX files of the network: the one trained in the comparison, or the search's own where it keeps weights."""
         return export_network(self.run, formats)
 
     def report(self) -> Path:
@@ -112,7 +123,7 @@ def search(
     devices: int = 1,
     precision: str = "32",
     threads: int | None = None,
-    compare: int = 3,
+    compare: int | None = None,
     compare_seeds: int = 3,
     protocol: str = "auto",
     settings: Mapping[str, object] | None = None,
@@ -123,7 +134,10 @@ def search(
     out: str | Path | None = None,
     listener: Listener = nobody,
 ) -> Found:
-    """Searches a space for a cell that fits the data, and trains it beside `compare` random cells.
+    """Searches a space for a cell that fits the data, and trains it beside `compare` random cells (None: 3).
+
+    A method that keeps its supernet's weights (`single_stage`) is trained already: its network is written and tested as it is, and
+    `compare`, then 0 unless given, trains its architecture from scratch beside the random cells and leaves that network alone.
 
     `task` ("classify", "segment") says what the data is for, where it could be either; `space` and `protocol` follow it unless named.
     `method`, `space`, `budget`, `protocol` are names (`oche list ...`), `data` a name, a path or a `Data`; `settings` are assignments such
@@ -211,16 +225,23 @@ def measured(plan: Plan) -> Estimate | None:
 
 def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
     """Searches, compares, exports the network, writes the report; what a run already holds is not done again."""
-    problem = problem_of(plan, run, listener)
+    problem, keeps = problem_of(plan, run, listener), keeps_weights(plan.searcher)
     with out_of_memory(plan.batch), cpu_threads(plan.request.threads):
-        if run.has(Run.GENOTYPE):
+        if run.has(Run.GENOTYPE) and (run.has(CARD) or not keeps):
             genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode())
         elif plan.request.seeds > 1:
-            genotype = picked(plan, run, lambda one, own: carry_out(one, own, listener).genotype, listener)
+
+            def one(part: Plan, own: Run) -> tuple[Genotype, Network | None]:
+                found = carry_out(part, own, listener)
+                return found.genotype, load_network(own).network if keeps else None
+
+            genotype = picked(plan, run, one, listener)
         else:
-            genotype = find(plan.searcher, problem, plan.watch)
+            genotype, state = find(plan.searcher, problem, plan.watch)
+            if keeps and state:
+                keep_supernet(run, state, genotype)
         comparison = None
-        if plan.request.compare > 0:
+        if plan.compare > 0:
             training = Training(
                 plan.space,
                 genotype,
@@ -234,11 +255,11 @@ def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
             )
 
             def keep(network: Network, score: float) -> None:
-                if plan.fabric.is_global_zero:
+                if plan.fabric.is_global_zero and not keeps:
                     metrics = {f"test_{plan.task.metric}": score}
                     save_network(run, network, plan.space, genotype, plan.data, metrics)
 
-            comparison = compare(training, cells=plan.request.compare, seeds=plan.request.compare_seeds, keep=keep)
+            comparison = compare(training, cells=plan.compare, seeds=plan.request.compare_seeds, keep=keep)
             if plan.fabric.is_global_zero and not _logged(run, "comparison"):
                 run.log(comparison.record())
             if plan.fabric.is_global_zero:
@@ -247,6 +268,21 @@ def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
     if plan.fabric.is_global_zero:
         render(run)
     return Found(run, genotype, comparison)
+
+
+def keep_supernet(run: Run, state: SearchState, genotype: Genotype) -> None:
+    """Writes the network that a search's supernet is, with its validation and test scores."""
+    problem = state.problem
+    network, plain = inherited(state, genotype), none(problem.data)
+    val, test = (
+        evaluate(network, part, plain, problem.fabric, problem.task) for part in (problem.data.val, problem.data.test)
+    )
+    if problem.fabric.is_global_zero:
+        record = {"kind": "network", **named(val.metrics, "val"), "val_loss": val.loss}
+        run.log(record)
+        log_test(run, problem.data, test)
+        save_network(run, network, problem.space, genotype, problem.data, named(test.metrics, "test"))
+    problem.listener("network", {**named(val.metrics, "val"), **named(test.metrics, "test")})
 
 
 # ------------------------------------------------------------------ train, evaluate, predict
@@ -265,18 +301,20 @@ def train(
     devices: int = 1,
     precision: str = "32",
     threads: int | None = None,
+    inherit: bool = False,
     settings: Mapping[str, object] | None = None,
     out: str | Path | None = None,
     listener: Listener = nobody,
 ) -> Trained:
-    """Trains a genotype's network from scratch on the train images, and scores it on the test images.
+    """Trains a genotype's network on the train images, from scratch, and scores it on the test images.
 
+    With `inherit` it begins with the weights of the network in the run's folder instead (training on).
     `genotype` is a search's folder (whose data and space are taken over), a genotype file, a published string, or the name of a
     published cell; `protocol` is one of `oche list protocols`. Raises UserError.
     """
     request = TrainRequest(
         str(genotype), space, data if isinstance(data, str) else None, protocol, epochs, batch, seed, device, devices, precision, threads,
-        dict(settings or {}),
+        dict(settings or {}), inherit,
     )  # fmt: skip
     plan = plan_training(request, data if isinstance(data, Data) else None)
     return finish_training(plan.training, plan.start(out), plan.request.threads, listener)
@@ -284,11 +322,12 @@ def train(
 
 @dataclass(frozen=True)
 class TrainPlan:
-    """A request to train, resolved, before its folder exists."""
+    """A request to train, resolved, before its folder exists; `start` is the file of the weights to begin with, if there is one."""
 
     request: TrainRequest
     training: Training
     name: str
+    start_with: bytes | None = None
 
     def start(self, out: str | Path | None = None) -> Run:
         """Makes the run's folder and writes run.toml."""
@@ -296,6 +335,8 @@ class TrainPlan:
         run = begun(training.fabric, Path(out) if out else RUNS / self.name, training_table(self.request, training))
         if training.fabric.is_global_zero:
             run.write(Run.GENOTYPE, training.genotype.to_json().encode())
+            if self.start_with is not None:
+                run.write(START, self.start_with)
         return run
 
 
@@ -314,30 +355,39 @@ def plan_training(request: TrainRequest, data: Data | None = None) -> TrainPlan:
     request = replace(request, genotype=str(genotype), space=genotype.space, data=name, settings=settings)
     training = resolve_training(request, data, size)
     request = replace(request, threads=threads_for(request.threads, training.data))
-    return TrainPlan(request, training, f"{source.path.name}-train" if source else f"{genotype.space}-train")
+    start_with = None
+    if request.inherit:
+        if source is None:
+            raise UserError("Only a run's folder has weights to begin with: name one, or leave `--inherit` out.")
+        training = replace(training, start=load_network(source).network.state_dict())
+        begin_training(training)  # refuses weights that do not fit before there is a folder
+        start_with = source.read(WEIGHTS)
+    return TrainPlan(
+        request, training, f"{source.path.name}-train" if source else f"{genotype.space}-train", start_with
+    )
 
 
 def finish_training(training: Training, run: Run, threads: int | None = None, listener: Listener = nobody) -> Trained:
     """Trains from wherever the run stands, scores the result on the test images, exports it, writes the report."""
-    training = replace(training, run=run, listener=listener)
+    start = safetensors_load(run.read(START)) if run.has(START) else None
+    training = replace(training, run=run, listener=listener, start=start)
     with out_of_memory(training.protocol.batch), cpu_threads(threads):
         network = retrain(training)
         test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
     if training.fabric.is_global_zero:
         metrics = named(test.metrics, "test")
         save_network(run, network, training.space, training.genotype, training.data, metrics)
-        run.log({"kind": "test", **test.metrics, "loss": test.loss})
-        for name, iou in zip(training.data.classes, test.iou, strict=True) if training.data.ignore is not None else ():
-            run.log({"kind": "class", "class": name, "iou": None if isnan(iou) else iou})
-        run.log(
-            {
-                "kind": "confusion",
-                "classes": list(training.data.classes),
-                "matrix": [list(row) for row in test.confusion],
-            }
-        )
+        log_test(run, training.data, test)
         render(run)
     return Trained(run, test)
+
+
+def log_test(run: Run, data: Data, test: Score) -> None:
+    """A trained network's test score: its metrics, of masks each class's IoU, and the confusion matrix."""
+    run.log({"kind": "test", **test.metrics, "loss": test.loss})
+    for name, iou in zip(data.classes, test.iou, strict=True) if data.ignore is not None else ():
+        run.log({"kind": "class", "class": name, "iou": None if isnan(iou) else iou})
+    run.log({"kind": "confusion", "classes": list(data.classes), "matrix": [list(row) for row in test.confusion]})
 
 
 def genotype_of(text: str | Path, space: str | None = None) -> tuple[Genotype, Run | None]:

@@ -69,7 +69,10 @@ def search(
     precision: Precision = "32",
     threads: Threads = None,
     compare: Annotated[
-        int | None, typer.Option(help="Random cells to train beside the found one. Default: 3, 0 with --budget paper.")
+        int | None,
+        typer.Option(
+            help="Random cells to train beside the found one. Default: 3; 0 with --budget paper, or if the search keeps its weights."
+        ),
     ] = None,
     compare_seeds: Annotated[int, typer.Option(help="Trainings of each of these cells.")] = 3,
     protocol: Annotated[str, typer.Option(help="How they are trained: `oche list protocols`.")] = "auto",
@@ -106,7 +109,6 @@ def search(
     else:
         if pick and seeds == 1:
             raise UserError("--pick chooses among several seeds: give `--seeds 4` or so, or leave it out.")
-        cells = (0 if budget == "paper" else 3) if compare is None else compare
         asked = api.with_task(dict(map(assignment, settings or [])), task, data)
         plan = resolve(
             Request(
@@ -121,7 +123,7 @@ def search(
                 devices,
                 precision,
                 threads,
-                cells,
+                compare,
                 compare_seeds,
                 protocol,
                 asked,
@@ -157,12 +159,13 @@ def train(
     devices: Devices = 1,
     precision: Precision = "32",
     threads: Threads = None,
+    inherit: Annotated[bool, typer.Option("--inherit", help="Begin with the weights of the run's network.")] = False,
     settings: Settings = None,
     out: Out = None,
     resume: Resume = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train a genotype's network from scratch."""
+    """Train a genotype's network, from scratch or with the weights of a run's network."""
     from oche import api
     from oche.plan import Request, TrainRequest, requested
 
@@ -181,7 +184,7 @@ def train(
             )
         asked = dict(map(assignment, settings or []))
         request = TrainRequest(
-            genotype, space, data, protocol, epochs, batch, seed, device, devices, precision, threads, asked
+            genotype, space, data, protocol, epochs, batch, seed, device, devices, precision, threads, asked, inherit
         )
         plan = api.plan_training(request)
         run = plan.start(out)

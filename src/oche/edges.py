@@ -196,5 +196,12 @@ def _mix(ops: nn.ModuleDict, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
     return sum(terms[1:], terms[0]) if terms else w[0] * run(modules[0], x, draw)
 
 
-EDGES: dict[str, Callable[..., EdgeFactory]] = {"weighted_sum": WeightedSum, "partial_channels": PartialChannels}
+KEPT = "kept"
+"""The edge type of a genotype whose network is what a supernet was: with its candidates, though one alone is left on every edge."""
+
+EDGES: dict[str, Callable[..., EdgeFactory]] = {
+    "weighted_sum": WeightedSum,
+    "partial_channels": PartialChannels,
+    KEPT: WeightedSum,
+}
 """Edge types by the name that a genotype with soft coefficients keeps."""

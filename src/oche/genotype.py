@@ -38,7 +38,8 @@ class Genotype:
     """A network's cells: for each group of cells that share an architecture, the chosen operations.
 
     A discrete cell has one choice an edge with coefficient 1. A soft one may keep several with their coefficients, and then
-    `edge` and `edge_args` say how an edge mixes them ("weighted_sum", or "partial_channels" with its K).
+    `edge` and `edge_args` say how an edge mixes them ("weighted_sum", or "partial_channels" with its K; "kept" is the weighted sum of a
+    supernet whose weights are the network's).
     Choices are kept in the order given, for printing; their order changes neither the network nor the hash.
 
     >>> Genotype.parse("|skip_connect~0|+|none~0|none~1|+|none~0|none~1|nor_conv_1x1~2|").count("none")
@@ -61,6 +62,11 @@ class Genotype:
             for choices in self.groups.values()
             for c, n in ((c, sum((d.source, d.target) == (c.source, c.target) for d in choices)) for c in choices)
         )
+
+    @property
+    def _plain(self) -> bool:
+        """Whether a published form, which has no room for coefficients and edge types, says all of it."""
+        return self.discrete and self.edge == Genotype.edge
 
     @property
     def hash(self) -> str:
@@ -169,13 +175,13 @@ class Genotype:
         choices = self.groups["cell"] if set(self.groups) == {"cell"} else ()
         at = {(c.source, c.target): c.op for c in choices}
         last = max((c.target for c in choices), default=0)
-        if not self.discrete or len(at) != last * (last + 1) // 2 or not at:
+        if not self._plain or len(at) != last * (last + 1) // 2 or not at:
             raise UserError("Only a cell with exactly one operation on every edge has a NAS-Bench-201 string.")
         return "+".join("|" + "|".join(f"{at[s, t]}~{s}" for s in range(t)) + "|" for t in range(1, last + 1))
 
     def namedtuple_string(self) -> str:
         """The DARTS form. Raises UserError where the groups are not a normal and a reduction cell."""
-        if set(self.groups) != {"normal", "reduce"} or not self.discrete:
+        if set(self.groups) != {"normal", "reduce"} or not self._plain:
             raise UserError("Only a discrete normal and reduction cell have a DARTS genotype string.")
         parts = []
         for name in ("normal", "reduce"):

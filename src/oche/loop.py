@@ -56,7 +56,7 @@ def search(problem: Problem, method: Method) -> SearchResult:
 def advance(state: SearchState, method: Method) -> None:
     """The epochs that are left."""
     problem = state.problem
-    weights, arch = streams(problem, method)
+    steps_per_epoch = streams(problem, method)[0].steps_per_epoch
     losses = bilevel(state, method)
     graphs = recorded(state, method, losses)
 
@@ -67,8 +67,10 @@ def advance(state: SearchState, method: Method) -> None:
             break
         started, first = time.perf_counter(), state.step
         searching = state.epoch >= method.arch_start * problem.epochs
-        while state.step < (state.epoch + 1) * weights.steps_per_epoch:
-            set_learning_rate(state, method, weights.steps_per_epoch)
+        begun = state.steps_before + state.epoch * steps_per_epoch
+        weights, arch = streams(problem, method, state.epochs_before + state.epoch, begun)
+        while state.step < (state.epoch + 1) * steps_per_epoch:
+            set_learning_rate(state, method, steps_per_epoch)
             now = StepBatches(weights, arch, state.steps_before + state.step)
             due = searching and state.step % method.arch_every == 0
             steps(state, method, losses, now, due, graphs)
@@ -250,30 +252,36 @@ def begin(
     return state
 
 
-def streams(problem: Problem, method: Method) -> tuple[Stream, Stream]:
-    """The two endless streams of batches: the weights' images and alpha's."""
+def streams(problem: Problem, method: Method, epoch: int = 0, begun: int = 0) -> tuple[Stream, Stream]:
+    """The two streams of batches in an epoch that begins with the step number `begun`: the weights' images and alpha's.
+
+    They are endless, and the same in every epoch unless the split draws its parts anew. They are one where alpha takes the weights'
+    batches. An epoch has as many steps as the weights' images of the first one need.
+    """
+    fabric = problem.fabric
+    labelled = method.targets(problem.data.train, len(problem.data.classes), problem.seed)
+    parts = method.split(labelled, problem.seed, epoch)
 
     def stream(images: ImageSet, purpose: str) -> Stream:
-        fabric = problem.fabric
         return Stream(
             images,
             problem.batch,
             problem.seed,
-            purpose,
+            f"{purpose}/{epoch}" if parts.anew else purpose,
             problem.augment,
             fabric.device,
             fabric.global_rank,
             fabric.world_size,
+            begun if parts.anew else 0,
         )
 
-    labelled = method.targets(problem.data.train, len(problem.data.classes), problem.seed)
-    weights, arch = method.split(labelled, problem.seed)
-    return stream(weights, "weights"), stream(arch, "arch")
+    weights = stream(parts.weights, "weights")
+    return weights, weights if parts.arch is None else stream(parts.arch, "arch")
 
 
 @dataclass
 class StepBatches:
-    """The two batches of one step, each made when first asked for."""
+    """The two batches of one step, each made when first asked for; one batch where the two streams are one."""
 
     weights: Stream
     arch: Stream
@@ -286,7 +294,7 @@ class StepBatches:
         return self.kept[ahead]
 
     def outer(self) -> Batch:
-        return self.arch.at(self.step)
+        return self.inner() if self.arch is self.weights else self.arch.at(self.step)
 
 
 def set_learning_rate(state: SearchState, method: Method, steps_per_epoch: int) -> None:
@@ -305,7 +313,7 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
         "kind": "epoch",
         "epoch": state.epochs_before + state.epoch,
         "step": state.steps_before + state.step,
-        "phase": "search" if searching else "warm-up",
+        "phase": "search" if searching else "warm-up" if method.arch_start < 1 else "weights",
         "weight_loss": _mean_loss(state, "weight"),
         f"weight_{metric}": _score(state, "weight"),
         "arch_loss": _mean_loss(state, "arch"),

@@ -18,12 +18,13 @@ from oche.data import none
 from oche.genotype import Genotype
 from oche.plan import Plan
 from oche.run import Run
+from oche.spaces import Network
 from oche.state import Listener, nobody
 from oche.tasks import named
 from oche.train import Training, evaluate, retrain
 
-Search = Callable[[Plan, Run], Genotype]
-"""Carries a search out in its folder, from wherever that stands."""
+Search = Callable[[Plan, Run], tuple[Genotype, Network | None]]
+"""Carries a search out in its folder, from wherever that stands; with the network where the search keeps its weights."""
 
 
 def picked(plan: Plan, run: Run, search: Search, listener: Listener = nobody) -> Genotype:
@@ -35,9 +36,11 @@ def picked(plan: Plan, run: Run, search: Search, listener: Listener = nobody) ->
             done[seed] = _seed(plan, seed, Run(run.file(_folder(seed))), search)
             run.log(done[seed])
             listener("seed", done[seed])
-    chosen = Run(run.file(_folder(int(str(best([*done.values()])["seed"]))))).read(Run.GENOTYPE)
-    run.write(Run.GENOTYPE, chosen)
-    return Genotype.from_json(chosen.decode())
+    chosen = Run(run.file(_folder(int(str(best([*done.values()])["seed"])))))
+    for file in sorted(chosen.file(Run.NETWORK).glob("*"), reverse=True):  # the card, which vouches for the rest, last
+        run.write(f"{Run.NETWORK}/{file.name}", file.read_bytes())
+    run.write(Run.GENOTYPE, chosen.read(Run.GENOTYPE))
+    return Genotype.from_json(chosen.read(Run.GENOTYPE).decode())
 
 
 def best(records: Sequence[Mapping[str, object]]) -> Mapping[str, object]:
@@ -54,18 +57,20 @@ def _folder(seed: int) -> str:
 
 
 def _seed(plan: Plan, seed: int, run: Run, search: Search) -> dict[str, object]:
-    """Searches with one seed, trains its cell, and scores the network."""
+    """Searches with one seed, trains its cell unless the search did, and scores the network."""
     asked = plan.request
     settings = {"data.seed": asked.seed, **asked.settings}  # all seeds see the same split
     one = replace(plan, request=replace(asked, seed=seed, seeds=1, compare=0, settings=settings))
     if not run.has(Run.CONFIG):
         run.write(Run.CONFIG, config.dumps(one.table()).encode())
-    genotype = search(one, run)
-    trained = Run(run.file("trained"))
-    trained.path.mkdir(exist_ok=True)
+    genotype, network = search(one, run)
     data = plan.data.to(plan.fabric.device)
-    training = Training(plan.space, genotype, data, plan.protocol, asked.seed, plan.fabric, trained, task=plan.task)
-    network = retrain(training)
+    if network is None:
+        trained = Run(run.file("trained"))
+        trained.path.mkdir(exist_ok=True)
+        training = Training(plan.space, genotype, data, plan.protocol, asked.seed, plan.fabric, trained, task=plan.task)
+        network = retrain(training)
+    network.to(plan.fabric.device)
     val, test = (evaluate(network, images, none(data), plan.fabric, plan.task) for images in (data.val, data.test))
     return {
         "kind": "seed",

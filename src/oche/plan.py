@@ -22,7 +22,7 @@ from lightning_fabric import Fabric
 
 from oche import config
 from oche.budgets import budget
-from oche.data import Data, load
+from oche.data import SPLITS, Data, load
 from oche.data.facts import pixel_counts
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
@@ -31,7 +31,7 @@ from oche.methods import METHODS, budgets, method_named
 from oche.run import Run
 from oche.spaces import SPACES, Space
 from oche.stages import Staged
-from oche.strategies import Searcher, method_of
+from oche.strategies import Searcher, keeps_weights, method_of
 from oche.tasks import Classify, Segment, Task, balanced
 from oche.train import PROTOCOLS, Protocol, Training
 from oche.trainable import TRAINABLES
@@ -44,7 +44,7 @@ TRAINING = {"classify": "quick", "segment": "segment"}
 """What "auto" stands for, by what the data can teach: the space, and the protocol of the comparison and of a training."""
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
-PARTS: dict[str, Mapping[str, Any]] = {"trainable": TRAINABLES}
+PARTS: dict[str, Mapping[str, Any]] = {"trainable": TRAINABLES, "split": SPLITS, "split.before": SPLITS}
 """Slots whose part can be chosen by name: `--set trainable=classifier`."""
 
 SMALL = 16 * 16
@@ -69,7 +69,7 @@ class Request:
     devices: int = 1
     precision: str = "32"
     threads: int | None = None
-    compare: int = 3
+    compare: int | None = None
     compare_seeds: int = 3
     protocol: str = AUTO
     settings: Mapping[str, object] = field(default_factory=dict)
@@ -94,6 +94,11 @@ class Plan:
     source: str
     watch: Watch = Watch()
     task: Task = Classify()
+
+    @property
+    def compare(self) -> int:
+        """How many random cells are trained beside the found one."""
+        return self.request.compare or 0
 
     def table(self) -> dict[str, object]:
         """run.toml: the request, every resolved value, and the versions."""
@@ -177,7 +182,9 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         raise UserError(
             f"A search needs at least one epoch and batches of two images; given epochs={epochs}, batch={batch}."
         )
-    if request.compare < 0 or (request.compare and request.compare_seeds < 1):
+    if request.compare is None:
+        request = replace(request, compare=0 if request.budget == "paper" or keeps_weights(searcher) else 3)
+    if request.compare and (request.compare < 0 or request.compare_seeds < 1):
         raise UserError(
             f"A comparison needs random cells and at least one seed; given {request.compare} and {request.compare_seeds}: "
             "`--compare 0` goes without."
@@ -202,7 +209,10 @@ def _check_seeds(request: Request) -> None:
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What `oche train` was asked for: the `[training]` table of its run.toml. None means the search's own, or the protocol's."""
+    """What `oche train` was asked for: the `[training]` table of its run.toml. None means the search's own, or the protocol's.
+
+    `inherit`: it begins with the weights of the run's network, not from scratch.
+    """
 
     genotype: str
     space: str | None = None
@@ -216,6 +226,7 @@ class TrainRequest:
     precision: str = "32"
     threads: int | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
+    inherit: bool = False
 
 
 def resolve_training(
@@ -448,9 +459,12 @@ def _changed(method: Method, settings: Mapping[str, Mapping[str, object]], name:
     options = _options(name, settings.get("method", {}))
     changes = {**settings.get("slot", {}), **{p: v for p, v in settings.get("method", {}).items() if p not in options}}
     known = {f.name for f in fields(method)}
-    for path, value in sorted(changes.items(), key=lambda change: change[0] not in PARTS):  # a part before its fields
+    first = list(PARTS)  # a part before its fields
+    for path, value in sorted(
+        changes.items(), key=lambda change: first.index(change[0]) if change[0] in PARTS else len(first)
+    ):
         if path in PARTS:
-            method = _with_part(method, path, value)
+            method = _with_part(method, path, value, name)
             continue
         if path.split(".")[0] not in known:
             raise unknown(
@@ -466,11 +480,11 @@ def _changed(method: Method, settings: Mapping[str, Mapping[str, object]], name:
     return method
 
 
-def _with_part(method: Method, slot: str, name: object) -> Method:
+def _with_part(method: Method, slot: str, name: object, where: str) -> Method:
     """The method with the part of that name in a slot. Raises UserError for an unknown one."""
     if name not in PARTS[slot]:
         raise unknown(slot, str(name), PARTS[slot])
-    return replace(method, **{slot: PARTS[slot][str(name)]})
+    return config.override(method, slot, PARTS[slot][str(name)], where)
 
 
 def _usual(method: Method, space: str) -> dict[str, object]:

@@ -177,7 +177,8 @@ class SoftmaxGate:
 class Gated(Relaxation):
     """`inner` for the operations, and on each edge whose candidates are `none` and `connect` a gate b: (1 - b, b).
 
-    The gate's one parameter an edge, beta, starts at `scale` N(0, 1). Groups without such edges are the inner relaxation's.
+    A gate that has lost one of the two is decided: what is left has 1. The gate's one parameter an edge, beta, starts at `scale`
+    N(0, 1). Groups without such edges are the inner relaxation's.
     """
 
     inner: Relaxation = field(default_factory=Softmax)
@@ -202,7 +203,9 @@ class Gated(Relaxation):
             return w
         b = self.gate(alpha[f"{group.name}/beta"], group)
         opened = torch.tensor([[o < len(ops) and ops[o] == "connect" for o in range(group.width)] for ops in group.ops])
-        rows = torch.where(opened.to(w.device), b[:, None], 1 - b[:, None]) * draw.alive(group).to(w)
+        alive = draw.alive(group, w.device)
+        rows = torch.where(opened.to(w.device), b[:, None], 1 - b[:, None]).where(alive.sum(-1, keepdim=True) > 1, 1.0)
+        rows = rows * alive
         return torch.where(gates[:, None], rows, w)
 
 

@@ -38,6 +38,31 @@ class Linear:
 
 
 @dataclass(frozen=True)
+class Ramp:
+    """0 until `start`, then straight up to `value` at `end`, and that from there on: what grows late, or only in a part of the run."""
+
+    value: float
+    start: float = 0.0
+    end: float = 1.0
+
+    def __call__(self, progress: float) -> float:
+        if progress >= self.end:
+            return self.value
+        return self.value * max(0.0, progress - self.start) / (self.end - self.start)
+
+
+@dataclass(frozen=True)
+class Poly:
+    """start (1 - progress)^power, the usual schedule in segmentation."""
+
+    start: float
+    power: float = 0.9
+
+    def __call__(self, progress: float) -> float:
+        return float(self.start * (1 - progress) ** self.power)
+
+
+@dataclass(frozen=True)
 class Cosine:
     """end + (start - end) (1 + cos(pi progress)) / 2 (SGDR without restarts, Loshchilov & Hutter, ICLR 2017).
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from oche.base import Group
+from oche.edges import KEPT
 from oche.genotype import Choice, Genotype
 from oche.state import Problem, SearchState
 
@@ -47,6 +49,33 @@ class PerEdgeArgmax:
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
         choices = {group.name: argmax(group, strength, state.alive(group)) for group, strength in state.strengths()}
         return Genotype(problem.space.name, choices, problem.space.sharing)
+
+
+@dataclass(frozen=True)
+class Keep:
+    """The supernet as it is: every candidate that is left, with its op weight as coefficient (single-stage methods).
+
+    `none`, which adds nothing to a sum, is kept where an edge has nothing else. The genotype's edge type is "kept": its network has the
+    supernet's own candidates, whose weights it can inherit.
+    """
+
+    def __call__(self, state: SearchState, problem: Problem) -> Genotype:
+        choices = {}
+        for group, strength in state.strengths():
+            chosen = [
+                Choice(*edge, op, w)
+                for edge, ops, row in zip(group.edges, group.ops, strength.tolist(), strict=True)
+                for op, w in _carrying(ops, row)
+            ]
+            choices[group.name] = tuple(chosen)
+        return Genotype(problem.space.name, choices, problem.space.sharing, KEPT)
+
+
+def _carrying(ops: Sequence[str], row: Sequence[float]) -> list[tuple[str, float]]:
+    """An edge's candidates with their weights: those that add something, or `none`, or where it has no such op the first."""
+    pairs = list(zip(ops, row, strict=False))
+    idle = next((pair for pair in pairs if pair[0] == "none"), pairs[0])
+    return [(op, w) for op, w in pairs if op != "none" and w > 0] or [idle]
 
 
 def argmax(group: Group, strength: Tensor, alive: Tensor | None = None) -> tuple[Choice, ...]:

@@ -38,8 +38,9 @@ class Show:
     def preflight(self, plan: Plan, out: Path | None) -> None:
         from oche import api
         from oche.data import for_search, for_training
+        from oche.strategies import keeps_weights
 
-        estimate = api.measured(plan)
+        estimate, keeps = api.measured(plan), keeps_weights(plan.searcher)
         if self.quiet:
             return
         request, space = plan.request, plan.space
@@ -69,8 +70,10 @@ class Show:
                 )
             ]
             rows += [("", f"and the best on {request.pick} images is picked; all see the same images")]
-        if request.compare:
-            cells = f"{request.compare} random cells, {request.compare_seeds} seeds each, protocol {request.protocol}"
+        if keeps:
+            rows += [("then", "keeps the supernet's weights: the network that was searched is the result")]
+        if plan.compare:
+            cells = f"{plan.compare} random cells, {request.compare_seeds} seeds each, protocol {request.protocol}"
             rows += [("then", f"trains the found cell beside {cells}")]
             rows += [
                 ("", f"training: {for_training(plan.data, plan.protocol.cutout, plan.protocol.policy).describe()}")
@@ -101,7 +104,7 @@ class Show:
         console.print(rows_table(rows))
 
     def search(self, plan: Plan) -> Progress:
-        self.trainings = (1 + plan.request.compare) * plan.request.compare_seeds
+        self.trainings = (1 + plan.compare) * plan.request.compare_seeds
         return self._progress("search", plan.epochs)
 
     def training(self, total: int | None = None) -> Progress:
@@ -157,7 +160,7 @@ class Show:
             console.print(_comparison(found))
         path = found.run.path
         console.print(f"\nEverything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
-        if found.comparison:
+        if found.run.has(Run.NETWORK):
             console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche train {path}", soft_wrap=True)
         else:
             console.print(f"Next: oche train {path}", soft_wrap=True)
@@ -210,6 +213,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "supernet": lambda r: (
         f"supernet: {_said(r, 'val_')} on validation images; alpha moved by {r['alpha_moved']:.3f} (rms)"
     ),
+    "network": lambda r: f"network: {_said(r, 'val_')} on validation images, {_said(r, 'test_')} on test images",
     "seed": lambda r: _seed_line(r),
     "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images",
     "train_epoch": lambda r: (
@@ -276,13 +280,16 @@ def data_rows(data: Data) -> list[tuple[str, str]]:
 
 
 def _split(plan: Plan) -> str:
-    from oche.data import Fractions
+    from oche.data import UntilFreeze
     from oche.strategies import method_of
 
     method = method_of(plan.searcher)
     if method is None:
         return "nothing is trained in the search"
-    split = method.split
-    if not isinstance(split, Fractions):
+    parts, count = method.split(plan.data.train, plan.request.seed), len(plan.data.train)
+    arch = parts.weights if parts.arch is None else parts.arch
+    if len(parts.weights) == len(arch) == count:
         return "all train images train weights and alpha"
-    return f"of the train images {split.weights:.0%} train weights, {split.arch:.0%} train alpha"
+    said = f"of the train images {len(parts.weights) / count:.0%} train weights, {len(arch) / count:.0%} train alpha"
+    later = isinstance(method.split, UntilFreeze)
+    return said + ", drawn anew every epoch" * parts.anew + "; all train weights after the freeze" * later

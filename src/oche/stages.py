@@ -70,13 +70,15 @@ def last(problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Ge
 class Staged:
     """A searcher in stages: `method` is what the plan `stages` varies, and what settings such as `arch_optimizer.lr` change.
 
-    `problem.epochs` is the sum over all stages as the plan divides it up.
+    `problem.epochs` is the sum over all stages as the plan divides it up. `keeps_weights`: those of the last stage's supernet are part
+    of what is found, so that nothing has to be trained from scratch.
     """
 
     name: str
     method: Method
     stages: Stages
     choose: Choose = last
+    keeps_weights: bool = False
 
     @property
     def papers(self) -> tuple[str, ...]:
@@ -103,6 +105,10 @@ class Staged:
                 if problem.run and problem.fabric.is_global_zero:
                     problem.run.write(kept, state.dumps())
             ended += (state,)
+        if problem.run and problem.fabric.is_global_zero:
+            problem.run.rewind(
+                ended[-1].lines
+            )  # what a killed process has written behind the last epoch is written again
         return conclude(ended[-1], method, self.choose(problem, method, ended))
 
 

@@ -15,7 +15,7 @@ from oche.method import Method
 from oche.run import Run
 from oche.spaces import Space
 from oche.stages import Staged
-from oche.state import Problem
+from oche.state import Problem, SearchState
 from oche.watch import Watch, watched
 
 
@@ -37,13 +37,18 @@ Searcher = Method | Staged | RandomSampling
 """What `METHODS` builds."""
 
 
-def find(searcher: Searcher, problem: Problem, watch: Watch = Watch()) -> Genotype:
-    """Searches with whatever searches, from wherever the run stands, and watches what has epochs to be watched after."""
-    if isinstance(searcher, Method):
-        return search(problem, watched(searcher, watch)).genotype
+def find(searcher: Searcher, problem: Problem, watch: Watch = Watch()) -> tuple[Genotype, SearchState | None]:
+    """Searches with whatever searches, from wherever the run stands, and watches what has epochs to be watched after.
+
+    Returns what was found, and the state in which the search ended where it trained a supernet.
+    """
+    if isinstance(searcher, RandomSampling):
+        return searcher.run(problem), None
     if isinstance(searcher, Staged):
-        return replace(searcher, method=watched(searcher.method, watch)).run(problem)
-    return searcher.run(problem)
+        result = replace(searcher, method=watched(searcher.method, watch)).search(problem)
+    else:
+        result = search(problem, watched(searcher, watch))
+    return result.genotype, result.state
 
 
 def method_of(searcher: Searcher) -> Method | None:
@@ -51,6 +56,11 @@ def method_of(searcher: Searcher) -> Method | None:
     if isinstance(searcher, Staged):
         return searcher.method
     return searcher if isinstance(searcher, Method) else None
+
+
+def keeps_weights(searcher: Searcher) -> bool:
+    """Whether what is found has its weights already."""
+    return isinstance(searcher, Staged) and searcher.keeps_weights
 
 
 class SearcherFactory(Protocol):

@@ -1,4 +1,4 @@
-"""retrain(): a genotype's network from scratch, under a named protocol; evaluate(): what a network is worth.
+"""retrain(): a genotype's network from scratch, under a named protocol; inherited(): with a supernet's weights; evaluate(): its worth.
 
 The protocols are those of the DARTS line (auxiliary head, drop path, cutout, cosine, clip), sizes included, so that a number can be
 compared with a paper's; `quick` and `smoke` are ours.
@@ -26,13 +26,16 @@ from oche.optim import SGD, set_rate
 from oche.run import Run
 from oche.schedule import Cosine, Geometric, LinearTail, Schedule
 from oche.spaces import Network, Space
-from oche.state import Listener, damaged, nobody
+from oche.state import Listener, SearchState, damaged, nobody
 from oche.tasks import Classify, Task, accuracy, class_iou, named
 
 PIXELS = 2**22
 """In one batch of an evaluation, at most."""
 
-LAST, BEST = "checkpoints/last.safetensors", "checkpoints/best.safetensors"
+STATISTICS = 500
+"""Batches over which running statistics are estimated, at most: one pass over the training images where they are fewer."""
+
+START, LAST, BEST = (f"checkpoints/{name}.safetensors" for name in ("start", "last", "best"))
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Training:
-    """One network's training, resolved: everything `retrain` needs."""
+    """One network's training, resolved: everything `retrain` needs. `start` are the weights it begins with, None those it draws."""
 
     space: Space
     genotype: Genotype
@@ -177,6 +180,7 @@ class Training:
     run: Run | None = None
     listener: Listener = nobody
     task: Task = Classify()
+    start: Mapping[str, torch.Tensor] | None = None
 
 
 Trunk = Callable[[torch.Tensor, Draw | None, Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor | None]]
@@ -246,14 +250,38 @@ def retrain(training: Training, start: Start = as_drawn) -> Network:
 
 
 def begin(training: Training) -> TrainState:
-    """A fresh network and optimiser: everything random in them depends on the seed alone."""
+    """A fresh network and optimiser: everything random in them depends on the seed alone. Raises UserError where `start` does not fit."""
     space, device = training.space, training.fabric.device
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(counted(training.seed, "network").initial_seed())
         network = space.network(training.genotype, auxiliary=training.protocol.auxiliary > 0)
+    if training.start is not None:
+        own = network.state_dict()
+        given = {**{name: t for name, t in own.items() if name.startswith("auxiliary.")}, **training.start}
+        if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in given.items()}:
+            raise UserError(
+                "The weights to begin with are of a network of another size: leave the sizes as they were searched."
+            )
+        network.load_state_dict(given)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     trunk = torch.compile(network.trunk, dynamic=False) if training.protocol.compile else network.trunk
     return TrainState(network, training.protocol.optimizer(list(network.parameters())), trunk)
+
+
+def inherited(state: SearchState, genotype: Genotype, count: int = STATISTICS) -> Network:
+    """The genotype's network with the weights of a search's supernet, in eval mode.
+
+    Its running statistics are the averages over at most `count` full batches of the training images, as they are when a network is
+    evaluated, not augmented (our choice).
+    """
+    problem, device = state.problem, state.problem.fabric.device
+    with torch.random.fork_rng(devices=[]):  # what is drawn is then replaced
+        network = problem.space.network(genotype)
+    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    stream = Stream(problem.data.train, problem.batch, problem.seed, "statistics", none(problem.data), device)
+    shown = map(stream.at, range(min(count, stream.steps_per_epoch)))
+    problem.space.inherit(network, dict(state.supernet.named_parameters()), shown)
+    return network.eval()
 
 
 def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from oche.methods import method_named
 from oche.methods.drnas import Dirichlet
 from oche.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax
 from oche.schedule import Constant
-from oche.selection import PerEdgeArgmax, Selection, TopK
+from oche.selection import Keep, PerEdgeArgmax, Selection, TopK
 from oche.strategies import Searcher
 from oche.trainable import AllWeights, BatchNormOnly, ClassifierOnly, Trainable, WeightSubset
 
@@ -44,7 +44,7 @@ TRAINABLES: tuple[Trainable, ...] = (
 CONTROLS: tuple[Trainable, ...] = (ClassifierOnly(), ClassifierOnly("uniform"), WeightSubset())
 """Few weights learn: no part of the cross product."""
 
-SELECTIONS: tuple[Selection, ...] = (TopK(), PerEdgeArgmax())
+SELECTIONS: tuple[Selection, ...] = (TopK(), PerEdgeArgmax(), Keep())
 
 SMALL: dict[str, dict[str, int]] = {
     "toy": {},

@@ -23,7 +23,7 @@ from oche import loop
 from oche.base import Alpha, Draw, Group
 from oche.bilevel import FiniteDifference, Unrolled
 from oche.callbacks import Callback
-from oche.data import Augment, ImageSet
+from oche.data import Augment, ImageSet, Parts
 from oche.edges import PartialChannels
 from oche.fast.device import Triton
 from oche.loop import StepBatches, arch_step, begin, bilevel, streams, weight_step
@@ -113,8 +113,8 @@ def stepper(problem: Problem, method: Method) -> Callable[[int], None]:
     return run
 
 
-def everything(train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-    return train, train
+def everything(train: ImageSet, seed: int, epoch: int = 0) -> Parts:
+    return Parts(train, train)
 
 
 @dataclass

@@ -145,7 +145,7 @@ def _searched(plan: Plan, run: Run) -> tuple[Genotype, float]:
             mark = time.perf_counter()
 
     problem = problem_of(plan, run, listen)
-    return find(plan.searcher, problem, plan.watch), time.perf_counter() - mark
+    return find(plan.searcher, problem, plan.watch)[0], time.perf_counter() - mark
 
 
 def trained_network(

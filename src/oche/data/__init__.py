@@ -1,8 +1,8 @@
 """Data sets and how their images reach the device: reading, splitting, augmentation, batches.
 
     data = load("digits").to(device)
-    weights, arch = halves()(data.train, seed)
-    stream = Stream(weights, 64, seed, "weight", for_search(data), device)
+    parts = halves()(data.train, seed)
+    stream = Stream(parts.weights, 64, seed, "weight", for_search(data), device)
     batch = stream.at(0)
 
 What a data set is (`images`), how any pixels get one form (`pixels`), how a source is read (`readers`, with `arrays`,
@@ -16,12 +16,13 @@ from oche.data.augment_masks import AugmentMasks
 from oche.data.images import ArraySource, Data, ImageSet, LazySource, Source
 from oche.data.readers import SETS, load
 from oche.data.recipes import for_search, for_training, none
-from oche.data.splits import Fractions, Split, Whole, halves
+from oche.data.splits import SPLITS, Fractions, Parts, Split, UntilFreeze, Whole, halves
 from oche.data.stream import Stream, batches
 from oche.data.targets import RandomTargets, Targets, TrueTargets
 
 __all__ = [
     "SETS",
+    "SPLITS",
     "ArraySource",
     "Augment",
     "AugmentMasks",
@@ -30,12 +31,14 @@ __all__ = [
     "Fractions",
     "ImageSet",
     "LazySource",
+    "Parts",
     "RandomTargets",
     "Source",
     "Split",
     "Stream",
     "Targets",
     "TrueTargets",
+    "UntilFreeze",
     "Whole",
     "batches",
     "for_search",

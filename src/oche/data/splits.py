@@ -1,9 +1,15 @@
-"""Who sees which images: disjoint parts with the same share of every class."""
+"""Who sees which images: the weights' part of the training images and alpha's, fixed or drawn anew every epoch.
+
+    fixed S0, full S1, redrawn S2, unequal S3, group S4, one_level S5, until_freeze S6, swap S7
+
+are the arms of a study of splits (`--set split=NAME`). The numbers are ours: "The devil is in discretization discrepancy"
+(arXiv 2405.16610) tells in its abstract that a new way to split the data helps, and we could not read which one that is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Protocol
 
@@ -15,53 +21,154 @@ from oche.data.images import ImageSet
 from oche.errors import UserError
 
 
-class Split(Protocol):
-    """(training images, seed) -> (images for the weight steps, images for the architecture steps)."""
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """The images for the weight steps and those for the architecture steps; `arch` None: each takes the weights' own batch.
 
-    def __call__(self, train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]: ...
+    `anew`: they are this epoch's alone, so their batches begin anew with it.
+    """
+
+    weights: ImageSet
+    arch: ImageSet | None
+    anew: bool = False
+
+
+class Split(Protocol):
+    """(training images, seed, number of the epoch) -> who sees which of them in that epoch."""
+
+    def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts: ...
 
 
 @dataclass(frozen=True)
 class Fractions:
-    """Disjoint stratified parts of the training images: one for the weights, one for the architecture.
+    """S0: disjoint stratified parts of the training images, the same throughout: one for the weights, one for the architecture.
 
-    DARTS and most of its successors give each a half (`halves()`). PC-DARTS on ImageNet takes 10 % of every class for
-    the weights and 2.5 % for the architecture: `Fractions(0.1, 0.025)`; what is left is not used in the search.
+    DARTS and most of its successors give each a half (`halves()`). Unequal parts (S3) are `Fractions(0.8)`, where `arch` None is all
+    the rest. PC-DARTS on ImageNet takes 10 % of every class for the weights and 2.5 % for the architecture: `Fractions(0.1, 0.025)`;
+    what is left is not used in the search.
 
     Raises:
         UserError: a fraction is not above 0, or together they exceed 1.
     """
 
     weights: float = 0.5
-    arch: float = 0.5
+    arch: float | None = None
 
     def __post_init__(self) -> None:
-        if not (self.weights > 0 and self.arch > 0 and self.weights + self.arch <= 1 + 1e-9):
-            raise UserError(
-                f"Fractions(weights={self.weights}, arch={self.arch}) must both be above 0 and add up to at most 1."
-            )
+        weights, arch = self.shares
+        if not (weights > 0 and arch > 0 and weights + arch <= 1 + 1e-9):
+            raise UserError(f"Fractions(weights={weights}, arch={arch}) must both be above 0 and add up to at most 1.")
 
-    def __call__(self, train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-        """(images for the weight steps, images for the architecture steps).
+    @property
+    def shares(self) -> tuple[float, float]:
+        """Of the weights and of the architecture."""
+        return self.weights, 1 - self.weights if self.arch is None else self.arch
 
-        Raises:
-            UserError: a class has too few images to be in both.
-        """
-        weights, arch = stratified(train.targets, (self.weights, self.arch), seed, "search")
-        return train.subset(weights), train.subset(arch)
+    def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts:
+        """Raises UserError where a class has too few images to be in both."""
+        return _parts(train, self.shares, seed, "search")
 
 
 @dataclass(frozen=True)
 class Whole:
-    """All training images for the weights and for alpha: single-level methods (SNAS), and searches without alpha (RLNAS)."""
+    """S1: all training images for the weights and for alpha, each in an order of its own (SSR).
 
-    def __call__(self, train: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
-        return train, train
+    Also for single-level methods (SNAS), and searches without alpha (RLNAS).
+    """
+
+    def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts:
+        return Parts(train, train)
+
+
+@dataclass(frozen=True)
+class Redrawn:
+    """S2: as `Fractions`, drawn anew every epoch: over time the weights see every image, and in no epoch what alpha sees."""
+
+    weights: float = 0.5
+
+    def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts:
+        return replace(_parts(train, Fractions(self.weights).shares, seed, f"search/{epoch}"), anew=True)
+
+
+@dataclass(frozen=True)
+class ByGroup:
+    """S4: the share `weights` of the groups (cities, films) for the weights, whole groups for alpha, so that it sees other places.
+
+    The number of groups is rounded; each side gets at least one. Which ones depends on the seed alone.
+    """
+
+    weights: float = 0.75
+
+    def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts:
+        """Raises UserError where the images are of no groups, or of a single one."""
+        names = [] if train.groups is None else sorted(set(train.groups.tolist()))
+        if train.groups is None or len(names) < 2:
+            raise UserError(
+                "A split by group needs images of at least two groups, as the cities of Cityscapes or the films of CamVid; "
+                "these have none: choose another split."
+            )
+        order = torch.randperm(len(names), generator=counted(seed, "split", "groups")).tolist()
+        count = min(max(int(self.weights * len(names) + 0.5), 1), len(names) - 1)
+        mine = torch.isin(train.groups, torch.tensor([names[i] for i in order[:count]]).to(train.groups))
+        return Parts(train.subset(mine.nonzero().flatten()), train.subset((~mine).nonzero().flatten()))
+
+
+@dataclass(frozen=True)
+class OneLevel:
+    """S5: all training images for the weights, and each architecture step takes the batch of the weight step beside it.
+
+    With `single_level=true` one backward pass serves both (GOLD-NAS).
+    """
+
+    def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts:
+        return Parts(train, None)
+
+
+@dataclass(frozen=True)
+class UntilFreeze:
+    """S6: `before`, until a single-stage search freezes its architecture; from then on the weights get all training images.
+
+    In a search that never freezes alpha it is `before`.
+    """
+
+    before: Split = Fractions()
+    after: Split = Whole()
+
+    def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts:
+        return self.before(train, seed, epoch)
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """S7: fixed halves, swapped every epoch. Of an odd number the weights get the greater one first."""
+
+    def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts:
+        parts = _parts(train, Fractions().shares, seed, "search")
+        assert parts.arch is not None
+        return Parts(parts.arch, parts.weights, anew=True) if epoch % 2 else replace(parts, anew=True)
+
+
+SPLITS: dict[str, Split] = {
+    "fixed": Fractions(),
+    "full": Whole(),
+    "redrawn": Redrawn(),
+    "unequal": Fractions(0.8),
+    "group": ByGroup(),
+    "one_level": OneLevel(),
+    "until_freeze": UntilFreeze(),
+    "swap": Swapped(),
+}
+"""By name, for `--set split=NAME`."""
 
 
 def halves() -> Fractions:
-    """Fractions(0.5, 0.5): half the images each, as in DARTS."""
-    return Fractions(0.5, 0.5)
+    """Fractions(0.5): half the images each, as in DARTS."""
+    return Fractions()
+
+
+def _parts(train: ImageSet, shares: tuple[float, float], seed: int, purpose: str) -> Parts:
+    weights, arch = stratified(train.targets, shares, seed, purpose)
+    return Parts(train.subset(weights), train.subset(arch))
 
 
 def stratified(

@@ -22,13 +22,14 @@ from oche.data.images import ImageSet
 class Stream:
     """An endless sequence of full batches: a permutation of the images an epoch, one behind the other.
 
-    Batch i of rank r takes entries (i world + r) batch, ... of that sequence. A batch may lie across the border of two
+    Batch i of rank r takes entries ((i - first) world + r) batch, ... of that sequence. A batch may lie across the border of two
     epochs, so all are full, even where the part is smaller than a batch; over all ranks, every image is seen exactly
     once an epoch.
 
     Attributes:
         batch: images a batch and rank.
         purpose: sets apart streams that share a seed ("weight", "alpha").
+        first: the number of its first batch, where it does not begin with 0.
         device: where the batches are made; images are best there already (`Data.to`).
 
     Raises:
@@ -43,6 +44,7 @@ class Stream:
     device: torch.device | str = "cpu"
     rank: int = 0
     world: int = 1
+    first: int = 0
 
     def __post_init__(self) -> None:
         if not len(self.images) or self.batch < 1 or not 0 <= self.rank < self.world:
@@ -63,7 +65,7 @@ class Stream:
     def positions(self, i: int) -> Tensor:
         """(batch,) positions in `images` of batch i, where the images' numbers lie."""
         count, where = len(self.images), self.images.index.device
-        start = (i * self.world + self.rank) * self.batch
+        start = ((i - self.first) * self.world + self.rank) * self.batch
         stop = start + self.batch
         pieces = []
         for epoch in range(start // count, (stop - 1) // count + 1):

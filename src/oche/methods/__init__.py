@@ -53,6 +53,8 @@ from oche.methods.sdarts import PUBLISHED as SDARTS
 from oche.methods.sdarts import sdarts_adv, sdarts_rs
 from oche.methods.shapley_nas import PUBLISHED as SHAPLEY_NAS
 from oche.methods.shapley_nas import shapley_nas
+from oche.methods.single_stage import BUDGETS as SINGLE_STAGE
+from oche.methods.single_stage import single_stage
 from oche.methods.snas import PUBLISHED as SNAS
 from oche.methods.snas import snas
 from oche.methods.zarts import zarts
@@ -91,6 +93,7 @@ METHODS: dict[str, Callable[..., Searcher]] = {
     "sdarts_adv": sdarts_adv,
     "sdarts_rs": sdarts_rs,
     "shapley_nas": shapley_nas,
+    "single_stage": single_stage,
     "snas": snas,
     "zarts": zarts,
     "random_sampling": RandomSampling,
@@ -123,7 +126,7 @@ PUBLISHED: dict[str, Mapping[str, Budget]] = {
 }
 """Published settings of each method, by space, for `--budget paper`."""
 
-OWN: dict[str, dict[str, Mapping[str, Budget]]] = {"gm_nas": {"smoke": GM_NAS_SMOKE}}
+OWN: dict[str, Mapping[str, Mapping[str, Budget]]] = {"gm_nas": {"smoke": GM_NAS_SMOKE}, "single_stage": SINGLE_STAGE}
 """Budgets of ours that a method needs otherwise: budget's name -> space -> budget."""
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from oche.base import Batch, Draw, Group, OpWeights, Params
-from oche.edges import EDGES, Edge, EdgeFactory, plain_name
+from oche.edges import EDGES, KEPT, Edge, EdgeFactory, plain_name
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.ops import OPS, Drawn, PoolBN, Zero, run
@@ -316,7 +316,7 @@ class Space(ABC):
             chosen = [c for c in genotype.groups[group.name] if (c.source, c.target) == group.edges[e]]
             if not chosen:
                 return None
-            if genotype.discrete:
+            if genotype.discrete and genotype.edge != KEPT:
                 return Chosen(chosen[0].op, OPS[chosen[0].op](channels, stride, True))
             edge = self.mixing(group, e, EDGES[genotype.edge](**genotype.edge_args))
             mixed = edge(

@@ -26,6 +26,7 @@ from oche.base import Draw, Group, OpWeights
 from oche.edges import Edge, EdgeFactory, WeightedSum
 from oche.errors import UserError
 from oche.genotype import Genotype
+from oche.ops import Zero
 from oche.spaces.base import Body, BuildEdge, Cell, Chosen, Kept, RunCell, Space, Through
 from oche.spaces.segmentation import Aspp, TopDown, align, stem
 
@@ -189,9 +190,9 @@ class GridCell(Cell):
 
     def mixed(self, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
         """The node of a supernet, of inputs that are drawn where only some are used."""
-        chosen = self._drawn(draw)
+        chosen, at = self._drawn(draw), dict(zip(self.kept, inputs, strict=True))
         if not self.checkpoint or not torch.is_grad_enabled():
-            return self._mixed([inputs[i] for i in chosen], chosen, w, draw)
+            return self._mixed([at[i] for i in chosen], chosen, w, draw)
         parameters = dict(
             self.named_parameters()
         )  # as they are now: functional_call may have replaced them for this forward
@@ -202,7 +203,7 @@ class GridCell(Cell):
             )
             return out
 
-        out: Tensor = checkpoint(again, parameters, w, *(inputs[i] for i in chosen), use_reentrant=False)
+        out: Tensor = checkpoint(again, parameters, w, *(at[i] for i in chosen), use_reentrant=False)
         return out
 
     def _mixed(self, inputs: Sequence[Tensor], chosen: Sequence[int], w: Tensor, draw: Draw) -> Tensor:
@@ -239,9 +240,9 @@ class _Mixed(nn.Module):
 
 
 def _carries(edge: nn.Module | None) -> bool:
-    """Whether an edge is there and has another operation than `none`."""
+    """Whether an edge is there and has another operation than zeros: `none`, or a candidate that a mask has left out."""
     mixed = edge.mixed if isinstance(edge, Kept) else edge
-    return isinstance(mixed, Edge | Chosen) and any(op != "none" for op in mixed.ops)
+    return isinstance(mixed, Edge | Chosen) and any(not isinstance(op, Zero) for op in mixed.ops.values())
 
 
 class GridBody(Body):

@@ -61,8 +61,9 @@ def test_images_and_masks_are_split_like_any_data(tmp_path: Path) -> None:
     assert_aligned(data)
     numbers = [set(p.take(torch.arange(len(p)))[0][:, 0, 0, 1].tolist()) for p in (data.train, data.val, data.test)]
     assert set.union(*numbers) == set(range(10))
-    weights, arch = halves()(data.train, 0)
-    images = [set(p.take(torch.arange(3))[0][:, 0, 0, 1].tolist()) for p in (weights, arch)]
+    parts = halves()(data.train, 0)
+    assert parts.arch is not None
+    images = [set(p.take(torch.arange(3))[0][:, 0, 0, 1].tolist()) for p in (parts.weights, parts.arch)]
     assert images[0] | images[1] == numbers[0]
     assert_aligned(data.to("cpu"))
 
