@@ -110,7 +110,7 @@ def discretisation_gap(state: SearchState, problem: Problem, genotype: Genotype,
         network = problem.space.network(genotype).to(next(iter(state.alpha.values())))
     seen = sample(problem.data.train, images, problem.seed)
     try:
-        problem.space.inherit(network, weights_of(state.supernet), _plain(state, problem, seen))
+        problem.space.inherit(network, _weights(state.supernet), _plain(state, problem, seen))
     except UserError:
         return whole - supernet_accuracy(state, problem, one_hot(problem.space, genotype), shown)
     return whole - _network_accuracy(network, problem.task, _plain(state, problem, shown))
@@ -191,7 +191,7 @@ def _plain(state: SearchState, problem: Problem, images: ImageSet) -> Iterator[B
 
 
 @torch.no_grad()
-def weights_of(supernet: nn.Module) -> Params:
+def _weights(supernet: nn.Module) -> Params:
     """Every weight by its own name, those too that are made of others (`WeightSubset`)."""
     made = {
         f"{path}.{name}": getattr(module, name)

@@ -187,14 +187,6 @@ Trunk = Callable[[torch.Tensor, Draw | None, Mapping[str, torch.Tensor]], tuple[
 """`Network.trunk`: (images, draw, what multiplies each edge's output) -> (outputs, auxiliary outputs)."""
 
 
-Start = Callable[[Network], None]
-"""Changes a fresh network before its first step."""
-
-
-def as_drawn(network: Network) -> None:
-    """Leaves the random weights."""
-
-
 @dataclass
 class TrainState:
     """All that changes while a network trains, and all that is checkpointed; `trunk` is the network's own, or compiled."""
@@ -208,15 +200,14 @@ class TrainState:
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
-def retrain(training: Training, start: Start = as_drawn) -> Network:
-    """The genotype's network, trained from scratch, or from what `start` puts into it. Continues from the run's checkpoint if there is one.
+def retrain(training: Training) -> Network:
+    """The genotype's network, trained from scratch. Continues from the run's checkpoint if there is one.
 
     Returns the network with the weights that the protocol keeps, in eval mode. Raises UserError for a genotype of another space or
     a damaged checkpoint.
     """
     protocol, run = training.protocol, training.run
     state = begin(training)
-    start(state.network)
     resume(state, training)
     stream = _stream(training)
     while state.epoch < protocol.epochs:

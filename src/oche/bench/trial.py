@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lightning_fabric import Fabric
-from torch import nn
+from torch import Tensor, nn
 
 from oche import config
 from oche.api import cpu_threads, out_of_memory, problem_of, reopen
@@ -22,7 +22,7 @@ from oche.run import Run
 from oche.spaces import Space
 from oche.strategies import find
 from oche.tasks import Task
-from oche.train import Start, Training, as_drawn, evaluate, retrain
+from oche.train import Training, evaluate, retrain
 
 NUMBERS = (
     "entropy",
@@ -149,9 +149,9 @@ def _searched(plan: Plan, run: Run) -> tuple[Genotype, float]:
 
 
 def trained_network(
-    plan: Plan, run: Run, genotype: Genotype, start: Start = as_drawn
+    plan: Plan, run: Run, genotype: Genotype, start: Mapping[str, Tensor] | None = None
 ) -> tuple[dict[str, float], Training, float]:
-    """The cell's network trained in a folder of its own, from scratch or from what `start` puts into it.
+    """The cell's network trained in a folder of its own, from scratch or from the weights `start`.
 
     Its validation and test score (accuracy, mean IoU) in percent, what was trained, and the seconds that took.
     """
@@ -170,9 +170,9 @@ def trained_network(
     )
     own = Run(run.file("trained"))
     own.path.mkdir(exist_ok=True)
-    training = replace(resolve_training(request, plan.data, searched_size(plan.table())), run=own)
+    training = replace(resolve_training(request, plan.data, searched_size(plan.table())), run=own, start=start)
     own.write(Run.CONFIG, config.dumps(training_table(request, training)).encode())
-    network = retrain(training, start)
+    network = retrain(training)
     seconds = sum(_number(r, "seconds") for r in own.records() if r.get("kind") == "train_epoch")
     return scores_of(network, training.data, training.fabric, training.task), training, seconds
 

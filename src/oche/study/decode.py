@@ -7,7 +7,7 @@ their choice and their names are ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,11 +15,8 @@ import torch
 from torch import Tensor
 
 from oche.base import Group
-from oche.edges import EdgeFactory, PartialChannels, WeightedSum
-from oche.errors import UserError, unknown
-from oche.genotype import Choice, Genotype
+from oche.errors import unknown
 from oche.relaxations import Gated, Relaxation, SoftmaxGate, gated, one_hot_of
-from oche.spaces import Space
 
 
 class Decoding(Protocol):
@@ -168,7 +165,7 @@ def decoding(name: str) -> Decoding:
     raise unknown("decoding", head, [*PLAIN, *(f"{graded}@0.5" for graded in GRADED)])
 
 
-# ------------------------------------------------------------------ coefficients and genotypes
+# ------------------------------------------------------------------ coefficients
 
 
 def rounded(w: Tensor, group: Group) -> Tensor:
@@ -196,33 +193,6 @@ def best_path(b: Tensor, group: Group) -> tuple[int, ...]:
             ways = [(best[group.edges[e][0]][0] * float(b[e]), (*best[group.edges[e][0]][1], e)) for e in into[target]]
             best[target + 1] = max(ways, key=lambda way: way[0])
     return max((way for state, way in best.items() if state not in read), key=lambda way: way[0])[1]
-
-
-def soft_genotype(space: Space, edge: EdgeFactory, weights: Mapping[str, Tensor]) -> Genotype:
-    """The network of these op weights {group: (E, O)} as a genotype: each candidate whose coefficient is not 0. Raises UserError."""
-    kind, args = edge_name(edge)
-    groups = {
-        group.name: tuple(
-            Choice(*group.edges[e], op, float(weights[group.name][e, o]))
-            for e, ops in enumerate(group.ops)
-            for o, op in enumerate(ops)
-            if float(weights[group.name][e, o]) != 0
-        )
-        for group in space.groups
-    }
-    return Genotype(space.name, groups, space.sharing, kind, args)
-
-
-def edge_name(edge: EdgeFactory) -> tuple[str, dict[str, int]]:
-    """What a genotype calls an edge type. Raises UserError for one that cannot be kept in a genotype."""
-    if isinstance(edge, WeightedSum):
-        return "weighted_sum", {}
-    if isinstance(edge, PartialChannels):
-        return "partial_channels", {"K": edge.K}
-    raise UserError(
-        f"The method mixes its candidates by {type(edge).__name__}, which no network can keep; "
-        "the studies are for methods with WeightedSum or PartialChannels."
-    )
 
 
 # ------------------------------------------------------------------ helpers

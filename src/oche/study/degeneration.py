@@ -7,6 +7,7 @@ network with less than a third of the weights of a random one.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from statistics import median
 
@@ -33,7 +34,12 @@ Series = dict[str, tuple[tuple[int, float], ...]]
 def cells_of(state: SearchState) -> tuple[Genotype, ...]:
     """What a search in two stages would derive after each epoch, 0 being before the first: strongest operations, `keep` inputs a node."""
     epochs = range(min(map(len, state.trajectory.values()), default=0))
-    return tuple(TopK()(then := state.at(epoch), then.problem) for epoch in epochs)
+    return tuple(TopK()(past(state, epoch), state.problem) for epoch in epochs)
+
+
+def past(state: SearchState, epoch: int) -> SearchState:
+    """The state with alpha as it was then, and all candidates."""
+    return replace(state.at(epoch), mask={})
 
 
 def series_of(state: SearchState, cells: tuple[Genotype, ...], run: Run) -> Series:
@@ -49,7 +55,7 @@ def series_of(state: SearchState, cells: tuple[Genotype, ...], run: Run) -> Seri
     priced = cache(lambda text: cost(state.space, Genotype.from_json(text)))
     for epoch, genotype in enumerate(cells):
         price = priced(genotype.to_json())
-        numbers = {**dict(shares(state.at(epoch))), **dict(shape_of(state.space, genotype))}
+        numbers = {**dict(shares(past(state, epoch))), **dict(shape_of(state.space, genotype))}
         numbers |= {PARAMETERS: float(price.parameters), MACS: float(price.multiply_adds)}
         for name, value in numbers.items():
             found.setdefault(name, []).append((epoch, value))

@@ -23,25 +23,23 @@ from oche.api import problem_of
 from oche.base import Group
 from oche.bench.matrix import Trial
 from oche.bench.trial import Judged, scores_of, trained_network
-from oche.data import batches, none
-from oche.edges import plain_name
+from oche.data import none
+from oche.edges import WeightedSum
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.loop import search
 from oche.method import Method
 from oche.optim import SGD
 from oche.plan import Plan
-from oche.probes import sample, weights_of
 from oche.relaxations import gated
 from oche.run import Run
 from oche.schedule import Constant
+from oche.selection import kept
 from oche.spaces import Network, Space
 from oche.state import SearchState
-from oche.strategies import method_of
-from oche.study.decode import Decoding, decoding, openings, soft_genotype
+from oche.strategies import find, method_of
+from oche.study.decode import Decoding, decoding, openings
 from oche.study.degeneration import cells_of, series_of, usual_parameters
-from oche.train import Protocol, Training, as_drawn, evaluate, retrain
-from oche.watch import watched
+from oche.train import Protocol, Training, evaluate, inherited, retrain
 
 RAW, ANEW, CONTINUOUS = "raw", "re-estimated", "continuous"
 USUAL = "usual parameters"
@@ -54,7 +52,7 @@ DECODED = "decoded"
 class Measure:
     """What is measured of each arm's searches.
 
-    - `decodings` (`study.decode`), each with raw and with re-estimated statistics.
+    - `decodings` (`study.decode`), each with raw and with re-estimated statistics, from `batches` batches of training images at most.
     - In the arms `closely`, all where it is empty, also those of the `sweep`, and the decodings in `tuned` after fine-tuning for each of
       `tune_epochs` epochs at the learning rate `tune_lr` (our choice).
     - `retrained` and `inherited` name the arms that go on in two stages: their decoded network is trained from scratch, or from the
@@ -68,7 +66,7 @@ class Measure:
     tune_epochs: tuple[int, ...] = (1, 5, 10)
     tune_lr: float = 0.005
     closely: tuple[str, ...] = ()
-    images: int = 500
+    batches: int = 200
     retrained: tuple[str, ...] = ()
     inherited: tuple[str, ...] = ()
     degeneration: bool = True
@@ -79,8 +77,8 @@ class Measure:
             decoding(name)
         if missing := [name for name in self.tuned if name not in known]:
             raise UserError(f"tuned names {missing[0]!r}, which is not among the decodings: {', '.join(known)}.")
-        if self.images < 2 or min(self.tune_epochs, default=1) < 1:
-            raise UserError("Statistics need at least two images, and fine-tuning an epoch.")
+        if self.batches < 1 or min(self.tune_epochs, default=1) < 1:
+            raise UserError("Statistics need at least a batch, and fine-tuning an epoch.")
 
     def of(self, arm: str) -> Measure:
         """What is measured of one arm: with everything in `decodings`, the continuous network first."""
@@ -92,11 +90,11 @@ class Measure:
 
 @dataclass(frozen=True)
 class Searched:
-    """A finished search: the method, the state it ended in; the networks that can be made of it, with statistics from `images` images."""
+    """A finished search: the method, the state it ended in; the networks that can be made of it, with statistics from `batches` batches."""
 
     method: Method
     state: SearchState
-    images: int
+    batches: int
 
     @torch.no_grad()
     def weights(self) -> Iterator[tuple[Group, Tensor]]:
@@ -107,31 +105,20 @@ class Searched:
 
     def genotype(self, how: Decoding) -> Genotype:
         """What the decoding makes of the search."""
-        weights = {group.name: how(w, group) for group, w in self.weights()}
-        return soft_genotype(self.state.space, self.method.edge, weights)
+        return kept(self.state.space, ((group, how(w, group)) for group, w in self.weights()))
 
     def network(self, genotype: Genotype) -> Network:
         """The genotype's network with the supernet's weights and re-estimated statistics. Raises UserError where there is none."""
-        network = self._fresh(genotype)
-        self.fill(network)
-        return network.eval()
-
-    def fill(self, network: Network) -> None:
-        """Puts the supernet's weights into a network, and estimates its statistics on training images."""
-        problem = self.state.problem
-        shown = sample(problem.data.train, self.images, problem.seed)
-        plain = batches(shown, problem.batch, none(problem.data), problem.fabric.device)
-        whole = (batch for batch in plain if len(batch.targets) > 1)  # one image may have no variance
-        problem.space.inherit(network, weights_of(self.state.supernet), whole)
+        return inherited(self.state, genotype, self.batches)
 
     @torch.no_grad()
     def raw(self, genotype: Genotype, whole: Network) -> Network:
         """The genotype's network with weights and statistics of the continuous one."""
-        network, known = self._fresh(genotype), {plain_name(name): t for name, t in whole.state_dict().items()}
+        network, known = inherited(self.state, genotype, 0), whole.state_dict()
         for name, t in network.state_dict().items():
             if not name.endswith(".coefficients"):
-                t.copy_(known[plain_name(name)])
-        return network.eval()
+                t.copy_(known[name])
+        return network
 
     def score(self, network: Network) -> float:
         """Of validation images, in percent."""
@@ -150,24 +137,22 @@ class Searched:
                 found[f"tuned {epoch + 1}"] = 100 * value
 
         protocol = Protocol(max(measure.tune_epochs), p.batch, Constant(measure.tune_lr), SGD(), auxiliary=0.0)
-        retrain(Training(p.space, genotype, p.data, protocol, p.seed, p.fabric, None, listen, p.task), self.fill)
+        start = self.network(genotype).state_dict()
+        retrain(Training(p.space, genotype, p.data, protocol, p.seed, p.fabric, None, listen, p.task, start))
         return found
-
-    def _fresh(self, genotype: Genotype) -> Network:
-        problem = self.state.problem
-        with torch.random.fork_rng(devices=[]):  # it draws weights, which are then replaced
-            network = problem.space.network(genotype)
-        network.to(device=problem.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return network
 
 
 def measured(trial: Trial, plan: Plan, run: Run, genotype: Genotype, measure: Measure) -> Judged:
     """What comes after a study's search (`bench.trial.After`)."""
-    method = method_of(plan.searcher)
-    if method is None:  # a cell drawn at random: there is nothing to decode
+    method, (_, state) = method_of(plan.searcher), find(plan.searcher, problem_of(plan, run), plan.watch)
+    if method is None or state is None:  # a cell drawn at random: there is nothing to decode
         scores, training, seconds = trained_network(plan, run, genotype)
         return Judged(scores, genotype, training.space, seconds)
-    searched = Searched(method, ended(plan, method, run), measure.images)
+    if not isinstance(method.edge, WeightedSum):
+        raise UserError(
+            f"{method.name} does not mix its candidates by a weighted sum of all channels, so its supernet is no network to be decoded."
+        )
+    searched = Searched(method, state, measure.batches)
     problem = searched.state.problem
     values = distribution(searched)
     for name, score in decoded(searched, run, measure.of(trial.method)):
@@ -178,7 +163,7 @@ def measured(trial: Trial, plan: Plan, run: Run, genotype: Genotype, measure: Me
         values[USUAL] = usual_parameters(problem.space)
     if trial.method in (*measure.retrained, *measure.inherited):
         chosen = cells[-1]
-        start = searched.fill if trial.method in measure.inherited else as_drawn
+        start = searched.network(chosen).state_dict() if trial.method in measure.inherited else None
         scores, training, seconds = trained_network(plan, run, chosen, start)
         return Judged({**scores, **values}, chosen, training.space, seconds, series, cells[1:])
     whole = searched.genotype(decoding(CONTINUOUS))
@@ -186,22 +171,17 @@ def measured(trial: Trial, plan: Plan, run: Run, genotype: Genotype, measure: Me
     return Judged({**scores, **values}, whole, problem.space, 0.0, series, cells[1:])
 
 
-def ended(plan: Plan, method: Method, run: Run) -> SearchState:
-    """The state that a finished search ended in."""
-    return search(problem_of(plan, run), watched(method, plan.watch)).state
-
-
 def decoded(searched: Searched, run: Run, measure: Measure) -> Iterator[tuple[str, dict[str, float]]]:
     """(decoding, scores by statistics), each written to a log of its own as soon as it is known, and taken from there after a kill."""
-    kept = Run(run.file(DECODED))
-    kept.path.mkdir(exist_ok=True)
-    known = {str(record["decoding"]): record for record in kept.records()}
+    own = Run(run.file(DECODED))
+    own.path.mkdir(exist_ok=True)
+    known = {str(record["decoding"]): record for record in own.records()}
     whole: Network | None = None
     for name in measure.decodings:
         if name not in known:
             whole = whole or searched.network(searched.genotype(decoding(CONTINUOUS)))
             known[name] = {"decoding": name, **one(searched, name, whole, measure)}
-            kept.log(known[name])
+            own.log(known[name])
         scores = known[name]["scores"]
         assert isinstance(scores, dict)
         yield name, scores

@@ -142,9 +142,9 @@ def notes(result: BenchResult) -> Iterator[str]:
     """What has to be known to read the tables: the kinds of statistics, and what was not measured, and why."""
     measure, _ = study_of(result.folder)
     yield (
-        f"Raw: batch norm's statistics of the continuous network, from {measure.images} training images, kept while the coefficients "
-        "change. Re-estimated: estimated anew on the same images after the change. Error: the continuous network's score, its "
-        "statistics re-estimated, less the decoded one's. All are scores of validation images unless a column says test."
+        f"Raw: batch norm's statistics of the continuous network, from {measure.batches} batches of training images at most, kept while "
+        "the coefficients change. Re-estimated: estimated anew on the same images after the change. Error: the continuous network's "
+        "score, its statistics re-estimated, less the decoded one's. All are scores of validation images unless a column says test."
     )
     reasons: dict[str, list[str]] = {}
     for trial in result.finished:

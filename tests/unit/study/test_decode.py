@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from oche.base import Draw, Group
-from oche.edges import PartialChannels, SampledOps, WeightedSum
 from oche.errors import UserError
 from oche.relaxations import Gated, Softmax, SoftmaxGate
 from oche.spaces import GridSpace, NB201Space
-from oche.study.decode import Best, Decoding, best_path, decoding, openings, soft_genotype
+from oche.study.decode import Best, Decoding, best_path, decoding, openings
 
 SPACE = GridSpace(
     inputs=1, outputs=3, size=(16, 16), channels=4, layers=3, levels=2, ops=("mbconv_k3_e3", "skip_connect")
@@ -128,23 +127,7 @@ def test_cells_lose_whole_edges_and_choose_none_only_where_they_may_hold_it() ->
     assert torch.equal(kept[1:], w[1:])
 
 
-# ---------------------------------------------------------------------- genotypes and mistakes
-
-
-def test_a_soft_genotype_has_every_coefficient_that_is_not_zero() -> None:
-    w = decoding("op+edge@0.5")(weights(), GROUP)
-    genotype = soft_genotype(SPACE, WeightedSum(), {"grid": w})
-    rebuilt = torch.zeros_like(w)
-    for c in genotype.groups["grid"]:
-        e = GROUP.edges.index((c.source, c.target))
-        rebuilt[e, GROUP.ops[e].index(c.op)] = c.coefficient
-    assert torch.equal(rebuilt, w)
-
-
-def test_an_edge_that_no_network_can_keep_is_refused() -> None:
-    with pytest.raises(UserError, match="SampledOps"):
-        soft_genotype(SPACE, SampledOps(), {"grid": weights()})
-    assert soft_genotype(SPACE, PartialChannels(2), {"grid": weights()}).edge_args == {"K": 2}
+# ---------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize("name", ["opp", "edge", "edge@2", "edge@x", "op@0.5", "op+", ""])

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from oche.data import batches, none
+from oche.data import Stream, batches, none
 from oche.errors import UserError
 from oche.loop import begin
 from oche.method import Method
@@ -34,7 +34,7 @@ METHOD = replace(darts(), relaxation=Gated(Softmax()), trainable=AllWeights(affi
 NAMES = ("op", "op_kept", "best1", "edge@0.20", "op+best2", "ramp@0.3")
 
 
-def searched(space: str = "grid", method: Method = METHOD, images: int = 12) -> Searched:
+def searched(space: str = "grid", method: Method = METHOD, count: int = 3) -> Searched:
     """A supernet with random weights and coefficients far from uniform."""
     problem = tiny_problem(space, **SIZES[space])  # type: ignore[arg-type]
     state, rng = begin(problem, method), torch.Generator().manual_seed(5)
@@ -42,7 +42,7 @@ def searched(space: str = "grid", method: Method = METHOD, images: int = 12) -> 
         t.data.add_(0.3 * torch.randn(t.shape, generator=rng))
     for t in state.alpha.values():
         t.data.mul_(3)
-    return Searched(method, state, images)
+    return Searched(method, state, count)
 
 
 def shown(found: Searched) -> Tensor:
@@ -73,7 +73,7 @@ def norms(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
     return {name: module for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
 
 
-def by_hand(network: Network, found: Searched, images: int) -> dict[str, tuple[Tensor, Tensor]]:
+def by_hand(network: Network, found: Searched, count: int) -> dict[str, tuple[Tensor, Tensor]]:
     """Each batch norm's input, batch after batch in training mode: the averages of its mean and unbiased variance."""
     seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
     judge, problem = copy.deepcopy(network).train(), found.state.problem
@@ -81,8 +81,9 @@ def by_hand(network: Network, found: Searched, images: int) -> dict[str, tuple[T
         norm.register_forward_pre_hook(
             lambda _, x, name=name: seen.setdefault(name, []).append((x[0].mean((0, 2, 3)), x[0].var((0, 2, 3))))
         )
-    for batch in batches(measure.sample(problem.data.train, images, problem.seed), problem.batch, none(problem.data)):
-        judge(batch.images)
+    stream = Stream(problem.data.train, problem.batch, problem.seed, "statistics", none(problem.data))
+    for i in range(count):
+        judge(stream.at(i).images)
     return {
         name: (torch.stack([m for m, _ in pairs]).mean(0), torch.stack([v for _, v in pairs]).mean(0))
         for name, pairs in seen.items()
@@ -94,7 +95,7 @@ def test_statistics_are_the_averages_over_batches_of_the_network_itself() -> Non
     found = searched()
     for name in ("continuous", "op+best2"):
         network = found.network(found.genotype(decoding(name)))
-        expected = by_hand(network, found, 12)
+        expected = by_hand(network, found, 3)
         assert expected.keys() == norms(network).keys()
         for key, norm in norms(network).items():
             torch.testing.assert_close(norm.running_mean, expected[key][0])
@@ -189,7 +190,7 @@ def made(path: Path) -> Run:
     [
         ({"decodings": ("oops",)}, "decoding"),
         ({"decodings": ("op",), "tuned": ("best2",)}, "best2"),
-        ({"images": 1}, "two images"),
+        ({"batches": 0}, "batch"),
         ({"tune_epochs": (0,)}, "epoch"),
     ],
 )

@@ -41,7 +41,7 @@ tuned = ["op"]
 tune_epochs = [1]
 closely = ["soft"]
 retrained = ["again"]
-images = 32
+batches = 4
 
 [roles]
 single = "soft"
@@ -122,7 +122,7 @@ def test_a_decoding_that_fits_no_arm_is_refused_before_anything_runs(file: Path,
         ({"closely": ("nobody",)}, "nobody"),
         ({"inherited": ("again",)}, "once"),
         ({"decodings": ("opp",)}, "'op'"),
-        ({"image": 3}, "images"),
+        ({"batch": 3}, "batches"),
     ],
 )
 def test_a_mistake_is_one_sentence(file: Path, tmp_path: Path, change: dict[str, object], says: str) -> None:
