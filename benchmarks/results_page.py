@@ -1,4 +1,4 @@
-"""Writes a page of results from one or more benches: command, budget, tables, differences, published numbers, figures.
+"""Writes a page of results from one or more benches or studies: command, budget, tables, differences, published numbers, figures.
 
     python benchmarks/results_page.py runs/collapse_nb201 runs/collapse_s1_s4 --out docs/results/nb201.md
 
@@ -18,11 +18,15 @@ from oche import config
 from oche.bench import stats
 from oche.bench.matrix import flat
 from oche.bench.pictures import pictures
-from oche.bench.render import NOT_RUN, grids, legend, searches, table_lines, tables, trial_table
+from oche.bench.render import NOT_RUN, Sheet, grids, legend, searches, table_lines, tables, trial_table
 from oche.bench.result import BenchResult, read
 from oche.errors import UserError
 from oche.report.page import duration
 from oche.run import Run
+from oche.study.claims import judged
+from oche.study.pictures import figures as study_figures
+from oche.study.runner import STUDY, notes, study_of
+from oche.study.tables import sheets
 
 PAIRS = (
     ("rf_darts", "darts"),
@@ -32,6 +36,13 @@ PAIRS = (
     ("rf_pcdarts", "pcdarts"),
     ("rf_darts", "random_sampling"),
     ("darts", "random_sampling"),
+    ("base", "two_stage"),
+    ("base", "entropy"),
+    ("base", "s0"),
+    ("s1", "s0"),
+    ("s2", "s0"),
+    ("base", "uniform"),
+    ("base", "random_decoded"),
 )
 """(method, compared with), where a bench holds both."""
 
@@ -78,11 +89,12 @@ def page(title: str, results: Sequence[BenchResult], earlier: str, figures: Path
     reading = kept.group(1) if kept else "Not written yet.\n"
     lines = [f"# {title}", "", "## Reading", "", f"<!-- reading -->\n{reading}<!-- /reading -->", ""]
     for result in results:
+        own, drawn = studied(result) if result.folder.has(STUDY) else ([], {})
         lines += [f"## {result.matrix.name}", "", *summary(result), ""]
-        for name, headings, rows in (*grids(result), *tables(result), *searches(result), *differences(result)):
+        for name, headings, rows in (*own, *grids(result), *tables(result), *searches(result), *differences(result)):
             lines += [f"### {name}", "", *table_lines(headings, rows), ""]
         figures.mkdir(parents=True, exist_ok=True)
-        for name, data in pictures(result).items():
+        for name, data in {**drawn, **pictures(result)}.items():
             file = figures / f"{result.matrix.name}_{name}.svg"
             file.write_bytes(data)
             lines += [f"![{name}](figures/{file.name})"]
@@ -106,7 +118,8 @@ def summary(result: BenchResult) -> Iterator[str]:
     m = result.matrix
     done = result.finished
     yield "```sh"
-    yield f"oche bench --config benchmarks/{m.name}.toml --out {Path(result.folder.path).name}"
+    verb = f"study {study_of(result.folder).name}" if result.folder.has(STUDY) else "bench"
+    yield f"oche {verb} --config benchmarks/{m.name}.toml --out {Path(result.folder.path).name}"
     yield "```"
     yield ""
     budget = f"budget `{', '.join(m.budgets)}`"
@@ -126,10 +139,15 @@ def summary(result: BenchResult) -> Iterator[str]:
     versions = config.loads(result.folder.read(Run.CONFIG).decode(), "run.toml").get("versions", {})
     if isinstance(versions, dict):
         yield "- " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."
-    yield from (f"- {note}" for note in result.notes)
+    yield from (f"- {note}" for note in (*(notes(result) if result.folder.has(STUDY) else ()), *result.notes))
 
 
-def differences(result: BenchResult) -> list[tuple[str, list[str], list[list[str]]]]:
+def studied(result: BenchResult) -> tuple[list[Sheet], dict[str, bytes]]:
+    """A study's own tables, its claims first, and its pictures."""
+    return [*judged(result, study_of(result.folder).roles), *sheets(result)], study_figures(result)
+
+
+def differences(result: BenchResult) -> list[Sheet]:
     """The pairs of interest by the first metric: mean difference over seeds with its interval and tests, and what that says."""
     metric, headings = result.matrix.reported[0], ["", "seeds", "difference", "95 % interval", "p", "that is"]
     found = []

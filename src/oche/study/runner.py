@@ -34,6 +34,15 @@ STUDY = "study.toml"
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What study.toml keeps."""
+
+    name: str
+    measure: Measure
+    roles: Roles
+
+
+@dataclass(frozen=True)
 class Study:
     """Which question, which searches, what is measured of them, and who they are; `asked` are decodings that were asked for by name."""
 
@@ -83,13 +92,13 @@ def run_study(
     """Runs what is missing of a study in the folder `out`, and renders the result; see `bench.run_bench`. Raises UserError."""
     check(study)
     folder = BenchFolder(Path(out))
-    asked = {"study": {"name": study.name}, "measure": asdict(study.measure), "roles": asdict(study.roles)}
-    if folder.has(STUDY) and study_of(folder)[0] != study.measure:
+    kept = Measured(study.name, study.measure, study.roles)
+    if folder.has(STUDY) and study_of(folder).measure != study.measure:
         raise UserError(
             f"{str(folder.path)!r} holds a study that measures something else; choose another folder, or change back."
         )
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write(STUDY, config.dumps(asked).encode())
+    folder.write(STUDY, config.dumps(asdict(kept)).encode())
     work = partial(run_trial, after=partial(measured, measure=study.measure))
     return run_bench(study.matrix, out, workers, address, listener, only=only, work=work, render=render)
 
@@ -105,18 +114,18 @@ def show(path: str | Path) -> BenchResult:
 def render(result: BenchResult) -> Path:
     """Writes all files of a study's result."""
     return write(
-        result, list(notes(result)), [*judged(result, study_of(result.folder)[1]), *sheets(result)], figures(result)
+        result, list(notes(result)), [*judged(result, study_of(result.folder).roles), *sheets(result)], figures(result)
     )
 
 
-def study_of(folder: Run) -> tuple[Measure, Roles]:
-    """What a study's folder says is measured, and of whom. Raises UserError where the folder is no study's."""
+def study_of(folder: Run) -> Measured:
+    """What a study's folder says of it. Raises UserError where the folder is no study's."""
     if not folder.has(STUDY):
         raise UserError(f"{str(folder.path)!r} is no study's folder: it holds no {STUDY}.")
     where = str(folder.file(STUDY))
     table = config.loads(folder.read(STUDY).decode(), where)
     measure, roles = (_table(table.get(name), where) for name in ("measure", "roles"))
-    return config.build(Measure, measure, where), config.build(Roles, roles, where)
+    return Measured(str(table.get("name")), config.build(Measure, measure, where), config.build(Roles, roles, where))
 
 
 def check(study: Study) -> None:
@@ -140,7 +149,7 @@ def check(study: Study) -> None:
 
 def notes(result: BenchResult) -> Iterator[str]:
     """What has to be known to read the tables: the kinds of statistics, and what was not measured, and why."""
-    measure, _ = study_of(result.folder)
+    measure = study_of(result.folder).measure
     yield (
         f"Raw: batch norm's statistics of the continuous network, from {measure.batches} batches of training images at most, kept while "
         "the coefficients change. Re-estimated: estimated anew on the same images after the change. Error: the continuous network's "

@@ -102,7 +102,7 @@ def test_a_folder_keeps_to_what_it_measures(file: Path, tmp_path: Path) -> None:
     path.mkdir()
     study = study_from("protocol", file, {"measure": {"decodings": ("op",)}})
     other = study_from("protocol", file, {"measure": {"decodings": ("op", "best2")}})
-    tables = {"study": {"name": "protocol"}, "measure": config.loads(FILE, "x")["measure"], "roles": {}}
+    tables = {"name": "protocol", "measure": config.loads(FILE, "x")["measure"], "roles": {}}
     (path / "study.toml").write_bytes(config.dumps(tables).encode())
     for one in (study, other):
         with pytest.raises(UserError, match="measures something else"):
