@@ -233,7 +233,7 @@ def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
 
             def one(part: Plan, own: Run) -> tuple[Genotype, Network | None]:
                 found = carry_out(part, own, listener)
-                return found.genotype, load_network(own).network if keeps else None
+                return found.genotype, load_network(own).network.to(plan.fabric.device) if keeps else None
 
             genotype = picked(plan, run, one, listener)
         else:

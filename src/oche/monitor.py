@@ -20,10 +20,15 @@ from oche.data import batches, none
 from oche.genotype import Genotype
 from oche.probes import (
     IMAGES,
+    active_depth,
+    active_strides,
+    closed_gates,
+    decoded_parameters,
     discretisation_gap,
     hessian_eigenvalue,
     kendall_tau,
     parameter_free,
+    parameter_free_decisions,
     sample,
     skip_share,
     validation_loss,
@@ -113,6 +118,27 @@ class Probes(Callback):
         if state.epoch % self.every == 0 or state.epoch == state.problem.epochs - 1:
             genotype = Genotype.parse(str(record["genotype"]), state.space.name)
             record |= {probe.name: probe(state, state.problem, genotype) for probe in self.probes}
+
+
+@dataclass(frozen=True)
+class Degeneration(Callback):
+    """Adds what a degenerating search shows, of the genotype it would decode now: cheap enough for every epoch.
+
+    `free_decisions`: share of the operations without weights, gates aside. `closed_gates`: share of the gates below `below`.
+    `depth`: the greatest number of operations with weights on a way. `strides`: how many of a grid's are in use. `decoded_parameters`.
+    """
+
+    below: float = 0.1
+
+    def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
+        genotype = Genotype.parse(str(record["genotype"]), state.space.name)
+        record |= {
+            "free_decisions": parameter_free_decisions(genotype),
+            "closed_gates": closed_gates(state, self.below),
+            "depth": active_depth(genotype),
+            "strides": active_strides(state.space, genotype),
+            "decoded_parameters": decoded_parameters(state.space, genotype),
+        }
 
 
 # ------------------------------------------------------------------ the monitor

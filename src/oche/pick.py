@@ -70,7 +70,6 @@ def _seed(plan: Plan, seed: int, run: Run, search: Search) -> dict[str, object]:
         trained.path.mkdir(exist_ok=True)
         training = Training(plan.space, genotype, data, plan.protocol, asked.seed, plan.fabric, trained, task=plan.task)
         network = retrain(training)
-    network.to(plan.fabric.device)
     val, test = (evaluate(network, images, none(data), plan.fabric, plan.task) for images in (data.val, data.test))
     return {
         "kind": "seed",

@@ -15,10 +15,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from oche.base import Alpha, Batch, Draw, OpWeights, Params, counted
 from oche.benchmarks import Table
 from oche.bilevel import Loss, detached, required
+from oche.cost import parameters
 from oche.data import ImageSet, batches, none
 from oche.errors import UserError
-from oche.genotype import FREE, Genotype
-from oche.spaces import Space
+from oche.genotype import FREE, Choice, Genotype
+from oche.spaces import GridSpace, Space
 from oche.state import Problem, SearchState
 from oche.tasks import Task
 
@@ -42,6 +43,67 @@ def parameter_free(genotype: Genotype) -> float:
 def skip_share(genotype: Genotype) -> float:
     """The largest share of skip connections among the chosen operations of a cell."""
     return max(count / len(genotype.groups[name]) for name, count in genotype.skips().items())
+
+
+def parameter_free_decisions(genotype: Genotype) -> float:
+    """As `parameter_free`, over the operations without the gates beside them: in a grid, over its nodes."""
+    ops = [c.op for choices in genotype.groups.values() for c in choices if c.op != "connect"]
+    return sum(op in FREE for op in ops) / max(len(ops), 1)
+
+
+def active_depth(genotype: Genotype) -> int:
+    """The greatest number of operations with weights on a way from a cell's inputs, the groups' numbers added up.
+
+    >>> active_depth(Genotype.parse("|nor_conv_1x1~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"))
+    2
+    """
+    return sum(_longest(choices) for choices in genotype.groups.values())
+
+
+def _longest(choices: Sequence[Choice]) -> int:
+    targets = {c.target for c in choices}
+    depth = {c.source: 0 for c in choices if c.source not in targets}
+    for target in sorted(targets):
+        ways = [
+            depth[c.source] + _weighs(c.op)
+            for c in choices
+            if c.target == target and c.source in depth and c.op != "none"
+        ]
+        if ways:
+            depth[target] = max(ways)
+    return max(depth.values(), default=0)
+
+
+def _weighs(op: str) -> bool:
+    return op not in FREE and op != "connect"
+
+
+def active_strides(space: Space, genotype: Genotype) -> int:
+    """How many strides of a grid something flows through, from its stem to its last layer; 1 in any other space."""
+    if not isinstance(space, GridSpace):
+        return 1
+    used = space.used({(c.source, c.target) for c in genotype.groups["grid"] if c.op != "none"})
+    return len({space.nodes()[n - 1].level for n in used})
+
+
+def decoded_parameters(space: Space, genotype: Genotype) -> int:
+    """Of the genotype's network; 0 where it is none, since a node or all of it is cut off."""
+    try:
+        with torch.device("meta"):
+            return parameters(space.network(genotype))
+    except UserError:
+        return 0
+
+
+def closed_gates(state: SearchState, below: float = 0.1) -> float:
+    """Share of the gates that are less open than that; 0 where there are none."""
+    opened = [
+        strength[e][ops.index("connect")]
+        for group, strength in state.strengths()
+        for e, ops in enumerate(group.ops)
+        if "connect" in ops
+    ]
+    return float((torch.stack(opened) < below).double().mean()) if opened else 0.0
 
 
 # ------------------------------------------------------------------ of the loss

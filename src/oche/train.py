@@ -17,7 +17,7 @@ from lightning_fabric import Fabric
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-from oche.base import Draw, counted
+from oche.base import Batch, Draw, Params, counted
 from oche.bilevel import average
 from oche.data import Augmentation, Data, ImageSet, Stream, batches, for_training, none
 from oche.errors import UserError
@@ -270,8 +270,10 @@ def inherited(state: SearchState, genotype: Genotype, count: int = STATISTICS) -
         network = problem.space.network(genotype)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     stream = Stream(problem.data.train, problem.batch, problem.seed, "statistics", none(problem.data), device)
-    shown = map(stream.at, range(min(count, stream.steps_per_epoch)))
-    problem.space.inherit(network, dict(state.supernet.named_parameters()), shown)
+    theta: Params = dict(state.supernet.named_parameters())
+    dtype = next(iter(theta.values())).dtype
+    shown = (stream.at(i) for i in range(min(count, stream.steps_per_epoch)))
+    problem.space.inherit(network, theta, (Batch(batch.images.to(dtype), batch.targets) for batch in shown))
     return network.eval()
 
 

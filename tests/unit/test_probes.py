@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -16,22 +16,29 @@ from oche.base import Alpha, Batch, Params
 from oche.benchmarks import Table
 from oche.data import batches, none
 from oche.errors import UserError
-from oche.genotype import Genotype
+from oche.genotype import Choice, Genotype
 from oche.loop import begin, bilevel, score, search, streams
 from oche.method import Method
 from oche.methods import METHODS
 from oche.methods.darts import darts
 from oche.probes import (
+    active_depth,
+    active_strides,
+    closed_gates,
+    decoded_parameters,
     discretisation_gap,
     hessian_eigenvalue,
     kendall_tau,
     one_hot,
     parameter_free,
+    parameter_free_decisions,
     skip_share,
     supernet_accuracy,
     validation_loss,
 )
-from oche.selection import TopK
+from oche.relaxations import Gated
+from oche.selection import TopK, argmax
+from oche.spaces import GridSpace
 from oche.state import Problem, SearchState
 from reference.tiny import tiny_problem
 
@@ -233,3 +240,62 @@ def test_probes_leave_no_trace(name: str) -> None:
     assert state.dumps() == before
     assert torch.equal(torch.get_rng_state(), noise)
     assert all(p.grad is None or p.grad.isfinite().all() for p in state.supernet.parameters())
+
+
+# ------------------------------------------------------------------ degeneration
+
+
+def grid_path(*ops: str) -> Genotype:
+    """A chain through a grid of as many layers, all at stride 8, with these operations."""
+    space = GridSpace(layers=len(ops), levels=2)
+    at = {(node.layer, node.level): n for n, node in enumerate(space.nodes(), 1)}
+    way = [0, *(at[layer, 1] for layer in range(1, len(ops) + 1))]
+    gates = tuple(Choice(2 * s, 2 * n - 1, "connect") for s, n in pairwise(way))
+    return Genotype(
+        "grid", {"grid": (*gates, *(Choice(2 * n - 1, 2 * n, op) for n, op in zip(way[1:], ops, strict=True)))}
+    )
+
+
+@pytest.mark.parametrize(
+    ("ops", "free", "depth"),
+    [
+        (("skip_connect", "mbconv_k3_e3", "skip_connect"), 2 / 3, 1),
+        (("mbconv_k3_e3", "mbconv_k3_e3"), 0.0, 2),
+        (("skip_connect",), 1.0, 0),
+    ],
+)
+def test_degeneration_of_a_chain(ops: tuple[str, ...], free: float, depth: int) -> None:
+    space = GridSpace(channels=4, layers=len(ops), levels=2, ops=("mbconv_k3_e3", "skip_connect"), size=(16, 16))
+    genotype = grid_path(*ops)
+    assert parameter_free_decisions(genotype) == pytest.approx(free)
+    assert active_depth(genotype) == depth
+    assert active_strides(space, genotype) == 1
+    assert decoded_parameters(space, genotype) == sum(p.numel() for p in space.network(genotype).parameters())
+    everything = Genotype(
+        "grid", {"grid": argmax(space.groups[0], torch.ones(len(space.groups[0].edges), 2).cumsum(-1))}
+    )
+    assert active_strides(space, everything) == 2
+    assert decoded_parameters(space, Genotype("grid", {"grid": ()})) == 0
+
+
+@pytest.mark.parametrize(
+    ("cell", "depth"),
+    [
+        ("|skip_connect~0|+|none~0|skip_connect~1|+|none~0|none~1|avg_pool_3x3~2|", 0),
+        ("|nor_conv_3x3~0|+|none~0|skip_connect~1|+|nor_conv_1x1~0|nor_conv_3x3~1|none~2|", 2),
+        ("|none~0|+|none~0|nor_conv_3x3~1|+|nor_conv_3x3~0|none~1|nor_conv_3x3~2|", 1),
+    ],
+)
+def test_depth_counts_weights_on_the_longest_way(cell: str, depth: int) -> None:
+    assert active_depth(Genotype.parse(cell)) == depth
+
+
+def test_closed_gates_are_counted() -> None:
+    state = begin(tiny_problem("grid", channels=4, layers=2, levels=2), Method(relaxation=Gated()))
+    with torch.no_grad():
+        state.alpha["grid/beta"].copy_(torch.tensor([-3.0, -3, 0, 0, -3, 0, 0, 0, 0, 0]))
+    (group,) = state.space.groups
+    wanted = [b < 0 for b, ops in zip(state.alpha["grid/beta"].tolist(), group.ops, strict=True) if "connect" in ops]
+    assert 0 < sum(wanted) < len(wanted)
+    assert closed_gates(state) == pytest.approx(sum(wanted) / len(wanted))
+    assert closed_gates(begin(tiny_problem("toy"), Method())) == 0.0

@@ -16,7 +16,7 @@ from oche.data.augment_masks import AugmentMasks
 from oche.data.images import ArraySource, Data, ImageSet, LazySource, Source
 from oche.data.readers import SETS, load
 from oche.data.recipes import for_search, for_training, none
-from oche.data.splits import SPLITS, Fractions, Parts, Split, UntilFreeze, Whole, halves
+from oche.data.splits import SPLITS, Fractions, Parts, Released, Split, UntilFreeze, Whole, halves
 from oche.data.stream import Stream, batches
 from oche.data.targets import RandomTargets, Targets, TrueTargets
 
@@ -33,6 +33,7 @@ __all__ = [
     "LazySource",
     "Parts",
     "RandomTargets",
+    "Released",
     "Source",
     "Split",
     "Stream",

@@ -126,16 +126,23 @@ class OneLevel:
 
 @dataclass(frozen=True)
 class UntilFreeze:
-    """S6: `before`, until a single-stage search freezes its architecture; from then on the weights get all training images.
+    """S6: `before`, until a single-stage search freezes its architecture; from then on `Released`.
 
     In a search that never freezes alpha it is `before`.
     """
 
     before: Split = Fractions()
-    after: Split = Whole()
 
     def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts:
         return self.before(train, seed, epoch)
+
+
+@dataclass(frozen=True)
+class Released:
+    """All training images for the weights, each once an epoch but for those that fill up its last batch; there is no alpha to step."""
+
+    def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts:
+        return Parts(train, None, anew=True)
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,15 @@
 """Single-stage search: warm-up, search, freeze, tune; the network that was searched is the one that is kept, with its weights.
 
 "The devil is in discretization discrepancy" (Subbotko, Jablonski, Bilinski, CVPR workshops 2024, arXiv 2405.16610) says in its abstract
-that turning a continuous architecture into a discrete one costs accuracy, and proposes a single stage that does without: the
-architecture is frozen and training goes on with the same weights; nothing is decoded, nothing trained from scratch.
+that turning a continuous architecture into a discrete one costs accuracy, and proposes a single-stage protocol that does not rely on
+decoding and reuses the weights. A summary of its text adds that the architecture is frozen, and that nothing is trained from scratch.
 
     warm-up   epochs until arch_start      weights only; alpha as it was drawn, next to uniform
     search    until freeze                 a step of alpha, a step of the weights, on their own images
     freeze    the variant below            alpha and gates stop, to the bit
     tune      to the end                   weights only, on all images; one learning-rate schedule, one optimiser state, no restart
 
-**The paper's body was not at hand.** That it searches, freezes and reuses the weights is stated; all else here is our reading, a switch
-with a default of our choice, and no claim about the paper:
+**The paper's body was not at hand.** All else here is our reading, a switch with a default of our choice, and no claim about the paper:
 
 - `variant`: what the freeze does. "soft" (default) keeps every candidate with its op weight. "prune" leaves out branches whose op weight
   is below `threshold` (SSR does the like), but for each node's strongest input and operation; the others keep their values, or are
@@ -52,12 +51,13 @@ from torch import Tensor
 from oche.base import Alpha, Draw, Group
 from oche.budgets import Budget
 from oche.callbacks import Callback
-from oche.data import UntilFreeze
+from oche.data import Released, UntilFreeze
 from oche.edges import WeightedSum
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.method import Method
 from oche.methods.darts import darts
+from oche.monitor import Degeneration
 from oche.optim import SGD, Adam
 from oche.relaxations import (
     Gate,
@@ -133,7 +133,7 @@ class SingleStage:
             return None
         tuning = replace(method, arch_start=1.0, outer_terms=())
         if isinstance(method.split, UntilFreeze):
-            tuning = replace(tuning, split=method.split.after)
+            tuning = replace(tuning, split=Released())
         if self.variant == "prune" and not self.renormalise:
             tuning = replace(tuning, relaxation=Unscaled(method.relaxation))
         span = (0.0 if self.restart else until / problem.epochs, 1.0)
@@ -284,6 +284,7 @@ def single_stage(
         arch_optimizer=Adam(3e-3, (0.5, 0.999), 0.0),
         weight_optimizer=SGD(weight_decay=5e-4),
         weight_lr=Poly(0.05),
+        callbacks=(Degeneration(),),
         papers=("subbotko2024devil",),
     )
     terms = penalty(entropy, gate_entropy, entropy_form, entropy_schedule, (method.arch_start, freeze))

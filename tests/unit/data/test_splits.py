@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from oche.data import Fractions, ImageSet, halves
-from oche.data.splits import stratified
+from oche.data import SPLITS, Augment, Fractions, ImageSet, Parts, Released, Split, Stream, UntilFreeze, Whole, halves
+from oche.data.splits import ByGroup, OneLevel, Redrawn, Swapped, stratified
 from oche.errors import UserError
 
 
@@ -22,6 +22,15 @@ def labels(*counts: int) -> Tensor:
 
 def image_set(targets: Tensor) -> ImageSet:
     return ImageSet.of(torch.zeros(len(targets), 8, 8, 1, dtype=torch.uint8), targets)
+
+
+def both(parts: Parts) -> tuple[ImageSet, ImageSet]:
+    assert parts.arch is not None
+    return parts.weights, parts.arch
+
+
+def numbers(images: ImageSet) -> set[int]:
+    return set(images.index.tolist())
 
 
 @given(st.lists(st.integers(20, 60), min_size=2, max_size=4), st.integers(5, 45), st.integers(5, 45))
@@ -44,14 +53,14 @@ def test_shares_of_one_cover_everything() -> None:
 
 
 def test_halves_of_odd_classes() -> None:
-    weights, arch = halves()(image_set(labels(5, 8)), 0)
+    weights, arch = both(halves()(image_set(labels(5, 8)), 0))
     assert [int((weights.targets == c).sum()) for c in (0, 1)] == [3, 4]
     assert [int((arch.targets == c).sum()) for c in (0, 1)] == [2, 4]
-    assert not set(weights.index.tolist()) & set(arch.index.tolist())
+    assert not numbers(weights) & numbers(arch)
 
 
 def test_pc_darts_on_imagenet_takes_a_tenth_and_a_fortieth() -> None:
-    weights, arch = Fractions(0.1, 0.025)(image_set(labels(400, 800)), 1)
+    weights, arch = both(Fractions(0.1, 0.025)(image_set(labels(400, 800)), 1))
     assert torch.bincount(weights.targets).tolist() == [40, 80]
     assert torch.bincount(arch.targets).tolist() == [10, 20]
 
@@ -77,9 +86,126 @@ def test_impossible_fractions_are_refused(weights: float, arch: float) -> None:
 
 
 def test_fractions_that_add_up_to_one_are_allowed() -> None:
-    assert len(Fractions(0.7, 0.3)(image_set(labels(10, 10)), 0)[1]) == 6
+    assert len(both(Fractions(0.7, 0.3)(image_set(labels(10, 10)), 0))[1]) == 6
+    assert Fractions(0.7).shares == pytest.approx((0.7, 0.3))
 
 
 def test_a_class_too_small_to_split_is_named() -> None:
     with pytest.raises(UserError, match=r"Class 'cat' has 1 images, too few to split into shares of 0.5, 0.5"):
         stratified(labels(10, 1), (0.5, 0.5), 0, "a", ("dog", "cat"))
+
+
+# ------------------------------------------------------------------ the arms, S0 to S7
+
+COUNT, EPOCHS = 27, 40
+EVERYTHING = set(range(COUNT))
+
+
+def grouped(counts: tuple[int, ...]) -> ImageSet:
+    """counts[g] images of each group g, mixed, all of one class."""
+    groups = labels(*counts)
+    return ImageSet.of(torch.zeros(len(groups), 8, 8, 1, dtype=torch.uint8), torch.zeros_like(groups), groups)
+
+
+def parts_of(name: str, epoch: int, seed: int = 4, count: int = COUNT) -> tuple[set[int], set[int]]:
+    """Numbers of the weights' and of alpha's images: of odd `count`, in four groups."""
+    images = grouped((count - 15, 3, 4, 8))
+    parts = SPLITS[name](images, seed, epoch)
+    return numbers(parts.weights), numbers(parts.weights if parts.arch is None else parts.arch)
+
+
+def test_all_arms_have_a_name() -> None:
+    kinds = [Fractions, Whole, Redrawn, Fractions, ByGroup, OneLevel, UntilFreeze, Swapped]
+    assert [type(split) for split in SPLITS.values()] == kinds
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_parts_are_disjoint_or_whole_and_depend_on_seed_and_epoch_alone(name: str) -> None:
+    whole = name in ("full", "one_level")
+    for epoch in range(4):
+        weights, arch = parts_of(name, epoch)
+        assert weights | arch == EVERYTHING
+        assert (weights & arch == EVERYTHING) if whole else not weights & arch
+        assert parts_of(name, epoch) == (weights, arch)
+    fixed = name not in ("redrawn", "swap")
+    assert (parts_of(name, 0) == parts_of(name, 1)) == fixed
+    assert whole or any(parts_of(name, 0) != parts_of(name, 0, seed) for seed in range(5, 9))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("fixed", (14, 13)), ("redrawn", (14, 13)), ("unequal", (22, 5)), ("until_freeze", (14, 13)), ("swap", (14, 13))],
+)
+def test_an_odd_number_is_divided_without_rest(name: str, sizes: tuple[int, int]) -> None:
+    assert tuple(map(len, parts_of(name, 0))) == sizes
+
+
+def test_redrawn_parts_show_every_image_to_the_weights_about_half_of_the_time() -> None:
+    seen = [0] * COUNT
+    for epoch in range(EPOCHS):
+        for i in parts_of("redrawn", epoch)[0]:
+            seen[i] += 1
+    assert sum(seen) == 14 * EPOCHS
+    assert min(seen) >= EPOCHS / 4  # five standard deviations of a fair coin below its mean
+    assert max(seen) <= 3 * EPOCHS / 4
+
+
+def test_swapped_halves_are_swapped_every_epoch() -> None:
+    first, second = parts_of("swap", 0)
+    assert parts_of("swap", 1) == (second, first)
+    assert parts_of("swap", 2) == (first, second)
+    assert parts_of("fixed", 0) == (first, second)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.75, 3), (0.5, 2), (0.01, 1), (1.0, 3)])
+def test_whole_groups_go_to_one_side(share: float, count: int) -> None:
+    images = grouped((12, 3, 4, 8))
+    weights, arch = both(ByGroup(share)(images, 1))
+    assert weights.groups is not None
+    assert arch.groups is not None
+    mine, other = set(weights.groups.tolist()), set(arch.groups.tolist())
+    assert (len(mine), len(other)) == (count, 4 - count)
+    assert not mine & other
+    assert len(weights) + len(arch) == 27
+
+
+@pytest.mark.parametrize("images", [image_set(labels(4, 4)), grouped((5,))])
+def test_images_of_no_groups_cannot_be_split_by_them(images: ImageSet) -> None:
+    with pytest.raises(UserError, match="A split by group needs images of at least two groups"):
+        ByGroup()(images, 0)
+
+
+def test_camvid_is_split_by_film_and_cityscapes_by_city() -> None:
+    """14 of 18 cities, as in the notes' example."""
+    images = grouped((3,) * 18)
+    weights, _ = both(ByGroup()(images, 0))
+    assert weights.groups is not None
+    assert len(set(weights.groups.tolist())) == 14
+
+
+def test_until_the_freeze_it_is_what_stands_before() -> None:
+    images = image_set(labels(9, 9))
+    for epoch in range(3):
+        got, wanted = UntilFreeze(Redrawn())(images, 0, epoch), Redrawn()(images, 0, epoch)
+        assert (numbers(got.weights), got.anew) == (numbers(wanted.weights), True)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("split", [Redrawn(), Swapped(), Released()])
+def test_an_epoch_shows_its_own_part_whole(split: Split, world: int) -> None:
+    """Every image of the epoch's part once, and of those that fill up the last batch twice, over all processes; no other image."""
+    images, batch = image_set(torch.zeros(COUNT, dtype=torch.int64)), 4
+    steps = -(-len(split(images, 0, 0).weights) // (batch * world))
+    for epoch in range(4):
+        part = split(images, 0, epoch).weights
+        begun = epoch * steps
+        streams = [
+            Stream(part, batch, 0, f"weights/{epoch}", Augment((0.0,), (1.0,)), "cpu", rank, world, begun)
+            for rank in range(world)
+        ]
+        shown = torch.cat([s.positions(i) for i in range(begun, begun + steps) for s in streams])
+        counts = torch.bincount(shown, minlength=len(part))
+        assert len(counts) == len(part)
+        assert int(counts.sum()) == steps * batch * world
+        assert counts.min() >= 1
+        assert counts.max() <= 2
