@@ -1,16 +1,21 @@
-"""Writes a page of results from one or more benches or studies: command, budget, tables, differences, published numbers, figures.
+"""Writes a page of results from one or more benches: what was read from them, one table, the differences that matter, figures.
 
     python benchmarks/results_page.py runs/collapse_nb201 runs/collapse_s1_s4 --out docs/results/nb201.md
+    python benchmarks/results_page.py runs/methods_nb201 --pairs "rf_{}_fast" --title "..." --out docs/results/methods.md
 
-Everything on the page is computed from the benches' files, but for the published numbers, which stand below with where they are from,
-and for the reading: what stands between the two `reading` comments of an existing page is kept.
+With `--pairs "rf_{}_fast"` the table has a row for each method NAME, with rf_NAME_fast beside it and their difference. Beside PAGE.md come
+PAGE_details.md with every metric, trial and picture, and of each bench NAME.csv and NAME.jsonl with the numbers behind them.
+
+All of it is computed from the benches' files, but for the published numbers, which stand below with where they are from, and for the
+reading: what stands between the two `reading` comments of an existing page is kept.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, median
 
@@ -18,155 +23,330 @@ from oche import config
 from oche.bench import stats
 from oche.bench.matrix import flat
 from oche.bench.pictures import pictures
-from oche.bench.render import NOT_RUN, Sheet, grids, legend, searches, table_lines, tables, trial_table
-from oche.bench.result import BenchResult, read
+from oche.bench.render import (
+    NOT_RUN,
+    Sheet,
+    headline,
+    legend,
+    overview,
+    searches,
+    skips_of,
+    table_lines,
+    tables,
+    to_csv,
+    trial_table,
+)
+from oche.bench.result import BenchFolder, BenchResult, Finished, Row, read
 from oche.errors import UserError
 from oche.report.page import duration
 from oche.run import Run
-from oche.study.claims import judged
-from oche.study.pictures import figures as study_figures
-from oche.study.runner import STUDY, notes, study_of
-from oche.study.tables import sheets
 
 PAIRS = (
+    ("rf_darts_fast", "darts"),
+    ("rf_darts_fast", "pcdarts"),
+    ("rf_darts_fast", "affine_fast"),
+    ("rf_darts_fast", "darts_fast"),
+    ("rf_darts_fast", "random_sampling"),
     ("rf_darts", "darts"),
     ("rf_darts", "pcdarts"),
     ("rf_darts_classifier", "darts"),
     ("rf_darts_classifier", "pcdarts"),
     ("rf_pcdarts", "pcdarts"),
+    ("rf_pcdarts_fast", "pcdarts"),
     ("rf_darts", "random_sampling"),
     ("darts", "random_sampling"),
-    ("base", "two_stage"),
-    ("base", "entropy"),
-    ("base", "s0"),
-    ("s1", "s0"),
-    ("s2", "s0"),
-    ("base", "uniform"),
-    ("base", "random_decoded"),
+    ("pcdarts", "random_sampling"),
 )
-"""(method, compared with), where a bench holds both."""
+"""(method, compared with), where a bench holds both and no `--pairs` are asked for."""
+
+SHOWN = ("seeds", "anytime", "skips")
+"""The pictures on the page itself."""
 
 SOURCES = {
     "P": "stated by the RF-DARTS paper (abstract)",
     "PWC": "Papers with Code's entry of the RF-DARTS paper",
     "C": "read in the authors' repositories",
-    "D": "computed from the table",
-    "M": "recalled from other papers' tables, not checked again",
+    "D": "computed from the table: the cell of skip connections alone, which is what both find",
 }
-PUBLISHED = (  # method, test accuracy on CIFAR-10, CIFAR-100, ImageNet16-120, source; searched on CIFAR-10 at the full budget
-    ("RF-DARTS, best run", "94.36", "", "", "P"),
-    ("RF-DARTS", "94.27", "72.94", "", "PWC"),
-    ("DARTS, first and second order", "54.30", "15.61", "16.32", "D"),
-    ("PC-DARTS", "93.41 ± 0.30", "67.48 ± 0.89", "41.31 ± 0.22", "C"),
-    ("random search with weight sharing", "87.66 ± 1.69", "58.33 ± 4.34", "31.14 ± 3.88", "M"),
-    ("optimum of the table", "94.37", "73.51", "47.31", "D"),
-)
+
+
+@dataclass(frozen=True)
+class Published:
+    """Test accuracy on CIFAR-10, CIFAR-100 and ImageNet16-120 after a search on CIFAR-10 at the full budget; a key of SOURCES."""
+
+    values: tuple[str, str, str]
+    source: str
+    more: str = ""
+
+    def __str__(self) -> str:
+        return " / ".join(self.values) + f" ({self.source}){self.more}"
+
+
+COLLAPSED = Published(("54.30", "15.61", "16.32"), "D")
+PUBLISHED = {
+    "darts": COLLAPSED,
+    "darts_2nd": COLLAPSED,
+    "rf_darts": Published(("94.27", "72.94", "?"), "PWC", "; best run 94.36 (P)"),
+    "pcdarts": Published(("93.41 ± 0.30", "67.48 ± 0.89", "41.31 ± 0.22"), "C"),
+    "snas": Published(("92.77 ± 0.83", "69.34 ± 1.98", "43.16 ± 2.64"), "C"),
+    "drnas": Published(("94.36 ± 0.00", "73.51 ± 0.00", "46.34 ± 0.00"), "C"),
+}
+"""Method or arm -> what was published of it. Numbers that were only recalled are not here."""
+
 READING = re.compile(r"<!-- reading -->\n(.*?)<!-- /reading -->", re.DOTALL)
 
 
 def main() -> None:
-    """Reads the command line, writes the page and its figures."""
+    """Reads the command line, writes the page, its details, its figures and the numbers behind them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benches", nargs="+", type=Path, help="folders that `oche bench` made")
+    parser.add_argument("--out", type=Path, required=True, help="the .md to write; figures go into figures/ beside it")
+    parser.add_argument("--title", help="default: that of the page as it is, else of the collapse study")
     parser.add_argument(
-        "--out", type=Path, required=True, help="the .md to write; its figures go into figures/ beside it"
+        "--pairs",
+        metavar="FORM",
+        help="each method beside its version of that name, as in rf_{}, with their difference",
     )
-    parser.add_argument("--title", default="NAS-Bench-201: the collapse, and what keeps a search from it")
     given = parser.parse_args()
     try:
         results = [read(path) for path in given.benches]
     except UserError as error:
         parser.error(str(error))
-    given.out.parent.mkdir(parents=True, exist_ok=True)
+    folder = given.out.parent
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
     earlier = given.out.read_text() if given.out.is_file() else ""
-    given.out.write_text(page(given.title, results, earlier, given.out.parent / "figures"))
+    of_page = re.match(r"# (.*)", earlier)
+    title = given.title or (of_page[1] if of_page else "NAS-Bench-201: the collapse, and what keeps a search from it")
+    details = given.out.with_name(f"{given.out.stem}_details.md")
+    drawn = {result.matrix.name: pictures(result) for result in results}
+    for result in results:
+        name = result.matrix.name
+        for picture, data in drawn[name].items():
+            (folder / "figures" / f"{name}_{picture}.svg").write_bytes(data)
+        (folder / f"{name}.csv").write_text(to_csv(result))
+        (folder / f"{name}.jsonl").write_bytes(result.folder.read(BenchFolder.TRIALS) if result.finished else b"")
+    given.out.write_text(page(title, results, earlier, details.name, drawn, given.pairs))
+    details.write_text(detailed(title, results, given.out.name, drawn))
     print(given.out)
 
 
-def page(title: str, results: Sequence[BenchResult], earlier: str, figures: Path) -> str:
-    """The page as Markdown; writes each picture into `figures`."""
+def page(
+    title: str,
+    results: Sequence[BenchResult],
+    earlier: str,
+    details: str,
+    drawn: Mapping[str, Mapping[str, bytes]],
+    form: str | None,
+) -> str:
+    """The page: the reading, then for each bench its table, its differences, and the pictures of SHOWN."""
     kept = READING.search(earlier)
     reading = kept.group(1) if kept else "Not written yet.\n"
-    lines = [f"# {title}", "", "## Reading", "", f"<!-- reading -->\n{reading}<!-- /reading -->", ""]
+    lines = [f"# {title}", "", f"<!-- reading -->\n{reading}<!-- /reading -->", ""]
     for result in results:
-        own, drawn = studied(result) if result.folder.has(STUDY) else ([], {})
-        lines += [f"## {result.matrix.name}", "", *summary(result), ""]
-        for name, headings, rows in (*own, *grids(result), *tables(result), *searches(result), *differences(result)):
-            lines += [f"### {name}", "", *table_lines(headings, rows), ""]
-        figures.mkdir(parents=True, exist_ok=True)
-        for name, data in {**drawn, **pictures(result)}.items():
-            file = figures / f"{result.matrix.name}_{name}.svg"
-            file.write_bytes(data)
-            lines += [f"![{name}](figures/{file.name})"]
-        headings, rows = trial_table(result)
+        name = result.matrix.name
+        lines += [f"## {name}", "", *summary(result), ""]
+        for heading, headings, rows in [*sides(result, form), *([] if form else differences(result))]:
+            lines += [f"### {heading}", "", *table_lines(headings, rows), ""]
+        lines += [*said(result, form), "", *shown(name, [p for p in drawn[name] if p.startswith(SHOWN)]), ""]
+        lines += [*arms(result), ""] if result.matrix.arms else []
         lines += [
-            "",
-            "### Every trial",
-            "",
-            *table_lines(headings, rows),
-            "",
-            *(f"- {line}" for line in legend(result)),
+            f"Every metric, trial and picture: [{details}]({details}); the numbers: [{name}.csv]({name}.csv), "
+            f"a line a trial: [{name}.jsonl]({name}.jsonl).",
             "",
         ]
-    if any(result.matrix.table == "nb201" for result in results):
-        lines += ["## Published, at the full budget", "", *published(), ""]
     return "\n".join(lines)
 
 
+def detailed(title: str, results: Sequence[BenchResult], page: str, drawn: Mapping[str, Mapping[str, bytes]]) -> str:
+    """What the page leaves out."""
+    lines = [f"# {title}: details", "", f"The page: [{page}]({page}).", ""]
+    for result in results:
+        name = result.matrix.name
+        lines += [f"## {name}", "", *versions(result), ""]
+        headings, rows = trial_table(result)
+        found = [*tables(result), *searches(result), ("Every trial", headings, rows)]
+        for heading, names, body in found:
+            lines += [f"### {heading}", "", *table_lines(names, body), ""]
+        lines += [*(f"- {line}" for line in legend(result)), ""]
+        lines += [*shown(name, [p for p in drawn[name] if not p.startswith(SHOWN)]), ""]
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------ words
+
+
 def summary(result: BenchResult) -> Iterator[str]:
-    """Command, budget, and what the log holds."""
-    m = result.matrix
-    done = result.finished
+    """Command, budget, what the log holds, and what has to be known to read the table."""
+    m, done = result.matrix, result.finished
     yield "```sh"
-    verb = f"study {study_of(result.folder).name}" if result.folder.has(STUDY) else "bench"
-    yield f"oche {verb} --config benchmarks/{m.name}.toml --out {Path(result.folder.path).name}"
+    yield f"oche bench --config benchmarks/{m.name}.toml --out {Path(result.folder.path).name}"
     yield "```"
     yield ""
     budget = f"budget `{', '.join(m.budgets)}`"
     changes = [f"{name} {value}" for name, value in (("epochs", m.epochs), ("batch", m.batch)) if value is not None]
     changes += [f"`{path} = {value}`" for path, value in m.settings.items()]
     yield f"- Budget: {budget}" + (f" with {', '.join(changes)}" if changes else "") + f"; data {', '.join(m.data)}."
-    for name in m.arms:
-        arm = m.arm(name)
-        own = ", ".join(f"{path} = {value}" for path, value in flat(arm.settings).items())
-        yield f"- `{name}`: {arm.method}" + (f" with `{own}`" if own else "") + "."
     seconds = [t.seconds for t in done if t.seconds > 0]
     if seconds:
         yield (
             f"- Log: {len(done)} of {len(done) + len(result.missing)} trials, {duration(sum(seconds))} of search in all, "
             f"{duration(median(seconds))} a search (median), on {', '.join(sorted({t.device for t in done}))}."
         )
-    versions = config.loads(result.folder.read(Run.CONFIG).decode(), "run.toml").get("versions", {})
-    if isinstance(versions, dict):
-        yield "- " + ", ".join(f"{name} {number}" for name, number in versions.items()) + "."
-    yield from (f"- {note}" for note in (*(notes(result) if result.folder.has(STUDY) else ()), *result.notes))
+    yield from (f"- {note}" for note in result.notes)
 
 
-def studied(result: BenchResult) -> tuple[list[Sheet], dict[str, bytes]]:
-    """A study's own tables, its claims first, and its pictures."""
-    return [*judged(result, study_of(result.folder).roles), *sheets(result)], study_figures(result)
+def arms(result: BenchResult) -> Iterator[str]:
+    """What the names stand for that are not those of methods."""
+    for name in result.matrix.arms:
+        arm = result.matrix.arm(name)
+        own = ", ".join(f"{path} = {value}" for path, value in flat(arm.settings).items())
+        if own or arm.method != name:
+            yield f"- `{name}`: {arm.method}" + (f" with `{own}`" if own else "") + "."
+
+
+def versions(result: BenchResult) -> Iterator[str]:
+    """What ran."""
+    found = config.loads(result.folder.read(Run.CONFIG).decode(), "run.toml").get("versions", {})
+    if isinstance(found, dict):
+        yield "- " + ", ".join(f"{name} {number}" for name, number in found.items()) + "."
+
+
+def said(result: BenchResult, form: str | None) -> Iterator[str]:
+    """What the columns of the table mean, and where published numbers are from."""
+    yield "- that is: better or worse where the interval leaves out 0 and the t-test's p is below 0.05."
+    alone = len(list(result.places())) == 1
+    if form or alone:
+        yield f"- RI: relative improvement over {result.matrix.baseline}, 100 (mean - its mean) / its mean."
+    if form is None and alone:
+        yield "- skips: of each seed's cell. search: the median time of one, without what is measured beside it."
+    if published(result):
+        used = " ".join(str(number) for name, number in PUBLISHED.items() if name in result.matrix.searched)
+        yield "- published: test accuracy on CIFAR-10 / CIFAR-100 / ImageNet16-120, searched on CIFAR-10 at the full budget."
+        yield from (f"  - {tag}: {source}" for tag, source in SOURCES.items() if f"({tag})" in used)
+
+
+def shown(bench: str, names: Sequence[str]) -> list[str]:
+    """Links to pictures."""
+    return [f"![{name}](figures/{bench}_{name}.svg)" for name in names]
+
+
+def published(result: BenchResult) -> bool:
+    """Whether numbers of other papers can stand beside the bench's: one place, looked up in NAS-Bench-201's table."""
+    return result.matrix.table == "nb201" and len(list(result.places())) == 1
+
+
+# ------------------------------------------------------------------ tables
+
+
+def sides(result: BenchResult, form: str | None) -> list[Sheet]:
+    """The page's tables: all methods side by side, or each beside its version `form`; published numbers, or each place's skips."""
+    found = [overview(result)] if form is None else pairs(result, form)
+    if published(result):
+        return [
+            (title, [*names, "published"], [[*row, beside(row[0], form)] for row in rows])
+            for title, names, rows in found
+        ]
+    return [*found, skips(result)] if len(list(result.places())) > 1 else found
+
+
+def beside(method: str, form: str | None) -> str:
+    """What was published of a method, and of its version of the name `form`."""
+    own = PUBLISHED.get(method)
+    version = form.format(method) if form else ""
+    other = PUBLISHED.get(version) or PUBLISHED.get(version.removesuffix("_fast"))
+    return "; ".join([*([str(own)] if own else []), *([f"{version}: {other}"] if other else [])])
+
+
+def skips(result: BenchResult) -> Sheet:
+    """Skip connections of each seed's cell, methods against places."""
+    places = list(result.places())
+    rows = []
+    for method in result.matrix.searched:
+        mine = [sorted((t for t in here if t.method == method), key=lambda t: t.seed) for _, here in places]
+        rows.append([method, *map(skips_of, mine)])
+    labels = [
+        ", ".join(place[i] for i in range(3) if len({other[i] for other, _ in places}) > 1) for place, _ in places
+    ]
+    return "Skip connections of each seed's cell, normal+reduction where there are two", ["method", *labels], rows
+
+
+def pairs(result: BenchResult, form: str) -> list[Sheet]:
+    """By the first headline metric, for each place: a method, its version of the name `form`, and their difference over shared seeds.
+
+    Best first; what has no such version has its own columns alone, and the choices without a search stand below.
+    """
+    metric, searched = headline(result.matrix)[0], result.matrix.searched
+    versions, name_of = {form.format(name) for name in searched}, form.format("…")
+    bases = [name for name in searched if name not in versions]
+    headings = ["method", "alone", "RI %", name_of, "RI %", "difference", "95 % interval", "p", "that is"]
+    found = []
+    for place, here in result.places():
+        told = {r.method: r for r in result.rows if (r.space, r.data, r.budget, r.metric) == (*place, metric)}
+        by_seed = seeds_of(here, metric)
+        rows: list[tuple[float, list[str]]] = []
+        for name in bases:
+            other = form.format(name)
+            ours = [told.get(method) for method in (name, other)]
+            versus = [""] * 4
+            if other in searched:
+                _, *versus = difference(by_seed.get(other, {}), by_seed.get(name, {}))
+            second = scored(result, ours[1]) if other in searched else ["", ""]
+            rows.append(
+                (
+                    max((r.summary.mean for r in ours if r), default=0.0),
+                    [name, *scored(result, ours[0]), *second, *versus],
+                )
+            )
+        ordered = [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
+        fixed = [[r.method, f"{r.summary.mean:.2f}", improved(r), *[""] * 6] for r in told.values() if r.fixed]
+        where = "" if len(list(result.places())) == 1 else f": {', '.join(place)}"
+        found.append((f"{metric}, each method alone and as {name_of}{where}", headings, ordered + fixed))
+    return found
+
+
+def scored(result: BenchResult, row: Row | None) -> list[str]:
+    """Mean, spread and seeds where some are missing; RI with its interval."""
+    if row is None:
+        return [NOT_RUN, ""]
+    spread = f" ± {row.summary.std:.2f}" if row.summary.std is not None else ""
+    few = f" ({row.summary.n} of {result.matrix.seeds})" if row.summary.n < result.matrix.seeds else ""
+    return [f"{row.summary.mean:.2f}{spread}{few}", improved(row)]
+
+
+def improved(row: Row) -> str:
+    """RI in percent."""
+    return "" if row.improvement is None else f"{row.improvement:+.2f}"
 
 
 def differences(result: BenchResult) -> list[Sheet]:
-    """The pairs of interest by the first metric: mean difference over seeds with its interval and tests, and what that says."""
-    metric, headings = result.matrix.reported[0], ["", "seeds", "difference", "95 % interval", "p", "that is"]
-    found = []
-    for (space, data, budget), here in result.places():
-        by_method: dict[str, dict[int, float]] = {}
-        for trial in here:
-            if (value := trial.values.get(metric)) is not None:
-                by_method.setdefault(trial.method, {})[trial.seed] = value
-        rows = []
+    """PAIRS by the first headline metric in each place: mean difference over seeds with its interval and tests, and what that says."""
+    metric, places = headline(result.matrix)[0], list(result.places())
+    headings = ["", "seeds", "difference", "95 % interval", "p", "that is"]
+    rows = []
+    for place, here in places:
+        by_method = seeds_of(here, metric)
         for method, other in PAIRS:
             if {method, other} <= set(result.matrix.searched):
-                rows.append([f"{method} − {other}", *difference(by_method.get(method, {}), by_method.get(other, {}))])
-        if rows:
-            found.append((f"{metric}, differences: {space}, searched on {data}, {budget}", headings, rows))
+                where = "" if len(places) == 1 else f"{place[0]}: "
+                of_pair = difference(by_method.get(method, {}), by_method.get(other, {}))
+                rows.append([f"{where}{method} − {other}", *of_pair])
+    return [(f"Differences in {metric}, over the seeds both have", headings, rows)] if rows else []
+
+
+def seeds_of(here: Sequence[Finished], metric: str) -> dict[str, dict[int, float]]:
+    """Method -> seed -> value."""
+    found: dict[str, dict[int, float]] = {}
+    for trial in here:
+        if (value := trial.values.get(metric)) is not None:
+            found.setdefault(trial.method, {})[trial.seed] = value
     return found
 
 
 def difference(a: dict[int, float], b: dict[int, float]) -> list[str]:
-    """Seeds that both have, mean of a - b over them, its bootstrap interval, p-values, and the verdict that the interval allows."""
+    """Seeds that both have, mean of a - b over them, its bootstrap interval, p-values, and the verdict.
+
+    Better or worse takes an interval without 0 and a t-test below 0.05: the interval of a few seeds is too narrow to say it alone.
+    """
     shared = sorted(a.keys() & b.keys())
     if not shared:
         return ["0", NOT_RUN, "", "", ""]
@@ -176,16 +356,10 @@ def difference(a: dict[int, float], b: dict[int, float]) -> list[str]:
     if interval is None or test is None:
         return [str(len(shared)), f"{mean(gaps):+.2f}", "", "", "one seed: no verdict"]
     low, high = interval
-    verdict = "better" if low > 0 else "worse" if high < 0 else "not told apart"
+    apart = test.t_p < 0.05
+    verdict = "better" if apart and low > 0 else "worse" if apart and high < 0 else "not told apart"
     tests = f"{test.t_p:.3f} / {test.rank_p:.3f} ({test.t_name} / {test.rank_name})"
     return [str(len(shared)), f"{mean(gaps):+.2f}", f"[{low:+.2f}, {high:+.2f}]", tests, verdict]
-
-
-def published() -> list[str]:
-    """The published numbers with their sources."""
-    headings = ["method", "CIFAR-10 test", "CIFAR-100 test", "ImageNet16-120 test", "source"]
-    used = dict.fromkeys(row[-1] for row in PUBLISHED)
-    return [*table_lines(headings, [list(row) for row in PUBLISHED]), "", *(f"- {tag}: {SOURCES[tag]}" for tag in used)]
 
 
 if __name__ == "__main__":

@@ -48,6 +48,8 @@ def run(
     ] = None,
     workers: Annotated[int, typer.Option(help="Processes that work at a time.")] = 1,
     address: Annotated[str | None, typer.Option(help="A Ray cluster's address, or local (extra `ray`).")] = None,
+    cpus: Annotated[float | None, typer.Option(help="What a trial takes of the Ray cluster. Default: 1.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="The same; 0.5 where two fit on one. Default: 0.")] = None,
     out: Annotated[Path | None, typer.Option(help="The bench's folder; one that exists is carried on with.")] = None,
 ) -> None:
     """Run what is missing of a bench, and render its table."""
@@ -66,6 +68,8 @@ def run(
         "evaluate": evaluate,
         "table": table,
         "select": select,
+        "cpus": cpus,
+        "gpus": gpus,
     }
     matrix = matrix_from(config, {**given, "settings": dict(map(assignment, settings or []))})
     result = run_bench(matrix, out or Path("runs") / f"bench-{matrix.name}", workers, address, _listen, only=only or ())

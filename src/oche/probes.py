@@ -125,8 +125,9 @@ def hessian_eigenvalue(state: SearchState, loss: Loss, batch: Batch) -> float:
     """The largest signed eigenvalue of d2 loss / d alpha2 at the present (theta, alpha), all of alpha as one vector.
 
     `loss` is `validation_loss`'s, or a search's own outer loss. Lanczos on Hessian-vector products, each one backward pass through the
-    gradient's graph. Not through curvlinops: it takes products by functorch's vmap of jvp of jacrev, which neither a loss that keeps
-    meters nor a fused autograd function survives. R-DARTS adds alpha's weight decay to the loss, hence 1e-3 to every eigenvalue.
+    gradient's graph. Not through curvlinops: its release 3.0.1 gives the same number where no cell is fused, but takes products by
+    functorch's vmap of jvp of jacrev, which a fused autograd function refuses, and its backpack requires torchvision.
+    R-DARTS adds alpha's weight decay to the loss, hence 1e-3 to every eigenvalue.
     """
     meters, state.meters = state.meters, {}
     try:

@@ -92,3 +92,10 @@ def dies(trial: Trial, folder: Path) -> Outcome:
     if trial.method == "darts":
         os._exit(1)
     return pretend(trial, folder)
+
+
+def refuses(trial: Trial, folder: Path) -> Outcome:
+    """The method darts ends with a sentence for the user."""
+    if trial.method == "darts":
+        raise UserError("It will not.")
+    return pretend(trial, folder)

@@ -180,6 +180,8 @@ def check(matrix: Matrix, table: Table | None = None) -> None:
             raise UserError(f"{axis} must name at least one, and none twice; given {', '.join(names) or 'nothing'}.")
     if matrix.seeds < 1 or matrix.threads < 1:
         raise UserError(f"A bench needs a seed and a thread; given seeds={matrix.seeds}, threads={matrix.threads}.")
+    if min(matrix.cpus, matrix.gpus) < 0:
+        raise UserError(f"A trial cannot need less than nothing; given cpus={matrix.cpus:g}, gpus={matrix.gpus:g}.")
     if "test" in matrix.selector.lower():
         raise UserError(
             f"select={matrix.selector!r} would select on test data, and what is reported would be too good: name a validation metric."

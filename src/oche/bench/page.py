@@ -10,7 +10,7 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from oche.bench.pictures import pictures
-from oche.bench.render import Sheet, grids, legend, searches, tables, to_csv, to_markdown, trial_table
+from oche.bench.render import Sheet, legend, searches, sheets, to_csv, to_markdown, trial_table
 from oche.bench.result import BenchResult
 from oche.run import Run
 
@@ -18,7 +18,7 @@ from oche.run import Run
 def write(
     result: BenchResult,
     notes: Sequence[str] = (),
-    sheets: Sequence[Sheet] = (),
+    tables: Sequence[Sheet] = (),
     figures: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Writes all files of the result, with what is given at their head; returns the page's path."""
@@ -26,14 +26,14 @@ def write(
     for name, data in drawn.items():
         folder.write(f"{Run.FIGURES}/{name}.svg", data)
     folder.write(folder.CSV, to_csv(result).encode())
-    folder.write(folder.MARKDOWN, to_markdown(result, notes, sheets).encode())
+    folder.write(folder.MARKDOWN, to_markdown(result, notes, tables).encode())
     headings, rows = trial_table(result)
     page = _template().render(
         title=result.matrix.name,
         done=len(result.finished),
         total=len(result.finished) + len(result.missing),
         notes=[*notes, *result.notes],
-        sheets=[*sheets, *grids(result), *tables(result)],
+        sheets=[*tables, *sheets(result)],
         searches=searches(result),
         figures={name: Markup(data.decode()[data.decode().index("<svg") :]) for name, data in drawn.items()},
         legend=legend(result),

@@ -1,4 +1,4 @@
-"""A bench's pictures as SVG: accuracy and skips against the epoch of search, and accuracy against cost."""
+"""A bench's pictures as SVG: every seed's accuracy, accuracy and skips against the epoch of search, and accuracy against cost."""
 
 from __future__ import annotations
 
@@ -14,69 +14,102 @@ from oche.bench.result import BenchResult, Finished
 from oche.report.static import GREY, INK, LINE, SERIES, save, style
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLOURS = (*SERIES, "#8a6d1f", "#4a9fb8", "#9c3f22", "#6b7a2f", "#55606e")
+DASHES = {"dashed": (0, (3, 2)), "dotted": (0, (1, 2))}
+MARKERS = ("o", "s", "^", "D")
 Point = tuple[float, float]
+Level = tuple[str, float]
+"""A line across a picture: what it is, and where."""
 
 PROBES = {  # key of the number -> (title, unit)
     "parameter_free": ("Share of operations without weights, of the cell chosen after each epoch", "%"),
     "entropy": ("Entropy of the operation weights", "0 decided, 1 undecided"),
     "weight_accuracy": ("Accuracy of the supernet on the images its weights see", "%"),
     "weight_miou": ("Mean IoU of the supernet on the images its weights see", "%"),
-    "eigenvalue": ("Largest Hessian eigenvalue of the validation loss in alpha", ""),
+    "eigenvalue": ("Largest Hessian eigenvalue of the validation loss in alpha", "eigenvalue"),
     "discretisation_gap": ("Supernet less derived network, un-retrained", "%"),
-    "kendall_tau": ("Kendall's tau between supernet and table", ""),
+    "kendall_tau": ("Kendall's tau between supernet and table", "tau"),
 }
 
 
 @dataclass(frozen=True)
-class Bands:
-    """Lines against the epoch, or what `axis` says, one a method: (T, seeds) values, drawn as their mean between least and greatest."""
+class Panels:
+    """A panel a method, all on one scale: (T, seeds) values against the epoch, a thin line for each seed and a thick one for their mean."""
 
     title: str
     unit: str
-    epochs: Mapping[str, Sequence[float]]
+    epochs: Mapping[str, Sequence[int]]
     values: Mapping[str, NDArray[np.float64]]
-    level: tuple[str, float] | None = None
-    axis: str = "epoch of search"
+    levels: tuple[Level, ...] = ()
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A row a method, the best mean on top: a dot for each seed, a bar at their mean."""
+
+    title: str
+    unit: str
+    values: Mapping[str, Sequence[float]]
+    levels: tuple[Level, ...] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn, in every picture of a bench."""
+
+    colour: str
+    marker: str
 
 
 @dataclass(frozen=True)
 class Pareto:
-    """Points (cost, accuracy), one a trial; those that no other beats in both are joined, unless they are no prices (`joined`)."""
+    """Points (cost, accuracy), one a trial; those that no other beats in both are joined."""
 
     title: str
     x: str
     y: str
     points: Mapping[str, Sequence[Point]]
-    joined: bool = True
 
 
 def pictures(result: BenchResult) -> dict[str, bytes]:
     """Name -> SVG, for each place of the matrix and all that there are numbers for."""
     found: dict[str, bytes] = {}
     several = sum(1 for _ in result.places()) > 1
+    run = {trial.method for trial in result.finished}
+    look = looks([method for method in result.matrix.searched if method in run])
     for (space, data, budget), here in result.places():
         suffix = f"_{space}_{data.rpartition('/')[2]}_{budget}" if several else ""
         for name, plot in _plots(result, here):
-            found[name + suffix] = svg(plot, [*result.matrix.searched])
+            found[name + suffix] = svg(plot, look)
     return found
 
 
-def svg(plot: Bands | Pareto, methods: Sequence[str]) -> bytes:
-    """The plot as SVG; the same plot gives the same bytes. A method's colour is its place among `methods`."""
+def looks(methods: Sequence[str]) -> dict[str, Look]:
+    """A colour and a marker for each, by their order; no two of forty look alike.
+
+    >>> found = looks([str(n) for n in range(40)])
+    >>> len(set(found.values()))
+    40
+    """
+    count = len(COLOURS)
+    return {m: Look(COLOURS[i % count], MARKERS[i // count % len(MARKERS)]) for i, m in enumerate(methods)}
+
+
+def svg(plot: Panels | Seeds | Pareto, look: Mapping[str, Look]) -> bytes:
+    """The plot as SVG; the same plot gives the same bytes."""
     from matplotlib.figure import Figure
 
-    colours = {method: COLOURS[i % len(COLOURS)] for i, method in enumerate(methods)}
     with style():
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
-        axes = figure.add_subplot()
-        axes.set_title(plot.title)
-        _bands(axes, plot, colours) if isinstance(plot, Bands) else _pareto(axes, plot, colours)
-        axes.grid(axis="y")
-        axes.set_axisbelow(True)
-        figure.legend(loc="outside right center", labelcolor=INK)
+        figure = Figure(layout="constrained")
+        match plot:
+            case Panels():
+                _panels(figure, plot, look)
+            case Seeds():
+                _seeds(figure, plot, look)
+            case Pareto():
+                _pareto(figure, plot, look)
         return save(figure, "svg")
 
 
@@ -96,19 +129,27 @@ def front(points: Sequence[Point]) -> list[Point]:
 # ------------------------------------------------------------------ what is drawn
 
 
-def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str, Bands | Pareto]]:
+def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str, Panels | Seeds | Pareto]]:
     metric = result.matrix.reported[0]
     optimum = result.facts.optimum.get(metric)
-    level = ("optimum", optimum) if optimum is not None else None
+    levels: list[Level] = [("optimum of the table", optimum)] if optimum is not None else []
+    final: dict[str, list[float]] = {}
+    for trial in here:
+        if (value := trial.values.get(metric)) is not None:
+            final.setdefault(trial.method, []).append(value)
+    if base := final.get(result.matrix.baseline):
+        levels.append((f"{result.matrix.baseline}, mean", float(np.mean(base))))
+    if final:
+        yield "seeds", Seeds(f"{metric} of each seed's cell", f"{metric}, %", final, tuple(levels))
     if bands := over_epochs(here, lambda trial: {p[0]: p[2] for p in trial.curve if p[2] is not None}):
-        yield "anytime", Bands(f"{metric} of the cell chosen after each epoch", "%", *bands, level)
+        yield "anytime", Panels(f"{metric} of the cell chosen after each epoch", "%", *bands, tuple(levels))
     if bands := over_epochs(here, lambda trial: {p[0]: float(p[1]) for p in trial.curve}):
-        yield "skips", Bands("Skip connections of the cell chosen after each epoch", "", *bands)
+        yield "skips", Panels("Skip connections of the cell chosen after each epoch", "skip connections", *bands)
     for key, (title, unit) in PROBES.items():
         if bands := over_epochs(here, partial(Finished.probe, key=key)):
             factor = 100.0 if unit == "%" else 1.0
             epochs, values = bands
-            yield key, Bands(title, unit, epochs, {method: factor * v for method, v in values.items()})
+            yield key, Panels(title, unit, epochs, {method: factor * v for method, v in values.items()})
     costs: dict[str, tuple[str, Callable[[Finished], float]]] = {
         "pareto_network": (
             "million multiply-adds, at the size searched or trained",
@@ -127,7 +168,7 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
 
 def over_epochs(
     here: Sequence[Finished], values: Callable[[Finished], dict[int, float]]
-) -> tuple[dict[str, Sequence[float]], dict[str, NDArray[np.float64]]] | None:
+) -> tuple[dict[str, Sequence[int]], dict[str, NDArray[np.float64]]] | None:
     """(epochs, values (T, seeds)) by method, over the epochs that all of its seeds have."""
     curves: dict[str, list[dict[int, float]]] = {}
     for trial in here:
@@ -141,26 +182,63 @@ def over_epochs(
     return dict(shared), matrices
 
 
-def _bands(axes: Axes, plot: Bands, colours: Mapping[str, str]) -> None:
+def _panels(figure: Figure, plot: Panels, look: Mapping[str, Look]) -> None:
     from matplotlib.ticker import MaxNLocator
 
-    for method, values in plot.values.items():
-        epochs, colour = plot.epochs[method], colours[method]
-        marker = "o" if len(epochs) < 12 else ""
-        axes.fill_between(epochs, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.12, linewidth=0)
-        axes.plot(epochs, values.mean(axis=1), color=colour, linewidth=1.7, label=method, marker=marker, markersize=3)
-    if plot.level:
-        axes.axhline(plot.level[1], color=GREY, linewidth=0.9, linestyle=(0, (3, 2)), label=plot.level[0])
-    axes.set_xlabel(f"{plot.axis}; lines: mean over seeds, shaded: least to greatest")
-    axes.set_ylabel(plot.unit)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=plot.axis == Bands.axis, nbins=8))
+    across = min(4, len(plot.values))
+    down = -(-len(plot.values) // across)
+    figure.set_size_inches(6.4, 0.8 + 1.35 * down)
+    figure.suptitle(plot.title, x=0.01, ha="left", fontweight="bold", fontsize=9.5, color=INK)
+    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(plot.values) :]:
+        axes.set_axis_off()
+    for i, (axes, (method, values)) in enumerate(zip(panels, plot.values.items(), strict=False)):
+        epochs, colour = plot.epochs[method], look[method].colour
+        axes.set_title(method, fontsize=7.5, fontweight="normal")
+        axes.plot(epochs, values, color=colour, linewidth=0.8, alpha=0.55)
+        axes.plot(epochs, values.mean(axis=1), color=colour, linewidth=1.9)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+        axes.tick_params(labelbottom=i + across >= len(plot.values))
+        for (_, value), line in zip(plot.levels, DASHES.values(), strict=False):
+            axes.axhline(value, color=GREY, linewidth=0.9, linestyle=line)
+    lines = [f"{how}: {name}" for how, (name, _) in zip(DASHES, plot.levels, strict=False)]
+    figure.supylabel(plot.unit, fontsize=8, color=GREY)
+    figure.supxlabel(", ".join(["epoch of search; thin: a seed", "thick: their mean", *lines]), fontsize=8, color=GREY)
 
 
-def _pareto(axes: Axes, plot: Pareto, colours: Mapping[str, str]) -> None:
-    if plot.joined:
-        best = front([point for points in plot.points.values() for point in points])
-        axes.plot(*zip(*best, strict=True), color=LINE, linewidth=1.2, drawstyle="steps-post", zorder=1)
+def _seeds(figure: Figure, plot: Seeds, look: Mapping[str, Look]) -> None:
+    order = sorted(plot.values, key=lambda method: float(np.mean(plot.values[method])))
+    figure.set_size_inches(6.4, 1.2 + 0.22 * len(order))
+    axes = figure.add_subplot()
+    axes.set_title(plot.title)
+    for y, method in enumerate(order):
+        values, colour = plot.values[method], look[method].colour
+        axes.plot([np.mean(values)] * 2, [y - 0.32, y + 0.32], color=colour, linewidth=2.2)
+        axes.plot(values, [y] * len(values), "o", color=colour, markersize=5, alpha=0.6, markeredgewidth=0)
+    for (name, value), line in zip(plot.levels, DASHES.values(), strict=False):
+        axes.axvline(value, color=GREY, linewidth=0.9, linestyle=line, label=name)
+    axes.set_yticks(range(len(order)), order)
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.set_xlabel(f"{plot.unit}; dots: seeds, bar: their mean")
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)
+    if plot.levels:
+        figure.legend(loc="outside lower center", ncols=len(plot.levels), labelcolor=INK)
+
+
+def _pareto(figure: Figure, plot: Pareto, look: Mapping[str, Look]) -> None:
+    figure.set_size_inches(6.4, 3.4)
+    axes = figure.add_subplot()
+    axes.set_title(plot.title)
+    best = front([point for points in plot.points.values() for point in points])
+    axes.plot(*zip(*best, strict=True), color=LINE, linewidth=1.2, drawstyle="steps-post", zorder=1)
     for method, points in plot.points.items():
-        axes.plot(*zip(*points, strict=True), "o", color=colours[method], markersize=4.5, label=method)
+        of = look[method]
+        axes.plot(*zip(*points, strict=True), of.marker, color=of.colour, markersize=4.5, alpha=0.8, label=method)
     axes.set_xlabel(plot.x)
     axes.set_ylabel(plot.y)
+    axes.grid(axis="y")
+    axes.set_axisbelow(True)
+    figure.legend(loc="outside right center", labelcolor=INK, ncols=1 + len(plot.points) // 18)

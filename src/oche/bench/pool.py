@@ -61,6 +61,11 @@ def on_ray(trials: Sequence[Trial], folder: Path, work: Work, address: str, cpus
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise UserError(f"There is no Ray cluster at {address!r} ({str(error).splitlines()[0]}).") from None
     try:
+        there = ray.cluster_resources()
+        if address == "local" and (cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0)):  # others may grow
+            raise UserError(
+                f"A trial needs {cpus:g} CPUs and {gpus:g} GPUs; this machine has {there.get('CPU', 0):g} and {there.get('GPU', 0):g}."
+            )
         task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(work)
         pending = {task.remote(trial, folder / trial.name): trial for trial in trials}
         while pending:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
-from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN
-from oche.bench.result import BenchResult, Row
+from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, Matrix
+from oche.bench.result import BenchResult, Finished, Place, Row
 from oche.bench.stats import Interval
 from oche.genotype import Genotype
 from oche.probes import parameter_free
@@ -45,33 +47,62 @@ def to_csv(result: BenchResult) -> str:
     return file.getvalue()
 
 
-def to_markdown(result: BenchResult, notes: Sequence[str] = (), sheets: Sequence[Sheet] = ()) -> str:
-    """Notes, the grid of places, a table for each place and metric, what the searches chose, every trial, what the columns mean.
+def to_markdown(result: BenchResult, notes: Sequence[str] = (), own: Sequence[Sheet] = ()) -> str:
+    """Notes, all side by side, a table for each place and metric, what the searches chose, every trial, what the columns mean.
 
-    `notes` and `sheets` come before the bench's own.
+    `notes` and the tables `own` come before the bench's.
     """
     lines = [f"# {result.matrix.name}", "", *(f"- {note}" for note in (*notes, *result.notes)), ""]
-    for title, headings, rows in [*sheets, *grids(result), *tables(result), *searches(result)]:
+    for title, headings, rows in [*own, *sheets(result), *searches(result)]:
         lines += [f"## {title}", "", *table_lines(headings, rows), ""]
     headings, body = trial_table(result)
     lines += ["## Every trial", "", *table_lines(headings, body), "", *(f"- {line}" for line in legend(result)), ""]
     return "\n".join(lines)
 
 
-def grids(result: BenchResult) -> list[Sheet]:
-    """Methods against places by the first metric, where there are several places: mean, spread and seeds, or that it was not run."""
+def sheets(result: BenchResult) -> list[Sheet]:
+    """The overview, where there is more than one place or metric to see at once, then each of them."""
+    several = sum(1 for _ in result.places()) * len(headline(result.matrix)) > 1
+    return [*([overview(result)] if several else []), *tables(result)]
+
+
+def overview(result: BenchResult) -> Sheet:
+    """Methods against places and what papers report, side by side: mean ± std, interval, seeds, or that it was not run; best first.
+
+    In one place also RI by the first metric, the skips of each seed's cell, the time of a search, and the choices without a search.
+    """
     places = [place for place, _ in result.places()]
-    if len(places) < 2:
-        return []
-    metric = result.matrix.reported[0]
-    found = {(r.method, (r.space, r.data, r.budget)): r for r in result.rows if r.metric == metric and not r.fixed}
-    differing = [i for i in range(3) if len({place[i] for place in places}) > 1]
-    headings = ["method", *(", ".join(Path(place[i]).stem for i in differing) for place in places)]
+    metrics, alone = headline(result.matrix), len(places) == 1
+    columns = list(itertools.product(places, metrics))
+    found = {((r.space, r.data, r.budget), r.metric, r.method): r for r in result.rows}
+    told = {method: [found.get((*column, method)) for column in columns] for method in result.matrix.searched}
+    order = sorted(told, key=lambda method: -max((r.summary.mean for r in told[method][:1] if r), default=-math.inf))
     rows = []
-    for method in result.matrix.searched:
-        mine = [found.get((method, place)) for place in places]
-        rows.append([method, *(f"{_mean(r)} ({_seeds(result, r.summary.n)})" if r else NOT_RUN for r in mine)])
-    return [(f"{metric}: mean ± std over seeds", headings, rows)]
+    for method in order:
+        first, count = told[method][0], max((r.summary.n for r in told[method] if r), default=0)
+        mine = sorted((t for t in result.finished if t.method == method), key=lambda t: t.seed)
+        rows.append(
+            [
+                method,
+                *([_seeds(result, count)] if alone else []),
+                *(_together(result, r, counted=not alone) if r else NOT_RUN for r in told[method]),
+                *([_improvement(first), skips_of(mine), _search(first)] if alone else []),
+            ]
+        )
+    if alone:
+        fixed = dict.fromkeys(r.method for r in result.rows if r.fixed)
+        for name in fixed:
+            values = [found.get((*column, name)) for column in columns]
+            rows.append([name, "", *(_mean(r) if r else "" for r in values), _improvement(values[0]), "", ""])
+    labels = [_label(place, metric, places, metrics) for place, metric in columns]
+    headings = ["method", *(["seeds"] if alone else []), *labels, *(["RI %", "skips", "search"] if alone else [])]
+    return "Side by side: mean ± std over seeds, [95 % interval]", headings, rows
+
+
+def headline(matrix: Matrix) -> tuple[str, ...]:
+    """The metrics that papers report, of those that the bench does: on test images, after the full training; else the first."""
+    found = tuple(m for m in matrix.reported if "test" in m.split("/") and not m.endswith("/12"))
+    return found or matrix.reported[:1]
 
 
 def tables(result: BenchResult) -> list[Sheet]:
@@ -118,7 +149,7 @@ def searches(result: BenchResult) -> list[Sheet]:
                         _spread([v for t in mine if (v := t.values.get(key)) is not None])
                         for key in (SUPERNET_TRAIN, SUPERNET)
                     ),
-                    " ".join(_skips(cell) for cell in chosen) or NOT_RUN,
+                    skips_of(mine),
                     " ".join(str(cell.count("none")) for cell in chosen),
                     f"{100 * mean(map(parameter_free, chosen)):.0f}" if chosen else "",
                     f"{sum(bool(t.warning) for t in mine)} of {len(mine)}" if mine else "",
@@ -140,9 +171,9 @@ def cells(result: BenchResult, row: Row) -> list[str]:
         _number(row.picked, ".2f"),
         _number(row.rank, "d"),
         _number(row.regret, ".2f"),
-        f"{_number(row.improvement, '+.2f')} {_interval(row.improvement_interval, '+.2f')}".strip(),
+        _improvement(row),
         f"{test.t_p:.3f} / {test.rank_p:.3f} ({test.t_name} / {test.rank_name})" if test else "",
-        f"{duration(row.seconds)} ({row.device})" if row.seconds is not None else "",
+        _search(row),
     ]
 
 
@@ -178,6 +209,11 @@ def legend(result: BenchResult) -> list[str]:
     ]
 
 
+def skips_of(trials: Sequence[Finished]) -> str:
+    """Skip connections of each trial's cell."""
+    return " ".join(_skips(Genotype.parse(t.genotype, t.space)) for t in trials) or NOT_RUN
+
+
 def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A table as lines of Markdown."""
     return [_line(headings), _line(["---"] * len(headings)), *map(_line, rows)]
@@ -193,6 +229,26 @@ def _number(value: float | None, form: str) -> str:
 
 def _mean(row: Row) -> str:
     return f"{row.summary.mean:.2f}" + (f" ± {row.summary.std:.2f}" if row.summary.std is not None else "")
+
+
+def _together(result: BenchResult, row: Row, *, counted: bool) -> str:
+    """Mean, spread and interval in one cell, and the seeds where they are `counted`."""
+    seeds = f"({_seeds(result, row.summary.n)})" if counted else ""
+    return " ".join(text for text in (_mean(row), _interval(row.summary.interval, ".2f"), seeds) if text)
+
+
+def _improvement(row: Row | None) -> str:
+    return f"{_number(row.improvement, '+.2f')} {_interval(row.improvement_interval, '+.2f')}".strip() if row else ""
+
+
+def _search(row: Row | None) -> str:
+    return f"{duration(row.seconds)} ({row.device})" if row and row.seconds is not None else ""
+
+
+def _label(place: Place, metric: str, places: Sequence[Place], metrics: Sequence[str]) -> str:
+    """A column's heading: what tells it from the others."""
+    parts = [Path(place[i]).stem for i in range(3) if len({other[i] for other in places}) > 1]
+    return ", ".join([*parts, *([metric] if len(metrics) > 1 or not parts else [])])
 
 
 def _seeds(result: BenchResult, count: int) -> str:

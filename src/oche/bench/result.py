@@ -19,6 +19,9 @@ from oche.bench.tables import Facts
 from oche.errors import UserError
 from oche.run import Run
 
+Place = tuple[str, str, str]
+"""A space, the data searched on, and a budget."""
+
 FEW = 6
 """Seeds below which Wilcoxon's test cannot fall under 0.05, and bootstrap intervals come out too narrow."""
 
@@ -116,7 +119,7 @@ class BenchResult:
         """What has to be known to read the rows."""
         return tuple(_notes(self))
 
-    def places(self) -> Iterator[tuple[tuple[str, str, str], list[Finished]]]:
+    def places(self) -> Iterator[tuple[Place, list[Finished]]]:
         """((space, data, budget), the trials there)."""
         m = self.matrix
         for place in itertools.product(m.spaces, m.data, m.budgets):

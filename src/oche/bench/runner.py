@@ -56,10 +56,18 @@ def run_bench(
     """
     if workers < 1:
         raise UserError(f"A bench needs at least one worker; given {workers}.")
+    if address is not None and workers > 1:
+        raise UserError(
+            "How many trials run at a time on a Ray cluster, `cpus` and `gpus` decide: leave --workers out."
+        )
+    if address is not None and matrix.device.startswith("cuda") and not matrix.gpus:
+        raise UserError(
+            f"Ray hides the GPUs from a trial that asks for none: device={matrix.device!r} needs --gpus 1, or a part."
+        )
     if table is None and matrix.evaluate != "train" and matrix.table is not None:
         table = table_named(matrix.table, matrix.table_folder)
     check(matrix, table)
-    folder = _opened(Path(out), matrix)
+    folder = _fitting(Path(out), matrix)
     everything = trials(matrix)
     for name in only:
         if name not in matrix.searched:
@@ -67,8 +75,11 @@ def run_bench(
     missing = tuple(t for t in _missing(everything, finished(folder)) if not only or t.method in only)
     for trial in _one_of_a_kind(missing):
         resolve(trial.request)  # a mistake in the last method is told before the first one has run for hours
-    if table is not None:
-        found = facts(table, matrix.looked_up, matrix.selector, matrix.zero_cost or _scores(table, matrix))
+    found = (
+        facts(table, matrix.looked_up, matrix.selector, matrix.zero_cost or _scores(table, matrix)) if table else None
+    )
+    _write_request(folder, matrix)  # only now: a mistake leaves nothing that the corrected bench would clash with
+    if found is not None:
         folder.write(folder.FACTS, json.dumps(found.table()).encode())
     listener("begin", {"total": len(everything), "missing": len(missing), "folder": str(folder.path)})
     failures: dict[str, str] = {}
@@ -103,10 +114,11 @@ def table_named(name: str, folder: str | None = None) -> Table:
 # ------------------------------------------------------------------ before the trials
 
 
-def _opened(path: Path, matrix: Matrix) -> BenchFolder:
-    """A new folder, or that of the same bench, whose axes may have grown. Raises UserError for another bench's."""
+def _fitting(path: Path, matrix: Matrix) -> BenchFolder:
+    """The folder, where it is new or that of the same bench, whose axes may have grown. Raises UserError for any other."""
     folder = BenchFolder(path)
-    versions = {name: version(name) for name in ("oche", "torch")} | {"python": platform.python_version()}
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{str(path)!r} is a file; a bench needs a folder.")
     if folder.has(Run.CONFIG):
         old, new = matrix_of(folder).written(), matrix.written()
         for name in new.keys() - FREE:
@@ -114,10 +126,13 @@ def _opened(path: Path, matrix: Matrix) -> BenchFolder:
                 raise UserError(
                     f"{str(path)!r} holds a bench with {name}={old[name]!r}, not {new[name]!r}: choose another folder."
                 )
-        _missing(trials(matrix), finished(folder))
-    path.mkdir(parents=True, exist_ok=True)
-    folder.write(Run.CONFIG, config.dumps({"bench": matrix.written(), "versions": versions}).encode())
     return folder
+
+
+def _write_request(folder: BenchFolder, matrix: Matrix) -> None:
+    versions = {name: version(name) for name in ("oche", "torch")} | {"python": platform.python_version()}
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write(Run.CONFIG, config.dumps({"bench": matrix.written(), "versions": versions}).encode())
 
 
 def _missing(everything: Sequence[Trial], done: Mapping[str, Finished]) -> tuple[Trial, ...]:

@@ -67,9 +67,13 @@ class Facts:
 
 
 def facts(table: Table, metrics: Sequence[str], select: str, zero_cost: Sequence[str]) -> Facts:
-    """The optimum and the mean of `metrics`; the oracle, which is the best cell by `select`; the best cell by each score."""
+    """The optimum and the mean of `metrics`; the oracle, which is the best cell by `select`; the best cell by each score.
+
+    What selects may be measured by the bench itself (`trained/val`): then no cell is known to be the best, and there is no oracle.
+    """
     columns = {metric: finite(table.column(metric)) for metric in metrics}
-    by = {f"oracle (by {select})": select, **{f"best {score}": score for score in zero_cost}}
+    by = {f"oracle (by {select})": select} if select in table.metrics else {}
+    by |= {f"best {score}": score for score in zero_cost}
     chosen = {name: table.genotype(int(np.nanargmax(finite(table.column(metric))))) for name, metric in by.items()}
     return Facts(
         table.name,

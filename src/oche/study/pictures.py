@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from oche.bench.pictures import Bands, Pareto, Point, over_epochs, svg
+from oche.bench.pictures import Look, Point, looks, over_epochs
 from oche.bench.result import BenchResult, Finished
+from oche.report.static import INK, save, style
 from oche.study import degeneration
 from oche.study.measure import ANEW, RAW
 from oche.study.tables import decodings, error
@@ -29,6 +31,27 @@ SERIES = {
 ERRORS = ("op", "op+edge@0.50", "op+best2")
 
 
+@dataclass(frozen=True)
+class Lines:
+    """(T, seeds) values against what `axis` says, one line a label: the mean, between the least and the greatest."""
+
+    title: str
+    unit: str
+    at: Mapping[str, Sequence[float]]
+    values: Mapping[str, NDArray[np.float64]]
+    axis: str
+
+
+@dataclass(frozen=True)
+class Cloud:
+    """Points (x, y) of each label."""
+
+    title: str
+    x: str
+    y: str
+    points: Mapping[str, Sequence[Point]]
+
+
 def figures(result: BenchResult) -> dict[str, bytes]:
     """Name -> SVG, for each place of the matrix and all that there are numbers for."""
     found: dict[str, bytes] = {}
@@ -36,12 +59,38 @@ def figures(result: BenchResult) -> dict[str, bytes]:
     for place, here in result.places():
         suffix = f"_{'_'.join(part.rpartition('/')[2] for part in place)}" if several else ""
         for name, plot in plots(here):
-            labels = [*(plot.values if isinstance(plot, Bands) else plot.points)]
-            found[f"study_{name}{suffix}"] = svg(plot, labels)
+            labels = [*(plot.values if isinstance(plot, Lines) else plot.points)]
+            found[f"study_{name}{suffix}"] = svg(plot, looks(labels))
     return found
 
 
-def plots(here: Sequence[Finished]) -> Iterator[tuple[str, Bands | Pareto]]:
+def svg(plot: Lines | Cloud, look: Mapping[str, Look]) -> bytes:
+    """The plot as SVG; the same plot gives the same bytes."""
+    from matplotlib.figure import Figure
+
+    with style():
+        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(plot.title)
+        if isinstance(plot, Lines):
+            for label, values in plot.values.items():
+                at, colour = plot.at[label], look[label].colour
+                axes.fill_between(at, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.12, linewidth=0)
+                axes.plot(at, values.mean(axis=1), look[label].marker, color=colour, ls="-", ms=3, label=label)
+            axes.set_xlabel(f"{plot.axis}; lines: mean over seeds, shaded: least to greatest")
+            axes.set_ylabel(plot.unit)
+        else:
+            for label, points in plot.points.items():
+                axes.plot(*zip(*points, strict=True), look[label].marker, color=look[label].colour, ms=4.5, label=label)
+            axes.set_xlabel(plot.x)
+            axes.set_ylabel(plot.y)
+        axes.grid(axis="y")
+        axes.set_axisbelow(True)
+        figure.legend(loc="outside right center", labelcolor=INK)
+        return save(figure, "svg")
+
+
+def plots(here: Sequence[Finished]) -> Iterator[tuple[str, Lines | Cloud]]:
     """(name, picture) of the trials in one place."""
     arms: dict[str, list[Finished]] = {}
     for trial in here:
@@ -56,11 +105,11 @@ def plots(here: Sequence[Finished]) -> Iterator[tuple[str, Bands | Pareto]]:
         if lines:
             name = family.rstrip("@").replace("+", "_")
             epochs, values = ({label: line[i] for label, line in lines.items()} for i in (0, 1))
-            yield name, Bands(title, "%", epochs, values, axis=axis)  # type: ignore[arg-type]
+            yield name, Lines(title, "%", epochs, values, axis)  # type: ignore[arg-type]
     yield from clouds(arms)
     for key, (title, unit) in SERIES.items():
         if bands := over_epochs(here, partial(Finished.probe, key=key)):
-            yield key.replace(" ", "_"), Bands(title, unit, *bands)
+            yield key.replace(" ", "_"), Lines(title, unit, *bands, "epoch of search")
 
 
 def against(trials: Sequence[Finished], family: str, statistics: str) -> tuple[list[float], NDArray[np.float64]] | None:
@@ -73,7 +122,7 @@ def against(trials: Sequence[Finished], family: str, statistics: str) -> tuple[l
     return [float(n.rpartition("@")[2]) for n in shared], np.array(scores, dtype=np.float64)
 
 
-def clouds(arms: Mapping[str, Sequence[Finished]]) -> Iterator[tuple[str, Pareto]]:
+def clouds(arms: Mapping[str, Sequence[Finished]]) -> Iterator[tuple[str, Cloud]]:
     """Error against entropy: of every search at its end, and where the gap was probed, after each epoch."""
     for name in ERRORS:
         ends: dict[str, list[Point]] = {}
@@ -84,7 +133,7 @@ def clouds(arms: Mapping[str, Sequence[Finished]]) -> Iterator[tuple[str, Pareto
                     ends.setdefault(arm, []).append((x, y))
         if ends:
             title = f"Discretisation error of {name} against entropy"
-            yield f"error_{name.replace('+', '_')}", Pareto(title, "entropy, %", "error, points", ends, joined=False)
+            yield f"error_{name.replace('+', '_')}", Cloud(title, "entropy, %", "error, points", ends)
     way: dict[str, list[Point]] = {}
     for arm, trials in arms.items():
         for t in trials:
@@ -95,4 +144,4 @@ def clouds(arms: Mapping[str, Sequence[Finished]]) -> Iterator[tuple[str, Pareto
     way = {arm: points for arm, points in way.items() if points}
     if way:
         title = "Supernet less derived network against entropy, after epochs of search"
-        yield "checkpoints", Pareto(title, "entropy, %", "gap, points", way, joined=False)
+        yield "checkpoints", Cloud(title, "entropy, %", "gap, points", way)

@@ -25,7 +25,7 @@ def script() -> ModuleType:
     spec = importlib.util.spec_from_file_location("results_page", SCRIPT)
     assert spec
     assert spec.loader
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -34,14 +34,14 @@ def script() -> ModuleType:
 def test_the_page_tells_the_bench_and_keeps_the_reading(
     script: ModuleType, matrix: Matrix, table: ToyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(script, "pictures", lambda result: {"skips": b"<svg/>"})
+    monkeypatch.setattr(script, "pictures", lambda result: {"skips": b"<svg/>", "entropy": b"<svg/>"})
     arms = {"rf_darts": {"method": "rf_darts", "settings": {"trainable": {"classifier": True}}}}
     small = replace(matrix, name="study", arms=arms, epochs=7)
     run_bench(small, tmp_path / "b", only=["darts", "rf_darts"], table=table, work=pretend)
     out = tmp_path / "docs" / "page.md"
     monkeypatch.setattr(sys, "argv", ["results_page.py", str(tmp_path / "b"), "--out", str(out)])
     script.main()
-    text = out.read_text()
+    text, details = out.read_text(), (tmp_path / "docs" / "page_details.md").read_text()
     for said in (
         "oche bench --config benchmarks/study.toml",
         "budget `smoke` with epochs 7",
@@ -50,14 +50,77 @@ def test_the_page_tells_the_bench_and_keeps_the_reading(
         "| pcdarts | 0 of 3 | not run |",
         "| rf_darts − pcdarts | 0 | not run |",
         "![skips](figures/study_skips.svg)",
+        "[page_details.md](page_details.md)",
         "Not written yet.",
     ):
         assert said in text, said
+    assert text.index("<!-- reading -->") < text.index("| method |") < text.index("![skips]")
+    assert "![entropy](figures/study_entropy.svg)" in details
+    assert "### digits/valid" in details
+    assert "digits/valid:" not in text
+    assert (tmp_path / "docs" / "study.jsonl").read_bytes() == (tmp_path / "b" / "trials.jsonl").read_bytes()
+    assert (tmp_path / "docs" / "study.csv").read_bytes() == (tmp_path / "b" / "results.csv").read_bytes()
     assert (tmp_path / "docs" / "figures" / "study_skips.svg").read_bytes() == b"<svg/>"
     out.write_text(text.replace("Not written yet.", "It collapses."))
     script.main()
     assert "It collapses." in out.read_text()
     assert "Not written yet." not in out.read_text()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_pairs_stand_beside_each_other_the_best_first(
+    script: ModuleType, matrix: Matrix, table: ToyTable, tmp_path: Path
+) -> None:
+    methods = ("darts", "rf_darts", "pcdarts", "rf_pcdarts", "gdas", "rf_gdas")
+    result = run_bench(
+        replace(matrix, methods=methods),
+        tmp_path / "b",
+        only=["darts", "rf_darts", "pcdarts", "random_sampling"],
+        table=table,
+        work=pretend,
+    )
+    ((_, headings, rows),) = script.pairs(result, "rf_{}")
+    assert headings[:6] == ["method", "alone", "RI %", "rf_…", "RI %", "difference"]
+    searched = [row for row in rows if row[0] in result.matrix.searched]
+    by = {
+        m: {t.seed: t.values["digits/test"] or 0.0 for t in result.finished if t.method == m}
+        for m in (*methods, "random_sampling")
+    }
+    best = {
+        m: max(np.mean([*by[n].values()]) for n in (m, f"rf_{m}") if by.get(n))
+        for m in ("darts", "pcdarts", "random_sampling")
+    }
+    assert [row[0] for row in searched] == [*sorted(best, key=lambda m: -best[m]), "gdas"]
+    said = {row[0]: row[1:] for row in rows}
+    gap = np.mean([by["rf_darts"][seed] - by["darts"][seed] for seed in range(3)])
+    assert said["darts"][4] == f"{gap:+.2f}"
+    assert (
+        said["darts"][3]
+        == f"{100 * (np.mean([*by['rf_darts'].values()]) / np.mean([*by['random_sampling'].values()]) - 1):+.2f}"
+    )
+    assert said["pcdarts"][2:5] == ["not run", "", "not run"]
+    assert said["gdas"][:5] == ["not run", "", "not run", "", "not run"]
+    assert said["random_sampling"][2:] == [""] * 6  # there is nothing to freeze
+    assert "optimum of the table" in said
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_two_benches_are_on_one_page_and_places_have_their_skips(
+    script: ModuleType, matrix: Matrix, table: ToyTable, tmp_path: Path
+) -> None:
+    places = replace(matrix, name="places", budgets=("smoke", "quick"))
+    results = [
+        run_bench(replace(matrix, name="one"), tmp_path / "one", table=table, work=pretend),
+        run_bench(places, tmp_path / "places", only=["darts"], table=table, work=pretend),
+    ]
+    text = script.page("Both", results, "", "both_details.md", {"one": {}, "places": {}}, None)
+    assert text.index("## one") < text.index("## places")
+    _, headings, rows = script.skips(results[1])
+    assert headings == ["method", "smoke", "quick"]
+    found = {row[0]: row[1:] for row in rows}
+    assert found["pcdarts"] == ["not run", "not run"]
+    quick = [t for t in results[1].finished if t.budget == "quick"]
+    assert found["darts"][1] == " ".join(str(Genotype.parse(t.genotype, "toy").count("skip_connect")) for t in quick)
 
 
 def test_a_difference_is_that_of_the_seeds_both_have(script: ModuleType) -> None:
@@ -71,6 +134,10 @@ def test_a_difference_is_that_of_the_seeds_both_have(script: ModuleType) -> None
     assert script.difference(b, a)[-1] == "worse"
     assert script.difference({0: 1.0, 1: 2.0, 2: 3.0}, {0: 2.0, 1: 2.0, 2: 2.0})[-1] == "not told apart"
     assert script.difference({0: 1.0}, {0: 2.0})[-1] == "one seed: no verdict"
+    _, _, interval, _, verdict = script.difference(
+        {0: 1.0, 1: 9.0}, {0: 0.0, 1: 0.0}
+    )  # two seeds: both ways of one sign
+    assert (interval, verdict) == ("[+1.00, +9.00]", "not told apart")
 
 
 def test_a_folder_that_is_no_bench_is_refused(
@@ -84,13 +151,14 @@ def test_a_folder_that_is_no_bench_is_refused(
 
 
 def test_what_is_computed_from_the_table_is_the_table_s(script: ModuleType, data_folder: Path) -> None:
-    """The published rows that the table itself can answer for."""
+    """The published numbers that the table itself can answer for."""
     answers = TABLES["nb201"](data_folder)
     metrics = ("cifar10/test", "cifar100/test", "imagenet16-120/test")
     skips = Genotype.parse(
         "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|"
     )
-    rows = {row[0]: row[1:4] for row in script.PUBLISHED}
-    assert rows["DARTS, first and second order"] == tuple(f"{answers.value(skips, m):.2f}" for m in metrics)
-    assert rows["optimum of the table"] == tuple(f"{answers.best(m):.2f}" for m in metrics)
-    assert rows["RF-DARTS, best run"][0] == f"{answers.value(answers.genotype(9930), metrics[0]):.2f}"
+    assert script.PUBLISHED["darts"].values == tuple(f"{answers.value(skips, m):.2f}" for m in metrics)
+    assert f"best run {answers.value(answers.genotype(9930), metrics[0]):.2f}" in script.PUBLISHED["rf_darts"].more
+    best = [f"{answers.value(answers.genotype(9930), m):.2f} ± 0.00" for m in metrics]
+    assert list(script.PUBLISHED["drnas"].values) == best  # the same cell in every run
+    assert {p.source for p in script.PUBLISHED.values()} <= script.SOURCES.keys()

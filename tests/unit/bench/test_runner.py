@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import signal
 import subprocess
@@ -20,7 +21,7 @@ import pytest
 from oche.bench import BenchResult, Matrix, run_bench, show
 from oche.bench.matrix import Trial
 from oche.bench.pictures import front, pictures
-from oche.bench.render import NOT_RUN, grids, searches, tables, trial_table
+from oche.bench.render import NOT_RUN, overview, searches, tables, trial_table
 from oche.bench.trial import Outcome
 from oche.errors import UserError
 from reference.small_bench import CELLS, ToyTable, dies, dies_once, pretend
@@ -132,6 +133,7 @@ def test_the_page_needs_no_other_file(
     assert not re.findall(r'(?:src|href)="(?!#)', page)
     assert not re.findall(r"<script|@import|url\((?!#)", page)
     assert {path.stem for path in (result.folder.path / "figures").iterdir()} == {
+        "seeds",
         "anytime",
         "skips",
         "pareto_network",
@@ -228,6 +230,66 @@ def test_an_unknown_method_is_told_before_anything_runs(matrix: Matrix, table: T
         run_bench(replace(matrix, settings={"clipp": 1}), tmp_path / "b", table=table, work=pretend)
 
 
+@pytest.mark.parametrize(
+    ("changes", "only", "says"),
+    [
+        ({"methods": ("pcdart",)}, (), "did you mean 'pcdarts'"),
+        ({"epochs": 0}, (), "epochs"),
+        ({"data": ("nowhere.npz",)}, (), "no file or folder nowhere.npz"),
+        ({}, ("pcdart",), "did you mean 'pcdarts'"),
+        ({"zero_cost": ("nothing",)}, (), "no metric of the table"),
+    ],
+)
+def test_a_mistake_leaves_no_folder_that_the_corrected_bench_would_clash_with(
+    matrix: Matrix, table: ToyTable, tmp_path: Path, changes: dict[str, object], only: tuple[str, ...], says: str
+) -> None:
+    wrong = replace(matrix, **changes)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=says):
+        run_bench(wrong, tmp_path / "b", only=only, table=table, work=pretend)
+    assert not (tmp_path / "b").exists()
+
+
+def test_what_a_cluster_would_ignore_or_hide_is_refused(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="leave --workers out"):
+        run_bench(matrix, tmp_path / "b", 2, "local", table=table, work=pretend)
+    with pytest.raises(UserError, match="needs --gpus 1"):
+        run_bench(replace(matrix, device="cuda"), tmp_path / "b", address="local", table=table, work=pretend)
+    with pytest.raises(UserError, match="less than nothing"):
+        run_bench(replace(matrix, gpus=-1.0), tmp_path / "b", table=table, work=pretend)
+
+
+def test_a_bench_that_selects_by_what_it_trains_has_no_oracle(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    """The table cannot tell which cell that is; its optimum is there all the same."""
+    both = replace(matrix, evaluate="both", select=None)
+    result = run_bench(both, tmp_path / "b", table=table, work=pretend)
+    fixed = {r.method for r in result.rows if r.fixed}
+    assert "optimum of the table" in fixed
+    assert not any(name.startswith("oracle") for name in fixed)
+    best = max((t for t in result.finished if t.method == "darts"), key=lambda t: t.values["trained/val"] or 0.0)
+    assert float(row(result, "darts")["picked"]) == best.values["digits/test"]
+
+
+def test_all_stand_side_by_side(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    """In one place: what papers report, the best first, with RI, skips and the choices without a search; nothing of a validation metric."""
+    both = replace(matrix, evaluate="both")
+    result = run_bench(both, tmp_path / "b", only=["darts", "random_sampling"], table=table, work=pretend)
+    _, headings, rows = overview(result)
+    assert headings == ["method", "seeds", "digits/test", "trained/test", "RI %", "skips", "search"]
+    said = {line[0]: dict(zip(headings, line, strict=True)) for line in rows}
+    means = [r.summary.mean for r in result.rows if r.metric == "digits/test" and not r.fixed]
+    searched = [line for line in rows if line[0] in matrix.searched]
+    assert [line[2].split()[0] for line in searched[:2]] == [f"{m:.2f}" for m in sorted(means, reverse=True)]
+    assert searched[2] == ["pcdarts", "0 of 3", NOT_RUN, NOT_RUN, "", NOT_RUN, ""]
+    (found,) = (r for r in result.rows if r.metric == "trained/test" and r.method == "darts")
+    low, high = found.summary.interval or (0.0, 0.0)
+    assert (
+        said["darts"]["trained/test"] == f"{found.summary.mean:.2f} ± {found.summary.std:.2f} [{low:.2f}, {high:.2f}]"
+    )
+    assert said["optimum of the table"]["digits/test"] == f"{table.column('digits/test').max():.2f}"
+    assert said["darts"]["RI %"].startswith(f"{float(row(result, 'darts')['improvement']):+.2f} [")
+    assert said["random_sampling"]["RI %"] == ""
+
+
 def test_an_unknown_table_is_a_sentence(matrix: Matrix, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no table 'toys'"):
         run_bench(matrix, tmp_path / "b")
@@ -319,6 +381,48 @@ def test_a_ray_cluster_gives_the_same_table(unbroken: BenchResult, tmp_path: Pat
     assert table_of(show(tmp_path / "b")) == table_of(unbroken)
 
 
+ON_RAY = """
+import sys
+from pathlib import Path
+from dataclasses import replace
+from reference.small_bench import ToyTable, dies_once, refuses
+from oche.bench import Matrix, run_bench
+from oche.errors import UserError
+
+if __name__ == "__main__":
+    matrix = Matrix(
+        methods=("darts", "pcdarts"), spaces=("toy",), budgets=("smoke",), seeds=1, evaluate="table", table="toys",
+        metrics=("digits/test",), select="digits/valid", baselines=(),
+    )
+    run_bench(matrix, sys.argv[1] + "/lost", address="local", table=ToyTable(), work=dies_once)
+    print(run_bench(matrix, sys.argv[1] + "/refused", address="local", table=ToyTable(), work=refuses).failures)
+    try:
+        run_bench(replace(matrix, gpus=99.0), sys.argv[1] + "/large", address="local", table=ToyTable(), work=dies_once)
+    except UserError as error:
+        print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'oche[ray]'")
+def test_a_ray_worker_that_is_lost_is_replaced_and_one_that_fails_is_told(
+    matrix: Matrix, table: ToyTable, tmp_path: Path
+) -> None:
+    (tmp_path / "program.py").write_text(ON_RAY)
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    call = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
+    done = subprocess.run(call, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    assert (tmp_path / "lost" / "trials" / "darts-toy-digits-smoke-0" / "tried").exists()
+    small = replace(matrix, seeds=1, metrics=("digits/test",), baselines=())
+    assert table_of(show(tmp_path / "lost")) == table_of(
+        run_bench(small, tmp_path / "whole", table=table, work=pretend)
+    )
+    assert show(tmp_path / "refused").missing == ("darts-toy-digits-smoke-0",)
+    assert "darts-toy-digits-smoke-0': 'It will not.'" in done.stdout
+    assert "A trial needs 1 CPUs and 99 GPUs; this machine has" in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_lost_process_is_started_again(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
@@ -364,8 +468,7 @@ def test_what_was_not_run_says_so(matrix: Matrix, table: ToyTable, tmp_path: Pat
     whole = run_bench(replace(matrix, seeds=2), tmp_path / "b", only=["darts"], table=table, work=pretend)
     assert {t.method for t in whole.finished} == {"darts"}
     result = run_bench(budgets, tmp_path / "b", only=["random_sampling"], table=table, work=pretend)
-    (_, headings, grid), *more = grids(result)
-    assert not more
+    _, headings, grid = overview(result)
     assert headings == ["method", "smoke", "quick"]
     by_method = {row[0]: row[1:] for row in grid}
     assert by_method["pcdarts"] == [NOT_RUN, NOT_RUN]

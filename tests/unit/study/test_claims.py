@@ -123,7 +123,7 @@ def test_the_pictures_have_what_was_measured(tmp_path: Path) -> None:
     drawn = dict(plots(made(tmp_path / "b", LEVEL, op=45.0).finished))
     assert {"edge", "error_op", "free_share", "parameters"} <= set(drawn)
     line = drawn["edge"]
-    assert list(line.epochs["base, raw"]) == [0.5]  # type: ignore[union-attr]
+    assert list(line.at["base, raw"]) == [0.5]  # type: ignore[union-attr]
     assert line.values["base, raw"].tolist() == [[46.0, 47.0, 48.0]]  # type: ignore[union-attr]
     assert sorted(drawn["error_op"].points["base"]) == [(90.0, 5.0)] * 3  # type: ignore[union-attr]
 
