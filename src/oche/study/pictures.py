@@ -44,11 +44,10 @@ class Lines:
 
 @dataclass(frozen=True)
 class Cloud:
-    """Points (x, y) of each label."""
+    """Points (x, y) of each label; `axes` names both."""
 
     title: str
-    x: str
-    y: str
+    axes: tuple[str, str]
     points: Mapping[str, Sequence[Point]]
 
 
@@ -82,8 +81,8 @@ def svg(plot: Lines | Cloud, look: Mapping[str, Look]) -> bytes:
         else:
             for label, points in plot.points.items():
                 axes.plot(*zip(*points, strict=True), look[label].marker, color=look[label].colour, ms=4.5, label=label)
-            axes.set_xlabel(plot.x)
-            axes.set_ylabel(plot.y)
+            axes.set_xlabel(plot.axes[0])
+            axes.set_ylabel(plot.axes[1])
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         figure.legend(loc="outside right center", labelcolor=INK)
@@ -133,7 +132,10 @@ def clouds(arms: Mapping[str, Sequence[Finished]]) -> Iterator[tuple[str, Cloud]
                     ends.setdefault(arm, []).append((x, y))
         if ends:
             title = f"Discretisation error of {name} against entropy"
-            yield f"error_{name.replace('+', '_')}", Cloud(title, "entropy, %", "error, points", ends)
+            yield (
+                f"error_{name.replace('+', '_').replace('@', '_')}",
+                Cloud(title, ("entropy, %", "error, points"), ends),
+            )
     way: dict[str, list[Point]] = {}
     for arm, trials in arms.items():
         for t in trials:
@@ -144,4 +146,4 @@ def clouds(arms: Mapping[str, Sequence[Finished]]) -> Iterator[tuple[str, Cloud]
     way = {arm: points for arm, points in way.items() if points}
     if way:
         title = "Supernet less derived network against entropy, after epochs of search"
-        yield "checkpoints", Cloud(title, "entropy, %", "gap, points", way)
+        yield "checkpoints", Cloud(title, ("entropy, %", "gap, points"), way)
