@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from oche.base import Group
 from oche.edges import KEPT
 from oche.genotype import Choice, Genotype
+from oche.spaces import Space
 from oche.state import Problem, SearchState
 
 
@@ -61,15 +62,20 @@ class Keep:
     """
 
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
-        choices = {}
-        for group, strength in state.strengths():
-            chosen = [
-                Choice(*edge, op, w)
-                for edge, ops, row in zip(group.edges, group.ops, strength.tolist(), strict=True)
-                for op, w in _carrying(ops, row)
-            ]
-            choices[group.name] = tuple(chosen)
-        return Genotype(problem.space.name, choices, problem.space.sharing, KEPT)
+        return kept(problem.space, state.strengths())
+
+
+def kept(space: Space, weights: Iterable[tuple[Group, Tensor]]) -> Genotype:
+    """The supernet under these op weights (E, O) of each group, as `Keep` says."""
+    choices = {}
+    for group, w in weights:
+        chosen = [
+            Choice(*edge, op, coefficient)
+            for edge, ops, row in zip(group.edges, group.ops, w.tolist(), strict=True)
+            for op, coefficient in _carrying(ops, row)
+        ]
+        choices[group.name] = tuple(chosen)
+    return Genotype(space.name, choices, space.sharing, KEPT)
 
 
 def _carrying(ops: Sequence[str], row: Sequence[float]) -> list[tuple[str, float]]:
