@@ -1,6 +1,8 @@
 """docs/results/performance.md and its pictures, from the log that `benchmarks/table.py` keeps: rendering again measures nothing.
 
 python benchmarks/render.py
+
+What stands between the two `reading` comments of an existing page is written by hand, and kept.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import matplotlib
 
 matplotlib.use("svg")
 from matplotlib import pyplot as plt
+from results_page import READING
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 LOG = "performance.jsonl"
@@ -43,21 +46,21 @@ GOALS = {
 }
 ABOUT = {
     "also/darts-b16": "DARTS space, batch 16",
+    "also/nb201-portable": "NAS-Bench-201, batch 64, portable tier (no compiler) against plain cells in channels_last",
+    "also/pcdarts-portable": "PC-DARTS, batch 16, portable tier (no compiler) against plain cells in channels_last",
     "also/darts-channels-last": "DARTS space, batch 16, against plain cells in channels_last",
-    "also/darts-portable": "DARTS space, batch 16, portable tier (no compiler)",
+    "also/darts-portable": "DARTS space, batch 16, portable tier (no compiler) against plain cells in channels_last",
     "also/darts-peer": "DARTS space, batch 16, against a literal DARTS without oche",
     "also/darts-bf16": "DARTS space, batch 16, bf16 against fp32 reference",
     "also/darts-recompute": "DARTS space, batch 16, recomputed cells against kept ones",
     "also/portable-recompute": "the same on the portable tier",
-    "also/pcdarts-b16": "PC-DARTS, batch 16",
     "also/nb201-bf16": "NAS-Bench-201, batch 64, bf16 against fp32 reference",
     "also/nb201-channels-last": "NAS-Bench-201, batch 64, against plain cells in channels_last",
-    "also/rf-field": "RF-DARTS, batch 16",
-    **{f"also/{s}": f"{s.upper()} of RobustDARTS, batch 16" for s in ("s1", "s2", "s3", "s4")},
+    **{f"also/{s}": f"{s.upper()} of RobustDARTS, batch 8" for s in ("s1", "s2", "s3", "s4")},
 }
 SCALES = ("batch", "size", "channels", "cells", "edges", "ops", "threads")
-BASE = {"batch": "8", "size": "32", "channels": "16", "cells": "8", "edges": "14", "ops": "8"}
-"""Where the scaling rows meet: DARTS at batch 8."""
+BASE = {"batch": "8", "size": "32", "channels": "16", "cells": "4", "edges": "14", "ops": "8"}
+"""Where the scaling rows meet: DARTS with 4 cells at batch 8."""
 
 
 def render(log: Path, folder: Path) -> str:
@@ -73,15 +76,17 @@ def render(log: Path, folder: Path) -> str:
             figure.savefig(folder / f"performance-{name}.svg", metadata={"Date": None})
             plt.close(figure)
     there = [name for name, figure in pictures.items() if figure is not None]
-    (folder / "performance.md").write_text(page(latest, rows, there))
+    written = folder / "performance.md"
+    kept = READING.search(written.read_text()) if written.exists() else None
+    written.write_text(page(latest, rows, there, kept.group(1) if kept else "Not written yet.\n"))
     return f"{folder / 'performance.md'}: {len(rows)} rows"
 
 
 # ------------------------------------------------------------------ the page
 
 
-def page(latest: dict[str, Result], rows: dict[str, Result], pictures: Sequence[str]) -> str:
-    """The page's text."""
+def page(latest: dict[str, Result], rows: dict[str, Result], pictures: Sequence[str], reading: str) -> str:
+    """The page's text, `reading` as it stood there."""
     machines = sorted({f"{r['machine']} ({r['commit']})" for r in latest.values()})
     versions = sorted({str(r["torch"]) for r in rows.values() if "torch" in r})
     peaks = [r["peaks"] for r in rows.values() if r.get("peaks")]
@@ -99,7 +104,12 @@ def page(latest: dict[str, Result], rows: dict[str, Result], pictures: Sequence[
         said[-1] += (
             f" The machine's peaks, measured in the same runs: up to {gflops:.0f} GFLOP/s and {gbytes:.0f} GB/s."
         )
-    said += ["", "## Goals", "", *goals(rows), "", "## Every comparison", "", *comparisons(rows)]
+    said += ["", "## Reading", "", f"<!-- reading -->\n{reading}<!-- /reading -->"]
+    said += ["", "## Goals", "", *goals(rows), "", "## Every comparison", "", *comparisons(latest)]
+    augmented = [r for name in ("also/augment-one-thread", "goal/augment") if (r := rows.get(name))]
+    if augmented:
+        told = [f"{r['ratio']:.1f}x ({1e3 * r['seconds']:.2f} ms, {r['threads']} threads)" for r in augmented]
+        said += ["", f"Augmentation of a batch of 64 against PIL, image by image: {', '.join(told)}."]
     if "start" in {name.rpartition("/")[2] for name in rows}:
         start = rows["goal/start"]
         said += ["", f"`import oche` takes {start['seconds']:.3f} s beyond torch (goal: under 0.2 s), "
@@ -116,7 +126,7 @@ def page(latest: dict[str, Result], rows: dict[str, Result], pictures: Sequence[
         if name == "stages":
             said += ["", *kernels(rows)]
         if name == "scaling":
-            said += ["", "DARTS space at batch 8, one thing changed at a time; fast against reference."]
+            said += ["", "DARTS space with 4 cells at batch 8, one thing changed at a time; fast against reference."]
     return "\n".join(said) + "\n"
 
 
@@ -147,19 +157,20 @@ def goals(rows: dict[str, Result]) -> list[str]:
     return _table(["work", "goal", "stretch", "measured", "", "memory", "goal"], body)
 
 
-def comparisons(rows: dict[str, Result]) -> list[str]:
+def comparisons(latest: dict[str, Result]) -> list[str]:
     """Every supernet row that is no scaling row."""
     body = []
-    for name, row in rows.items():
+    for name, record in latest.items():
+        row = record["result"]
         if "sides" not in row or name.startswith("scaling/"):
             continue
         about = ABOUT.get(name) or (GOALS[name].work if name in GOALS else name)
         slow, fast = row["sides"][row["against"]], row["sides"][row["tier"]]
         cell = [_side(slow), _side(fast)]
         shares = f"{_share(fast, 'compute_share')}, {_share(fast, 'bandwidth_share')}"
-        body.append(
-            [about, Path(row["against"]).name, *cell, f"**{row['ratio']:.2f}x**", f"{row['memory_ratio']:.1f}x", shares]
-        )
+        ratios = f"**{row['ratio']:.2f}x**", f"{row['memory_ratio']:.1f}x"
+        how = f"{row['repeats']} x {row['iterations']}, {row['threads']} threads, {record['commit']}"
+        body.append([about, Path(row["against"]).name, *cell, *ratios, shares, how])
     header = [
         "work",
         "against",
@@ -168,6 +179,7 @@ def comparisons(rows: dict[str, Result]) -> list[str]:
         "ratio",
         "memory",
         "of compute, bandwidth peak",
+        "processes x iterations, threads, commit",
     ]
     return _table(header, body)
 

@@ -55,7 +55,7 @@ from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.callbacks import Callback
 from oche.data import Data, ImageSet, Stream, for_search
 from oche.fast import coverage
-from oche.loop import search
+from oche.loop import memory_mib, search
 from oche.method import Method
 from oche.methods import method_named
 from oche.plan import fabric_for
@@ -194,7 +194,7 @@ def of_oche(work: Work) -> dict[str, Any]:
         if len(seconds) == work.iterations:
             stages = {name: s / work.iterations for name, s in watch.stages.items()}
             compiled = {name: (n / work.iterations, s / work.iterations) for name, (n, s) in kernels.items()}
-            peak = highest(fabric.device)
+            peak = memory_mib(fabric.device)
             operators.__enter__()
         elif len(seconds) > work.iterations:
             operators.__exit__(None, None, None)
@@ -278,7 +278,7 @@ def stepped(build: Callable[[int], Callable[[], None]], work: Work, device: torc
         if device.type == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    peak = highest(device) - before
+    peak = memory_mib(device) - before
     small = build(2)
     small()
     with Operators() as operators:
@@ -292,13 +292,6 @@ def resident(device: torch.device) -> float:
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
-
-
-def highest(device: torch.device) -> float:
-    """MiB, the most so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 def here(what: str, work: Work) -> dict[str, Any]:

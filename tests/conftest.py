@@ -34,3 +34,9 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float64)
     yield
     torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the pictures out, which take longer than all the rest."""
+    monkeypatch.setattr("oche.bench.page.pictures", lambda result: {})

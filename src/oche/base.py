@@ -56,6 +56,11 @@ class Group:
         """(E, O) bool: True where edge e has a candidate o."""
         return torch.tensor([[o < len(ops) for o in range(self.width)] for ops in self.ops])
 
+    def entry(self, source: int, target: int, op: str) -> tuple[int, int]:
+        """Where in an (E, O) matrix the candidate of that name on that edge stands."""
+        e = self.edges.index((source, target))
+        return e, self.ops[e].index(op)
+
     def into(self) -> dict[int, list[int]]:
         """Target node -> numbers of its incoming edges, in edge order."""
         incoming: dict[int, list[int]] = {}

@@ -20,6 +20,7 @@ from oche.config import assignment
 from oche.errors import UserError, unknown
 from oche.run import Run
 from oche.show import TITLES, Show, console, data_rows, rows_table
+from oche.study_cli import study
 
 app = typer.Typer(
     help="Differentiable neural architecture search that does not collapse.",
@@ -353,6 +354,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 app.add_typer(bench, name="bench")
+app.add_typer(study, name="study")
 
 
 # ------------------------------------------------------------------ lists

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -31,6 +32,9 @@ from oche.optim import set_rate
 from oche.run import Run
 from oche.state import Problem, SearchState
 from oche.tasks import named
+
+STATUS = Path("/proc/self/status")
+"""Where Linux says what this process has used."""
 
 
 @dataclass(frozen=True)
@@ -412,6 +416,10 @@ def memory_mib(device: torch.device) -> float:
     """The highest memory so far: of the process, or of the accelerator's allocator."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if STATUS.exists():  # a child's `ru_maxrss` begins with what its parent had
+        own = [line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+        if own:
+            return int(own[0]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

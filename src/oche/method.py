@@ -34,7 +34,7 @@ class Method:
     - `selection`: how the genotype is derived.
     - `space`: settings of the space that come with the method, `{"sharing": "cell"}`, or with it in one space, `{"darts.without":
       ("none",)}`; a budget's and the user's go before.
-    - `unfit`: spaces that the rule is not made for; such a search is refused.
+    - `unfit`: spaces that the rule is not made for; such a search is refused, and told why by `unfit_why`.
     - `papers`: BibTeX keys, see `papers.py`.
     """
 
@@ -61,6 +61,7 @@ class Method:
     selection: Selection = TopK()
     space: Mapping[str, object] = field(default_factory=dict, repr=False)
     unfit: tuple[str, ...] = ()
+    unfit_why: str = field(default="", repr=False)
     papers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -129,13 +129,36 @@ def nor_conv(kernel: int) -> OpFactory:
     return lambda channels, stride, affine: ReLUConvBN(channels, channels, kernel, stride, affine)
 
 
-def conv_7x1_1x7(channels: int, stride: int, affine: bool) -> nn.Module:
-    """ReLU, 1x7, 7x1, batch norm."""
+def crossed_conv(kernel: int) -> OpFactory:
+    """`conv_kx1_1xk`: ReLU, 1xk, kx1, batch norm."""
+
+    def build(channels: int, stride: int, affine: bool) -> nn.Module:
+        half = kernel // 2
+        return nn.Sequential(
+            nn.ReLU(),
+            nn.Conv2d(channels, channels, (1, kernel), (1, stride), (0, half), bias=False),
+            nn.Conv2d(channels, channels, (kernel, 1), (stride, 1), (half, 0), bias=False),
+            nn.BatchNorm2d(channels, affine=affine),
+        )
+
+    return build
+
+
+def bottleneck(channels: int, stride: int, affine: bool) -> nn.Module:
+    """`bottleneck_1x3x1`: ReLU, 1x1, 3x3 and 1x1 to 4 C, ReLU, 1x1 back to C, each with batch norm (D-DARTS's code)."""
+
+    def normed(inputs: int, outputs: int, kernel: int, step: int) -> list[nn.Module]:
+        conv = nn.Conv2d(inputs, outputs, kernel, step, kernel // 2, bias=False)
+        return [conv, nn.BatchNorm2d(outputs, affine=affine)]
+
+    wide = 4 * channels
     return nn.Sequential(
         nn.ReLU(),
-        nn.Conv2d(channels, channels, (1, 7), (1, stride), (0, 3), bias=False),
-        nn.Conv2d(channels, channels, (7, 1), (stride, 1), (3, 0), bias=False),
-        nn.BatchNorm2d(channels, affine=affine),
+        *normed(channels, channels, 1, 1),
+        *normed(channels, channels, 3, stride),
+        *normed(channels, wide, 1, 1),
+        nn.ReLU(),
+        *normed(wide, channels, 1, 1),
     )
 
 
@@ -200,7 +223,9 @@ OPS: dict[str, OpFactory] = {
     "sep_conv_7x7": sep_conv(7),
     "dil_conv_3x3": dil_conv(3),
     "dil_conv_5x5": dil_conv(5),
-    "conv_7x1_1x7": conv_7x1_1x7,
+    "conv_3x1_1x3": crossed_conv(3),
+    "conv_7x1_1x7": crossed_conv(7),
+    "bottleneck_1x3x1": bottleneck,
     "nor_conv_1x1": nor_conv(1),
     "nor_conv_3x3": nor_conv(3),
     "connect": lambda channels, stride, affine: nn.Identity() if stride == 1 else nn.MaxPool2d(1, stride),

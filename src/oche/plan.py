@@ -152,7 +152,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
     method = method_of(searcher)
     if method and request.space in method.unfit:
         raise UserError(
-            f"{request.method} is not made for the space {request.space!r}: choose another method, or another space."
+            f"{request.method} is not made for the space {request.space!r}: {method.unfit_why}; choose another method or space."
         )
     usual = _usual(method, request.space) if method else {}
     space = _space(request.space, data, {**usual, **given.pop("space", {}), **parts.pop("space", {})})

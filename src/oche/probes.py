@@ -220,8 +220,7 @@ def one_hot(space: Space, genotype: Genotype) -> OpWeights:
     for group in space.groups:
         w = torch.zeros(len(group.edges), group.width)
         for c in genotype.groups[group.name]:
-            e = group.edges.index((c.source, c.target))
-            w[e, group.ops[e].index(c.op)] = c.coefficient
+            w[group.entry(c.source, c.target, c.op)] = c.coefficient
         by_group[group.name] = w
     return space.spread(by_group)
 

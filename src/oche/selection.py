@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from oche.base import Group
 from oche.edges import KEPT
 from oche.genotype import Choice, Genotype
+from oche.spaces import Space
 from oche.state import Problem, SearchState
 
 
@@ -34,11 +35,7 @@ class TopK:
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
         choices = {}
         for group, strength in state.strengths():
-            keep = self.keep or group.keep
-            alive = state.alive(group)
-            choices[group.name] = (
-                argmax(group, strength, alive) if keep is None else strongest(group, strength, keep, alive)
-            )
+            choices[group.name] = derived(replace(group, keep=self.keep or group.keep), strength, state.alive(group))
         return Genotype(problem.space.name, choices, problem.space.sharing)
 
 
@@ -51,6 +48,11 @@ class PerEdgeArgmax:
         return Genotype(problem.space.name, choices, problem.space.sharing)
 
 
+def derived(group: Group, strength: Tensor, alive: Tensor | None = None) -> tuple[Choice, ...]:
+    """DARTS's rule: the `keep` strongest edges of each node, or where the group keeps all its edges the strongest op of each."""
+    return argmax(group, strength, alive) if group.keep is None else strongest(group, strength, group.keep, alive)
+
+
 @dataclass(frozen=True)
 class Keep:
     """The supernet as it is: every candidate that is left, with its op weight as coefficient (single-stage methods).
@@ -60,15 +62,20 @@ class Keep:
     """
 
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
-        choices = {}
-        for group, strength in state.strengths():
-            chosen = [
-                Choice(*edge, op, w)
-                for edge, ops, row in zip(group.edges, group.ops, strength.tolist(), strict=True)
-                for op, w in _carrying(ops, row)
-            ]
-            choices[group.name] = tuple(chosen)
-        return Genotype(problem.space.name, choices, problem.space.sharing, KEPT)
+        return kept(problem.space, state.strengths())
+
+
+def kept(space: Space, weights: Iterable[tuple[Group, Tensor]]) -> Genotype:
+    """The supernet under these op weights (E, O) of each group, as `Keep` says."""
+    choices = {}
+    for group, w in weights:
+        chosen = [
+            Choice(*edge, op, coefficient)
+            for edge, ops, row in zip(group.edges, group.ops, w.tolist(), strict=True)
+            for op, coefficient in _carrying(ops, row)
+        ]
+        choices[group.name] = tuple(chosen)
+    return Genotype(space.name, choices, space.sharing, KEPT)
 
 
 def _carrying(ops: Sequence[str], row: Sequence[float]) -> list[tuple[str, float]]:
@@ -96,3 +103,9 @@ def strongest(group: Group, strength: Tensor, keep: int, alive: Tensor | None = 
         for e in sorted(ranked[:keep]):
             choices.append(Choice(group.edges[e][0], target, group.ops[e][int(best[e])]))
     return tuple(choices)
+
+
+def leading(strength: Tensor, alive: Tensor, count: int) -> Tensor:
+    """(E, O) bool: each edge's `count` strongest of those `alive` (E, O), or all where it has no more; the first of equals."""
+    order: Tensor = strength.masked_fill(~alive, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+    return alive & torch.zeros_like(alive).scatter_(-1, order[:, :count], True)

@@ -21,7 +21,10 @@ from oche.watch import Watch, watched
 
 @dataclass(frozen=True)
 class RandomSampling:
-    """One genotype, uniformly among all of the space: the baseline that any search has to beat (arXiv 1902.07638, 1912.12522)."""
+    """One cell, drawn uniformly: the baseline to beat.
+
+    See arXiv 1902.07638 and 1912.12522.
+    """
 
     name: str = "random_sampling"
     papers: tuple[str, ...] = ("li2019random", "yang2020frustratingly")

@@ -6,6 +6,8 @@ from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.edges import AuxiliarySkip, DropPath, EdgeFactory, PartialChannels, SampledOps, SkipDropout, WeightedSum
 from oche.methods import method_named
 from oche.methods.drnas import Dirichlet
+from oche.methods.idarts import ImplicitNeumann
+from oche.methods.zarts import Trials
 from oche.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax
 from oche.schedule import Constant
 from oche.selection import Keep, PerEdgeArgmax, Selection, TopK
@@ -32,7 +34,16 @@ EDGE_TYPES: tuple[EdgeFactory, ...] = (
     SkipDropout(rate=Constant(0.3)),
 )
 
-ARCH_GRADIENTS: tuple[ArchGradient, ...] = (FirstOrder(), FirstOrder(keep_theta=True), Unrolled(), FiniteDifference())
+ARCH_GRADIENTS: tuple[ArchGradient, ...] = (
+    FirstOrder(),
+    FirstOrder(keep_theta=True),
+    Unrolled(),
+    FiniteDifference(),
+    ImplicitNeumann(terms=1),
+)
+
+TRIED: tuple[ArchGradient, ...] = (Trials(samples=1, steps=1),)
+"""Steps of alpha that are no derivative: an outer term has a say in them, but not by its own."""
 
 TRAINABLES: tuple[Trainable, ...] = (
     AllWeights(),
@@ -59,15 +70,13 @@ SMALL: dict[str, dict[str, int]] = {
 OPTIONS: dict[str, dict[str, object]] = {
     "pcdarts": {"K": 2},
     "rf_pcdarts": {"K": 2},
-    "darts_pt": {"tune": 1},
-    "ddpnas": {"sweeps": 1},
 }
 """What makes a method fit the small spaces, where that is not its defaults."""
 
 EPOCHS: dict[str, dict[str, int]] = {
     "drnas_progressive": dict.fromkeys(SMALL, 2),
     "pdarts": dict.fromkeys(SMALL, 3),
-    "darts_pt": {"toy": 3, "nb201": 6, "darts": 6, "s1": 17, "s2": 2, "s3": 2, "s4": 2},
+    "darts_pt": {"toy": 3, "nb201": 6, "darts": 6, "s1": 17, "s2": 2, "s3": 2, "s4": 2, "grid": 10},
     "gm_nas": dict.fromkeys(SMALL, 3),
     "ddpnas": {"toy": 5, "nb201": 14, "darts": 35, "s1": 2, "s2": 2, "s3": 5, "s4": 2},
 }

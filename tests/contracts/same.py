@@ -23,7 +23,7 @@ def searched(method: Method, space: str, epochs: int = 2) -> SearchState:
 def moved(one: SearchState, other: SearchState) -> float:
     """The largest difference between two states' weights and alpha; infinite where they do not have the same."""
     pairs = [(by_name(one), by_name(other)), (one.alpha, other.alpha)]
-    if any(a.keys() != b.keys() for a, b in pairs):
+    if any({n: t.shape for n, t in a.items()} != {n: t.shape for n, t in b.items()} for a, b in pairs):
         return float("inf")
     return max(float((t.detach() - b[n].detach()).abs().max()) for a, b in pairs for n, t in a.items())
 

@@ -23,6 +23,7 @@ from contracts.registry import (
     SELECTIONS,
     SMALL,
     TRAINABLES,
+    TRIED,
     epochs,
     small,
 )
@@ -53,6 +54,12 @@ from oche.strategies import method_of
 from oche.trainable import TRAINABLES as TRAINABLES_BY_NAME
 from oche.trainable import Trainable
 from reference.tiny import tiny_problem
+
+GRADIENTS = [
+    pytest.param(part, marks=pytest.mark.slow if type(part).__module__ != gradients.__name__ else ())
+    for part in ARCH_GRADIENTS + TRIED
+]
+"""All of them; the methods' own in the long run only, for they are a third of 1,200 combinations."""
 
 named = {"ids": lambda part: repr(part).replace("oche.", "")}
 
@@ -89,7 +96,7 @@ def assert_finite(state: SearchState) -> None:
 
 
 @pytest.mark.parametrize("trainable", TRAINABLES, **named)
-@pytest.mark.parametrize("arch_gradient", ARCH_GRADIENTS, **named)
+@pytest.mark.parametrize("arch_gradient", GRADIENTS, **named)
 @pytest.mark.parametrize(("relaxation", "edge"), list(itertools.product(RELAXATIONS, EDGE_TYPES)), **named)
 def test_a_step_of_any_combination(
     relaxation: Relaxation, edge: EdgeFactory, arch_gradient: ArchGradient, trainable: Trainable

@@ -122,12 +122,6 @@ def test_one_group_s_mean_is_fair_darts_s_zero_one_loss() -> None:
     torch.testing.assert_close(total, 3 * mean)  # three cells of one size
 
 
-def test_without_its_parts_it_is_fair_darts() -> None:
-    bare = replace(d_darts(zero_one=9.0, ablation=0.0), callbacks=())
-    assert_same_search(bare, fair_darts(weight=9.0), "toy")
-    assert_other_search(bare, d_darts(ablation=0.0), "toy")
-
-
 def test_alpha_s_rate_falls_to_a_third_and_a_resumed_search_knows_the_first() -> None:
     problem, method = problem_of("toy", epochs=4), d_darts()
     state = begin(problem, method)

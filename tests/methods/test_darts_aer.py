@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from oche.loop import begin
-from oche.methods.darts import darts
 from oche.methods.darts_aer import darts_aer
 from reference.tiny import tiny_problem
 
@@ -39,13 +38,3 @@ def test_the_term_is_the_mean_over_the_edges_of_all_cells() -> None:
     mean = sum(entropies) / len(entropies)
     state = replace(state, epoch=1)
     assert float(term(state, {}, alpha, None)) == pytest.approx((0.7 - 1.4 * (1 + math.cos(math.pi / 3)) / 2) * mean)  # type: ignore[arg-type]
-
-
-def test_without_its_constant_it_is_darts() -> None:
-    """The term's gradient in alpha is then zero, and nothing else differs."""
-    method = darts_aer(0.0)
-    state = begin(tiny_problem("toy"), method)
-    (term,) = method.outer_terms
-    grads = torch.autograd.grad(term(state, {}, state.alpha, None), list(state.alpha.values()))  # type: ignore[arg-type]
-    assert all(not g.any() for g in grads)
-    assert replace(method, outer_terms=(), name="darts", unfit=(), papers=darts().papers) == darts()

@@ -102,6 +102,14 @@ def test_alpha_can_be_fixed() -> None:
     assert not any(t.any() for t in state.alpha.values())
 
 
+@pytest.mark.parametrize(("epochs", "between"), [(125, 5), (40, 5), (37, 4), (20, 2), (6, 1)])
+def test_tuning_takes_at_most_two_thirds_of_the_epochs(epochs: int, between: int) -> None:
+    searcher, problem = darts_pt(), tiny_problem("nb201", epochs=epochs, channels=4, cells=1)
+    stage = searcher.stages(problem, searcher.method, ())
+    assert stage is not None
+    assert stage.epochs == epochs - 5 * between
+
+
 def test_too_few_epochs_are_one_sentence() -> None:
-    with pytest.raises(UserError, match=r"25 epochs|more epochs"):
-        darts_pt().search(tiny_problem("nb201", epochs=20, channels=4, cells=1))
+    with pytest.raises(UserError, match="given 5 epochs and tune=5: give more"):
+        darts_pt().search(tiny_problem("nb201", epochs=5, channels=4, cells=1))

@@ -11,7 +11,7 @@ import torch
 
 from oche.errors import UserError
 from oche.loop import begin, search
-from oche.methods.ddpnas import Prune, ddpnas, told
+from oche.methods.ddpnas import Place, Prune, ddpnas, told
 from oche.state import SearchState
 from reference.tiny import tiny_problem
 
@@ -40,10 +40,18 @@ WORTH = torch.tensor([[0.0, 0.02, 0.05, 0.01, 0.03]]).roll(1, 1).repeat(6, 1)
 def test_it_takes_forty_two_epochs_in_nas_bench_201(monkeypatch: pytest.MonkeyPatch) -> None:
     state = played(monkeypatch, WORTH, 42)
     assert state.alive(state.space.groups[0]).sum(-1).tolist() == [1] * 6
-    with pytest.raises(UserError, match="42 epochs"):
-        Prune(3).place(begin(tiny_problem("nb201", epochs=41, channels=4, cells=1), ddpnas()))
-    fits = Prune(None).place(begin(tiny_problem("nb201", epochs=30, channels=4, cells=1), ddpnas()))
-    assert fits is None  # 2 sweeps of 14 visits, after 2 epochs of warm-up
+
+
+def test_with_fewer_epochs_there_are_fewer_sweeps() -> None:
+    def place(epochs: int, epoch: int) -> Place | None:
+        state = begin(tiny_problem("nb201", epochs=epochs, channels=4, cells=1), ddpnas())
+        return Prune(3).place(replace(state, epoch=epoch))
+
+    assert place(30, 1) is None  # 2 sweeps of 14 visits, after 2 epochs of warm-up
+    assert place(30, 2) == Place(5, 0, 0)
+    assert [place(14, epoch) for epoch in (0, 5, 13)] == [Place(5, 0, 0), Place(4, 0, 0), Place(2, 0, 1)]
+    with pytest.raises(UserError, match="14 epochs at least"):
+        place(13, 0)
 
 
 def test_a_sweep_visits_every_remaining_operation_of_every_edge_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contracts.registry import SMALL
-from contracts.same import moved
 from contracts.test_resume import carry_on, content, run_with_kills
 from oche.base import Draw
 from oche.data import ImageSet
 from oche.errors import UserError
-from oche.loop import advance, begin, search, streams
+from oche.loop import advance, begin, streams
 from oche.method import Method
 from oche.methods import method_named
 from oche.methods.gm_nas import (
@@ -222,15 +221,6 @@ def test_an_edge_is_split_once_and_the_first_kind_of_cell_may_be_the_only_one() 
     found = [(group.name, e) for group, e in unsplit(state, Split(first_kind=True).scanned(state.space.groups))]
     assert found == [("normal", e) for e in range(5) if e != 3]
     assert len(list(unsplit(state, state.space.groups))) == 9
-
-
-def test_without_a_split_it_is_the_inner_method() -> None:
-    problem = tiny_problem("toy", epochs=2, count=24)
-    staged = gm_nas(splits=0).search(problem).state
-    base = search(problem, INNER["darts"]()).state
-    assert moved(staged, base) == 0.0
-    split = gm_nas(splits=1).search(replace(problem, epochs=3)).state
-    assert moved(split, base) > 0
 
 
 def test_the_child_that_validates_best_is_taken() -> None:

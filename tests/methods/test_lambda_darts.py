@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from oche.callbacks import InnerStep
-from oche.loop import StepBatches, begin, bilevel, search, set_learning_rate, streams, weight_step
+from oche.loop import StepBatches, begin, bilevel, set_learning_rate, streams, weight_step
 from oche.methods.darts import darts
 from oche.methods.lambda_darts import Corr, Harmony, Sign, lambda_darts
 from oche.schedule import Constant
@@ -88,12 +88,3 @@ def test_only_the_first_kind_of_cell_takes_part() -> None:
     assert isinstance(harmony, Harmony)
     assert harmony.cells(replace(state, step=1)) == state.space.groups[0].cells
     assert harmony.cells(state) == ()  # lambda begins at 0
-
-
-def test_without_its_constant_it_is_darts() -> None:
-    problem = tiny_problem("toy", epochs=2)
-    ours, plain = search(problem, lambda_darts(weight=0.0)).state, search(problem, darts()).state
-    assert all(torch.equal(ours.alpha[n], t) for n, t in plain.alpha.items())
-    assert all(torch.equal(ours.theta[n], t) for n, t in plain.theta.items())
-    other = search(problem, lambda_darts()).state
-    assert any(not torch.equal(other.theta[n], t) for n, t in plain.theta.items())

@@ -9,7 +9,6 @@ import torch
 
 from oche.callbacks import OuterStep
 from oche.loop import begin, search
-from oche.methods.darts import darts
 from oche.methods.oles import BestEpoch, FreezeOverfitted, oles, operations, similarity
 from oche.selection import TopK
 from oche.state import SearchState
@@ -68,10 +67,3 @@ def test_the_genotype_is_that_of_the_best_epoch() -> None:
     state.memory["accuracies"] = torch.tensor([0.1, 0.7, 0.7, 0.2])
     wanted = TopK()(state.at(2), state.problem)
     assert BestEpoch()(state, state.problem) == wanted
-
-
-def test_without_its_rule_it_is_darts() -> None:
-    problem = tiny_problem("toy", epochs=2)
-    ours, plain = search(problem, oles(threshold=-1.0)).state, search(problem, darts()).state
-    assert all(torch.equal(ours.alpha[n], t) for n, t in plain.alpha.items())
-    assert all(torch.equal(ours.theta[n], t) for n, t in plain.theta.items())

@@ -10,7 +10,7 @@ import torch
 
 from oche.edges import SkipDropout
 from oche.loop import begin
-from oche.methods.pdarts import AtMostSkips, Fading, Progressive, best, deeper, pdarts
+from oche.methods.pdarts import AtMostSkips, Fading, Progressive, deeper, pdarts
 from oche.spaces import SPACES
 from oche.stages import Stage
 from oche.state import SearchState
@@ -46,12 +46,6 @@ def test_the_darts_space_has_the_published_stages() -> None:
 def test_edges_with_few_candidates_keep_them() -> None:
     found = stages("s2", channels=4, cells=1, nodes=1)
     assert all(mask.all() for stage in found[1:] for mask in stage.mask.values())
-
-
-def test_the_best_are_kept() -> None:
-    strength = torch.tensor([[0.1, 0.5, 0.3, 0.9], [0.4, 0.2, 0.2, 0.2]])
-    alive = torch.tensor([[True, True, True, False], [True, True, True, True]])
-    assert best(strength, alive, 2).tolist() == [[False, True, True, False], [True, True, False, False]]
 
 
 def test_the_rate_fades_as_published() -> None:

@@ -8,18 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from contracts.same import assert_other_search, assert_same_search, problem_of, step_alpha_from
+from contracts.same import problem_of
 from oche.base import Batch, Draw, Group
 from oche.bilevel import gradient
-from oche.data import Whole
 from oche.edges import SampledOps, WeightedSum
 from oche.loop import StepBatches, begin, streams
 from oche.methods.beta_darts import BetaDecay, beta_darts
-from oche.methods.darts import darts
-from oche.methods.darts_minus import darts_minus
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
 from oche.methods.gdas import gdas
-from oche.methods.snas import snas
 from oche.relaxations import GumbelSoftmax, Sigmoid
 from oche.schedule import Constant, Linear
 
@@ -108,14 +104,6 @@ def test_the_code_s_scalars_give_every_weight_the_sum_of_the_output_s_gradient()
     torch.testing.assert_close(grad[[0, 2]], direction.sum().repeat(2))
 
 
-def test_snas_without_noise_or_a_second_level_is_another_search() -> None:
-    method = snas()
-    assert method.single_level
-    assert isinstance(method.split, Whole)
-    assert_other_search(method, replace(darts(), single_level=True, split=Whole(), selection=method.selection))
-    assert_other_search(gdas(), snas())
-
-
 # ---------------------------------------------------------------------- FairDARTS
 
 
@@ -176,24 +164,7 @@ def test_a_node_keeps_two_edges_above_the_threshold_or_its_best_one() -> None:
     assert [(c.source, c.op) for c in chosen if c.target == 2] == [(1, "sep_conv_5x5")]
 
 
-def test_fair_darts_without_its_parts_is_darts() -> None:
-    plain = darts()
-    bare = replace(
-        fair_darts(weight=0.0),
-        relaxation=plain.relaxation,
-        arch_optimizer=plain.arch_optimizer,
-        weight_lr=plain.weight_lr,
-    )
-    assert_same_search(bare, plain)
-    assert_other_search(fair_darts(0.0), fair_darts())
-
-
 # ---------------------------------------------------------------------- DARTS-, Beta-DARTS
-
-
-def test_darts_minus_with_beta_zero_is_darts() -> None:
-    assert_same_search(darts_minus(0.0), darts(), tolerance=1e-12)
-    assert_other_search(darts_minus(), darts())
 
 
 def test_the_beta_penalty_s_gradient_is_the_softmax_over_the_number_of_edges() -> None:
@@ -214,8 +185,3 @@ def test_the_beta_penalty_of_equal_logits_is_the_logarithm_of_their_number() -> 
     state.mask["cell"] = torch.ones(6, 5, dtype=torch.bool)
     state.mask["cell"][:, :2] = False
     assert float(BetaDecay(0.5)(state, {}, state.alpha, NOTHING)) == pytest.approx(math.log(3))
-
-
-def test_beta_darts_at_rate_zero_is_darts() -> None:
-    assert_same_search(beta_darts(0.0), darts())
-    assert_other_search(step_alpha_from(beta_darts(50.0)), step_alpha_from(darts()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from contracts.same import assert_other_search, assert_same_search, problem_of
+from contracts.same import assert_other_search, problem_of
 from oche.loop import StepBatches, arch_step, begin, bilevel, streams
 from oche.methods.darts import darts
 from oche.methods.sdarts import Perturbation, normalised, sdarts_adv, sdarts_rs
@@ -92,12 +92,6 @@ def test_epsilon_grows_tenfold() -> None:
     (callback,) = sdarts_rs().callbacks
     assert isinstance(callback, Perturbation)
     assert callback.epsilon == Linear(0.03, 0.3)
-
-
-@pytest.mark.parametrize("build", [sdarts_rs, sdarts_adv])
-def test_without_a_ball_it_is_darts(build: type[object]) -> None:
-    assert_same_search(build(0.0), darts(), tolerance=1e-12)
-    assert_other_search(build(), darts())
 
 
 def test_random_and_adversarial_are_not_the_same() -> None:

@@ -39,8 +39,10 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("testing", "report"),
     ("api",),
     ("bench",),
+    ("study",),
     ("show", "doctor"),
     ("bench_cli",),
+    ("study_cli",),
     ("cli",),
     ("__main__",),
 )

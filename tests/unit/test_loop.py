@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -13,7 +15,18 @@ from oche.bilevel import FirstOrder, detached
 from oche.callbacks import Callback, InnerStep, OuterStep
 from oche.data import RandomTargets, Whole
 from oche.errors import UserError
-from oche.loop import StepBatches, arch_step, begin, bilevel, search, set_learning_rate, steps, streams, weight_step
+from oche.loop import (
+    STATUS,
+    StepBatches,
+    arch_step,
+    begin,
+    bilevel,
+    search,
+    set_learning_rate,
+    steps,
+    streams,
+    weight_step,
+)
 from oche.method import Method
 from oche.methods.darts import darts
 from oche.optim import SGD, Descent
@@ -323,3 +336,13 @@ def test_an_earlier_alpha_can_be_looked_at() -> None:
         assert len(rows) == 4
         assert torch.equal(state.at(2).alpha[name], rows[2])
         assert torch.equal(state.at(3).alpha[name], state.alpha[name].detach())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STATUS.exists(), reason="reads this process's memory from /proc")
+def test_a_process_does_not_count_its_parents_memory() -> None:
+    """getrusage gives a child the highest that its parent had, as long as it has not had more itself."""
+    held = torch.ones(2**27, dtype=torch.float64)
+    ask = "import torch; from oche.loop import memory_mib; print(memory_mib(torch.device('cpu')))"
+    said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, timeout=60).stdout
+    assert 10 < float(said) < held.numel() * 8 / 2**20

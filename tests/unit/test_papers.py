@@ -12,6 +12,7 @@ import pytest
 from oche.errors import UserError
 from oche.methods import METHODS
 from oche.papers import cite, entries
+from oche.strategies import RandomSampling
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -32,6 +33,19 @@ def test_every_method_can_be_cited(name: str) -> None:
     text = cite(papers)
     assert re.findall(r"@\w+\{([^,]+),", text) == list(papers)
     assert text.count("\n  title = {") == text.count("\n  author = {") == text.count("\n  year = {") == len(papers)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_s_page_says_what_it_rests_on(name: str) -> None:
+    """Its rule's source and evidence, how it deviates, its cost; and in `oche list methods` it takes one line of 80 columns."""
+    made = script()
+    assert len(made.first_line(METHODS[name])) <= 60
+    if METHODS[name] is RandomSampling:
+        return  # no paper's rule
+    text = made.about(METHODS[name])
+    assert re.search(r"Published|Taken from code|[Ff]rom code|Stated by the paper|Recalled", text)
+    for heading in ("Deviations from the paper: ", "Deviations from the authors' code: ", "Cost against DARTS: "):
+        assert text.count(heading) == 1, heading
 
 
 def test_entries_are_in_order_and_balanced() -> None:

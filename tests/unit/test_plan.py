@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from oche import api, config
 from oche.bilevel import FiniteDifference, FirstOrder, Unrolled
-from oche.data import Data
+from oche.data import Data, none
 from oche.edges import PartialChannels, WeightedSum
 from oche.errors import UserError
 from oche.method import Method
@@ -34,6 +35,8 @@ from oche.relaxations import EdgeNormalised, Softmax
 from oche.run import Run
 from oche.schedule import Cosine
 from oche.spaces import SPACES
+from oche.stages import Staged
+from oche.state import Problem
 from oche.strategies import RandomSampling, method_of
 from oche.trainable import AllWeights, BatchNormOnly
 from reference.tiny import tiny_data, tiny_masks
@@ -117,13 +120,17 @@ def test_arch_gradients_are_the_methods_own() -> None:
 def test_every_method_has_every_budget_in_every_space(method: str, space: str, budget: str) -> None:
     built = method_of(METHODS[method]())
     if built and space in built.unfit:
-        with pytest.raises(UserError, match="not made for"):
+        assert built.unfit_why
+        with pytest.raises(UserError, match=re.escape(f"not made for the space {space!r}: {built.unfit_why}; choose")):
             plan(method, space, budget, MASKS)
         return
     p = plan(method, space, budget, MASKS if space == "grid" else SMALL)
     assert p.epochs >= 1
     assert p.batch >= 2
     assert p.space.name == space
+    if isinstance(p.searcher, Staged):  # the plan of its stages holds for so many epochs
+        problem = Problem(p.space, p.data, p.task, none(p.data), p.epochs, p.batch)
+        assert p.searcher.stages(problem, p.searcher.method, ())
 
 
 # ---------------------------------------------------------------------- precedence: method, budget, settings

@@ -16,7 +16,7 @@ from oche.genotype import Choice, Genotype
 from oche.loop import begin
 from oche.methods.darts import darts
 from oche.methods.pcdarts import pcdarts
-from oche.selection import PerEdgeArgmax, TopK, argmax, strongest
+from oche.selection import PerEdgeArgmax, TopK, argmax, leading, strongest
 from oche.spaces import SPACES
 from oche.spaces.darts import DARTS_OPS
 from oche.spaces.nb201 import NB201_OPS
@@ -186,3 +186,10 @@ def test_sharing_by_cell_names_the_cells() -> None:
     assert set(genotype.groups) == {"cell_0", "cell_1"}
     assert genotype.sharing == "cell"
     problem.space.check(genotype)
+
+
+def test_the_leading_are_kept() -> None:
+    strength = torch.tensor([[0.1, 0.5, 0.3, 0.9], [0.4, 0.2, 0.2, 0.2]])
+    alive = torch.tensor([[True, True, True, False], [True, True, True, True]])
+    assert leading(strength, alive, 2).tolist() == [[False, True, True, False], [True, True, False, False]]
+    assert torch.equal(leading(strength, alive, 9), alive)

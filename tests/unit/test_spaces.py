@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -174,6 +175,31 @@ def test_reduction_cells_lie_at_a_third_and_two_thirds(cells: int) -> None:
 
 
 # ---------------------------------------------------------------------- any image
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 7])
+def test_crossed_convolutions_are_one_of_rank_one(kernel: int, stride: int) -> None:
+    """For one channel: 1xk then kx1 is the kxk convolution by their outer product."""
+    op = OPS[f"conv_{kernel}x1_1x{kernel}"](1, stride, False)
+    _, across, down, _ = op.children()
+    x = torch.randn(2, 1, 9, 8)
+    whole = down.weight.view(-1, 1) * across.weight.view(1, -1)  # type: ignore[operator,union-attr]
+    expected = F.conv2d(x.relu(), whole[None, None], stride=stride, padding=kernel // 2)
+    torch.testing.assert_close(op(x), F.batch_norm(expected, None, None, training=True), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_the_bottleneck_narrows_nothing_and_widens_fourfold(stride: int) -> None:
+    """Its convolutions in a row, each normalised, a ReLU before the first and before the last."""
+    op = OPS["bottleneck_1x3x1"](3, stride, False)
+    kernels = [p for p in op.parameters() if p.ndim == 4]
+    assert [tuple(p.shape) for p in kernels] == [(3, 3, 1, 1), (3, 3, 3, 3), (12, 3, 1, 1), (3, 12, 1, 1)]
+    x = h = torch.randn(4, 3, 6, 5)
+    for n, kernel in enumerate(kernels):
+        h = F.conv2d(h.relu() if n in (0, 3) else h, kernel, stride=stride if n == 1 else 1, padding=int(n == 1))
+        h = F.batch_norm(h, None, None, training=True)
+    torch.testing.assert_close(op(x), h, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("op", OPS)

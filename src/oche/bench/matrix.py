@@ -27,10 +27,11 @@ FREE = {*AXES, "arms", "seeds", "first_seed", "settings", "settings_of", "probes
 
 @dataclass(frozen=True)
 class Arm:
-    """A method's name, and settings on top of those for all: `{"trainable.affine": True}`."""
+    """A method's name, settings on top of those for all, `{"trainable.affine": True}`, and epochs of its own where it has others."""
 
     method: str
     settings: Mapping[str, object] = field(default_factory=dict)
+    epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -155,13 +156,18 @@ def matrix_from(path: Path | None, overrides: Mapping[str, object] | None = None
         table = config.loads(path.read_text(), str(path))
         bench = table.get("bench")
         table = bench if isinstance(bench, dict) else {"name": path.stem, **table}
+    return matrix_in(table, str(path or "bench"), overrides)
+
+
+def matrix_in(table: Mapping[str, object], where: str, overrides: Mapping[str, object] | None = None) -> Matrix:
+    """The matrix with these fields, replaced as in `matrix_from`; `where` is what errors call the table. Raises UserError."""
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     if "arms" in table:
         table = {"methods": (), **table}
     settings = {**flat(table.get("settings", {})), **flat(given.pop("settings", {}))}
     own = {**_table(table.get("settings_of", {})), **_table(given.pop("settings_of", {}))}
     own = {method: flat(values) for method, values in own.items()}
-    matrix = config.build(Matrix, {**table, **given, "settings": settings, "settings_of": own}, str(path or "bench"))
+    matrix = config.build(Matrix, {**table, **given, "settings": settings, "settings_of": own}, where)
     check(matrix)
     return matrix
 
@@ -211,7 +217,7 @@ def trials(matrix: Matrix) -> tuple[Trial, ...]:
             space=space,
             data=_absolute(data),
             budget=budget,
-            epochs=matrix.epochs,
+            epochs=matrix.arm(method).epochs or matrix.epochs,
             batch=matrix.batch,
             seed=seed,
             device=matrix.device,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,25 +10,30 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from oche.bench.pictures import pictures
-from oche.bench.render import legend, searches, sheets, to_csv, to_markdown, trial_table
+from oche.bench.render import Sheet, legend, searches, sheets, to_csv, to_markdown, trial_table
 from oche.bench.result import BenchResult
 from oche.run import Run
 
 
-def write(result: BenchResult) -> Path:
-    """Writes all files of the result; returns the page's path."""
-    folder, drawn = result.folder, pictures(result)
+def write(
+    result: BenchResult,
+    notes: Sequence[str] = (),
+    tables: Sequence[Sheet] = (),
+    figures: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Writes all files of the result, with what is given at their head; returns the page's path."""
+    folder, drawn = result.folder, {**(figures or {}), **pictures(result)}
     for name, data in drawn.items():
         folder.write(f"{Run.FIGURES}/{name}.svg", data)
     folder.write(folder.CSV, to_csv(result).encode())
-    folder.write(folder.MARKDOWN, to_markdown(result).encode())
+    folder.write(folder.MARKDOWN, to_markdown(result, notes, tables).encode())
     headings, rows = trial_table(result)
     page = _template().render(
         title=result.matrix.name,
         done=len(result.finished),
         total=len(result.finished) + len(result.missing),
-        notes=result.notes,
-        sheets=sheets(result),
+        notes=[*notes, *result.notes],
+        sheets=[*tables, *sheets(result)],
         searches=searches(result),
         figures={name: Markup(data.decode()[data.decode().index("<svg") :]) for name, data in drawn.items()},
         legend=legend(result),

@@ -141,12 +141,12 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
         levels.append((f"{result.matrix.baseline}, mean", float(np.mean(base))))
     if final:
         yield "seeds", Seeds(f"{metric} of each seed's cell", f"{metric}, %", final, tuple(levels))
-    if bands := _over_epochs(here, lambda trial: {p[0]: p[2] for p in trial.curve if p[2] is not None}):
+    if bands := over_epochs(here, lambda trial: {p[0]: p[2] for p in trial.curve if p[2] is not None}):
         yield "anytime", Panels(f"{metric} of the cell chosen after each epoch", "%", *bands, tuple(levels))
-    if bands := _over_epochs(here, lambda trial: {p[0]: float(p[1]) for p in trial.curve}):
+    if bands := over_epochs(here, lambda trial: {p[0]: float(p[1]) for p in trial.curve}):
         yield "skips", Panels("Skip connections of the cell chosen after each epoch", "skip connections", *bands)
     for key, (title, unit) in PROBES.items():
-        if bands := _over_epochs(here, partial(Finished.probe, key=key)):
+        if bands := over_epochs(here, partial(Finished.probe, key=key)):
             factor = 100.0 if unit == "%" else 1.0
             epochs, values = bands
             yield key, Panels(title, unit, epochs, {method: factor * v for method, v in values.items()})
@@ -166,7 +166,7 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
             yield name, Pareto(f"{metric} against cost", label, f"{metric}, %", points)
 
 
-def _over_epochs(
+def over_epochs(
     here: Sequence[Finished], values: Callable[[Finished], dict[int, float]]
 ) -> tuple[dict[str, Sequence[int]], dict[str, NDArray[np.float64]]] | None:
     """(epochs, values (T, seeds)) by method, over the epochs that all of its seeds have."""

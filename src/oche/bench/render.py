@@ -47,10 +47,13 @@ def to_csv(result: BenchResult) -> str:
     return file.getvalue()
 
 
-def to_markdown(result: BenchResult) -> str:
-    """Notes, all side by side, a table for each place and metric, what the searches chose, every trial, what the columns mean."""
-    lines = [f"# {result.matrix.name}", "", *(f"- {note}" for note in result.notes), ""]
-    for title, headings, rows in [*sheets(result), *searches(result)]:
+def to_markdown(result: BenchResult, notes: Sequence[str] = (), own: Sequence[Sheet] = ()) -> str:
+    """Notes, all side by side, a table for each place and metric, what the searches chose, every trial, what the columns mean.
+
+    `notes` and the tables `own` come before the bench's.
+    """
+    lines = [f"# {result.matrix.name}", "", *(f"- {note}" for note in (*notes, *result.notes)), ""]
+    for title, headings, rows in [*own, *sheets(result), *searches(result)]:
         lines += [f"## {title}", "", *table_lines(headings, rows), ""]
     headings, body = trial_table(result)
     lines += ["## Every trial", "", *table_lines(headings, body), "", *(f"- {line}" for line in legend(result)), ""]

@@ -221,6 +221,8 @@ def _picked(of_method: Sequence[Finished], select: str, metric: str) -> float | 
 
 def _notes(result: BenchResult) -> Iterator[str]:
     matrix = result.matrix
+    if "smoke" in matrix.budgets:
+        yield "The budget smoke is there to see that everything runs: its numbers mean nothing and back no claim."
     yield f"Selected by {matrix.selector} (the picked seed, and the oracle); no test metric selects anything."
     for data in matrix.data:
         if others := [metric for metric in matrix.metrics if not _same_data(data, metric)]:

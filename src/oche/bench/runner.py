@@ -27,6 +27,10 @@ Listener = Callable[[str, Mapping[str, object]], None]
 ("failed", {name, reason})."""
 
 
+Render = Callable[[BenchResult], object]
+"""Writes the files of a result; `page.write`, or one with more on its page."""
+
+
 def silent(event: str, record: Mapping[str, object]) -> None:
     """The listener that does not listen."""
 
@@ -41,13 +45,14 @@ def run_bench(
     only: Sequence[str] = (),
     table: Table | None = None,
     work: Work = run_trial,
+    render: Render = write,
 ) -> BenchResult:
     """Runs what is missing of a bench in the folder `out`, and renders the result.
 
     `workers` processes work at a time; with an `address` the trials are tasks of that Ray cluster ("local": one on this machine).
     A trial that fails is told of and left missing; the others go on. `only` names the methods and arms to run now, all where it is
     empty; the rest stays missing. `table` takes the place of the matrix's own, `work` that of
-    `run_trial`. Raises UserError for a matrix that contradicts itself, or a folder of another bench.
+    `run_trial`, `render` writes the result. Raises UserError for a matrix that contradicts itself, or a folder of another bench.
     """
     if workers < 1:
         raise UserError(f"A bench needs at least one worker; given {workers}.")
@@ -88,7 +93,7 @@ def run_bench(
             failures[trial.name] = str(outcome)
             listener("failed", {"name": trial.name, "reason": str(outcome)})
     result = replace(read(folder.path), failures=failures)
-    write(result)
+    render(result)
     return result
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from lightning_fabric import Fabric
+from torch import Tensor, nn
 
 from oche import config
 from oche.api import cpu_threads, out_of_memory, problem_of, reopen
 from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL, Trial, asked
 from oche.cost import cost
-from oche.data import none
+from oche.data import Data, none
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.plan import Plan, TrainRequest, resolve, resolve_training, searched_size, training_table
 from oche.run import Run
+from oche.spaces import Space
 from oche.strategies import find
+from oche.tasks import Task
 from oche.train import Training, evaluate, retrain
 
 NUMBERS = (
@@ -37,7 +42,7 @@ class Outcome:
 
     `probes` are (epoch, value) by the number's key in the record; `warning` is what the monitor said.
 
-    `parameters` and `multiply_adds` are those of the network that was trained, or else of the cell at the searched size.
+    `parameters` and `multiply_adds` are those of the network that was judged, or else of the cell at the searched size.
     """
 
     genotype: str
@@ -53,32 +58,60 @@ class Outcome:
     warning: str = ""
 
 
-def run_trial(trial: Trial, folder: Path) -> Outcome:
-    """Searches and trains, from wherever the folder stands. Raises UserError where the folder is of another trial."""
+@dataclass(frozen=True)
+class Judged:
+    """What became of a search's cell: scores in percent, the network they are of, the seconds it trained, numbers by epoch of search.
+
+    `cells` are the discrete ones after every epoch, where the network is none and the log's are not.
+    """
+
+    measured: Mapping[str, float]
+    genotype: Genotype
+    space: Space
+    seconds: float = 0.0
+    series: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
+    cells: tuple[Genotype, ...] = ()
+
+
+After = Callable[[Trial, Plan, Run, Genotype], Judged]
+"""What comes after a search in its run folder. Called again after a kill, it carries on."""
+
+
+def trained(trial: Trial, plan: Plan, run: Run, genotype: Genotype) -> Judged:
+    """The cell's network trained from scratch, if the bench trains."""
+    if not trial.train:
+        return Judged({}, genotype, plan.space)
+    scores, training, seconds = trained_network(plan, run, genotype)
+    return Judged(scores, genotype, training.space, seconds)
+
+
+def run_trial(trial: Trial, folder: Path, after: After = trained) -> Outcome:
+    """Searches, then `after`, from wherever the folder stands. Raises UserError where the folder is of another trial."""
     plan, run = _opened(trial, folder)
     with out_of_memory(plan.batch), cpu_threads(plan.request.threads):
         genotype, tail = _searched(plan, run)
-        trained, training = _trained(plan, run, genotype) if trial.train else ({}, None)
+        judged = after(trial, plan, run, genotype)
     records = run.records()
     epochs = [r for r in records if r.get("kind") == "epoch"]
     supernet = [r for r in records if r.get("kind") == "supernet"][-1:]
-    measured = {**trained, **({SUPERNET: 100 * _number(supernet[0], f"val_{plan.task.metric}")} if supernet else {})}
+    measured = dict(judged.measured)
+    if supernet:
+        measured[SUPERNET] = 100 * _number(supernet[0], f"val_{plan.task.metric}")
     if epochs:
         measured[SUPERNET_TRAIN] = 100 * _number(epochs[-1], f"weight_{plan.task.metric}")
-    price = cost(training.space if training else plan.space, genotype)
+    price = cost(judged.space, judged.genotype)
+    logged = tuple((int(_number(r, "epoch")) + 1, _skips(r), str(r["genotype"])) for r in epochs)
     return Outcome(
-        str(genotype),
+        str(judged.cells[-1] if judged.cells else judged.genotype),
         measured,
-        tuple((int(_number(r, "epoch")) + 1, _skips(r), str(r["genotype"])) for r in epochs),
+        tuple((n, sum(c.skips().values()), str(c)) for n, c in enumerate(judged.cells, start=1)) or logged,
         sum(_number(r, "seconds") for r in epochs) + tail,
-        sum(_number(r, "seconds") for r in training.run.records() if r.get("kind") == "train_epoch")
-        if training and training.run
-        else 0.0,
+        judged.seconds,
         max((_number(r, "memory_mib") for r in epochs), default=None),
         str(plan.fabric.device),
         price.parameters,
         price.multiply_adds,
-        {key: found for key in NUMBERS if (found := tuple(_series(epochs, key)))},
+        {**{key: found for key in NUMBERS if (found := tuple(_series(epochs, key)))}, **judged.series},
         next((str(r["warning"]) for r in epochs if "warning" in r), ""),
     )
 
@@ -115,8 +148,13 @@ def _searched(plan: Plan, run: Run) -> tuple[Genotype, float]:
     return find(plan.searcher, problem, plan.watch)[0], time.perf_counter() - mark
 
 
-def _trained(plan: Plan, run: Run, genotype: Genotype) -> tuple[dict[str, float], Training]:
-    """Validation and test score (accuracy, mean IoU) in percent of the cell's network, trained from scratch in a folder of its own."""
+def trained_network(
+    plan: Plan, run: Run, genotype: Genotype, start: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, float], Training, float]:
+    """The cell's network trained in a folder of its own, from scratch or from the weights `start`.
+
+    Its validation and test score (accuracy, mean IoU) in percent, what was trained, and the seconds that took.
+    """
     asked = plan.request
     settings = {path: value for path, value in asked.settings.items() if path.startswith(("train.", "task."))}
     request = TrainRequest(
@@ -132,12 +170,17 @@ def _trained(plan: Plan, run: Run, genotype: Genotype) -> tuple[dict[str, float]
     )
     own = Run(run.file("trained"))
     own.path.mkdir(exist_ok=True)
-    training = replace(resolve_training(request, plan.data, searched_size(plan.table())), run=own)
+    training = replace(resolve_training(request, plan.data, searched_size(plan.table())), run=own, start=start)
     own.write(Run.CONFIG, config.dumps(training_table(request, training)).encode())
-    network, plain = retrain(training), none(training.data)
-    parts = {TRAINED_VAL: training.data.val, TRAINED_TEST: training.data.test}
-    scores = {name: evaluate(network, images, plain, training.fabric, training.task) for name, images in parts.items()}
-    return {name: 100 * score.value for name, score in scores.items()}, training
+    network = retrain(training)
+    seconds = sum(_number(r, "seconds") for r in own.records() if r.get("kind") == "train_epoch")
+    return scores_of(network, training.data, training.fabric, training.task), training, seconds
+
+
+def scores_of(network: nn.Module, data: Data, fabric: Fabric, task: Task) -> dict[str, float]:
+    """A network's validation and test score in percent, under the names of a trained one."""
+    parts = {TRAINED_VAL: data.val, TRAINED_TEST: data.test}
+    return {name: 100 * evaluate(network, images, none(data), fabric, task).value for name, images in parts.items()}
 
 
 # ------------------------------------------------------------------ helpers

@@ -6,9 +6,9 @@
     batch = stream.at(0)
 
 What a data set is (`images`), how any pixels get one form (`pixels`), how a source is read (`readers`, with `arrays`,
-`folders`, `masksets` with `masks`, `torchsets`), how it is completed (`parts`) and what is worth knowing about it (`facts`), who sees which
-images (`splits`) and what it is told of them (`targets`), how images are varied (`augment`, `augment_masks`, `recipes`), in which order
-they come (`stream`).
+`folders`, `masksets` with `masks`, `digit_masks`, `torchsets`), how it is completed (`parts`) and what is worth knowing about it
+(`facts`), who sees which images (`splits`) and what it is told of them (`targets`), how images are varied (`augment`, `augment_masks`,
+`recipes`), in which order they come (`stream`).
 """
 
 from oche.data.augment import Augment, Augmentation

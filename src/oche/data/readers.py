@@ -10,6 +10,7 @@ from typing import Literal
 from torch.utils.data import Dataset
 
 from oche.data.arrays import has_idx, read_digits, read_idx, read_npz
+from oche.data.digit_masks import read_digits_masks
 from oche.data.folders import read_folder
 from oche.data.images import Data
 from oche.data.masksets import has_masks, read_camvid, read_masks
@@ -31,6 +32,7 @@ SETS: dict[str, Reader] = {
     "svhn": read_svhn,
     "imagenet": read_imagenet,
     "camvid": read_camvid,
+    "digits_masks": read_digits_masks,
 }
 """Data sets that have a name. A folder of the same name is read as ./digits."""
 

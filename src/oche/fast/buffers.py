@@ -34,12 +34,31 @@ class Buffers:
         for old in [k for k, last in self.asked.items() if last < self.requests - _PATIENCE]:
             self.free.pop(old, None)
             del self.asked[old]
+        return self._lend(key, size)
+
+    def scratch(self, size: int, dtype: torch.dtype) -> Tensor:
+        """Like `take`, for one call: the first elements of a larger buffer if one is free and none of this size is."""
+        larger = [key for key, kept in self.free.items() if kept and key[1] == dtype and key[0] >= size]
+        return self._lend(min(larger), size) if larger else self.take(size, dtype)
+
+    def _lend(self, key: _Key, size: int) -> Tensor:
         kept = self.free.get(key)
-        own = kept.pop() if kept else torch.empty(size, dtype=dtype)
-        lent = own.detach()
+        own = kept.pop() if kept else torch.empty(key[0], dtype=key[1])
+        lent = own.detach()[:size]
         weakref.finalize(lent, self._back, key, own).atexit = False
         return lent
 
     def _back(self, key: _Key, own: Tensor) -> None:
         if key in self.asked:
             self.free.setdefault(key, []).append(own)
+
+
+_pools: weakref.WeakValueDictionary[str, Buffers] = weakref.WeakValueDictionary()
+
+
+def shared() -> Buffers:
+    """The pool of all compiled cells: it lives as long as somebody keeps it, which every fused cell does."""
+    pool = _pools.get("cells")
+    if pool is None:
+        pool = _pools["cells"] = Buffers()
+    return pool

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from oche.base import Draw
-from oche.fast.buffers import Buffers
+from oche.fast.buffers import shared
 from oche.fast.dense import DenseLayout, dense_layout, run_dense
 from oche.fast.device import Backend, accelerator
 from oche.fast.entry import enter
+from oche.fast.layout import Layout, layout
 from oche.fast.native import Kernels, kernels, switched_off
-from oche.fast.packed import Layout, layout, run_packed
+from oche.fast.packed_op import run_packed
 from oche.fast.partial import run_partial
 from oche.fast.portable import refusal, run_portable, zeros
 from oche.spaces.base import Cell, Supernet
@@ -25,12 +26,12 @@ class FusedCell(Cell):
     Weights are read from the submodules when it is called, so `torch.func.functional_call` and optimisers see no difference.
     """
 
-    def __init__(self, cell: Cell, pool: Buffers) -> None:
+    def __init__(self, cell: Cell) -> None:
         torch.nn.Module.__init__(self)
         self.entries, self.edges = cell.entries, cell.edges
         self.concat, self._into = cell.concat, cell._into
         self.training = cell.training
-        self.layout, self.pool = _layout(cell), pool
+        self.layout, self.pool = _layout(cell), shared()
 
     @property
     def tier(self) -> str:
@@ -46,16 +47,16 @@ class FusedCell(Cell):
         """Like `Cell.mixed`: inputs (B, C, H, W), w (E, O)."""
         zero = zeros(w)
         compiled: Backend | None = kernels() if w.device.type == "cpu" else accelerator(w.device)
-        states = [enter(entry, x, compiled, self.pool) for entry, x in zip(self.entries, inputs, strict=True)]
+        states = [enter(entry, x, compiled) for entry, x in zip(self.entries, inputs, strict=True)]
         if isinstance(compiled, Kernels) and isinstance(self.layout, DenseLayout):
             if torch.is_autocast_enabled("cpu"):  # single precision in these kernels is faster than torch's bfloat16
                 states = [h.float() for h in states]
             if _simple(states):
-                return run_dense(self.layout, states, w, zero, compiled, self.pool)
+                return run_dense(self.layout, states, w, zero)
         half = torch.is_autocast_enabled("cpu")
         if isinstance(compiled, Kernels) and isinstance(self.layout, Layout) and _simple(states) and not half:
             run = run_packed if self.layout.share == 1 else run_partial
-            return run(self.layout, states, w, zero, draw, compiled, self.pool)
+            return run(self.layout, states, w, zero, draw)
         states = run_portable(self, states, w, zero, draw, compiled)
         return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
 
@@ -86,10 +87,10 @@ def accelerate(supernet: Supernet) -> Supernet:
     """
     if switched_off("OCHE_FAST"):
         return supernet
-    cells, pool = supernet.body.cells, Buffers()
+    cells = supernet.body.cells
     for name, cell in list(cells.items()):
         if type(cell) is Cell and refusal(cell) is None:
-            cells[name] = FusedCell(cell, pool)
+            cells[name] = FusedCell(cell)
     return supernet
 
 

@@ -25,8 +25,6 @@ from oche.fast import rows
 from oche.fast.device import Backend
 
 PIXELS = (0, 2, 3)
-_PIECE = 2**15
-"""Products that are summed in a row: a million of them in fp32 are ten times as far off."""
 
 
 @dataclass(frozen=True)
@@ -163,26 +161,31 @@ class _Combine(torch.autograd.Function):
             return _compiled_backward(ctx, ctx.kernels, grad, weights, rest)
         grad = _like(grad, rest[0])
         wide = torch.promote_types(grad.dtype, torch.float32)
-        w = weights.to(wide)
+        w = weights.to(wide).unbind()
         r1 = grad.sum(PIXELS, dtype=wide)
         moments = iter(zip(ctx.mean, ctx.rstd, strict=True))
         values: list[Tensor | None] = [None] * n
-        scales, shifts, dw = list(values), list(values), []
+        scales, shifts = list(values), list(values)
+        dots: list[Tensor] = []  # what dw_t is the sum of
         for t, (normed, eps) in enumerate(ctx.spec):
             value, scale, shift = rest[t], rest[n + t], rest[2 * n + t]
             if not normed:
                 values[t] = (grad * w[t].to(grad.dtype)).to(value.dtype) if need[t] else None
-                dw.append(_dot(grad, value, wide) if ctx.needs_input_grad[4] else r1.new_zeros(()))
+                if ctx.needs_input_grad[4]:
+                    dots.append(_dot(grad, value, wide))
                 continue
             m, r = next(moments)
-            gain = w[t].expand_as(r) if scale is None else w[t] * scale
+            gain = w[t].expand_as(r).contiguous() if scale is None else w[t] * scale
             values[t], q, _ = torch.ops.aten.native_batch_norm_backward(
-                grad, _like(value, grad), gain.contiguous(), None, None, m, r, True, eps, [need[t], True, False]
+                grad, _like(value, grad), gain, None, None, m, r, True, eps, [need[t], True, False]
             )
             scales[t] = w[t] * q if need[n + t] else None
             shifts[t] = w[t] * r1 if need[2 * n + t] else None
-            dw.append((q if scale is None else scale * q).sum() + (0.0 if shift is None else (shift * r1).sum()))
-        return (None, None, None, None, torch.stack(dw).to(weights.dtype), *values, *scales, *shifts)
+            if ctx.needs_input_grad[4]:
+                q = q if scale is None else scale * q
+                dots.append((q if shift is None else torch.addcmul(q, shift, r1)).sum())
+        dw = torch.stack(dots).to(weights.dtype) if dots else None
+        return (None, None, None, None, dw, *values, *scales, *shifts)
 
 
 @dataclass(frozen=True)
@@ -287,12 +290,13 @@ def _moments(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dot(grad: Tensor, value: Tensor, wide: torch.dtype) -> Tensor:
-    """sum grad value, in the wide type. On the CPU as dot products, without a tensor of products; short ones, for the sake of fp32."""
+    """sum grad value, in the wide type. On the CPU as one dot product an image, without a tensor of products."""
     if grad.device.type != "cpu":
         return (grad.to(wide) * value).sum()
-    flat = [_like(t, grad).to(wide).as_strided((t.numel(),), (1,)) for t in (grad, value)]
-    pieces = [t.tensor_split(-(-t.numel() // _PIECE)) for t in flat]
-    return torch.stack([torch.dot(g, v) for g, v in zip(*pieces, strict=True)]).sum()
+    images, pixels = len(grad), grad[0].numel()
+    g, v = (_like(t, grad).to(wide).as_strided((images, pixels), (pixels, 1)) for t in (grad, value))
+    products: Tensor = torch.linalg.vecdot(g, v)
+    return products.sum()
 
 
 def _like(t: Tensor, other: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""How does a cell of dense convolutions, average pools and skips reach the compiled kernels? As a plan and one differentiable operation.
+"""How does a cell of dense convolutions, average pools and skips reach the compiled kernels? As a plan and two operators.
 
 Notation: h_j the states, W_t a convolution's weight, T_t its output before batch norm, w_t op weights, g and s the batch norms' scale and
 shift (1 and 0 without), m and r = 1/sqrt(var + eps) over the M images and pixels. Forward, for each state in turn:
@@ -14,8 +14,7 @@ from the last state to the first, G_i = dh_i, and P_i = pool'(G_i) once a node:
     dh = (h > 0) sum_t W_t' * dT_t + sum_i w G_i + sum_i w P_i
     dW_t = relu(h)' dT_t                         only where weights learn, in Winograd's domain
 
-Neither relu(h) nor anything normalised, weighted or pooled is stored. Twice differentiable: under `create_graph` the backward is that of
-the same cell in plain torch.
+Neither relu(h) nor anything normalised, weighted or pooled is stored. The second derivative is that of the same cell in plain torch.
 """
 
 from __future__ import annotations
@@ -23,15 +22,15 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oche.edges import _Sum
-from oche.fast.buffers import Buffers
-from oche.fast.native import Kernels
+from oche.fast.buffers import shared
+from oche.fast.library import Context, define, derivative_of_derivative, invoke
 from oche.fast.packed import LANES, Lanes
 from oche.fast.portable import of_batch
 from oche.ops import Zero
@@ -114,43 +113,78 @@ def _unit(op: nn.Module) -> Unit | None:
 # ------------------------------------------------------------------ what the kernels are given
 
 
+class DensePlan(NamedTuple):
+    """Sizes; all but the last are those of `struct Plan` of dense.cpp."""
+
+    n: int
+    height: int
+    width: int
+    lanes: int
+    channels: int
+    fold: int
+    inputs: int
+    nodes: int
+    units: int
+    convs: int
+    group: int
+    threads: int
+    saved: int  # elements of what is kept
+
+    def structure(self, eps: float) -> CPlan:
+        """As the kernels read it."""
+        return CPlan(*self[: len(CPlan.NAMES)], eps)
+
+    @property
+    def place(self) -> Lanes:
+        """How channels lie in vectors."""
+        return Lanes(self.channels, self.fold, self.lanes)
+
+
 class CPlan(ctypes.Structure):
     """`struct Plan` of dense.cpp."""
 
-    NAMES = (
-        *("n", "height", "width", "lanes", "channels", "fold", "inputs", "nodes"),
-        *("units", "convs", "group", "threads"),
-    )
+    NAMES = DensePlan._fields[:-1]
     _fields_ = [*((name, ctypes.c_int64) for name in NAMES), ("eps", ctypes.c_double)]
 
 
-@dataclass(frozen=True)
-class Call:
-    """One use of the kernels: the plan, its units as integers, the elements of the saved buffer, and the cell it is of."""
+_Given = tuple[Tensor, list[int], float, Tensor, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]
+_GIVEN = "Tensor table, int[] plan, float eps, Tensor w, Tensor? gamma, Tensor? beta, Tensor[] states, Tensor[] filters"
 
-    plan: CPlan
-    table: list[int]
-    saved: int
-    kernels: Kernels
-    buffers: Buffers
-    of: DenseLayout
-    units: tuple[Unit, ...]
-    place: Lanes
+
+class _Dense(NamedTuple):
+    """A row of integers a unit, sizes, op weights (E, O), scales and shifts (convs, C), states (B, C, H, W), filters (C, C, k, k)."""
+
+    table: Tensor
+    numbers: list[int]
+    eps: float
+    w: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+    states: list[Tensor]
+    filters: list[Tensor]
 
     @property
-    def plane(self) -> int:
-        """Elements of a state."""
-        return int(self.plan.n * self.plan.height * self.plan.width * self.plan.lanes)
+    def plan(self) -> DensePlan:
+        """The sizes by name."""
+        return DensePlan(*self.numbers)
+
+    def passed(self) -> tuple[object, ...]:
+        """In the order of the kernels' arguments."""
+        images = [_packed(h, self.plan.place) for h in self.states]
+        weights = (self.w.to(torch.float64).contiguous(), _filters(self.filters), self.gamma, self.beta)
+        return self.plan.structure(self.eps), self.table, images, *weights
+
+    def room(self, *size: int) -> Tensor:
+        """Of the states' precision."""
+        return self.states[0].new_empty(size)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Room for means and deviations, a row a convolution."""
+        size = (max(self.plan.convs, 1), self.plan.lanes)
+        return self.w.new_empty(size, dtype=torch.float64), self.w.new_empty(size, dtype=torch.float64)
 
 
-def run_dense(
-    cell: DenseLayout,
-    states: Sequence[Tensor],
-    w: Tensor,
-    zero: set[tuple[int, int]],
-    kernels: Kernels,
-    buffers: Buffers,
-) -> Tensor:
+def run_dense(cell: DenseLayout, states: Sequence[Tensor], w: Tensor, zero: set[tuple[int, int]]) -> Tensor:
     """The cell's output (B, C, H, W) in channels_last from its states after the entries, each (B, C, H, W); w (E, O)."""
     units = tuple(unit for unit in cell.units if (unit.edge, unit.column) not in zero)
     batch, channels, height, width = states[0].shape
@@ -158,7 +192,7 @@ def run_dense(
     n, threads = batch // place.fold, torch.get_num_threads()
     plane = n * height * width * place.lanes
     saved = (cell.nodes - 1) * plane
-    table: list[int] = []
+    rows: list[list[int]] = []
     convs = 0
     for unit in units:
         conv = term = -1
@@ -166,21 +200,20 @@ def run_dense(
             conv, convs = convs, convs + 1
             if unit.kind == WIDE or place.lanes > 2 * LANES:
                 term, saved = saved, saved + plane
-        table += [unit.kind, unit.source, unit.target, unit.edge * w.shape[1] + unit.column, conv, term]
+        rows.append([unit.kind, unit.source, unit.target, unit.edge * w.shape[1] + unit.column, conv, term])
     tiles = -(-height // 2) * -(-width // 2)
     group = max(1, min(-(-TILES // tiles), n // threads))
-    plan = CPlan(
+    plan = DensePlan(
         *(n, height, width, place.lanes, channels, place.fold, cell.inputs, cell.nodes),
-        *(len(units), convs, group, threads, cell.eps),
+        *(len(units), convs, group, threads, saved),
     )
-    call = Call(plan, table, saved, kernels, buffers, cell, units, place)
     filters = [unit.conv.weight for unit in units if unit.conv is not None]
     gamma = beta = None
     norms = [unit.norm for unit in units if unit.norm is not None]
     if cell.affine and norms:
         gamma, beta = torch.stack([norm.weight for norm in norms]), torch.stack([norm.bias for norm in norms])
-    out: Tensor = _Dense.apply(call, w, gamma, beta, *states, *filters)  # type: ignore[no-untyped-call]
-    return out
+    table = torch.tensor(rows, dtype=torch.int64) if rows else torch.zeros(0, 6, dtype=torch.int64)
+    return DENSE(table, list(plan), cell.eps, w, gamma, beta, list(states), filters)[0]
 
 
 def _packed(h: Tensor, place: Lanes) -> Tensor:
@@ -197,144 +230,165 @@ def _unpacked(packed: Tensor, place: Lanes) -> Tensor:
     return place.back(packed, 1)
 
 
-# ------------------------------------------------------------------ the operation
+def _filters(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_int64]:
+    """`struct Filter`s: address and strides of weights (C, C, k, k)."""
+    numbers = [number for t in tensors for number in (t.data_ptr(), *t.stride())]
+    return (ctypes.c_int64 * max(len(numbers), 1))(*numbers)
 
 
-class _DenseContext(Protocol):
-    """What autograd hands to both passes."""
+# ------------------------------------------------------------------ the operators
 
-    saved_tensors: tuple[Tensor | None, ...]
-    needs_input_grad: tuple[bool, ...]
-    call: Call
-    moments: tuple[Tensor, Tensor]
-
-    def save_for_backward(self, *saved: Tensor | None) -> None: ...
+_Kept = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-class _Dense(torch.autograd.Function):
-    """(call, w, gamma or None, beta or None, *inputs (B, C, H, W), *filters (C, C, k, k)) -> the last node (B, C, H, W)."""
-
-    @staticmethod
-    def forward(
-        ctx: _DenseContext, call: Call, w: Tensor, gamma: Tensor | None, beta: Tensor | None, *rest: Tensor
-    ) -> Tensor:
-        plan, dtype, inputs = call.plan, rest[0].dtype, call.of.inputs
-        images = [_packed(h, call.place) for h in rest[:inputs]]
-        out = torch.empty(plan.n, plan.height, plan.width, plan.lanes, dtype=dtype)
-        kept = call.buffers.take(call.saved, dtype)
-        moments = (torch.empty(2, max(plan.convs, 1), plan.lanes, dtype=torch.float64)).unbind()
-        _invoke("forward", call, w, gamma, beta, images, rest[inputs:], (kept, out, *moments))
-        ctx.call, ctx.moments = call, (moments[0], moments[1])
-        ctx.save_for_backward(w, gamma, beta, *rest, kept)
-        return _unpacked(out, call.place)
-
-    @staticmethod
-    def backward(ctx: _DenseContext, grad: Tensor) -> tuple[Tensor | None, ...]:
-        w, gamma, beta, *given = ctx.saved_tensors
-        assert w is not None
-        call, plan = ctx.call, ctx.call.plan
-        *rest, kept = [t for t in given if t is not None]
-        if torch.is_grad_enabled():
-            return (None, *_differentiable(ctx, grad, [w, gamma, beta, *rest]))
-        images, filters, dtype = (
-            [_packed(h, call.place) for h in rest[: plan.inputs]],
-            rest[plan.inputs :],
-            rest[0].dtype,
-        )
-        need = ctx.needs_input_grad[4:]
-        learn = any(need[plan.inputs :])
-        dfilters = [torch.empty_like(t) for t in filters] if learn else None
-        dinputs = [torch.empty_like(t) if wanted else None for t, wanted in zip(images, need, strict=False)]
-        work = call.buffers.take((2 * plan.nodes - 1) * call.plane, dtype)
-        dw = torch.zeros(w.shape, dtype=torch.float64)
-        dnorms = torch.empty(2, max(plan.convs, 1), plan.channels, dtype=torch.float64).unbind()
-        dout = _packed(grad, call.place)
-        results = (dout, dinputs, dw, None if dfilters is None else _Filters(dfilters), *dnorms, work)
-        _invoke("backward", call, w, gamma, beta, images, filters, (kept, dout, *ctx.moments, *results))
-        return (
-            None,
-            dw.to(w.dtype),
-            *(None if t is None else d.to(dtype) for t, d in zip((gamma, beta), dnorms, strict=True)),
-            *(None if t is None else _unpacked(t, call.place) for t in dinputs),
-            *([None] * plan.convs if dfilters is None else dfilters),
-        )
+def _forward(*given: *_Given) -> _Kept:
+    """The last node (B, C, H, W), what is kept, means and deviations."""
+    cell = _Dense(*given)
+    plan = cell.plan
+    out, kept = cell.room(plan.n, plan.height, plan.width, plan.lanes), shared().take(plan.saved, cell.states[0].dtype)
+    mean, rstd = cell.moments()
+    invoke("dense_forward", out.dtype, *cell.passed(), kept, out, mean, rstd)
+    return _unpacked(out, plan.place), kept, mean, rstd
 
 
-class _Filters(list[Tensor]):
-    """Weights (C, C, k, k) that are passed as `struct Filter`s: address and strides."""
+def _forward_fake(*given: *_Given) -> _Kept:
+    cell = _Dense(*given)
+    plan = cell.plan
+    out = _unpacked(cell.room(plan.n, plan.height, plan.width, plan.lanes), plan.place)
+    return out, cell.room(plan.saved), *cell.moments()
 
 
-def _invoke(
-    way: str,
-    call: Call,
-    w: Tensor,
-    gamma: Tensor | None,
-    beta: Tensor | None,
-    images: Sequence[Tensor],
-    filters: Sequence[Tensor],
-    rest: Sequence[Tensor | Sequence[Tensor | None] | None],
-) -> None:
-    """Calls `oche_dense_forward_*` or `oche_dense_backward_*`. Every tensor whose address is passed lives until the call returns."""
-    weights = w.detach().to(torch.float64).contiguous()
-    held: list[object] = []
+class _Context(Context):
+    numbers: list[int]
+    eps: float
+    more: int
 
-    def address(t: Tensor | Sequence[Tensor | None] | None) -> ctypes.c_void_p:
-        if t is None:
-            return ctypes.c_void_p(None)
-        if isinstance(t, Tensor):
-            assert t.is_contiguous()
-            return ctypes.c_void_p(t.data_ptr())
-        numbers = [0 if one is None else one.data_ptr() for one in t]
-        if isinstance(t, _Filters):
-            numbers = [number for one in t for number in (one.data_ptr(), *one.stride())]
-        array = (ctypes.c_int64 * max(len(numbers), 1))(*numbers)
-        held.append(array)
-        return ctypes.cast(array, ctypes.c_void_p)
 
-    function = getattr(call.kernels.library, f"oche_dense_{way}_{'f32' if images[0].dtype == torch.float32 else 'f64'}")
-    function.restype = None
-    table = (ctypes.c_int64 * max(len(call.table), 1))(*call.table)
-    arguments = (images, weights, _Filters(filters), gamma, beta, *rest)
-    function(ctypes.byref(call.plan), table, *[address(t) for t in arguments])
-    held.clear()
+def _save(ctx: _Context, cell: _Dense, *more: Tensor) -> None:
+    ctx.numbers, ctx.eps, ctx.more = cell.numbers, cell.eps, len(more)
+    ctx.save_for_backward(*more, cell.table, cell.w, cell.gamma, cell.beta, *cell.states, *cell.filters)
+
+
+def _saved(ctx: _Context) -> tuple[_Dense, list[Tensor]]:
+    saved, inputs = ctx.saved_tensors, DensePlan(*ctx.numbers).inputs
+    table, w, gamma, beta, *rest = saved[ctx.more :]
+    assert table is not None
+    assert w is not None
+    given = [t for t in rest if t is not None]
+    cell = _Dense(table, ctx.numbers, ctx.eps, w, gamma, beta, given[:inputs], given[inputs:])
+    return cell, [t for t in saved[: ctx.more] if t is not None]
+
+
+def _setup(ctx: _Context, inputs: _Given, output: _Kept) -> None:
+    ctx.mark_non_differentiable(*output[1:])
+    _save(ctx, _Dense(*inputs), *output[1:])
+
+
+def _backward(ctx: _Context, grad: Tensor | None, *_: None) -> tuple[object, ...]:
+    cell, kept = _saved(ctx)
+    states, filters = ctx.needs[6:]
+    wanted, learn = list(states), any(filters)  # type: ignore[call-overload, arg-type]
+    if grad is None:
+        return (None,) * 6 + ([None] * len(cell.states), [None] * len(cell.filters))
+    grads = GRADIENT(grad, learn, wanted, *kept, *cell)
+    there = (True, cell.gamma is not None, cell.beta is not None, *wanted, *[learn] * len(cell.filters))
+    return _nested(cell, [g if one else None for g, one in zip(grads, there, strict=True)])
+
+
+def _nested(cell: _Dense, grads: Sequence[Tensor | None]) -> tuple[object, ...]:
+    """Gradients of w, gamma, beta, states and filters in the order and the nesting of the operator's arguments."""
+    count = 3 + len(cell.states)
+    return None, None, None, *grads[:3], list(grads[3:count]), list(grads[count:])
+
+
+def _gradient(
+    grad: Tensor, learn: bool, wanted: list[bool], kept: Tensor, mean: Tensor, rstd: Tensor, *given: *_Given
+) -> list[Tensor]:
+    """Gradients of w, gamma, beta, the states and the filters, empty where there is none."""
+    cell = _Dense(*given)
+    plan, dtype = cell.plan, grad.dtype
+    plane = plan.n * plan.height * plan.width * plan.lanes
+    dfilters = [torch.empty_like(t) for t in cell.filters] if learn else []
+    size = (plan.n, plan.height, plan.width, plan.lanes)
+    dstates = [cell.room(*size) if one else None for one in wanted]
+    work = shared().scratch((2 * plan.nodes - 1) * plane, dtype)
+    dw = cell.w.new_zeros(cell.w.shape, dtype=torch.float64)
+    dnorms = [torch.empty(max(plan.convs, 1), plan.channels, dtype=torch.float64) for _ in range(2)]
+    dout = _packed(grad, plan.place)
+    results = (dout, dstates, dw, _filters(dfilters) if learn else None, *dnorms, work)
+    invoke("dense_backward", dtype, *cell.passed(), kept, dout, mean, rstd, *results)
+    return [
+        dw.to(cell.w.dtype),
+        *(dw.new_empty(0) if t is None else d.to(dtype) for t, d in zip((cell.gamma, cell.beta), dnorms, strict=True)),
+        *(dw.new_empty(0) if t is None else _unpacked(t, plan.place) for t in dstates),
+        *(dfilters if learn else [dw.new_empty(0) for _ in cell.filters]),
+    ]
+
+
+def _gradient_fake(
+    grad: Tensor, learn: bool, wanted: list[bool], kept: Tensor, mean: Tensor, rstd: Tensor, *given: *_Given
+) -> list[Tensor]:
+    cell = _Dense(*given)
+    plan = cell.plan
+    image = _unpacked(cell.room(plan.n, plan.height, plan.width, plan.lanes), plan.place)
+    there = ((cell.w, True), (cell.gamma, True), (cell.beta, True), *((image, one) for one in wanted))
+    filters = ((t, learn) for t in cell.filters)
+    return [
+        torch.empty_like(t) if t is not None and one else cell.w.new_empty(0, dtype=torch.float64)
+        for t, one in (*there, *filters)
+    ]
+
+
+def _gradient_setup(ctx: _Context, inputs: tuple[object, ...], output: list[Tensor]) -> None:
+    grad, _, _, _, _, _, *given = inputs
+    _save(ctx, _Dense(*given), grad)  # type: ignore[arg-type]
+
+
+def _gradient_backward(ctx: _Context, directions: list[Tensor | None]) -> tuple[object, ...]:
+    cell, (grad,) = _saved(ctx)
+    needs = ctx.needs
+
+    def plain(w: Tensor, gamma: Tensor | None, beta: Tensor | None, *rest: Tensor) -> Tensor:
+        states, filters = list(rest[: len(cell.states)]), list(rest[len(cell.states) :])
+        return plain_dense(cell._replace(w=w, gamma=gamma, beta=beta, states=states, filters=filters))
+
+    tensors = (cell.w, cell.gamma, cell.beta, *cell.states, *cell.filters)
+    flat = (needs[0], *needs[9:12], *needs[12], *needs[13])  # type: ignore[misc]
+    out, *grads = derivative_of_derivative(plain, tensors, grad, directions, flat)
+    return out, *[None] * 5, *_nested(cell, grads)
+
+
+DENSE = define(
+    f"dense({_GIVEN}) -> (Tensor, Tensor, Tensor, Tensor)", _forward, _forward_fake, setup=_setup, backward=_backward
+)
+
+GRADIENT = define(
+    f"dense_gradient(Tensor grad, bool learn, bool[] wanted, Tensor kept, Tensor mean, Tensor rstd, {_GIVEN}) -> Tensor[]",
+    _gradient,
+    _gradient_fake,
+    setup=_gradient_setup,
+    backward=_gradient_backward,
+)
 
 
 # ------------------------------------------------------------------ the same in plain torch, for a second derivative
 
 
-def _differentiable(ctx: _DenseContext, grad: Tensor, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Gradients that carry a graph, at aliases of the inputs, so that none is upstream of another."""
-    aliases = [None if t is None else t.view_as(t) for t in tensors]
-    out = plain_dense(ctx.call, *aliases)
-    wanted = [i for i, need in enumerate(ctx.needs_input_grad[1:]) if need]
-    found = torch.autograd.grad(
-        out, [t for i in wanted if (t := aliases[i]) is not None], grad, create_graph=True, materialize_grads=True
-    )
-    grads: list[Tensor | None] = [None] * len(tensors)
-    for i, g in zip(wanted, found, strict=True):
-        grads[i] = g
-    return grads
-
-
-def plain_dense(call: Call, *tensors: Tensor | None) -> Tensor:
+def plain_dense(cell: _Dense) -> Tensor:
     """What the kernels compute, from the same arguments, by torch's convolutions, pools and batch norms."""
-    w, gamma, beta, *rest = tensors
-    assert w is not None
-    given = [t for t in rest if t is not None]
-    states, filters = given[: call.of.inputs], iter(given[call.of.inputs :])
-    number = 0
-    for target in range(call.of.inputs, call.of.inputs + call.of.nodes):
+    states, flat = list(cell.states), cell.w.flatten()
+    for into in range(cell.plan.inputs, cell.plan.inputs + cell.plan.nodes):
         total = torch.zeros_like(states[0])
-        for unit in call.units:
-            if unit.target != target:
+        for kind, source, target, weight, conv, _ in cell.table.tolist():
+            if target != into:
                 continue
-            value = states[unit.source]
-            if unit.kind == POOL:
+            value = states[source]
+            if kind == POOL:
                 value = F.avg_pool2d(value, 3, 1, 1, count_include_pad=False)
-            elif unit.kind != SKIP:
-                value = F.conv2d(value.relu(), next(filters), padding=int(unit.kind == WIDE))
-                scale, shift = (None if t is None else t[number] for t in (gamma, beta))
-                value, number = F.batch_norm(value, None, None, scale, shift, True, 0.0, call.of.eps), number + 1
-            total = total + w[unit.edge, unit.column] * value
+            elif kind != SKIP:
+                value = F.conv2d(value.relu(), cell.filters[conv], padding=int(kind == WIDE))
+                scale, shift = (None if t is None else t[conv] for t in (cell.gamma, cell.beta))
+                value = F.batch_norm(value, None, None, scale, shift, True, 0.0, cell.eps)
+            total = total + flat[weight] * value
         states.append(total)
     return states[-1]

@@ -1,6 +1,6 @@
 // How is a cell of depthwise-separable candidates, pools and skips computed in few passes over memory?
 //
-// Plain C interface, called through ctypes by `native.py`; the plan's layout is written by `packed.py` and must match `Unit` below.
+// Plain C interface, called through ctypes by `library.py`; the plan's layout is written by `packed.py` and must match `Unit` below.
 // Arrays are N H W C with C a multiple of 16 lanes. `fold` images may sit side by side in the lanes: statistics are then
 // folded over them. One image is the unit of parallel work; its tiles stay in cache. Formulas: the docstring of `packed.py`.
 // Compiled once per instruction set (-DVECTOR_BYTES=16, 32 or 64); no finite-math assumption (max pools start at -inf).

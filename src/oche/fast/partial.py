@@ -11,148 +11,171 @@ Whole states stay as torch has them; only heads are copied. Kept for the backwar
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from oche.base import Draw
-from oche.fast.buffers import Buffers
-from oche.fast.native import Kernels
-from oche.fast.packed import Call, Lanes, Layout, _call, _invoke, _pack, differentiable, plain_states
+from oche.fast.buffers import shared
+from oche.fast.layout import Layout
+from oche.fast.library import asked, define, derivative_of_derivative, invoke
+from oche.fast.packed import GIVEN, Arguments, Given, Lanes, pack, planned
+from oche.fast.packed_op import Grads, Saved, grads_of, made, save, saved
+from oche.fast.plain import plain_states
+
+_Kept = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Partial:
-    """A call of the kernels, and what they are told of the channels that pass by."""
+def run_partial(cell: Layout, states: Sequence[Tensor], w: Tensor, zero: set[tuple[int, int]], draw: Draw) -> Tensor:
+    """The cell's output (B, C', H', W') from its states after the entries, each (B, C, H, W); w (E, O)."""
+    units = [unit for unit in cell.units if (unit.edge, unit.column) not in zero]
+    head = states[0][:, : states[0].shape[1] // cell.share]
+    place = Lanes.of(*head.shape[:2])
+    table, plan, extra = planned(cell, units, place, head, w, draw)
+    wholes = [h.permute(0, 2, 3, 1).contiguous() for h in states]
+    edges, weights = torch.tensor(cell.edges, dtype=torch.int64), pack(units, cell.affine, place, head)
+    nodes = PARTIAL(edges, cell.share, table, list(plan), cell.eps, w, *weights, wholes, extra)[0]
+    return (nodes if cell.concat else nodes[..., -states[0].shape[1] :]).permute(0, 3, 1, 2)
 
-    call: Call
+
+class _Partial(NamedTuple):
+    """The edges' numbers, sources and targets, one over the share, and a cell whose states are whole: (B, H, W, C)."""
+
+    edges: Tensor
     share: int
-    columns: int  # O
+    cell: Arguments
+
+    @staticmethod
+    def of(edges: Tensor, share: int, *given: *Given) -> _Partial:
+        return _Partial(edges, share, Arguments(*given))
 
     def table(self, learns: bool) -> Tensor:
         """`struct Share` of partial.h and its edges; `learns`: whether the gradient of w is asked for."""
-        of = self.call.of
-        head = [self.share, len(of.edges), self.columns, int(learns), self.call.saved, self.call.separable]
-        return torch.tensor([*head, *(number for edge in of.edges for number in edge)], dtype=torch.int64)
+        plan = self.cell.plan
+        head = [self.share, len(self.edges), self.cell.w.shape[1], int(learns), plan.saved, plan.separable]
+        return torch.cat([torch.tensor(head), self.edges.flatten()])
 
     def sizes(self) -> tuple[int, int, int]:
         """Elements: heads of all inputs, head of one node, one whole state of the nodes' resolution."""
-        plan = self.call.plan
+        plan = self.cell.plan
         pixels = -(-plan.height // plan.stride) * -(-plan.width // plan.stride)
         head = plan.n * pixels * plan.lanes
         whole = plan.n * plan.fold * pixels * plan.channels * self.share
         return plan.inputs * plan.n * plan.height * plan.width * plan.lanes, head, whole
 
+    def kept(self) -> int:
+        """Elements of what is kept: values, heads of inputs and nodes, pools of the channels that pass by."""
+        plan, (heads, head, whole) = self.cell.plan, self.sizes()
+        return plan.saved + heads + plan.nodes * head + (plan.inputs * whole if plan.stride > 1 else 0)
 
-def run_partial(
-    cell: Layout,
-    states: Sequence[Tensor],
-    w: Tensor,
-    zero: set[tuple[int, int]],
-    draw: Draw,
-    kernels: Kernels,
-    buffers: Buffers,
-) -> Tensor:
-    """The cell's output (B, C', H', W') from its states after the entries, each (B, C, H, W); w (E, O)."""
-    units = tuple(unit for unit in cell.units if (unit.edge, unit.column) not in zero)
-    head = states[0][:, : states[0].shape[1] // cell.share]
-    place = Lanes.of(*head.shape[:2])
-    weights = _pack(units, cell.affine, place, head)
-    call = _call(cell, units, place, head, w, draw, kernels, buffers)
-    wholes = [h.permute(0, 2, 3, 1).contiguous() for h in states]
-    out: Tensor = _Mixed.apply(Partial(call, cell.share, w.shape[1]), w, *weights, *wholes)  # type: ignore[no-untyped-call]
-    return out.permute(0, 3, 1, 2)
+    def nodes(self) -> Tensor:
+        """Room for all nodes (B, H', W', nodes * C)."""
+        plan, like = self.cell.plan, self.cell.states[0]
+        batch, height, width, channels = like.shape
+        return like.new_empty(batch, -(-height // plan.stride), -(-width // plan.stride), plan.nodes * channels)
 
 
-class _Context(Protocol):
-    saved_tensors: tuple[Tensor | None, ...]
-    needs_input_grad: tuple[bool, ...]
-    partial: Partial
-    moments: tuple[Tensor, Tensor]
-
-    def save_for_backward(self, *tensors: Tensor | None) -> None: ...
-
-
-class _Mixed(torch.autograd.Function):
-    """(partial, w, depth, point, gamma or None, beta or None, *states (B, H, W, C)) -> (B, H', W', nodes * C), or the last node."""
-
-    @staticmethod
-    def forward(
-        ctx: _Context,
-        partial: Partial,
-        w: Tensor,
-        depth: Tensor,
-        point: Tensor,
-        gamma: Tensor | None,
-        beta: Tensor | None,
-        *states: Tensor,
-    ) -> Tensor:
-        call, plan = partial.call, partial.call.plan
-        batch, height, width, channels = states[0].shape
-        out_height, out_width = -(-height // plan.stride), -(-width // plan.stride)
-        nodes = states[0].new_empty(batch, out_height, out_width, plan.nodes * channels)
-        heads, head, whole = partial.sizes()
-        pools = plan.inputs * whole if plan.stride > 1 else 0
-        kept = call.buffers.take(call.saved + heads + plan.nodes * head + pools, nodes.dtype)
-        moments = tuple(torch.empty(plan.slots, plan.lanes, dtype=torch.float64) for _ in range(2))
-        results = (partial.table(False),)
-        _invoke("partial_forward", call, (w, depth, point, gamma, beta), states, (kept, nodes, *moments), results)
-        ctx.partial, ctx.moments = partial, (moments[0], moments[1])
-        out = nodes if call.of.concat else nodes[..., -channels:].contiguous()
-        ctx.save_for_backward(w, depth, point, gamma, beta, *states, kept, out if call.of.concat else nodes)
-        return out
-
-    @staticmethod
-    def backward(ctx: _Context, grad: Tensor) -> tuple[Tensor | None, ...]:
-        w, depth, point, gamma, beta, *given, kept, nodes = ctx.saved_tensors
-        assert w is not None
-        assert depth is not None
-        assert point is not None
-        assert kept is not None
-        assert nodes is not None
-        if torch.is_grad_enabled():
-            tensors, plain = [w, depth, point, gamma, beta, *given], functools.partial(_plain, ctx.partial)
-            return (None, *differentiable(plain, ctx.needs_input_grad[1:], grad, tensors))
-        states = [t for t in given if t is not None]
-        partial, call, plan, dtype = ctx.partial, ctx.partial.call, ctx.partial.call.plan, grad.dtype
-        heads, head, whole = partial.sizes()
-        work = call.buffers.take((plan.nodes + call.separable) * head + heads + plan.nodes * whole, dtype)
-        learn = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        dstates = [torch.empty_like(t) for t in states]
-        dw = torch.zeros(w.shape, dtype=torch.float64)
-        ddepth, dpoint = (torch.zeros_like(depth), torch.zeros_like(point)) if learn else (None, None)
-        dgamma, dbeta = (torch.zeros(plan.norms, plan.lanes, dtype=torch.float64) for _ in range(2))
-        table = partial.table(ctx.needs_input_grad[1])
-        results = (table, grad.contiguous(), dstates, dw, ddepth, dpoint, dgamma, dbeta, work)
-        _invoke("partial_backward", call, (w, depth, point, gamma, beta), states, (kept, nodes, *ctx.moments), results)
-        return (
-            None,
-            dw.to(w.dtype),
-            ddepth,
-            dpoint,
-            None if gamma is None else dgamma.to(dtype),
-            None if beta is None else dbeta.to(dtype),
-            *dstates,
-        )
+def _forward(edges: Tensor, share: int, *given: *Given) -> _Kept:
+    of = _Partial.of(edges, share, *given)
+    nodes, (mean, rstd) = of.nodes(), of.cell.moments()
+    kept = shared().take(of.kept(), nodes.dtype)
+    invoke("partial_forward", nodes.dtype, *of.cell.passed(), kept, nodes, mean, rstd, of.table(False))
+    return nodes, kept, mean, rstd
 
 
-def _plain(partial: Partial, *tensors: Tensor | None) -> Tensor:
+def _forward_fake(edges: Tensor, share: int, *given: *Given) -> _Kept:
+    of = _Partial.of(edges, share, *given)
+    return of.nodes(), of.cell.states[0].new_empty(of.kept()), *of.cell.moments()
+
+
+class _Context(Saved):
+    share: int
+
+
+def _setup(ctx: _Context, inputs: tuple[object, ...], output: _Kept) -> None:
+    edges, ctx.share, *given = inputs  # type: ignore[assignment]
+    ctx.mark_non_differentiable(*output[1:])
+    save(ctx, Arguments(*given), edges, *output)  # type: ignore[arg-type]
+
+
+def _backward(ctx: _Context, grad: Tensor | None, *_: None) -> tuple[object, ...]:
+    cell, (edges, nodes, *kept) = saved(ctx)
+    if grad is None:
+        return None, None, *grads_of(cell, [None] * (5 + len(cell.states)))
+    learn = asked(cell.depth) or asked(cell.point)
+    grad = grad if cell.plan.concat else grad[..., -cell.states[0].shape[-1] :]
+    grads = GRADIENT(grad.contiguous(), learn, ctx.needs[5], nodes.detach(), *kept, edges, ctx.share, *cell)
+    return None, None, *grads_of(cell, made(cell, learn, grads))
+
+
+def _gradient(
+    grad: Tensor,
+    learn: bool,
+    learn_w: bool,
+    nodes: Tensor,
+    kept: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    edges: Tensor,
+    share: int,
+    *given: *Given,
+) -> list[Tensor]:
+    """Gradients of w, depth, point, gamma, beta and the states, empty where there is none."""
+    of = _Partial.of(edges, share, *given)
+    plan, (heads, head, whole) = of.cell.plan, of.sizes()
+    work = shared().scratch((plan.nodes + plan.separable) * head + heads + plan.nodes * whole, grad.dtype)
+    found = Grads.empty(of.cell, learn)
+    results = (of.table(learn_w), grad, *found, work)
+    invoke("partial_backward", grad.dtype, *of.cell.passed(), kept, nodes, mean, rstd, *results)
+    return found.like(of.cell)
+
+
+def _gradient_fake(
+    grad: Tensor,
+    learn: bool,
+    learn_w: bool,
+    nodes: Tensor,
+    kept: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    edges: Tensor,
+    share: int,
+    *given: *Given,
+) -> list[Tensor]:
+    cell = Arguments(*given)
+    return Grads.empty(cell, learn).like(cell)
+
+
+def _gradient_setup(ctx: _Context, inputs: tuple[object, ...], output: list[Tensor]) -> None:
+    grad, _, _, _, _, _, _, edges, ctx.share, *given = inputs  # type: ignore[assignment]
+    save(ctx, Arguments(*given), grad, edges)  # type: ignore[arg-type]
+
+
+def _gradient_backward(ctx: _Context, directions: list[Tensor | None]) -> tuple[object, ...]:
+    cell, (grad, edges) = saved(ctx)
+    needs = ctx.needs
+
+    def plain(*tensors: Tensor) -> Tensor:
+        return _plain(edges, ctx.share, cell.with_tensors(tensors))
+
+    flat = (needs[0], *needs[12:17], *needs[17])  # type: ignore[misc]
+    out, *grads = derivative_of_derivative(plain, cell.tensors(), grad, directions, flat)
+    return out, *[None] * 8, *grads_of(cell, grads)
+
+
+def _plain(edges: Tensor, share: int, cell: Arguments) -> Tensor:
     """The same from the same arguments in plain torch, for a second derivative."""
-    call, plan, place, share = partial.call, partial.call.plan, partial.call.place, partial.share
-    w, depth, point, gamma, beta, *given = tensors
-    assert w is not None
-    wholes = [t.permute(0, 3, 1, 2) for t in given if t is not None]
+    plan, place, w = cell.plan, cell.plan.place, cell.w
+    wholes = [t.permute(0, 3, 1, 2) for t in cell.states]
     heads = [place.image(h[:, : plan.channels]) for h in wholes]
 
     def node(total: Tensor, target: int) -> Tensor:
         mixed = place.back(total.permute(0, 2, 3, 1), 1)
         passed = torch.zeros_like(mixed).repeat(1, share - 1, 1, 1)
-        for number, source, into in call.of.edges:
+        for number, source, into in edges.tolist():
             if into == target:
                 rest = wholes[source][:, plan.channels :]
                 if plan.stride > 1 and source < plan.inputs:
@@ -162,6 +185,27 @@ def _plain(partial: Partial, *tensors: Tensor | None) -> Tensor:
         wholes.append(groups.view(len(groups), share, plan.channels, *groups.shape[2:]).transpose(1, 2).flatten(1, 2))
         return place.image(wholes[-1][:, : plan.channels]).permute(0, 3, 1, 2)
 
-    plain_states(call, w, depth, point, gamma, beta, *heads, node=node)
-    shown = wholes[plan.inputs :] if call.of.concat else wholes[-1:]
+    plain_states(cell._replace(states=heads), node)
+    shown = wholes[plan.inputs :] if plan.concat else wholes[-1:]
     return torch.cat(shown, dim=1).permute(0, 2, 3, 1)
+
+
+_EDGES = "Tensor edges, int share"
+
+PARTIAL = define(
+    f"partial({_EDGES}, {GIVEN}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    setup=_setup,
+    backward=_backward,
+)
+"""Nodes (B, H', W', nodes * C), what is kept, means and deviations of a slot."""
+
+GRADIENT = define(
+    "partial_gradient(Tensor grad, bool learn, bool learn_w, Tensor nodes, Tensor kept, Tensor mean, Tensor rstd, "
+    f"{_EDGES}, {GIVEN}) -> Tensor[]",
+    _gradient,
+    _gradient_fake,
+    setup=_gradient_setup,
+    backward=_gradient_backward,
+)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TypeGuard
 
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor, nn
 from oche.base import Draw
 from oche.edges import _Partial, _Sum
 from oche.fast.combine import Moments, Term, combine
+from oche.fast.depthwise import Geometry, depthwise, is_depthwise, thinned
 from oche.fast.device import Backend
 from oche.fast.separable import run_separable, suits
-from oche.ops import FactorizedReduce, Noise, PoolBN, Zero, run
+from oche.ops import FactorizedReduce, MBConv, Noise, PoolBN, Zero, run
 from oche.spaces.base import Cell
 
 
@@ -29,7 +31,7 @@ class State:
 
     h: Tensor
     made: dict[tuple[object, ...], Tensor] = field(default_factory=dict)
-    heads: dict[int, State] = field(default_factory=dict)
+    parts: dict[tuple[str, int], State] = field(default_factory=dict)
 
     def once(self, key: tuple[object, ...], make: Callable[[Tensor], Tensor]) -> Tensor:
         """make(h), or what an earlier call with the same key made."""
@@ -43,9 +45,16 @@ class State:
 
     def head(self, share: int) -> State:
         """The state of the first 1/share of the channels."""
-        if share not in self.heads:
-            self.heads[share] = State(self.h[:, : self.h.shape[1] // share])
-        return self.heads[share]
+        return self._part(("head", share), lambda: self.h[:, : self.h.shape[1] // share])
+
+    def every(self, pixels: int) -> State:
+        """The state of every so many-th pixel down and right."""
+        return self._part(("every", pixels), lambda: thinned(self.h, pixels))
+
+    def _part(self, key: tuple[str, int], make: Callable[[], Tensor]) -> State:
+        if key not in self.parts:
+            self.parts[key] = State(make())
+        return self.parts[key]
 
 
 def run_portable(
@@ -81,8 +90,7 @@ def _node(
             term
             for o, (name, op) in enumerate(ops.items())
             if (e, o) not in zero and not (name == "none" and len(ops) > 1)
-            for term in [_term(op, active, w[e, o], draw, moments)]
-            if term is not None
+            for term in _terms(op, active, w[e, o], draw, moments)
         ]
     if not terms:  # every candidate is `none` or has no weight: zeros of the right shape
         e, state, edge = edges[0]
@@ -98,28 +106,42 @@ def _node(
     return groups.transpose(1, 2).flatten(1, 2)
 
 
-def _term(op: nn.Module, state: State, weight: Tensor, draw: Draw, moments: Moments) -> Term | None:
-    """A candidate up to its batch norm; one that is not known runs as it is."""
+def _terms(op: nn.Module, state: State, weight: Tensor, draw: Draw, moments: Moments) -> list[Term]:
+    """A candidate up to its batch norm, and what is added behind it; one that is not known runs as it is."""
     if isinstance(op, Zero):
-        return None
+        return []
     if isinstance(op, nn.Identity):
-        return Term(state.h, weight)
+        return [Term(state.h, weight)]
     if isinstance(op, nn.MaxPool2d | nn.AvgPool2d):
-        return Term(_pool(op, state), weight)
+        return [Term(_pool(op, state), weight)]
     if isinstance(op, PoolBN) and of_batch(op.norm):
-        return Term(_pool(op.pool, state), weight, op.norm)
+        return [Term(_pool(op.pool, state), weight, op.norm)]
     if isinstance(op, FactorizedReduce) and of_batch(op.norm):
-        return Term(_halved(op, state), weight, op.norm)
+        return [Term(_halved(op, state), weight, op.norm)]
     if suits(op, moments.kernels) and of_batch(op[-1]):
         value, mean, variance = run_separable(op, state.h)
         moments.known[id(value)] = (value, mean, variance)
-        return Term(value, weight, op[-1])
+        return [Term(value, weight, op[-1])]
+    if isinstance(op, MBConv) and of_batch(op.layers[-1]):
+        added = [Term(state.h, weight)] if op.residual else []
+        return [*added, Term(_through(list(op.layers)[:-1], state.h), weight, op.layers[-1])]
     if isinstance(op, nn.Sequential) and len(op) > 2 and isinstance(op[0], nn.ReLU) and of_batch(op[-1]):
-        value = state.relu()
-        for module in list(op)[1:-1]:
-            value = module(value)
-        return Term(value, weight, op[-1])
-    return Term(run(op, state.h, draw), weight)
+        return [Term(_behind_relu(list(op)[1:-1], state), weight, op[-1])]
+    return [Term(run(op, state.h, draw), weight)]
+
+
+def _behind_relu(modules: Sequence[nn.Module], state: State) -> Tensor:
+    """What they make of the state's ReLU; a first one that sees every d-th pixel alone is given those."""
+    first = modules[0]
+    if is_depthwise(first, state.h) and (every := Geometry.of(first).every) > 1:
+        return _through(modules[1:], depthwise(state.every(every).relu(), first.weight, Geometry.of(first).thinned()))
+    return _through(modules, state.relu())
+
+
+def _through(modules: Sequence[nn.Module], value: Tensor) -> Tensor:
+    for module in modules:
+        value = depthwise(value, module.weight, Geometry.of(module)) if is_depthwise(module, value) else module(value)
+    return value
 
 
 def _pool(pool: nn.Module, state: State) -> Tensor:
@@ -153,20 +175,22 @@ class _Average(torch.autograd.Function):
 
 
 def _neighbours(x: Tensor) -> Tensor:
-    channels = x.shape[1]
-    return F.conv2d(x, x.new_ones(channels, 1, 3, 3), padding=1, groups=channels)
+    return F.conv2d(x, _ones(x.shape[1], x.dtype), padding=1, groups=x.shape[1])
 
 
 def _shares(x: Tensor) -> Tensor:
     """(H, W): one over the number of a pixel's neighbours."""
-    rows, columns = (_inside(size, x) for size in x.shape[2:])
-    return 1 / (rows[:, None] * columns)
+    return _shared(x.shape[2], x.shape[3], x.dtype)
 
 
-def _inside(size: int, x: Tensor) -> Tensor:
-    """(size,): how many of a place, the one before and the one after there are."""
-    places = torch.arange(size, device=x.device)
-    return (1 + (places > 0).int() + (places < size - 1).int()).to(x.dtype)
+@lru_cache(maxsize=64)  # making these takes as long as a small pool
+def _ones(channels: int, dtype: torch.dtype) -> Tensor:
+    return torch.ones(channels, 1, 3, 3, dtype=dtype)
+
+
+@lru_cache(maxsize=64)
+def _shared(height: int, width: int, dtype: torch.dtype) -> Tensor:
+    return 1 / _neighbours(torch.ones(1, 1, height, width, dtype=dtype))[0, 0]
 
 
 def _halved(op: FactorizedReduce, state: State) -> Tensor:

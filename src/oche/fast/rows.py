@@ -1,6 +1,7 @@
 """How do the compiled kernels of a node see tensors? As rows: one a pixel, its channels side by side, a fixed step apart.
 
-The four functions are those of `kernels.cpp` for `combine`; M is the number of rows, images times pixels.
+The four functions are those of `kernels.cpp` for `combine`; M is the number of rows, images times pixels. On the CPU they are operators
+of `torch.library` over tensors from `as_rows`, without derivatives: `combine` has those.
 """
 
 from __future__ import annotations
@@ -12,16 +13,15 @@ import torch
 from torch import Tensor
 
 from oche.fast.device import Backend, Triton
+from oche.fast.library import NAMES, define, invoke
 from oche.fast.native import Kernels
-
-_NAMES = {torch.float32: "f32", torch.float64: "f64"}
 
 
 def suit(kernels: Backend | None, values: Sequence[Tensor]) -> bool:
     """Whether there are kernels that can read them: those on the CPU all of one precision that they have, Triton any."""
     first = values[0]
     if isinstance(kernels, Kernels):
-        return first.dtype in _NAMES and all(t.device.type == "cpu" and t.dtype == first.dtype for t in values)
+        return first.dtype in NAMES and all(t.device.type == "cpu" and t.dtype == first.dtype for t in values)
     return kernels is not None
 
 
@@ -42,9 +42,7 @@ def moments(kernels: Backend, t: Tensor) -> tuple[Tensor, Tensor]:
 
         found: tuple[Tensor, Tensor] = triton_rows.moments(t, step(t))
         return found
-    mean, variance = (torch.empty(t.shape[1], dtype=torch.float64) for _ in range(2))
-    _call(kernels, "moments", t.dtype, t, step(t), *_extent(t), mean, variance)
-    return mean, variance
+    return MOMENTS(t)
 
 
 def weighted(kernels: Backend, values: Sequence[Tensor], a: Tensor, b: Tensor) -> Tensor:
@@ -54,9 +52,7 @@ def weighted(kernels: Backend, values: Sequence[Tensor], a: Tensor, b: Tensor) -
 
         total: Tensor = triton_rows.weighted(values, [step(t) for t in values], a, b)
         return total
-    out = _dense(torch.empty_like(values[0], memory_format=torch.channels_last))
-    _call(kernels, "weighted", out.dtype, len(values), list(values), a, b, *_extent(out), out)
-    return out
+    return WEIGHTED(values, a, b)
 
 
 def dots(kernels: Backend, values: Sequence[Tensor], pivot: Tensor, grad: Tensor) -> Tensor:
@@ -66,9 +62,7 @@ def dots(kernels: Backend, values: Sequence[Tensor], pivot: Tensor, grad: Tensor
 
         sums: Tensor = triton_rows.dots(values, [step(t) for t in values], pivot, grad)
         return sums
-    found = torch.empty(len(values) + 1, grad.shape[1], dtype=torch.float64)
-    _call(kernels, "dots", grad.dtype, len(values), list(values), pivot, grad, *_extent(grad), found)
-    return found
+    return DOTS(values, pivot, grad)
 
 
 def maps(
@@ -79,22 +73,19 @@ def maps(
         from oche.fast import triton_rows
 
         made = iter(triton_rows.maps(values, [step(t) for t in values], a, b, e, grad, need))
-        return [next(made) if wanted else None for wanted in need]
-    out = [torch.empty_like(grad) if wanted else None for wanted in need]
-    addresses = (ctypes.c_void_p * len(out))(*[None if t is None else t.data_ptr() for t in out])
-    _call(kernels, "maps", grad.dtype, len(values), list(values), a, b, e, grad, *_extent(grad), addresses)
-    return out
+    else:
+        made = iter(MAPS(values, a, b, e, grad, need))
+    return [next(made) if wanted else None for wanted in need]
 
 
-def enter(kernels: Kernels, x: Tensor, p: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def enter(x: Tensor, p: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """y (M, C') = max(x, 0) p for x (..., C) contiguous, p (C, C'); its mean and biased variance (C',) in fp64."""
     mean, variance = (torch.empty(p.shape[1], dtype=torch.float64) for _ in range(2))
-    _call(kernels, "enter", x.dtype, x, p, len(y), *p.shape, torch.get_num_threads(), y, mean, variance)
+    invoke("enter", x.dtype, x, p, len(y), *p.shape, torch.get_num_threads(), y, mean, variance)
     return mean, variance
 
 
 def leave(
-    kernels: Kernels,
     x: Tensor,
     y: Tensor,
     grad: Tensor,
@@ -104,15 +95,18 @@ def leave(
     e: Tensor,
     need_x: bool,
     need_weight: bool,
-) -> tuple[Tensor | None, Tensor | None]:
-    """Gradients of x and of weight (C', C), from dy = a grad + b + e y; a, b, e (C',)."""
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x and of weight (C', C), from dy = a grad + b + e y; a, b, e (C',). Empty where they are not needed."""
     outputs, inputs = weight.shape
     weight = weight.contiguous()
-    dx = torch.empty_like(x) if need_x else ctypes.c_void_p(None)
-    dp = torch.zeros(inputs, outputs, dtype=x.dtype) if need_weight else ctypes.c_void_p(None)
+    dx = torch.empty_like(x) if need_x else None
+    dp = torch.zeros(inputs, outputs, dtype=x.dtype) if need_weight else None
     extent = (len(y), inputs, outputs, torch.get_num_threads())
-    _call(kernels, "leave", x.dtype, x, y, grad, weight, a, b, e, *extent, dx, dp)
-    return (dx if isinstance(dx, Tensor) else None), (dp.t() if isinstance(dp, Tensor) else None)
+    invoke("leave", x.dtype, x, y, grad, weight, a, b, e, *extent, dx, dp)
+    return x.new_empty(0) if dx is None else dx, x.new_empty(0) if dp is None else dp.t()
+
+
+# ------------------------------------------------------------------ how tensors lie
 
 
 def _dense(t: Tensor) -> Tensor:
@@ -141,21 +135,66 @@ def _extent(t: Tensor) -> tuple[int, int, int]:
     return t.numel() // t.shape[1], t.shape[1], torch.get_num_threads()
 
 
-def _call(kernels: Kernels, name: str, dtype: torch.dtype, *arguments: object) -> None:
-    """Integers as int64, tensors by address, a list of tensors as an array of (address, step)."""
-    held: list[object] = []
-    passed: list[object] = []
-    for argument in arguments:
-        if isinstance(argument, int):
-            passed.append(ctypes.c_int64(argument))
-        elif isinstance(argument, Tensor):
-            passed.append(ctypes.c_void_p(argument.data_ptr()))
-        elif isinstance(argument, list):
-            table = [number for t in argument for number in (t.data_ptr(), step(t))]
-            held.append((ctypes.c_int64 * len(table))(*table))
-            passed.append(held[-1])
-        else:
-            passed.append(argument)
-    function = getattr(kernels.library, f"oche_{name}_{_NAMES[dtype]}")
-    function.restype = None
-    function(*passed)
+def _table(values: Sequence[Tensor]) -> ctypes.Array[ctypes.c_int64]:
+    """Address and step of each."""
+    numbers = [number for t in values for number in (t.data_ptr(), step(t))]
+    return (ctypes.c_int64 * len(numbers))(*numbers)
+
+
+# ------------------------------------------------------------------ the operators on the CPU
+
+
+def _moments(t: Tensor) -> tuple[Tensor, Tensor]:
+    mean, variance = _moments_fake(t)
+    invoke("moments", t.dtype, t, step(t), *_extent(t), mean, variance)
+    return mean, variance
+
+
+def _moments_fake(t: Tensor) -> tuple[Tensor, Tensor]:
+    mean, variance = (t.new_empty(t.shape[1], dtype=torch.float64) for _ in range(2))
+    return mean, variance
+
+
+def _weighted(values: Sequence[Tensor], a: Tensor, b: Tensor) -> Tensor:
+    out = _weighted_fake(values, a, b)
+    invoke("weighted", out.dtype, len(values), _table(values), a, b, *_extent(out), out)
+    return out
+
+
+def _weighted_fake(values: Sequence[Tensor], a: Tensor, b: Tensor) -> Tensor:
+    batch, channels, height, width = values[0].shape
+    return values[0].new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _dots(values: Sequence[Tensor], pivot: Tensor, grad: Tensor) -> Tensor:
+    found = _dots_fake(values, pivot, grad)
+    invoke("dots", grad.dtype, len(values), _table(values), pivot, grad, *_extent(grad), found)
+    return found
+
+
+def _dots_fake(values: Sequence[Tensor], pivot: Tensor, grad: Tensor) -> Tensor:
+    return grad.new_empty(len(values) + 1, grad.shape[1], dtype=torch.float64)
+
+
+def _maps(
+    values: Sequence[Tensor], a: Tensor, b: Tensor, e: Tensor, grad: Tensor, need: Sequence[bool]
+) -> list[Tensor]:
+    made = _maps_fake(values, a, b, e, grad, need)
+    later = iter(made)
+    out = [next(later) if wanted else None for wanted in need]
+    invoke("maps", grad.dtype, len(values), _table(values), a, b, e, grad, *_extent(grad), out)
+    return made
+
+
+def _maps_fake(
+    values: Sequence[Tensor], a: Tensor, b: Tensor, e: Tensor, grad: Tensor, need: Sequence[bool]
+) -> list[Tensor]:
+    return [torch.empty_like(grad) for wanted in need if wanted]
+
+
+MOMENTS = define("moments(Tensor x) -> (Tensor, Tensor)", _moments, _moments_fake)
+WEIGHTED = define("weighted(Tensor[] values, Tensor a, Tensor b) -> Tensor", _weighted, _weighted_fake)
+DOTS = define("dots(Tensor[] values, Tensor pivot, Tensor grad) -> Tensor", _dots, _dots_fake)
+MAPS = define(
+    "maps(Tensor[] values, Tensor a, Tensor b, Tensor e, Tensor grad, bool[] need) -> Tensor[]", _maps, _maps_fake
+)

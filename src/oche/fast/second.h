@@ -1,7 +1,7 @@
 // How do a cell's gradients change when its arguments move? Tangents of the forward pass, then of the backward pass.
 //
 // Included by `kernels.cpp`. A name that ends in _t is the tangent (the derivative along the given direction) of the name without it;
-// a direction that is null is zero. Formulas: the docstring of `packed.py`. ReLU masks and the taps that maxima came from are constant.
+// a direction that is null is zero. Formulas: the docstring of `packed_op.py`. ReLU masks and the taps that maxima came from are constant.
 
 #pragma once
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from oche.budgets import QUICK as OURS_QUICK
 from oche.budgets import Budget
 from oche.config import build
 from oche.errors import unknown
@@ -19,8 +20,13 @@ from oche.methods.darts_aer import darts_aer
 from oche.methods.darts_es import darts_es
 from oche.methods.darts_minus import darts_minus
 from oche.methods.darts_plus import darts_plus
+from oche.methods.darts_pt import PUBLISHED as DARTS_PT
+from oche.methods.darts_pt import QUICK as DARTS_PT_QUICK
+from oche.methods.darts_pt import SMOKE as DARTS_PT_SMOKE
 from oche.methods.darts_pt import darts_pt
 from oche.methods.ddpnas import PUBLISHED as DDPNAS
+from oche.methods.ddpnas import QUICK as DDPNAS_QUICK
+from oche.methods.ddpnas import SMOKE as DDPNAS_SMOKE
 from oche.methods.ddpnas import ddpnas
 from oche.methods.drnas import PROGRESSIVE as DRNAS_PROGRESSIVE
 from oche.methods.drnas import PUBLISHED as DRNAS
@@ -43,6 +49,7 @@ from oche.methods.oles import oles
 from oche.methods.pcdarts import PUBLISHED as PCDARTS
 from oche.methods.pcdarts import pcdarts
 from oche.methods.pdarts import PUBLISHED as PDARTS
+from oche.methods.pdarts import SMOKE as PDARTS_SMOKE
 from oche.methods.pdarts import pdarts
 from oche.methods.random_features import QUICK, random_features, rf_darts, rf_pcdarts
 from oche.methods.random_search_ws import random_search_ws
@@ -105,6 +112,7 @@ PUBLISHED: dict[str, Mapping[str, Budget]] = {
     "darts_2nd": DARTS,
     "pcdarts": PCDARTS,
     "beta_darts": BETA_DARTS,
+    "darts_pt": DARTS_PT,
     "d_darts": D_DARTS,
     "dartopti": D_DARTS,
     "drnas": DRNAS,
@@ -126,7 +134,13 @@ PUBLISHED: dict[str, Mapping[str, Budget]] = {
 }
 """Published settings of each method, by space, for `--budget paper`."""
 
-OWN: dict[str, Mapping[str, Mapping[str, Budget]]] = {"gm_nas": {"smoke": GM_NAS_SMOKE}, "single_stage": SINGLE_STAGE}
+OWN: dict[str, Mapping[str, Mapping[str, Budget]]] = {
+    "darts_pt": {"smoke": DARTS_PT_SMOKE, "quick": {**OURS_QUICK, **DARTS_PT_QUICK}},
+    "ddpnas": {"smoke": DDPNAS_SMOKE, "quick": {**OURS_QUICK, **DDPNAS_QUICK}},
+    "gm_nas": {"smoke": GM_NAS_SMOKE},
+    "pdarts": {"smoke": PDARTS_SMOKE},
+    "single_stage": SINGLE_STAGE,
+}
 """Budgets of ours that a method needs otherwise: budget's name -> space -> budget."""
 
 

@@ -51,5 +51,8 @@ class BetaDecay:
 
 
 def beta_darts(rate: float = 0.5) -> Method:
-    """First-order DARTS with beta decay on alpha, its weight growing by `rate` an epoch."""
+    """DARTS with beta decay on alpha, growing by the epoch.
+
+    Its weight grows by `rate` an epoch.
+    """
     return replace(darts(), name="beta_darts", outer_terms=(BetaDecay(rate),), papers=("ye2022betadarts",))

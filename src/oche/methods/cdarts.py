@@ -1,4 +1,4 @@
-"""CDARTS: Cyclic Differentiable Architecture Search. H. Yu et al. TPAMI 2022, arXiv 2006.10724.
+"""CDARTS: Cyclic Differentiable Architecture Search. H. Yu et al. TPAMI 2023, arXiv 2006.10724.
 
 Beside the search network S trains an evaluation network E, the discrete cell that alpha stands for, derived anew in every cycle:
 
@@ -180,7 +180,10 @@ def _network(space: Space, text: str, seed: int, device: torch.device, dtype: to
 def cdarts(
     cycles: int = 5, cells: int | None = None, temperature: float = 2.0, weight: float = 1.0, l1: float = 5.0
 ) -> Method:
-    """A search network and an evaluation network that teach each other; `cells` is the second one's depth."""
+    """A search and an evaluation network that teach each other.
+
+    `cells` is the second one's depth.
+    """
     if cycles < 1 or temperature <= 0:
         raise UserError(f"CDARTS needs at least one cycle and a temperature above 0; given {cycles} and {temperature}.")
     evaluation = Evaluation(cycles, cells, temperature, weight)
@@ -191,5 +194,5 @@ def cdarts(
         arch_optimizer=Adam(6e-4),
         outer_terms=(evaluation, PoolsAndSkips(Linear(l1, 0.0))),
         callbacks=(evaluation,),
-        papers=("liu2019darts", "yu2022cdarts"),
+        papers=("liu2019darts", "yu2023cdarts"),
     )

@@ -27,8 +27,8 @@ an epoch, betas (0.9, 0.999), weight decay 1e-3, 7 ops (no `none`).
 Published (readme), DARTS space, CIFAR-10 accuracy with AutoAugment: 97.33 % with 1.7M parameters, 97.75 % with the deeper 6.3M.
 
 Deviations from the paper: a node without an op above the threshold keeps its strongest one, where theirs vanishes. NAS-Bench-201, whose
-tables know one cell, shares alpha between all its cells. DARTOpti has ten of its twelve ops: the 3x1-1x3 convolution and the
-1-3-1 bottleneck are missing, and so is the stop by a distance between networks; the start is two basic residual blocks a cell (ours).
+tables know one cell, shares alpha between all its cells. DARTOpti does not stop by a distance between networks; its start is two basic
+residual blocks a cell (ours).
 Deviations from the authors' code: their `backward` once a cell adds up gradients between cells, steps, and into the weights; here each
 alpha has its own once, and the weights' gradients are those of the training loss alone. In a deeper network the first third repeats
 the normal cells i mod N//3, where theirs reads (i mod N)//3.
@@ -217,9 +217,11 @@ DARTOPTI_OPS = (
     "sep_conv_5x5",
     "dil_conv_3x3",
     "dil_conv_5x5",
+    "conv_3x1_1x3",
     "conv_7x1_1x7",
     "nor_conv_1x1",
     "nor_conv_3x3",
+    "bottleneck_1x3x1",
 )
 
 RESIDUAL: Gene = (
@@ -270,7 +272,10 @@ def d_darts(
     parse: Literal["sparse", "edge"] = "sparse",
     least: float = 0.85,
 ) -> Method:
-    """FairDARTS with an alpha and a loss of each cell; `learns=False` takes the ablation term's gradient as the code does, for 0."""
+    """FairDARTS with an alpha and a loss of each cell.
+
+    `learns=False` takes the ablation term's gradient as the code does, for 0.
+    """
     base = fair_darts()
     return replace(
         base,
@@ -280,12 +285,16 @@ def d_darts(
         selection=selection(parse, least),
         space={**base.space, "sharing": "cell", "nb201.sharing": "type", "grid.sharing": "type"},
         unfit=("grid",),
+        unfit_why="each of its nodes has an alpha of its own already, so that nothing is left to distribute (fair_darts fits)",
         papers=("heuillet2021ddarts",),
     )
 
 
 def dartopti(learns: bool = True, parse: Literal["sparse", "edge"] = "edge", least: float = 0.85) -> Method:
-    """D-DARTS started from a residual network, in a space with dense convolutions."""
+    """D-DARTS started from a residual network.
+
+    In a space with dense convolutions.
+    """
     base = d_darts(learns=learns, parse=parse, least=least)
     ops: Sequence[str] = DARTOPTI_OPS
     return replace(

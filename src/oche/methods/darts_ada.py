@@ -75,7 +75,10 @@ def kept(epoch: int) -> str:
 
 
 def darts_ada(ratio: float = 1.3, every: int = 2, factor: float = 3.0, most: float = 0.0243) -> Method:
-    """Second-order DARTS that goes back and takes more weight decay whenever the validation loss turns sharp in alpha."""
+    """DARTS with more weight decay whenever its loss turns sharp.
+
+    Second order; it goes back to before the validation loss turned sharp in alpha.
+    """
     return replace(
         darts_2nd(),
         name="darts_ada",

@@ -5,15 +5,15 @@
 A negative coefficient spreads alpha early in the search, a positive one sharpens it late, so that little is lost when the network is
 discretised. t is the epoch, T their number: c goes from -0.2 through 0 at half time to +0.2. First-order DARTS otherwise.
 
-Constants taken from code: 0.2 and the cosine.
+Taken from code: 0.2 and the cosine. Published: DARTS space, CIFAR-10 error 2.53 +- 0.02 %.
 
 Deviations from the paper: its body was not at hand; the rule is the code's.
 Deviations from the authors' code: none known.
+Cost against DARTS: the same passes.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -37,16 +37,18 @@ class Entropy:
         draw, rows = state.draw("alpha"), []
         for group in state.space.groups:
             p = masked_softmax(alpha[f"{group.name}/alpha"], group, draw)
-            rows.append(torch.special.entr(p).sum(-1) / math.log(2))
+            rows.append(-(p * p.clamp_min(torch.finfo(p.dtype).tiny).log2()).sum(-1))  # finite derivative at p = 0
         return self.coefficient(state.epoch / state.problem.epochs) * torch.cat(rows).mean()
 
 
 def darts_aer(most: float = 0.2) -> Method:
-    """First-order DARTS whose entropy is raised at first and lowered in the end, by at most `most` a bit."""
+    """DARTS whose entropy is raised at first and lowered at last.
+
+    By at most `most` a bit.
+    """
     return replace(
         darts(),
         name="darts_aer",
         outer_terms=(Entropy(Cosine(-most, most)),),
-        unfit=("grid",),
         papers=("liu2019darts", "jing2023aer"),
     )

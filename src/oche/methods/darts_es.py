@@ -90,7 +90,10 @@ class Returned:
 
 
 def darts_es(ratio: float = 1.3, every: int = 2) -> Method:
-    """Second-order DARTS, stopped when the validation loss turns sharp in alpha; returns the genotype from before."""
+    """DARTS, stopped when its loss turns sharp in alpha.
+
+    Second order; returns the genotype from before.
+    """
     return replace(
         darts_2nd(),
         name="darts_es",

@@ -24,6 +24,9 @@ from oche.schedule import Linear
 
 
 def darts_minus(beta: float = 1.0) -> Method:
-    """First-order DARTS with an auxiliary skip connection on every edge, its weight from `beta` to 0."""
+    """DARTS with an auxiliary skip connection that fades.
+
+    On every edge, its weight from `beta` to 0.
+    """
     edge = AuxiliarySkip(beta=Linear(beta, 0.0))
     return replace(darts(), name="darts_minus", edge=edge, papers=("chu2021dartsminus",))

@@ -75,7 +75,10 @@ def order(state: SearchState) -> Tensor:
 def darts_plus(
     criterion: Literal["skips", "rank"] = "skips", skips: int = 2, patience: int = 10, returned: When = "before"
 ) -> Method:
-    """First-order DARTS, stopped at `skips` skip connections, or when the order of the operations has settled."""
+    """DARTS, stopped by its skip connections or its ranking.
+
+    At `skips` skip connections, or when the order of the operations has stood still for `patience` epochs.
+    """
     stop = SkipStop(skips, returned) if criterion == "skips" else RankStop(patience, returned)
     return replace(
         darts(),

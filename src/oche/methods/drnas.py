@@ -38,6 +38,7 @@ from oche.method import Method
 from oche.methods.darts import darts
 from oche.optim import Adam
 from oche.relaxations import Relaxation, Softmax
+from oche.selection import leading
 from oche.stages import Stage, Staged
 from oche.state import Problem, SearchState
 
@@ -140,8 +141,7 @@ class Progressive:
         for group in problem.space.groups:
             alive = ended[-1].alive(group) if ended else group.valid()
             eta = ended[-1].alpha[f"{group.name}/alpha"].detach().cpu() if ended else torch.zeros(alive.shape)
-            ranked = eta.masked_fill(~alive, float("-inf")).argsort(dim=-1, descending=True, stable=True)
-            mask[group.name] = alive & torch.zeros_like(alive).scatter_(-1, ranked[:, : self.keep[n]], True)
+            mask[group.name] = leading(eta, alive, self.keep[n])
         epochs = problem.epochs * (n + 1) // count - problem.epochs * n // count
         own = replace(method, edge=PartialChannels(self.K[n]))
         return Stage(problem.space, own, epochs, (n / count, (n + 1) / count), mask, widened, f"K={self.K[n]}")
@@ -202,7 +202,10 @@ PROGRESSIVE = {
 
 
 def drnas(kl: bool = False, by_mean: bool = False) -> Method:
-    """DrNAS without stages; `kl` regularises by the divergence from the uniform Dirichlet instead of Adam's weight decay."""
+    """DrNAS: op weights drawn from a Dirichlet.
+
+    Without stages. `kl` regularises by the divergence from the uniform Dirichlet instead of Adam's weight decay.
+    """
     return replace(
         darts(),
         name="drnas",
@@ -215,5 +218,5 @@ def drnas(kl: bool = False, by_mean: bool = False) -> Method:
 
 
 def drnas_progressive(kl: bool = False) -> Staged:
-    """DrNAS in two stages: fewer ops and more channels in the second."""
+    """DrNAS in two stages: fewer ops, more channels."""
     return Staged("drnas_progressive", replace(drnas(kl), name="drnas_progressive", arch_start=0.3), Progressive())

@@ -89,12 +89,14 @@ class Threshold:
 
 def of(strength: Tensor, group: Group, choice: Choice) -> float:
     """A choice's own strength."""
-    e = group.edges.index((choice.source, choice.target))
-    return float(strength[e, group.ops[e].index(choice.op)])
+    return float(strength[group.entry(choice.source, choice.target, choice.op)])
 
 
 def fair_darts(weight: float = 10.0, absolute: bool = False, least: float = 0.85) -> Method:
-    """Sigmoid op weights with a zero-one loss of that `weight`; ops below `least` are left out."""
+    """Sigmoid op weights with a zero-one loss.
+
+    Of that `weight`; ops below `least` are left out.
+    """
     return replace(
         darts(),
         name="fair_darts",

@@ -36,7 +36,10 @@ PUBLISHED = {
 
 
 def gdas(start: float = 10.0, end: float = 0.1, scalars: bool = False) -> Method:
-    """GDAS: one op an edge, drawn with Gumbel noise, tau from `start` to `end`."""
+    """GDAS: one op an edge, drawn with Gumbel noise.
+
+    tau falls from `start` to `end`.
+    """
     return replace(
         darts(),
         name="gdas",

@@ -266,7 +266,16 @@ def gm_nas(
     splits: int = 2,
     edge_score: EdgeScore = "cut_max",
 ) -> Staged:
-    """2^`splits` supernets split where their gradients disagree, each searched by `inner`."""
+    """Supernets that are split where their gradients disagree.
+
+    2^`splits` of them, each searched by `inner`.
+    """
     base = INNER[inner]()
-    method = replace(base, space={"darts.without": ("none",)}, unfit=("grid",), papers=(*base.papers, "hu2022gmnas"))
+    method = replace(
+        base,
+        space={"darts.without": ("none",)},
+        unfit=("grid",),
+        unfit_why="it splits an edge of repeated cells, and a grid has every node once",
+        papers=(*base.papers, "hu2022gmnas"),
+    )
     return Staged("gm_nas", method, Split(splits, edge_score=edge_score), best_child)

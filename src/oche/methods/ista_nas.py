@@ -17,7 +17,8 @@ frozen and the batch norms of its node learn; when the last node is frozen, the 
 Taken from code (iboing/ISTA-NAS @ 226e49f): m = 7, s = 2, lambda = 1e-5, b initially 1e-3 N(0, 1), A uniform in [0, 1], 7 ops (no `none`).
 Two-stage: 8 cells of 16 channels, 50 epochs, batch 256, SGD 0.1 -> 0.001, Adam 6e-4. One-stage: 20 cells of 36 channels, batch 96,
 SGD 0.025, Adam 3e-4, at most 600 epochs (about 120, readme). `A="gaussian"`, N(0, 1/m), is incoherent, as recovery would like (our option).
-Published, DARTS space, CIFAR-10 error: two-stage 2.54 +- 0.05 %, one-stage 2.36 %; others' reruns are worse (the repository's issue 2).
+DARTS space, CIFAR-10 error: two-stage 2.54 +- 0.05 % (another paper's table), one-stage 2.36 % (quoted in the repository's issue 2, whose
+reruns are worse).
 
 Our extension: spaces that keep an op on every edge (NAS-Bench-201, where nothing is published): z_j is as above, S_j is each
 edge's largest entry (s = 1 an edge), and an edge whose entries are all zero does nothing.
@@ -345,7 +346,7 @@ MEASUREMENTS: dict[str, Measurement] = {"uniform": Uniform(), "gaussian": Gaussi
 
 
 def ista_nas(A: Literal["uniform", "gaussian"] = "uniform", distinct: bool = False) -> Method:
-    """Sparse coding: two ops a node are searched at a time, and found by a LASSO."""
+    """Sparse coding: two ops a node at a time, by a LASSO."""
     return replace(
         darts(),
         name="ista_nas",
@@ -363,7 +364,10 @@ def ista_nas(A: Literal["uniform", "gaussian"] = "uniform", distinct: bool = Fal
 def ista_nas_one_stage(
     A: Literal["uniform", "gaussian"] = "uniform", distinct: bool = False, tolerance: float = 1e-3
 ) -> Method:
-    """ISTA-NAS in the final network, on all images, until every node's code rests."""
+    """ISTA-NAS in the final network, until its codes rest.
+
+    On all images.
+    """
     return replace(
         ista_nas(A, distinct),
         name="ista_nas_one_stage",

@@ -11,15 +11,16 @@ whose gradient in the weights is a central difference along d, at e = 1e-4 / |d|
 
     grad <- grad L_train + lambda(t) (grad L_train(p - e d) - grad L_train(p + e d)) / 2 e,      lambda(t) from 0 to lambda, linearly
 
-The architecture step is DARTS's, first order. Two more passes a weight step: about twice the cost of DARTS.
+The architecture step is DARTS's, first order.
 
 Taken from code (dr-faustus/Lambda-DARTS): lambda 0.125 for `sign`, the default, and 0.25 for `corr`; e; only normal cells take
 part. Its NAS-Bench-201 script: 100 epochs, alpha lr 1e-4, weight decay 3e-4, no Nesterov. Published, NAS-Bench-201 test:
-94.36 / 73.51 / 46.34, without variance.
+94.36 / 73.51 / 46.34, without variance; DARTS space, CIFAR-10 error 2.52 +- 0.11 %.
 
 Deviations from the paper: none known.
 Deviations from the authors' code: lambda rises with every step, not every epoch; where the cells agree already (|d| below 1e-12) the two
 passes are left out.
+Cost against DARTS: two more passes a weight step, about twice.
 """
 
 from __future__ import annotations
@@ -121,7 +122,10 @@ DIRECTIONS: dict[str, tuple[Corr | Sign, float]] = {"sign": (Sign(), 0.125), "co
 
 
 def lambda_darts(align: Literal["sign", "corr"] = "sign", weight: float | None = None) -> Method:
-    """First-order DARTS with cells that agree; `weight` is lambda, by default the published one of `align`."""
+    """DARTS whose cells are made to agree on alpha.
+
+    `weight` is lambda, by default the published one of `align`.
+    """
     direction, published = DIRECTIONS[align]
     harmony = Harmony(Linear(0.0, published if weight is None else weight), direction)
     return replace(darts(), name="lambda_darts", callbacks=(harmony,), papers=("liu2019darts", "movahedi2023lambda"))

@@ -6,9 +6,12 @@
 First-order DARTS otherwise. Published (yuhuixu1993/PC-DARTS): K=4, batch 256, SGD 0.1 -> 0, alpha and beta by Adam 6e-4, both held
 for the first 15 of 50 epochs. ImageNet: K=2, batch 1024, SGD 0.5 -> 0 after a warm-up of 5 epochs, Adam 6e-3, held for 35 of 50 epochs,
 10 % of each class for the weights and 2.5 % for alpha. S1-S4: the SDARTS repository's baseline, K=4 with DARTS's settings.
+Published, from other papers' tables: DARTS space, CIFAR-10 error 2.57 +- 0.07 %; NAS-Bench-201 test 93.41 +- 0.30 / 67.48 +- 0.89 /
+41.31 +- 0.22.
 
 Deviations from the paper: none known.
 Deviations from the authors' code: ImageNet's gradient clip does not reach alpha; at odd sizes the bypass pools to ceil(H/2).
+Cost against DARTS: the same passes, with 1/K of the channels in every operation.
 """
 
 from __future__ import annotations
@@ -58,7 +61,10 @@ PUBLISHED = {
 
 
 def pcdarts(K: int = 4) -> Method:
-    """PC-DARTS with 1/K of the channels searched; alpha and beta are held for the first 30 % of the epochs."""
+    """PC-DARTS: 1/K of the channels are searched.
+
+    Alpha and beta are held for the first 30 % of the epochs.
+    """
     return replace(
         darts(),
         name="pcdarts",

@@ -14,20 +14,18 @@ In the end, while the normal cell has more than `skips` skip connections, the we
 
 Taken from code (chenxin061/pdarts): the table, batch 96, SGD 0.025 -> 0, alpha's Adam at 6e-4, alpha's gradients clipped at 5
 too. The README's command has r = 0.1 in the first stage; ours is the paper's 0.
+Published: DARTS space, CIFAR-10 error 2.50 %, CIFAR-100 16.55 %.
 
 Deviations from the paper: none known. In other spaces, and with other `space.cells`: depths are in the ratio 5 : 11 : 17, an edge
 never has more candidates than the space gives it, and the fading keeps its shape over stages of another length (our choice).
 Deviations from the authors' code: none known.
+Cost against DARTS: its first-order steps in supernets of 1, 2.2 and 3.4 times the cells, with fewer candidates in each.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
-
-import torch
-from torch import Tensor
 
 from oche.budgets import Budget
 from oche.edges import SkipDropout
@@ -37,7 +35,7 @@ from oche.method import Method
 from oche.methods.darts import PUBLISHED as DARTS_PUBLISHED
 from oche.methods.darts import darts
 from oche.schedule import Cosine
-from oche.selection import argmax, strongest
+from oche.selection import derived, leading
 from oche.spaces import Space
 from oche.stages import Stage, Staged
 from oche.state import Problem, SearchState
@@ -46,6 +44,13 @@ PUBLISHED = {
     **DARTS_PUBLISHED,
     "darts": Budget(75, 96, {"space.cells": 5, "space.channels": 16}, "chenxin061/pdarts"),
 }
+
+SMOKE = {
+    "toy": Budget(3, 16, {}),
+    "nb201": Budget(3, 16, {"space.cells": 1, "space.channels": 4}),
+    "darts": Budget(3, 16, {"space.cells": 3, "space.channels": 4}),
+}
+"""Our choice: an epoch a stage."""
 
 DEPTHS = (5, 11, 17)
 CANDIDATES = (8, 5, 3)
@@ -85,7 +90,7 @@ class Progressive:
         mask = {}
         if ended:
             for group, strength in ended[-1].strengths():
-                mask[group.name] = best(strength, ended[-1].alive(group), CANDIDATES[number])
+                mask[group.name] = leading(strength, ended[-1].alive(group), CANDIDATES[number])
         space = deeper(problem.space, DEPTHS[number])
         return Stage(space, replace(method, edge=edge), epochs, mask=mask, note=f"{space.cells} cells")  # type: ignore[attr-defined]
 
@@ -94,13 +99,6 @@ def deeper(space: Space, depth: int) -> Space:
     """The space with its cells in the ratio depth : 5."""
     cells: int = space.cells  # type: ignore[attr-defined]
     return replace(space, cells=max(1, round(cells * depth / DEPTHS[0])))  # type: ignore[call-arg]
-
-
-def best(strength: Tensor, alive: Tensor, count: int) -> Tensor:
-    """(E, O) bool: each edge's `count` strongest of those alive; the first of equals."""
-    order: Tensor = strength.masked_fill(~alive, float("-inf")).argsort(dim=-1, descending=True, stable=True)
-    rank = torch.empty_like(order).scatter_(-1, order, torch.arange(order.shape[-1]).expand_as(order))
-    return alive & (rank < count)
 
 
 @dataclass(frozen=True)
@@ -113,37 +111,28 @@ class AtMostSkips:
         last, choices = ended[-1], {}
         for number, (group, strength) in enumerate(last.strengths()):
             alive = last.alive(group)
-
-            def derived(strength: Tensor, group=group, alive=alive) -> Sequence:  # type: ignore[no-untyped-def, type-arg]
-                return (
-                    argmax(group, strength, alive)
-                    if group.keep is None
-                    else strongest(group, strength, group.keep, alive)
-                )
-
-            found = derived(strength)
+            found = derived(group, strength, alive)
             while number == 0 and sum(c.op == "skip_connect" for c in found) > self.skips:
-                entries = []
-                for c in found:
-                    e = group.edges.index((c.source, c.target))
-                    if c.op == "skip_connect":
-                        entries.append((float(strength[e, group.ops[e].index(c.op)]), e))
-                _, e = min(entries)
+                skips = [group.entry(c.source, c.target, c.op) for c in found if c.op == "skip_connect"]
                 alive = alive.clone()
-                alive[e, group.ops[e].index("skip_connect")] = False
-                found = derived(strength, group, alive)
-            choices[group.name] = tuple(found)
+                alive[min(skips, key=lambda entry, of=strength: float(of[entry]))] = False  # type: ignore[misc]
+                found = derived(group, strength, alive)
+            choices[group.name] = found
         return Genotype(problem.space.name, choices, problem.space.sharing)
 
 
 def pdarts(skips: int = 2) -> Staged:
-    """Three stages of growing depth and fewer candidates; at most `skips` skip connections in the normal cell."""
+    """Three stages of growing depth and fewer candidates.
+
+    With at most `skips` skip connections in the normal cell.
+    """
     method = replace(
         darts(),
         weight_lr=Cosine(0.025, 0.0),
         arch_clip=5.0,
         arch_start=0.4,
         unfit=("grid",),
+        unfit_why="its stages are ever deeper stacks of the same cells, and a grid has every node once",
         papers=("liu2019darts", "chen2019pdarts"),
     )
     method = replace(method, arch_optimizer=replace(method.arch_optimizer, lr=6e-4))  # type: ignore[type-var]

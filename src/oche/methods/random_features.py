@@ -13,6 +13,7 @@ PyTorch's initial values and the base method's hyperparameters are our reading. 
 the literal one; `classifier=True` is the other, and what `--budget quick` takes, by measurement (docs/choose.md).
 
 Deviations from the paper: unknown where it is silent here, see above. Deviations from the authors' code: none was published.
+Cost against DARTS: the same passes, without a gradient of any convolution's weights.
 """
 
 from __future__ import annotations
@@ -67,5 +68,8 @@ def rf_darts(classifier: bool = False, initialiser: Initialiser = "pytorch") -> 
 
 
 def rf_pcdarts(K: int = 4, classifier: bool = False, initialiser: Initialiser = "pytorch") -> Method:
-    """PC-DARTS with random features: also the 1/K channels that are searched stay as drawn."""
+    """PC-DARTS with random features.
+
+    Also the 1/K of the channels that are searched stay as drawn.
+    """
     return frozen(pcdarts(K), BatchNormOnly(classifier=classifier, initialiser=initialiser))

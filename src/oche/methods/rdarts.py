@@ -10,7 +10,7 @@ the best on validation images: `oche search rdarts --set method.strength=27e-4 -
 supernet's own accuracy cannot choose the strength: it is best where the cell has the most skip connections.
 
 Published and taken from code (automl/RobustDARTS): the strengths, 50 epochs, all else as second-order DARTS. The default strengths, 27e-4
-and 0.2, are our choice.
+and 0.2, are our choice. DARTS space, CIFAR-10 error 2.95 +- 0.21 % (`l2`, from other papers' tables).
 
 Deviations from the paper: no cutout in the search; there its probability grows with drop path's.
 Deviations from the authors' code: drop path grows at every step, not every epoch; else those of `darts_2nd`.
@@ -31,7 +31,10 @@ from oche.schedule import Linear
 
 
 def rdarts(regularisation: Literal["l2", "dp"] = "l2", strength: float | None = None) -> Method:
-    """Second-order DARTS with more weight decay (`l2`) or with drop path (`dp`), at one strength."""
+    """Second-order DARTS, more regularised, at one strength.
+
+    By more weight decay (`l2`) or by drop path (`dp`).
+    """
     method = replace(darts_2nd(), name="rdarts", papers=("liu2019darts", "zela2020understanding"))
     if strength is not None and not 0 <= strength < 1:
         raise UserError(

@@ -58,15 +58,15 @@ class Perturbation(Callback):
 
     def before_inner_step(self, state: SearchState, weights: OpWeights, alpha: Alpha, batch: Batch) -> OpWeights:
         epsilon, draw = self.epsilon(state.progress), state.draw("weight")
-        groups = [group for group in state.space.groups if group.cells]
-        clean = {group.name: weights[group.cells[0]].detach() for group in groups}
+        groups = state.space.groups
+        clean = {group.name: state.relaxation(alpha, group, draw).detach() for group in groups}
         there = {group.name: state.alive(group).to(clean[group.name]) for group in groups}
         delta = {}
         for name, p in clean.items():
             noise = torch.rand(p.shape, generator=draw.generator(f"perturbation/{name}"), dtype=torch.float64)
             delta[name] = (2 * noise.to(p) - 1) * epsilon * there[name]
         found = self._climb(state, clean, delta, there, epsilon, batch) if self.steps and epsilon else delta
-        return spread(state, moved(clean, found))
+        return state.space.spread(moved(clean, found))
 
     def _climb(
         self, state: SearchState, clean: Alpha, delta: Alpha, there: Alpha, epsilon: float, batch: Batch
@@ -74,7 +74,7 @@ class Perturbation(Callback):
         theta, draw = detached(state.theta), state.draw("weight")
 
         def loss(p: Mapping[str, Tensor]) -> Tensor:
-            return state.task_loss(spread(state, p), batch, draw, theta)[0]
+            return state.task_loss(state.space.spread(p), batch, draw, theta)[0]
 
         for _ in range(self.steps):
             p = {name: t.requires_grad_() for name, t in moved(clean, delta).items()}
@@ -92,18 +92,19 @@ def moved(clean: Alpha, delta: Alpha) -> Alpha:
     return {name: normalised(p + delta[name], p) for name, p in clean.items()}
 
 
-def spread(state: SearchState, by_group: Mapping[str, Tensor]) -> OpWeights:
-    """Ties cells to groups."""
-    return {cell: by_group[group.name] for group in state.space.groups for cell in group.cells}
-
-
 def sdarts_rs(epsilon: float = 0.3) -> Method:
-    """First-order DARTS whose weight steps see op weights perturbed at random, by up to `epsilon` at the end."""
+    """DARTS with op weights perturbed at random.
+
+    In the weight steps, by up to `epsilon` at the end.
+    """
     callbacks = (Perturbation(Linear(epsilon / 10, epsilon)),)
-    return replace(darts(), name="sdarts_rs", callbacks=callbacks, unfit=("grid",), papers=("chen2020sdarts",))
+    return replace(darts(), name="sdarts_rs", callbacks=callbacks, papers=("chen2020sdarts",))
 
 
 def sdarts_adv(epsilon: float = 0.3, steps: int = 7) -> Method:
-    """First-order DARTS whose weight steps see op weights perturbed to raise the train loss, by up to `epsilon` at the end."""
+    """DARTS with op weights perturbed to raise the loss.
+
+    In the weight steps, by up to `epsilon` at the end.
+    """
     callbacks = (Perturbation(Linear(epsilon / 10, epsilon), steps),)
-    return replace(darts(), name="sdarts_adv", callbacks=callbacks, unfit=("grid",), papers=("chen2020sdarts",))
+    return replace(darts(), name="sdarts_adv", callbacks=callbacks, papers=("chen2020sdarts",))

@@ -7,13 +7,16 @@ images. `permutations` random orders; along each, one candidate after another is
     s = mean - std of the marginals over the orders;    z-normalised in each kind of cell
     m <- 0.8 m + 0.2 s;     alpha <- alpha + 0.1 m
 
-An order ends when less than half of the accuracy is left; those not reached count nothing. Up to permutations x candidates passes an epoch.
+An order ends when less than half of the accuracy is left; those not reached count nothing.
 
 From code (Euphoria16/Shapley-NAS): 25 epochs of weights alone, then 25; 10 orders; 1,024 images; 0.5, 0.8, 0.1; batch 256; SGD 0.1 -> 0.
+Recalled, not checked: NAS-Bench-201 test 94.37 / 73.51 / 46.85.
 
 Deviations from the paper: m starts at 0, and a removed candidate's weight is 0 without the others being normalised anew (our reading).
 Deviations from the authors' code: batch norm takes the statistics of batches of the search's size.
 The log's genotype of an epoch is the one before that epoch's update.
+Cost against DARTS: no architecture steps, and from half time on up to permutations x candidates forward passes of `images` an epoch, 300 in
+NAS-Bench-201.
 """
 
 from __future__ import annotations
@@ -115,7 +118,10 @@ def normal(score: Tensor, there: Tensor) -> Tensor:
 
 
 def shapley_nas(permutations: int = 10, images: int = 1024) -> Method:
-    """Weights alone for half of the epochs, then an alpha led by Shapley values instead of a gradient."""
+    """Alpha led by Shapley values instead of a gradient.
+
+    After weights alone for half of the epochs.
+    """
     return replace(
         darts(),
         name="shapley_nas",

@@ -38,7 +38,10 @@ PUBLISHED = {
 
 
 def snas(start: float = 1.0, end: float = 0.03) -> Method:
-    """SNAS: relaxed one-hot samples, weights and alpha stepped together on all train images, tau from `start` to `end`."""
+    """SNAS: relaxed samples; weights and alpha step together.
+
+    On all train images, tau from `start` to `end`.
+    """
     return replace(
         darts(),
         name="snas",

@@ -26,9 +26,3 @@ def matrix() -> Matrix:
         select="digits/valid",
         baselines=("random_sampling",),
     )
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leaves the pictures out, which take longer than all the rest."""
-    monkeypatch.setattr("oche.bench.page.pictures", lambda result: {})

@@ -173,7 +173,9 @@ def test_a_mistake_in_an_arm_is_one_sentence(tmp_path: Path, text: str, says: st
 
 def test_the_studies_configurations_are_matrices() -> None:
     folder = Path(__file__).parents[3] / "benchmarks"
-    for path in sorted(folder.glob("*.toml")):
+    for path in sorted(
+        set(folder.glob("*.toml")) - set(folder.glob("single_stage*"))
+    ):  # those are studies, with more in them
         matrix = matrix_from(path)
         made = {trial.method: trial for trial in trials(matrix)}
         assert made.keys() == set(matrix.searched)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from oche.base import Draw, Group
 from oche.edges import EdgeFactory, WeightedSum
-from oche.fast.buffers import Buffers
 from oche.fast.cell import FusedCell
 from oche.ops import OPS, ReLUConvBN
 from oche.spaces.base import Body, Cell, Supernet, with_pool_norm
@@ -80,7 +79,7 @@ def _bare(op: str, channels: int, stride: int, affine: bool) -> nn.Module:
 
 
 def fused(cell: Cell) -> FusedCell:
-    return FusedCell(copy.deepcopy(cell), Buffers())
+    return FusedCell(copy.deepcopy(cell))
 
 
 def outcome(

@@ -31,7 +31,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.syspath_prepend(str(FOLDER / "peers"))
     before = set(sys.modules)
     yield
-    for name in {"counting", "field", "render", "supernet", "table", "darts_nchw"} - before:
+    for name in {"counting", "field", "render", "results_page", "supernet", "table", "darts_nchw"} - before:
         sys.modules.pop(name, None)
 
 
@@ -160,6 +160,7 @@ SIDE = {
 }  # fmt: skip
 ANSWER = {
     "ratio": 11.0, "memory_ratio": 4.0, "seconds": 2.0, "against": "reference", "tier": "fast", "torch": "2", "threads": 2,
+    "repeats": 2, "iterations": 3,
     "peaks": {"gflops": 100.0, "gbytes": 10.0}, "sides": {"reference": {**SIDE, "stages": {}}, "fast": SIDE},
 }  # fmt: skip
 
@@ -193,6 +194,12 @@ def test_an_interrupted_table_carries_on(tmp_path: Path, monkeypatch: pytest.Mon
     assert table.measured(table.ROWS[1], 2, log) == "FAILED: no memory"
     assert len(asked) == 4
 
+    def hang(command: list[str], **options: float) -> None:
+        raise table.subprocess.TimeoutExpired(command, options["timeout"])
+
+    monkeypatch.setattr(table.subprocess, "run", hang)
+    assert table.measured(table.ROWS[1], 2, log) == "FAILED: not done after 900 s"
+
 
 def test_every_row_is_there_once_and_every_goal_has_one() -> None:
     names = [row.name for row in module("table").ROWS]
@@ -208,10 +215,15 @@ def test_the_page_says_what_was_reached(tmp_path: Path) -> None:
     rows["scaling/size=16"] = ANSWER
     key = {"machine": "m", "commit": "abc"}
     log.write_text("".join(json.dumps({"row": name, **key, "result": answer}) + "\n" for name, answer in rows.items()))
+    (tmp_path / "performance.md").write_text("# Old\n<!-- reading -->\nBy hand.\n<!-- /reading -->\n| old |\n")
+    assert "4 rows" in render.render(log, tmp_path)
     assert "4 rows" in render.render(log, tmp_path)
     page = (tmp_path / "performance.md").read_text()
     assert "| **11.00x** | reached | 4.0x less | 5x less (missed) |" in page
     assert "| **3.00x** | missed | 4.0x less | 4x less (reached) |" in page
+    assert "<!-- reading -->\nBy hand.\n<!-- /reading -->" in page
+    assert "old" not in page
+    assert "| 2 x 3, 2 threads, abc |" in page
     for name in ("stages", "memory", "scaling"):
         assert f"performance-{name}.svg" in page
         assert (tmp_path / f"performance-{name}.svg").read_bytes().startswith(b"<?xml")

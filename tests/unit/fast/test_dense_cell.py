@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oche.base import Draw
+from oche.fast import buffers
 from oche.fast import cell as fast_cell
 from oche.fast.buffers import Buffers
 from oche.fast.dense import DenseLayout
@@ -104,7 +105,7 @@ class _Poison(Buffers):
 def test_nothing_is_read_before_it_was_written(channels: int) -> None:
     s = nb201(channels=channels, size=(7, 5), batch=4)
     f = fused(s.cell)
-    f.pool = _Poison()
+    f.pool = buffers._pools["cells"] = _Poison()
     assert_same(outcome(f, s), outcome(s.cell, s))
 
 

@@ -12,7 +12,6 @@ from torch import nn
 from oche.base import Draw
 from oche.edges import EdgeFactory, PartialChannels, WeightedSum
 from oche.fast import cell as fast_cell
-from oche.fast.buffers import Buffers
 from oche.fast.entry import enter
 from oche.fast.native import kernels
 from oche.ops import ReLUConvBN
@@ -127,7 +126,7 @@ def test_entry_equals_the_module(
     module.requires_grad_(learns[1])
     leaves = [t for t in (x, *module.parameters()) if t.requires_grad]
     results = []
-    for out in (enter(module, x, compiled, Buffers()), module(x)):
+    for out in (enter(module, x, compiled), module(x)):
         results.append([out, *torch.autograd.grad(out.sin().sum(), leaves, create_graph=True)])
         second = sum(t.square().sum() for t in results[-1][1:])
         results[-1] += torch.autograd.grad(second, leaves, retain_graph=True)

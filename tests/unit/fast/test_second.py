@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from oche.base import Alpha, Batch, Draw, Params
-from oche.bilevel import ArchGradient, Bilevel, FiniteDifference, Unrolled
+from oche.base import Draw
+from oche.bilevel import ArchGradient, FiniteDifference, Unrolled
 from oche.edges import WeightedSum
-from oche.fast import accelerate, coverage, packed
+from oche.fast import accelerate, coverage, packed_op
 from oche.fast.native import kernels
-from oche.optim import SGD
-from oche.spaces.base import Cell, Supernet
-from oche.spaces.darts import DARTS_OPS, DartsSpace
+from oche.spaces.base import Cell
+from oche.spaces.darts import DARTS_OPS
 from unit.fast.cells import Sample, assert_same, fused, sample
+from unit.fast.networks import SPACE, arch_gradient
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no compiler on this machine")
 
@@ -150,53 +148,18 @@ def test_weight_gradients_only_where_they_are_asked_for(asked: str, monkeypatch:
     theta = list(f.parameters())
     g = torch.autograd.grad(f.mixed(s.inputs, w, Draw(3)).square().sum(), theta, create_graph=True)
     seen: list[tuple[str, bool]] = []
-    invoke = packed._invoke
+    invoke = packed_op.invoke
 
-    def spy(way: str, call: packed.Call, *arguments: object) -> None:
-        results = arguments[-1]
-        assert isinstance(results, tuple)
-        seen.extend([(way, results[-5] is not None)] if way != "forward" else [])
-        invoke(way, call, *arguments)  # type: ignore[arg-type]
+    def spy(way: str, *arguments: object) -> None:
+        seen.extend([(way, arguments[-5] is not None)] if way != "forward" else [])
+        invoke(way, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(packed, "_invoke", spy)
+    monkeypatch.setattr(packed_op, "invoke", spy)
     torch.autograd.grad(g, w if asked == "w" else theta, [t.detach() for t in g])
     assert seen == [("second", asked == "theta"), ("backward", asked == "theta")]
 
 
 # ------------------------------------------------------------------ whole networks
-
-
-SPACE = DartsSpace(channels=4, cells=3, nodes=2, size=(8, 8), stem_multiplier=2)
-
-
-def arch_gradient(net: Supernet, how: ArchGradient, frozen: Sequence[str] = ()) -> Alpha:
-    """The architecture gradient of a small network after one weight step, so that there is momentum."""
-    rng = torch.Generator().manual_seed(5)
-    images = [torch.randn(4, 3, 8, 8, generator=rng, dtype=torch.float64) for _ in range(2)]
-    inner, outer = (Batch(x, torch.tensor([0, 1, 2, 3])) for x in images)
-    alpha: Alpha = {
-        g.name: torch.randn(len(g.edges), g.width, generator=rng, dtype=torch.float64).requires_grad_()
-        for g in SPACE.groups
-    }
-    theta = {name: p for name, p in net.named_parameters() if not name.startswith(tuple(frozen) or "-")}
-    optimizer = torch.optim.SGD(theta.values(), 0.025, momentum=0.9)
-
-    def loss(weights: Params, by_group: Alpha, batch: Batch) -> Tensor:
-        op_weights = SPACE.spread({name: t.softmax(-1) for name, t in by_group.items()})
-        outputs, _ = torch.func.functional_call(net, weights, (batch.images, op_weights, Draw(0)))
-        return F.cross_entropy(outputs, batch.targets)
-
-    class Two:
-        def inner(self) -> Batch:
-            return inner
-
-        def outer(self) -> Batch:
-            return outer
-
-    loss(theta, alpha, inner).backward()
-    optimizer.step()
-    problem = Bilevel(loss, loss, lambda weights, grads: SGD().look_ahead(weights, grads, optimizer))
-    return how(problem, theta, alpha, Two())[1]  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("how", [Unrolled(), FiniteDifference()], ids=["exact", "finite"])

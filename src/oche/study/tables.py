@@ -1,0 +1,151 @@
+"""A study's tables, from the bench's finished trials: mean, standard deviation and bootstrap interval over seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from oche.bench import stats
+from oche.bench.matrix import TRAINED_TEST, TRAINED_VAL
+from oche.bench.render import NOT_RUN, Sheet
+from oche.bench.result import BenchResult, Finished
+from oche.study import degeneration
+from oche.study.measure import ANEW, CONTINUOUS, RAW, USUAL
+
+Number = Callable[[Finished], float | None]
+
+
+def sheets(result: BenchResult) -> list[Sheet]:
+    """All tables that there are numbers for."""
+    found = []
+    for place, here in result.places():
+        where = ", ".join(place)
+        arms = {arm: [t for t in here if t.method == arm] for arm in result.matrix.searched}
+        run = {arm: trials for arm, trials in arms.items() if trials}
+        found += [overview(where, arms)]
+        found += [discretisation(where, arm, trials) for arm, trials in run.items() if decodings(trials)]
+        found += [sheet for sheet in (spread(where, run), degenerating(where, run)) if sheet[2]]
+    return found
+
+
+def overview(where: str, arms: dict[str, list[Finished]]) -> Sheet:
+    """Each arm's networks: the continuous one, decoded ones as they are, and the one that the arm ends with."""
+    headings = [
+        "arm", "seeds", "entropy %", "continuous", "error of op", "error of op+edge@0.50", "error of op+best2",
+        "decoded (op+best2)", "final, validation", "final, test", "search s", "training s",
+    ]  # fmt: skip
+    rows = []
+    for arm, trials in arms.items():
+        errors = (error(f"{name}/{ANEW}") for name in ("op", "op+edge@0.50", "op+best2"))
+        numbers: list[Number] = [
+            value("entropy"), value(f"{CONTINUOUS}/{ANEW}"), *errors, value(f"op+best2/{ANEW}"), value(TRAINED_VAL),
+            value(TRAINED_TEST),
+        ]  # fmt: skip
+        seconds = [lambda t: t.seconds, lambda t: t.train_seconds]
+        cells = [*(told(trials, number) for number in numbers), *(told(trials, s, interval=False) for s in seconds)]
+        rows.append([arm, str(len(trials)) if trials else NOT_RUN, *cells])
+    return f"Arms, in percent, statistics re-estimated: {where}", headings, rows
+
+
+def discretisation(where: str, arm: str, trials: Sequence[Finished]) -> Sheet:
+    """An arm's decodings: score and error (continuous less decoded) with each kind of statistics, and scores after fine-tuning."""
+    tuned = sorted({k.rpartition("/")[2] for t in trials for k in t.values if "/tuned " in k}, key=lambda k: int(k[6:]))
+    headings = ["decoding", "seeds", RAW, f"error, {RAW}", ANEW, f"error, {ANEW}", *tuned]
+    rows = []
+    for name in decodings(trials):
+        keys = [f"{name}/{statistics}" for statistics in (RAW, ANEW)]
+        pairs = [told(trials, number) for key in keys for number in (value(key), error(key))]
+        seeds = sum(keys[0] in t.values for t in trials)
+        rows.append([name, str(seeds), *pairs, *(told(trials, value(f"{name}/{k}")) for k in tuned)])
+    return f"Discretisation of {arm}, in percent: {where}", headings, rows
+
+
+def spread(where: str, arms: dict[str, list[Finished]]) -> Sheet:
+    """Deciles of the largest weight of each edge's operations, and of the gates, means over seeds."""
+    rows = []
+    for arm, trials in arms.items():
+        for kind in ("max op", "gate"):
+            cells = [told(trials, value(f"{kind}/{10 * k}"), interval=False) for k in range(11)]
+            if any(cells):
+                rows.append([arm, kind, *cells])
+    headings = ["arm", "of", *(f"{10 * k} %" for k in range(11))]
+    return f"How decided: deciles over edges, in percent: {where}", headings, rows
+
+
+def degenerating(where: str, arms: dict[str, list[Finished]]) -> Sheet:
+    """The numbers of degeneration after the last epoch, and how many seeds end degenerated, or were so after any epoch."""
+    names = (
+        degeneration.FREE_SHARE, degeneration.GATES, degeneration.DEPTH, degeneration.STRIDES, degeneration.PARAMETERS,
+        degeneration.MACS, degeneration.GAP,
+    )  # fmt: skip
+    rows = []
+    for arm, trials in arms.items():
+        measured = [t for t in trials if t.probe(degeneration.FREE_SHARE)]
+        if measured:
+            cells = [told(measured, last(name), "{:.3g}") for name in names]
+            flags = [degenerated(t) for t in measured]
+            ends, ever = sum(f[-1] for f in flags), sum(any(f[1:]) for f in flags)
+            rows.append([arm, str(len(measured)), *cells, f"{ends} / {ever} of {len(measured)}"])
+    return (
+        f"Degeneration, after the last epoch: {where}",
+        ["arm", "seeds", *names, "degenerated: at the end / ever"],
+        rows,
+    )
+
+
+# ------------------------------------------------------------------ numbers of a trial
+
+
+def value(key: str) -> Number:
+    """A measured value, None where there is none."""
+    return lambda trial: trial.values.get(key)
+
+
+def error(key: str) -> Number:
+    """Of a decoded network: the continuous one's score, with statistics of its own, less the decoded one's."""
+
+    def number(trial: Finished) -> float | None:
+        whole, own = trial.values.get(f"{CONTINUOUS}/{ANEW}"), trial.values.get(key)
+        return None if whole is None or own is None else whole - own
+
+    return number
+
+
+def last(key: str) -> Number:
+    """A number after the last epoch."""
+
+    def number(trial: Finished) -> float | None:
+        series = trial.probe(key)
+        return series[max(series)] if series else None
+
+    return number
+
+
+def degenerated(trial: Finished) -> list[bool]:
+    """After each epoch, 0 being before the first."""
+    free, weights = trial.probe(degeneration.FREE_SHARE), trial.probe(degeneration.PARAMETERS)
+    usual = trial.values.get(USUAL) or 0.0
+    return [degeneration.degenerated(free[epoch], weights[epoch], usual) for epoch in sorted(free)]
+
+
+def decodings(trials: Sequence[Finished]) -> list[str]:
+    """Those that any trial has a score of, in the order of measurement."""
+    return list(dict.fromkeys(key.rpartition("/")[0] for t in trials for key in t.values if key.endswith(f"/{RAW}")))
+
+
+def numbers(trials: Sequence[Finished], number: Number) -> Iterator[float]:
+    """Of the trials that have it."""
+    for trial in trials:
+        if (found := number(trial)) is not None:
+            yield found
+
+
+def told(trials: Sequence[Finished], number: Number, form: str = "{:.2f}", *, interval: bool = True) -> str:
+    """Mean ± standard deviation [bootstrap interval] of a number over trials, as far as there are enough; empty where there is none."""
+    values = list(numbers(trials, number))
+    if not values:
+        return ""
+    s = stats.summary(values)
+    text = form.format(s.mean) + (f" ± {form.format(s.std)}" if s.std is not None else "")
+    if not interval or s.interval is None:
+        return text
+    return f"{text} [{form.format(s.interval[0])}, {form.format(s.interval[1])}]"

@@ -1,0 +1,135 @@
+"""The tables and verdicts of a study, from trials whose numbers are made up so that the answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+from scipy import stats
+
+from oche.bench import BenchResult, Matrix, run_bench
+from oche.bench.matrix import TRAINED_TEST, TRAINED_VAL, Trial
+from oche.bench.trial import Outcome
+from oche.genotype import Genotype
+from oche.study.claims import HOLDS, NOT, OPEN, Roles, judged
+from oche.study.degeneration import FREE_SHARE, PARAMETERS, depth
+from oche.study.measure import USUAL
+from oche.study.pictures import plots
+from oche.study.tables import sheets, told, value
+from reference.small_bench import CELLS
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+ARMS: dict[str, dict[str, object]] = {name: {"method": "darts"} for name in ("base", "penalised", "two", "s0", "s2")}
+ROLES = Roles("base", "penalised", "two", "s0", ("s2",))
+NOISE = (-1.0, 0.0, 1.0)  # by seed: a standard deviation of 1
+
+
+def made(
+    path: Path, scores: Mapping[str, float], op: float = 0.0, free: Mapping[str, float] | None = None, **fields: object
+) -> BenchResult:
+    """A bench of these mean scores: the continuous network's, which the final one shares; `op` of the decoding op."""
+
+    def work(trial: Trial, folder: Path) -> Outcome:
+        score = scores[trial.method] + NOISE[trial.seed]
+        values = {
+            TRAINED_TEST: score,
+            TRAINED_VAL: score,
+            USUAL: 30.0,
+            "entropy": 90.0,
+            "gate/0": 10.0,
+            "max op/0": 20.0,
+        }
+        for name, own in (("continuous", score), ("op", op + NOISE[trial.seed]), ("edge@0.50", score - 1)):
+            values |= {f"{name}/raw": own - 2, f"{name}/re-estimated": own}
+        share = (free or {}).get(trial.method, 0.2)
+        series = {FREE_SHARE: ((0, 0.0), (1, share)), PARAMETERS: ((0, 100.0), (1, 40.0 if trial.seed else 9.0))}
+        return Outcome(str(CELLS[0]), values, seconds=10.0, probes=series)
+
+    budget = fields.pop("budget", "quick")
+    matrix = Matrix("m", (), ("toy",), ("digits",), (str(budget),), 3, arms=ARMS, baseline="base", baselines=())
+    return run_bench(replace(matrix, **fields), path, work=work)  # type: ignore[arg-type]
+
+
+def verdicts(result: BenchResult) -> dict[str, str]:
+    (sheet,) = judged(result, ROLES)
+    return {row[0][:2]: row[3] for row in sheet[2]}
+
+
+LEVEL = dict.fromkeys(ARMS, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "op", "claim", "verdict"),
+    [
+        ({}, 46.9, "C1", HOLDS),  # an error of 3.1 against a sigma of 1
+        ({}, 47.1, "C1", NOT),
+        ({"penalised": 47.9}, 0, "C2", HOLDS),
+        ({"penalised": 48.1}, 0, "C2", NOT),
+        ({"penalised": 55.0}, 0, "C2", NOT),
+        ({"two": 50.0}, 0, "C3", HOLDS),
+        ({"two": 50.1}, 0, "C3", NOT),
+        ({"s2": 52.1}, 0, "C7", NOT),  # better, but not less degenerated
+        ({"s2": 51.9}, 0, "C7", NOT),
+    ],
+)
+def test_a_claim_is_judged_by_its_criterion(
+    tmp_path: Path, changed: dict[str, float], op: float, claim: str, verdict: str
+) -> None:
+    assert verdicts(made(tmp_path / "b", {**LEVEL, **changed}, op))[claim] == verdict
+
+
+def test_another_split_must_also_have_fewer_operations_without_weights(tmp_path: Path) -> None:
+    scores = {**LEVEL, "s2": 52.1}
+    assert verdicts(made(tmp_path / "b", scores, free={"s2": 0.1, "s0": 0.3}))["C7"] == HOLDS
+    assert verdicts(made(tmp_path / "c", scores, free={"s2": 0.3, "s0": 0.3}))["C7"] == NOT
+
+
+def test_a_smoke_test_and_a_single_seed_judge_nothing(tmp_path: Path) -> None:
+    smoke = verdicts(made(tmp_path / "a", LEVEL, budget="smoke"))
+    assert {*smoke.values()} == {f"{OPEN}: smoke"}
+    alone = verdicts(made(tmp_path / "b", LEVEL, seeds=1))
+    assert all(alone[claim].startswith(OPEN) for claim in ("C1", "C2", "C3", "C7"))
+
+
+def test_a_tables_cell_is_mean_deviation_and_bootstrap_interval(tmp_path: Path) -> None:
+    result = made(tmp_path / "b", LEVEL)
+    mine = [t for t in result.finished if t.method == "base"]
+    values = [t.values["op/raw"] for t in mine]
+    ends = stats.bootstrap((values,), lambda x, axis: x.mean(axis=axis), n_resamples=9999, rng=0).confidence_interval
+    text = told(mine, value("op/raw"))
+    assert text.startswith(f"{mean(values):.2f} ± {stdev(values):.2f} [")
+    low, high = map(float, text.partition("[")[2].rstrip("]").split(","))
+    assert (low, high) == pytest.approx((ends.low, ends.high), abs=0.2)
+
+
+def test_the_tables_tell_errors_and_degeneration(tmp_path: Path) -> None:
+    result = made(tmp_path / "b", LEVEL, op=45.0, free={"base": 0.6})
+    titles = {title.split(",")[0].split(":")[0]: (headings, rows) for title, headings, rows in sheets(result)}
+    headings, rows = titles["Discretisation of base"]
+    by_name = {row[0]: dict(zip(headings, row, strict=True)) for row in rows}
+    assert by_name["op"]["error, re-estimated"].startswith("5.00 ± 0.00")
+    assert by_name["op"]["error, raw"].startswith("7.00 ± 0.00")
+    assert by_name["continuous"]["raw"].startswith("48.00 ± 1.00")
+    headings, rows = titles["Degeneration"]
+    flags = {row[0]: row[-1] for row in rows}
+    assert flags == {**dict.fromkeys(ARMS, "1 / 1 of 3"), "base": "3 / 3 of 3"}  # one seed has 9 of 30 weights
+
+
+def test_the_pictures_have_what_was_measured(tmp_path: Path) -> None:
+    drawn = dict(plots(made(tmp_path / "b", LEVEL, op=45.0).finished))
+    assert {"edge", "error_op", "free_share", "parameters"} <= set(drawn)
+    line = drawn["edge"]
+    assert list(line.at["base, raw"]) == [0.5]  # type: ignore[union-attr]
+    assert line.values["base, raw"].tolist() == [[46.0, 47.0, 48.0]]  # type: ignore[union-attr]
+    assert sorted(drawn["error_op"].points["base"]) == [(90.0, 5.0)] * 3  # type: ignore[union-attr]
+
+
+def test_depth_counts_operations_with_weights_on_the_longest_living_path() -> None:
+    cell = Genotype.parse("|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|skip_connect~2|")
+    assert depth(cell.groups["cell"]) == 2
+    cut = Genotype.parse("|none~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|nor_conv_1x1~1|skip_connect~2|")
+    assert depth(cut.groups["cell"]) == 0  # nothing reaches node 1
