@@ -44,11 +44,14 @@ from oche.methods.rdarts import rdarts
 from oche.methods.rlnas import rlnas
 from oche.methods.sdarts import sdarts_adv, sdarts_rs
 from oche.methods.shapley_nas import Game, shapley_nas
+from oche.methods.single_stage import single_stage
 from oche.methods.snas import snas
 from oche.methods.zarts import Trials, zarts
 from oche.optim import SGD, Adam, Descent
-from oche.schedule import Constant, Cosine
+from oche.relaxations import Gated
+from oche.schedule import Constant, Cosine, Poly
 from oche.stages import Staged, entered
+from oche.trainable import AllWeights
 
 
 @dataclass(frozen=True)
@@ -141,6 +144,19 @@ STAGES: dict[str, tuple[Staged, Staged, Method]] = {
         replace(pdarts(), stages=Deepening((0.0, 0.0, 0.0))),
         pdarts(),
         replace(darts(), weight_lr=Cosine(0.025, 0.0), arch_optimizer=Adam(6e-4), arch_clip=5.0, arch_start=0.4),
+    ),
+    "single_stage": (
+        single_stage(freeze=1.0),  # never frozen
+        single_stage(),
+        replace(
+            darts(),
+            relaxation=Gated(),
+            trainable=AllWeights(affine=True),
+            arch_start=0.2,
+            arch_optimizer=Adam(3e-3, weight_decay=0.0),
+            weight_optimizer=SGD(weight_decay=5e-4),
+            weight_lr=Poly(0.05),
+        ),
     ),
 }
 """(without its rule, with it, the base that its first stage then is)."""

@@ -191,7 +191,7 @@ def test_cuda_where_there_is_none(oche: Oche, monkeypatch: pytest.MonkeyPatch) -
         ("arch_optimizer=sgd", ("arch_optimizer must be",)),
         ("method.clasifier=true", ("'clasifier'",)),
         ("weight_lr.start=fast", ("weight_lr.start must be float",)),
-        ("split.weights=0.9", ("add up to at most 1",)),
+        ("split.arch=0.9", ("add up to at most 1",)),
         ("space.channels=0", ("at least one channel",)),
     ],
 )

@@ -37,7 +37,11 @@ In Python:
 `state.trajectory` holds alpha after every epoch; `stages/0.pt` in the run's folder is the checkpoint at the freeze, before anything is
 removed, `stages/1.pt` that of the end. `oche search single_stage` writes `network/` as `oche train` does, and its test scores to the log.
 
-Deviations from the paper: unknown where it is silent here, see above. Deviations from the authors' code: none was found.
+Stated by the paper (abstract): 75.3 % mIoU in the searching stage on Cityscapes, some 5.5 GPU days of training in all.
+
+Deviations from the paper: unknown where it is silent here, see above.
+Deviations from the authors' code: no code was found.
+Cost against DARTS: the same passes while it searches, one pass less a step before and after; nothing is trained afterwards.
 """
 
 from __future__ import annotations
@@ -274,7 +278,7 @@ def single_stage(
     gates: Literal["sigmoid", "softmax", "relu_tanh"] = "sigmoid",
     operations: Literal["softmax", "sigmoid", "normalised"] = "softmax",
 ) -> Staged:
-    """Warm-up, search, freeze, tune: the searched network with its weights is the result, nothing is decoded or trained from scratch."""
+    """Search, freeze, tune on: the network is kept, not decoded."""
     method = replace(
         darts(),
         name="single_stage",
