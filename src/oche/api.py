@@ -343,6 +343,8 @@ class TrainPlan:
 def plan_training(request: TrainRequest, data: Data | None = None) -> TrainPlan:
     """Resolves what `train` was asked for; from a search's folder, its data and size are taken over. Raises UserError."""
     genotype, source = genotype_of(request.genotype, request.space)
+    if request.inherit and source is None:
+        raise UserError("Only a run's folder has weights to begin with: name one, or leave `--inherit` out.")
     size, earlier, settings = None, "digits", dict(request.settings)
     if source:
         searched, table = requested(source)
@@ -356,9 +358,7 @@ def plan_training(request: TrainRequest, data: Data | None = None) -> TrainPlan:
     training = resolve_training(request, data, size)
     request = replace(request, threads=threads_for(request.threads, training.data))
     start_with = None
-    if request.inherit:
-        if source is None:
-            raise UserError("Only a run's folder has weights to begin with: name one, or leave `--inherit` out.")
+    if request.inherit and source:
         training = replace(training, start=load_network(source).network.state_dict())
         begin_training(training)  # refuses weights that do not fit before there is a folder
         start_with = source.read(WEIGHTS)

@@ -56,6 +56,25 @@ class Noise(Drawn):
         return noise.to(x.dtype)
 
 
+def batch_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """weight (x - m) / sqrt(v + eps) + bias, m and v (C,) the mean and biased variance of x (B, C, H, W), at least in fp32.
+
+    On the CPU torch keeps the statistics of bf16 values in bf16, unless it meets a vector in fp32: a weight of ones is one.
+    """
+    if weight is None and bias is None and x.dtype in (torch.bfloat16, torch.float16):
+        weight = torch.ones(x.shape[1], dtype=torch.float32, device=x.device)
+    return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+
+
+class BatchNorm(nn.BatchNorm2d):
+    """A supernet's batch norm, of the batch's statistics; those of bf16 values are in fp32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype in (torch.bfloat16, torch.float16):
+            return batch_norm(x, self.weight, self.bias, self.eps)
+        return super().forward(x)
+
+
 class PoolBN(nn.Sequential):
     """A pool with the batch norm that a DARTS supernet puts behind it, so that its scale is comparable; absent in retraining."""
 

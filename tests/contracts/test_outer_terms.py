@@ -6,6 +6,7 @@ test in its own file, since it steps as well.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -47,7 +48,9 @@ OF_WEIGHTS: tuple[Term, ...] = (Ablation(),)
 CASES = [(term, space) for term in OF_ALPHA for space in ("toy", "grid")]
 CASES.remove((PoolsAndSkips(Constant(5.0)), "grid"))  # it has none
 
-named = {"ids": lambda part: part if isinstance(part, str) else repr(part)}
+named = {
+    "ids": lambda part: part if isinstance(part, str) else re.sub(" at 0x[0-9a-f]+", "", repr(part))
+}  # the same in every process
 
 
 def setting(method: Method, space: str) -> tuple[SearchState, StepBatches]:

@@ -15,8 +15,10 @@ from lightning_fabric import Fabric
 from oche import loop
 from oche.base import counted
 from oche.bilevel import average
+from oche.data import SPLITS, Stream
 from oche.method import Method
 from oche.methods import METHODS
+from oche.methods.single_stage import single_stage
 from oche.optim import SGD
 from oche.run import Run
 from oche.schedule import Constant
@@ -143,6 +145,43 @@ def test_both_processes_train_one_network(tmp_path: Path) -> None:
     one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(one[name], other[name]) for name in one)
     assert [r["kind"] for r in run.records()] == ["train_epoch"] * 2
+
+
+def splitting(f: Fabric, folder: Path, name: str) -> None:
+    """A whole single-stage search; what both streams showed, by what they are called and the epoch."""
+    torch.set_num_threads(1)
+    shown: dict[str, list[int]] = {}
+    at = Stream.at
+
+    def look(self: Stream, i: int) -> object:
+        shown.setdefault(self.purpose, []).extend(self.images.index[self.positions(i)].tolist())
+        return at(self, i)
+
+    Stream.at = look  # type: ignore[assignment,method-assign]  # in a forked process of its own
+    searcher = single_stage()
+    searcher = replace(searcher, method=replace(searcher.method, split=SPLITS[name]))
+    state = searcher.search(replace(tiny_problem("toy", epochs=5, count=25, batch=3), fabric=f)).state
+    ended = {n: t.detach() for n, t in (*state.theta.items(), *state.alpha.items())}
+    torch.save({"ended": ended, "shown": shown}, folder / f"rank{f.global_rank}.pt")
+
+
+@pytest.mark.parametrize("name", ["redrawn", "swap", "until_freeze", "one_level"])
+def test_split_arms_in_two_processes(name: str, tmp_path: Path) -> None:
+    """Of 25 images: parts are disjoint over both processes together, every image of a part is shown, and both end with one network."""
+    fabric(2).launch(splitting, tmp_path, name)
+    one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(t, other["ended"][n]) for n, t in one["ended"].items())
+    assert one["shown"].keys() == other["shown"].keys()
+    shown = {key: set(one["shown"][key]) | set(other["shown"][key]) for key in one["shown"]}
+    everything = set(range(25))
+    if name == "one_level":
+        assert shown == {"weights": everything}
+    elif name == "until_freeze":
+        assert not shown["weights"] & shown["arch"]
+        assert shown["weights"] | shown["arch"] == shown["weights/3"] == shown["weights/4"] == everything
+    else:
+        assert all(shown[f"weights/{e}"] | shown[f"arch/{e}"] == everything for e in (1, 2))
+        assert not any(shown[f"weights/{e}"] & shown[f"arch/{e}"] for e in (1, 2))
 
 
 def averaging(f: Fabric, folder: Path) -> None:

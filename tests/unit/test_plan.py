@@ -88,7 +88,7 @@ def test_published_budgets(method: str, space: str, features: str) -> None:
     assert m.edge == (PartialChannels(k) if k else WeightedSum())
     assert m.relaxation == (EdgeNormalised(Softmax(1e-3), 1e-3) if k else Softmax(1e-3))
     assert m.trainable == (BatchNormOnly() if features else AllWeights()), "published RF-DARTS trains batch norm alone"
-    assert (m.split.weights, m.split.arch) == (0.5, 0.5)
+    assert m.split.shares == (0.5, 0.5)
     assert p.source != "our choice"
 
 

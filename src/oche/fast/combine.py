@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from oche.fast import rows
 from oche.fast.device import Backend
+from oche.ops import batch_norm
 
 PIXELS = (0, 2, 3)
 
@@ -86,7 +87,7 @@ def plain_combine(
     total: Tensor | None = None
     for t, (value, (normed, eps), scale, shift) in enumerate(zip(values, spec, scales, shifts, strict=True)):
         if normed:
-            value = nn.functional.batch_norm(value, None, None, scale, shift, True, 0.0, eps)
+            value = batch_norm(value, scale, shift, eps)
         total = weights[t] * value if total is None else total + weights[t] * value
     assert total is not None
     return total

@@ -20,7 +20,7 @@ from oche.base import Batch, Draw, Group, OpWeights, Params
 from oche.edges import EDGES, KEPT, Edge, EdgeFactory, plain_name
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
-from oche.ops import OPS, Drawn, PoolBN, Zero, run
+from oche.ops import OPS, BatchNorm, Drawn, PoolBN, Zero, run
 
 Through = Callable[[int, nn.Module, Tensor], Tensor]
 """How a cell evaluates one of its edges: (edge number, edge, x) -> output."""
@@ -79,7 +79,8 @@ class Body(nn.Module, ABC):
 class Supernet(nn.Module):
     """All candidates at once: `supernet(x, op_weights, draw) -> (outputs, observed)`.
 
-    Batch norm uses batch statistics and keeps none, so a forward pass leaves no trace. `observed` holds each cell's output.
+    Batch norm uses batch statistics and keeps none, so a forward pass leaves no trace; each `nn.BatchNorm2d` becomes an `ops.BatchNorm`.
+    `observed` holds each cell's output.
     With `recompute` a cell keeps nothing for its backward pass but its inputs, and runs again when that pass comes to it.
     """
 
@@ -90,6 +91,8 @@ class Supernet(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.track_running_stats = False
                 module.running_mean = module.running_var = module.num_batches_tracked = None
+                if type(module) is nn.BatchNorm2d:
+                    module.__class__ = BatchNorm
             if isinstance(module, Drawn):
                 module.path = name
 
