@@ -73,6 +73,7 @@ def preset(name: str, budget: str, epochs: object = None, *, masks: bool = True)
         "seeds": size.seeds,
         "epochs": horizon,
         "protocol": "segment_brief" if masks else "brief",
+        "probes": ("gap",) if name == "discretisation" else (),  # error against entropy, epoch by epoch
     }
     return Preset(matrix, measure, roles)
 

@@ -73,7 +73,8 @@ def study_from(name: str, path: Path | None = None, overrides: Mapping[str, obje
     epochs = None if own_arms else asked.get("epochs")
     usual = preset(name, _text(asked, "budgets", "quick"), epochs, masks=_masks(asked))
     if own_arms:
-        usual = replace(usual, measure=replace(usual.measure, retrained=(), inherited=(), closely=()), roles=Roles())
+        own_measure = replace(usual.measure, retrained=(), inherited=(), closely=())
+        usual = replace(usual, matrix={**usual.matrix, "probes": ()}, measure=own_measure, roles=Roles())
     measure = config.build(Measure, {**vars(usual.measure), **own}, f"{where}: measure")
     roles = config.build(Roles, {**vars(usual.roles), **parts}, f"{where}: roles")
     matrix = matrix_in({"name": name, **usual.matrix, **table}, where, given)

@@ -88,11 +88,23 @@ def test_another_split_must_also_have_fewer_operations_without_weights(tmp_path:
     assert verdicts(made(tmp_path / "c", scores, free={"s2": 0.3, "s0": 0.3}))["C7"] == NOT
 
 
+def test_one_split_that_passes_is_enough_and_degeneration_has_to_be_measured(tmp_path: Path) -> None:
+    roles = replace(ROLES, splits=("s2", "two"))
+    result = made(tmp_path / "b", {**LEVEL, "s2": 52.1}, free={"s2": 0.1, "s0": 0.3})
+    (sheet,) = judged(result, roles)
+    found = {row[0].partition(":")[0]: row[2:] for row in sheet[2]}
+    assert found["C7"] == ["1 of 2: s2", HOLDS]
+    assert (found["its arm s2"][1], found["its arm two"][1]) == (HOLDS, NOT)
+    blind = replace(result, finished=tuple(replace(t, probes={}) for t in result.finished))
+    (sheet,) = judged(blind, ROLES)
+    assert {row[0][:2]: row[3] for row in sheet[2]}["C7"] == f"{OPEN}: degeneration was not measured"
+
+
 def test_a_smoke_test_and_a_single_seed_judge_nothing(tmp_path: Path) -> None:
     smoke = verdicts(made(tmp_path / "a", LEVEL, budget="smoke"))
     assert {*smoke.values()} == {f"{OPEN}: smoke"}
     alone = verdicts(made(tmp_path / "b", LEVEL, seeds=1))
-    assert all(alone[claim].startswith(OPEN) for claim in ("C1", "C2", "C3", "C7"))
+    assert all(alone[claim].startswith(OPEN) for claim in ("C1", "C2", "C3", "C6", "C7"))
 
 
 def test_a_tables_cell_is_mean_deviation_and_bootstrap_interval(tmp_path: Path) -> None:

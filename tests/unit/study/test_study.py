@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from oche import config
-from oche.bench.matrix import TRAINED_VAL
+from oche.bench.matrix import TRAINED_VAL, trials
 from oche.bench.result import BenchResult
 from oche.errors import UserError
+from oche.plan import resolve
 from oche.run import Run
 from oche.study import run_study, show, study_from
 from oche.study.presets import STUDIES, preset
+from oche.study.runner import check
 
 FILE = """
 methods = []
@@ -159,3 +162,22 @@ def test_a_preset_at_equal_epochs(name: str, masks: bool) -> None:
         trains = arm in later or table["method"] == "random_sampling"
         total = search + (settings["train.epochs"] if trains else 0)
         assert total == (70 if name == "entropy" else 50), arm
+
+
+def test_only_the_study_of_discretisation_probes_the_gap_and_no_file_inherits_it(file: Path) -> None:
+    probed = {name: study_from(name).matrix.probes for name in STUDIES}
+    assert probed == {**dict.fromkeys(STUDIES, ()), "discretisation": ("gap",)}
+    assert study_from("discretisation", file).matrix.probes == ()
+
+
+@pytest.mark.parametrize("name", ["single_stage_camvid", "single_stage_cells", "single_stage_gpu"])
+def test_a_file_of_benchmarks_is_a_whole_study(name: str) -> None:
+    study = study_from("discretisation", Path(__file__).parents[3] / "benchmarks" / f"{name}.toml")
+    check(study)
+    made = {trial.method: trial for trial in trials(study.matrix)}
+    assert made.keys() == set(study.matrix.searched)
+    space = study.matrix.spaces[0]
+    for trial in made.values():
+        small = {**trial.request.settings, "data.size": (16, 16)}
+        data = "digits_masks" if space == "grid" else "digits"
+        assert resolve(replace(trial.request, data=data, device="cpu", settings=small)).space.name == space
