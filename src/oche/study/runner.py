@@ -156,14 +156,20 @@ def notes(result: BenchResult) -> Iterator[str]:
         "the coefficients change. Re-estimated: estimated anew on the same images after the change. Error: the continuous network's "
         "score, its statistics re-estimated, less the decoded one's. All are scores of validation images unless a column says test."
     )
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, tuple[list[str], list[str]]] = {}
     for trial in result.finished:
         kept = Run(result.folder.file(f"{result.folder.RUNS}/{trial.name}/{DECODED}"))
         for record in kept.records() if kept.has(Run.LOG) else ():
             if "why" in record:
-                reasons.setdefault(str(record["why"]), []).append(trial.method)
-    for why, arms in reasons.items():
-        yield f"Not measured in {', '.join(dict.fromkeys(arms))}: {why}"
+                *named, why = str(record["why"]).split(
+                    ": ", 1
+                )  # the decoding's name, where the reason does not begin with it
+                decodings, arms = reasons.setdefault(why, ([], []))
+                decodings += named
+                arms.append(trial.method)
+    for why, (decodings, arms) in reasons.items():
+        told = [f"{', '.join(dict.fromkeys(decodings))}: "] if decodings else []
+        yield f"Not measured in some seeds of {', '.join(dict.fromkeys(arms))}: {''.join(told)}{why}"
 
 
 def _table(value: object, where: str) -> Mapping[str, object]:
