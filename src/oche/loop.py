@@ -76,7 +76,7 @@ def advance(state: SearchState, method: Method) -> None:
         while state.step < (state.epoch + 1) * steps_per_epoch:
             set_learning_rate(state, method, steps_per_epoch)
             now = StepBatches(weights, arch, state.steps_before + state.step)
-            due = searching and state.step % method.arch_every == 0
+            due = searching and arch_due(method, state.step)
             steps(state, method, losses, now, due, graphs)
             state.step += 1
             problem.listener("step", {"step": state.step, "steps": state.steps, "epoch": state.epoch})
@@ -86,6 +86,11 @@ def advance(state: SearchState, method: Method) -> None:
 
 
 # ------------------------------------------------------------------ the two steps
+
+
+def arch_due(method: Method, step: int) -> bool:
+    """Whether alpha steps at this step: it begins a round of `arch_every`, or ends one where the weights go first."""
+    return (step if method.arch_first else step + 1) % method.arch_every == 0
 
 
 def steps(

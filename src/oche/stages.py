@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from oche.genotype import Genotype
@@ -19,7 +20,7 @@ from oche.loop import SearchResult, advance, begin, checkpoint, conclude, resume
 from oche.method import Method
 from oche.run import Run
 from oche.spaces import Space
-from oche.state import Problem, SearchState
+from oche.state import Problem, SearchState, same_shape
 
 
 class Enter(Protocol):
@@ -30,6 +31,14 @@ class Enter(Protocol):
 
 def afresh(state: SearchState, ended: tuple[SearchState, ...]) -> None:
     """Takes nothing over."""
+
+
+@torch.no_grad()
+def carry_on(state: SearchState, ended: tuple[SearchState, ...]) -> None:
+    """Takes over the weights with their momentum, and alpha, of the stage before, as they are."""
+    state.take_over(ended[-1], same_shape)
+    for name, t in ended[-1].alpha.items():
+        state.alpha[name].copy_(t)
 
 
 @dataclass(frozen=True)

@@ -38,8 +38,8 @@ from oche.probes import supernet_accuracy
 from oche.relaxations import Softmax
 from oche.schedule import Schedule
 from oche.spaces import Space
-from oche.stages import Stage, Staged
-from oche.state import Problem, SearchState, same_shape
+from oche.stages import Stage, Staged, carry_on
+from oche.state import Problem, SearchState
 
 _DARTS = Budget(130, 64, {"space.cells": 8, "space.channels": 16}, "ruocwang/darts-pt")
 PUBLISHED = {
@@ -104,14 +104,6 @@ def choose(problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> 
     """The genotype that the last decision leaves."""
     last = replace(ended[-1], mask=decided(ended[-1], rounds(problem.space) - 1))
     return method.selection(last, last.problem)
-
-
-def carry_on(state: SearchState, ended: tuple[SearchState, ...]) -> None:
-    """Weights with their momentum, and alpha."""
-    state.take_over(ended[-1], same_shape)
-    with torch.no_grad():
-        for name, t in state.alpha.items():
-            t.copy_(ended[-1].alpha[name])
 
 
 def rounds(space: Space) -> int:

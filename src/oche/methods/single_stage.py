@@ -76,8 +76,8 @@ from oche.relaxations import (
 )
 from oche.schedule import Constant, Poly, Ramp, Schedule
 from oche.selection import Keep
-from oche.stages import Stage, Staged
-from oche.state import Problem, SearchState, same_shape
+from oche.stages import Stage, Staged, carry_on
+from oche.state import Problem, SearchState
 from oche.terms import Entropy, InputEntropy, Term, log_distance
 from oche.trainable import AllWeights
 
@@ -148,15 +148,6 @@ class SingleStage:
         if self.variant == "soft":
             return {}
         return frozen_mask(state, self.threshold) if self.variant == "prune" else decided(state, 0.0)
-
-
-def carry_on(state: SearchState, ended: tuple[SearchState, ...]) -> None:
-    """Weights, their momentum and alpha of the stage before, as they are."""
-    before = ended[-1]
-    state.take_over(before, same_shape)
-    with torch.no_grad():
-        for name, t in before.alpha.items():
-            state.alpha[name].copy_(t)
 
 
 def keep(problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Genotype:
