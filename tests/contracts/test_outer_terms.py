@@ -14,8 +14,8 @@ import torch
 
 from contracts.registry import ARCH_GRADIENTS
 from contracts.same import problem_of
-from oche.base import Alpha
-from oche.bilevel import ArchGradient, FiniteDifference, Unrolled, required
+from oche.base import Alpha, Params
+from oche.bilevel import ArchGradient, Bilevel, FiniteDifference, Unrolled, required
 from oche.loop import StepBatches, begin, bilevel, set_learning_rate, streams
 from oche.method import Method
 from oche.methods import METHODS
@@ -27,11 +27,12 @@ from oche.methods.darts_aer import Entropy as EntropyInBits
 from oche.methods.drnas import DirichletKL
 from oche.methods.fair_darts import ZeroOne
 from oche.methods.idarts import ImplicitNeumann
+from oche.methods.snas import Resource
 from oche.relaxations import Gated
 from oche.schedule import Constant
 from oche.state import SearchState
 from oche.strategies import method_of
-from oche.terms import Entropy, Term
+from oche.terms import Entropy, InputEntropy, Term, log_distance
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -44,6 +45,9 @@ OF_ALPHA: tuple[Term, ...] = (
     DirichletKL(0.1),
     PoolsAndSkips(Constant(5.0)),
     Entropy(Constant(1.0), Constant(0.5)),
+    Entropy(Constant(1.0), Constant(0.5), log_distance),
+    InputEntropy(Constant(1.0), Constant(0.5)),
+    Resource(1e-2),
 )
 OF_WEIGHTS: tuple[Term, ...] = (Ablation(),)
 CASES = [(term, space) for term in OF_ALPHA for space in ("toy", "grid")]
@@ -78,23 +82,35 @@ def method_in(space: str, outer_terms: tuple[Term, ...] = ()) -> Method:
     return replace(method, relaxation=Gated()) if space == "grid" else method
 
 
-def own(term: Term, space: str, ahead: bool) -> Alpha:
-    """d term / d alpha by plain autograd, at the weights or through their next step."""
+def own(term: Term, space: str, through: ArchGradient | None) -> Alpha:
+    """d term / d alpha by plain autograd, at the weights or through the steps that the gradient looks back on."""
     method = method_in(space)
     state, batches = setting(method, space)
     losses, theta = bilevel(state, method), required(state.theta)
-    if ahead:
-        inner = losses.inner(theta, state.alpha, batches.inner())
-        g = torch.autograd.grad(inner, list(theta.values()), create_graph=True, materialize_grads=True)
-        theta = losses.descend(theta, dict(zip(theta, g, strict=True)))
+    if isinstance(through, Unrolled | FiniteDifference):
+        theta = losses.descend(theta, slope(losses, theta, state.alpha, batches))
+    elif isinstance(through, ImplicitNeumann):
+        for _ in range(through.terms + 1):  # steps at the present weights, by value: their derivatives add up
+            g = slope(losses, theta, state.alpha, batches)
+            moved = {n: t - losses.rate() * g[n] for n, t in theta.items()}
+            theta = {n: state.theta[n].detach() + moved[n] - moved[n].detach() for n in theta}
     value = term(state, theta, state.alpha, batches.outer())
     grads = torch.autograd.grad(value, list(state.alpha.values()), materialize_grads=True)
     return dict(zip(state.alpha, grads, strict=True))
 
 
-def assert_added(arch_gradient: ArchGradient, term: Term, space: str, ahead: bool, tolerance: float) -> None:
+def slope(losses: Bilevel, theta: Params, alpha: Alpha, batches: StepBatches) -> Params:
+    """d inner / d theta, with its graph."""
+    inner = losses.inner(theta, alpha, batches.inner())
+    g = torch.autograd.grad(inner, list(theta.values()), create_graph=True, materialize_grads=True)
+    return dict(zip(theta, g, strict=True))
+
+
+def assert_added(
+    arch_gradient: ArchGradient, term: Term, space: str, through: ArchGradient | None, tolerance: float
+) -> None:
     plain, found = (hypergradient(arch_gradient, terms, space) for terms in ((), (term,)))
-    expected = own(term, space, ahead)
+    expected = own(term, space, through)
     largest = max(float(t.abs().max()) for t in expected.values())
     assert largest > 1e-4, "a term without a derivative would pass"
     for name, t in expected.items():
@@ -104,16 +120,15 @@ def assert_added(arch_gradient: ArchGradient, term: Term, space: str, ahead: boo
 @pytest.mark.parametrize(("term", "space"), CASES, **named)
 @pytest.mark.parametrize("arch_gradient", ARCH_GRADIENTS, **named)
 def test_a_term_of_alpha_adds_its_own_derivative(arch_gradient: ArchGradient, term: Term, space: str) -> None:
-    assert_added(arch_gradient, term, space, ahead=False, tolerance=1e-7)
+    assert_added(arch_gradient, term, space, through=None, tolerance=1e-7)
 
 
-@pytest.mark.parametrize("arch_gradient", [g for g in ARCH_GRADIENTS if not isinstance(g, ImplicitNeumann)], **named)
+@pytest.mark.parametrize("arch_gradient", ARCH_GRADIENTS, **named)
 def test_a_term_of_the_weights_reaches_through_the_step(arch_gradient: ArchGradient) -> None:
-    """What it adds through an inverse Hessian (`ImplicitNeumann`), the quadratic problems of `tests/methods/test_idarts.py` compare."""
     if isinstance(arch_gradient, FiniteDifference):  # so near that hardly a rectifier turns
-        assert_added(replace(arch_gradient, radius=1e-6), Ablation(), "toy", ahead=True, tolerance=1e-4)
+        assert_added(replace(arch_gradient, radius=1e-6), Ablation(), "toy", arch_gradient, tolerance=1e-4)
     else:
-        assert_added(arch_gradient, Ablation(), "toy", ahead=isinstance(arch_gradient, Unrolled), tolerance=1e-7)
+        assert_added(arch_gradient, Ablation(), "toy", arch_gradient, tolerance=1e-7)
 
 
 def test_every_outer_term_is_here() -> None:

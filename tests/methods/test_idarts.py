@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Params
 from oche.bilevel import Bilevel
+from oche.callbacks import Callback, InnerStep, OuterStep
 from oche.loop import search
+from oche.method import Method
+from oche.methods.darts import darts
 from oche.methods.idarts import ImplicitNeumann, idarts
+from oche.state import SearchState
 from reference.tiny import NoBatches, tiny_problem
 
 RATE = 0.1
@@ -72,10 +78,32 @@ def test_weights_rest_unless_the_code_s_noise_is_asked_for() -> None:
     torch.testing.assert_close(theta["w"].detach() - before, 0.01 / v.norm() * (v - s))
 
 
-def test_alpha_steps_after_every_t_weight_steps() -> None:
-    problem = tiny_problem("toy", epochs=2)  # 6 steps
-    method = idarts(T=4)
-    assert (method.arch_every, method.arch_first) == (4, False)
-    state = search(problem, method).state
-    (adam,) = {int(s["step"]) for s in state.arch_optimizer.state.values()}
-    assert adam == 2  # at steps 0 and 4
+@dataclass(frozen=True)
+class Weigh(Callback):
+    """Writes down how many weight steps there have been at each step of alpha."""
+
+    seen: list[int]
+    done: list[int]
+
+    def after_inner_backward(self, state: SearchState, grads: Params, step: InnerStep) -> Params:
+        self.done.append(state.step)
+        return grads
+
+    def after_outer_backward(self, state: SearchState, grads: Alpha, outer: OuterStep) -> Alpha:
+        self.seen.append(len(self.done))
+        return grads
+
+
+@pytest.mark.parametrize(
+    ("method", "seen"),
+    [
+        (idarts(T=4), [4]),
+        (idarts(T=2), [2, 4, 6]),
+        (idarts(T=1), [1, 2, 3, 4, 5, 6]),
+        (replace(darts(), arch_every=4), [0, 4]),
+    ],
+)
+def test_alpha_steps_after_every_t_weight_steps_or_before_them(method: Method, seen: list[int]) -> None:
+    callback = Weigh([], [])
+    search(tiny_problem("toy", epochs=2), replace(method, callbacks=(callback,)))  # 6 steps
+    assert callback.seen == seen

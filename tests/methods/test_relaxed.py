@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from contracts.same import problem_of
+from contracts.same import assert_other_search, assert_same_search, problem_of
 from oche.base import Batch, Draw, Group
 from oche.bilevel import gradient
 from oche.edges import SampledOps, WeightedSum
@@ -16,7 +16,8 @@ from oche.loop import StepBatches, begin, streams
 from oche.methods.beta_darts import BetaDecay, beta_darts
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
 from oche.methods.gdas import gdas
-from oche.relaxations import GumbelSoftmax, Sigmoid
+from oche.methods.snas import Resource, snas
+from oche.relaxations import GumbelSoftmax, Sigmoid, Softmax
 from oche.schedule import Constant, Linear
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -185,3 +186,33 @@ def test_the_beta_penalty_of_equal_logits_is_the_logarithm_of_their_number() -> 
     state.mask["cell"] = torch.ones(6, 5, dtype=torch.bool)
     state.mask["cell"][:, :2] = False
     assert float(BetaDecay(0.5)(state, {}, state.alpha, NOTHING)) == pytest.approx(math.log(3))
+
+
+def test_the_expected_cost_and_its_derivative_in_closed_form() -> None:
+    """Only the convolution of a toy edge costs: ln (p c) = ln p + ln c, whose derivative in the logits is one-hot - p."""
+    problem = problem_of("toy")
+    state = begin(problem, replace(snas(resource=0.3), relaxation=Softmax()))
+    alpha = state.alpha["cell/alpha"]
+    with torch.no_grad():
+        alpha.copy_(torch.randn(alpha.shape, generator=torch.Generator().manual_seed(1), dtype=alpha.dtype))
+    batch = Batch(torch.zeros(1), torch.zeros(1))
+    value = Resource(0.3)(state, {}, state.alpha, batch)
+    p = alpha.detach().softmax(-1)
+    costs = [[4 * 4 * 9, 64 * 4 * 4 * 9], [8 * 8 * 9, 16 * 8 * 8 * 9]]
+    expected = sum(math.log(p[e, 2] * c) for e in range(3) for cell in costs for c in cell) / 4
+    assert value.item() == pytest.approx(0.3 * expected, rel=1e-6)
+    (found,) = torch.autograd.grad(value, alpha)
+    torch.testing.assert_close(found, 0.3 * (torch.tensor([0.0, 0.0, 1.0]).to(p) - p))
+
+
+def test_below_one_a_cost_is_nothing_and_the_term_is_in_the_step_when_weighed() -> None:
+    state = begin(problem_of("toy"), replace(snas(), relaxation=Softmax()))
+    with torch.no_grad():
+        state.alpha["cell/alpha"][:, 2] = -30.0
+    value = Resource()(state, {}, state.alpha, Batch(torch.zeros(1), torch.zeros(1)))
+    (found,) = torch.autograd.grad(value, state.alpha["cell/alpha"])
+    assert value.item() == 0
+    assert not found.any()
+    assert snas().inner_terms == ()
+    assert_same_search(replace(snas(resource=1e-2), inner_terms=()), snas())
+    assert_other_search(snas(resource=1e-2), snas())

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from oche.base import counted
-from oche.cost import Cost, cost, multiply_adds, parameters
+from oche.cost import Cost, candidates, cost, multiply_adds, parameters
 from oche.genotype import PUBLISHED, Choice, Genotype
 from oche.spaces import SPACES
 from oche.strategies import sample
@@ -46,6 +46,31 @@ def test_a_toy_network_by_hand() -> None:
     norms = 2 * (4 + 4 + 8 + 8 + 8 + 8)  # stem, cell, two in the reduction, cell, last
     weights = 4 * 2 * 9 + 4 * 4 * 9 + 8 * 4 * 9 + 8 * 8 * 9 + 8 * 4 + 8 * 8 * 9 + 8 * 3 + 3
     assert got.parameters == weights + norms
+
+
+def test_candidates_by_hand() -> None:
+    found = candidates(tiny_space("toy", tiny_data()))["cell"]
+    expected = {4: (4 * 4 * 9, 64 * 4 * 4 * 9), 8: (8 * 8 * 9, 16 * 8 * 8 * 9)}  # channels: at 8x8, at 4x4
+    for costs, channels in zip(found, (4, 8), strict=True):
+        assert costs.tolist() == 3 * [[[0, 0], [0, 0], list(expected[channels])]]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"), [("nb201", {"channels": 4, "cells": 1}), ("darts", {"channels": 4, "cells": 3})]
+)
+def test_a_network_costs_its_candidates_more_than_another(name: str, settings: dict[str, int]) -> None:
+    """Whatever lies between two networks' costs is in their cells' edges."""
+    space = tiny_space(name, tiny_data(), **settings)
+    found, totals = candidates(space), []
+    for seed in range(4):
+        genotype = sample(space, counted(seed, "cost"))
+        own = sum(
+            found[group.name][:, *group.entry(c.source, c.target, c.op), 1].sum().item()
+            for group in space.groups
+            for c in genotype.groups[group.name]
+        )
+        totals.append(cost(space, genotype).multiply_adds - own)
+    assert len(set(totals)) == 1
 
 
 def test_published_numbers() -> None:
