@@ -125,7 +125,7 @@ class Degeneration(Callback):
     """Adds what a degenerating search shows, of the genotype it would decode now: cheap enough for every epoch.
 
     `free_decisions`: share of the operations without weights, gates aside. `closed_gates`: share of the gates below `below`.
-    `depth`: the greatest number of operations with weights on a way. `strides`: how many of a grid's are in use. `decoded_parameters`.
+    `depth`: the most operations with weights on one way. `strides`: how many of a grid's are in use. `decoded_parameters`.
     """
 
     below: float = 0.1
@@ -135,7 +135,7 @@ class Degeneration(Callback):
         record |= {
             "free_decisions": parameter_free_decisions(genotype),
             "closed_gates": closed_gates(state, self.below),
-            "depth": active_depth(genotype),
+            "depth": active_depth(state.space, genotype),
             "strides": active_strides(state.space, genotype),
             "decoded_parameters": decoded_parameters(state.space, genotype),
         }

@@ -51,13 +51,12 @@ def parameter_free_decisions(genotype: Genotype) -> float:
     return sum(op in FREE for op in ops) / max(len(ops), 1)
 
 
-def active_depth(genotype: Genotype) -> int:
-    """The greatest number of operations with weights on a way from a cell's inputs, the groups' numbers added up.
-
-    >>> active_depth(Genotype.parse("|nor_conv_1x1~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"))
-    2
-    """
-    return sum(_longest(choices) for choices in genotype.groups.values())
+def active_depth(space: Space, genotype: Genotype) -> int:
+    """The most operations with weights on one way, of the deepest cell; in a grid on a way from its stem to its last layer."""
+    if not isinstance(space, GridSpace):
+        return max(_longest(choices) for choices in genotype.groups.values())
+    used = _used(space, genotype)
+    return _longest([c for c in genotype.groups["grid"] if (c.target + 1) // 2 in used])
 
 
 def _longest(choices: Sequence[Choice]) -> int:
@@ -82,8 +81,11 @@ def active_strides(space: Space, genotype: Genotype) -> int:
     """How many strides of a grid something flows through, from its stem to its last layer; 1 in any other space."""
     if not isinstance(space, GridSpace):
         return 1
-    used = space.used({(c.source, c.target) for c in genotype.groups["grid"] if c.op != "none"})
-    return len({space.nodes()[n - 1].level for n in used})
+    return len({space.nodes()[n - 1].level for n in _used(space, genotype)})
+
+
+def _used(space: GridSpace, genotype: Genotype) -> set[int]:
+    return space.used({(c.source, c.target) for c in genotype.groups["grid"] if c.op != "none"})
 
 
 def decoded_parameters(space: Space, genotype: Genotype) -> int:

@@ -38,7 +38,7 @@ from oche.probes import (
 )
 from oche.relaxations import Gated
 from oche.selection import TopK, argmax
-from oche.spaces import GridSpace
+from oche.spaces import GridSpace, NB201Space
 from oche.state import Problem, SearchState
 from reference.tiny import tiny_problem
 
@@ -268,7 +268,7 @@ def test_degeneration_of_a_chain(ops: tuple[str, ...], free: float, depth: int) 
     space = GridSpace(channels=4, layers=len(ops), levels=2, ops=("mbconv_k3_e3", "skip_connect"), size=(16, 16))
     genotype = grid_path(*ops)
     assert parameter_free_decisions(genotype) == pytest.approx(free)
-    assert active_depth(genotype) == depth
+    assert active_depth(space, genotype) == depth
     assert active_strides(space, genotype) == 1
     assert decoded_parameters(space, genotype) == sum(p.numel() for p in space.network(genotype).parameters())
     everything = Genotype(
@@ -287,7 +287,19 @@ def test_degeneration_of_a_chain(ops: tuple[str, ...], free: float, depth: int) 
     ],
 )
 def test_depth_counts_weights_on_the_longest_way(cell: str, depth: int) -> None:
-    assert active_depth(Genotype.parse(cell)) == depth
+    assert active_depth(NB201Space(), Genotype.parse(cell)) == depth
+
+
+def test_depth_and_strides_leave_out_what_does_not_reach_the_end() -> None:
+    """A skip connection at stride 8 leads on; two convolutions in a row at stride 4 end at the layer before the last."""
+    space = GridSpace(channels=4, layers=3, levels=2, ops=("mbconv_k3_e3", "skip_connect"), size=(16, 16))
+    at = {(node.layer, node.level): n for n, node in enumerate(space.nodes(), 1)}
+    dead = [0, at[1, 0], at[2, 0]]
+    choices = [*grid_path("skip_connect", "mbconv_k3_e3", "skip_connect").groups["grid"]]
+    choices += [Choice(2 * s, 2 * n - 1, "connect") for s, n in pairwise(dead)]
+    choices += [Choice(2 * n - 1, 2 * n, "mbconv_k3_e3") for n in dead[1:]]
+    genotype = Genotype("grid", {"grid": tuple(choices)})
+    assert (active_depth(space, genotype), active_strides(space, genotype)) == (1, 1)
 
 
 def test_closed_gates_are_counted() -> None:

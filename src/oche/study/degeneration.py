@@ -13,7 +13,8 @@ from statistics import median
 
 from oche.base import counted
 from oche.cost import cost
-from oche.genotype import FREE, Choice, Genotype
+from oche.genotype import FREE, Genotype
+from oche.probes import active_depth, active_strides
 from oche.relaxations import gated
 from oche.run import Run
 from oche.selection import TopK
@@ -82,24 +83,10 @@ def shares(state: SearchState) -> Iterator[tuple[str, float]]:
 
 
 def shape_of(space: Space, genotype: Genotype) -> Iterator[tuple[str, float]]:
-    """Depth, of the deepest cell where there are several, and the number of a grid's strides in use."""
-    if not isinstance(space, GridSpace):
-        yield DEPTH, float(max(depth(choices) for choices in genotype.groups.values()))
-        return
-    (choices,) = genotype.groups.values()
-    used = space.used({(c.source, c.target) for c in choices if c.op != "none"})
-    yield DEPTH, float(depth([c for c in choices if (c.target + 1) // 2 in used]))
-    yield STRIDES, float(len({space.nodes()[n - 1].level for n in used}))
-
-
-def depth(choices: tuple[Choice, ...] | list[Choice]) -> int:
-    """The most operations with weights on one path; nodes are numbered so that edges lead upwards."""
-    reached = dict.fromkeys({c.source for c in choices} - {c.target for c in choices}, 0)
-    for c in sorted(choices, key=lambda c: (c.target, c.source)):
-        if c.op != "none" and c.source in reached:
-            steps = reached[c.source] + (c.op not in (*FREE, "connect"))
-            reached[c.target] = max(reached.get(c.target, 0), steps)
-    return max(reached.values(), default=0)
+    """Depth, and the number of a grid's strides in use."""
+    yield DEPTH, float(active_depth(space, genotype))
+    if isinstance(space, GridSpace):
+        yield STRIDES, float(active_strides(space, genotype))
 
 
 def usual_parameters(space: Space) -> float:

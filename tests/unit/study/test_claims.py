@@ -13,9 +13,8 @@ from scipy import stats
 from oche.bench import BenchResult, Matrix, run_bench
 from oche.bench.matrix import TRAINED_TEST, TRAINED_VAL, Trial
 from oche.bench.trial import Outcome
-from oche.genotype import Genotype
 from oche.study.claims import HOLDS, NOT, OPEN, Roles, judged
-from oche.study.degeneration import FREE_SHARE, PARAMETERS, depth
+from oche.study.degeneration import FREE_SHARE, PARAMETERS
 from oche.study.measure import USUAL
 from oche.study.pictures import plots
 from oche.study.tables import sheets, told, value
@@ -138,10 +137,3 @@ def test_the_pictures_have_what_was_measured(tmp_path: Path) -> None:
     assert list(line.at["base, raw"]) == [0.5]  # type: ignore[union-attr]
     assert line.values["base, raw"].tolist() == [[46.0, 47.0, 48.0]]  # type: ignore[union-attr]
     assert sorted(drawn["error_op"].points["base"]) == [(90.0, 5.0)] * 3  # type: ignore[union-attr]
-
-
-def test_depth_counts_operations_with_weights_on_the_longest_living_path() -> None:
-    cell = Genotype.parse("|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|skip_connect~2|")
-    assert depth(cell.groups["cell"]) == 2
-    cut = Genotype.parse("|none~0|+|skip_connect~0|nor_conv_1x1~1|+|none~0|nor_conv_1x1~1|skip_connect~2|")
-    assert depth(cut.groups["cell"]) == 0  # nothing reaches node 1
