@@ -138,15 +138,21 @@ def test_at_the_start_the_zero_one_loss_and_its_gradient_are_zero() -> None:
     assert not any(g.any() for g in gradient(loss, state.alpha).values())
 
 
-def test_below_the_threshold_every_edge_is_none() -> None:
+def test_below_the_threshold_an_edge_is_none_unless_its_node_has_nothing_better() -> None:
+    """Edges 0-1, 0-2, 1-2, 0-3, 1-3, 2-3: at equal alphas the first is each node's strongest, by its first op that is not `none`."""
     problem = problem_of("nb201")
     state = begin(problem, fair_darts())
-    assert {c.op for c in Threshold()(state, problem).groups["cell"]} == {"none"}
+
+    def ops() -> list[str]:
+        genotype = Threshold()(state, problem)
+        problem.space.check(genotype)
+        return [c.op for c in genotype.groups["cell"]]
+
+    assert ops() == ["skip_connect", "skip_connect", "none", "skip_connect", "none", "none"]
     with torch.no_grad():
-        state.alpha["cell/alpha"][2, 3] = math.log(0.86 / 0.14)
-        state.alpha["cell/alpha"][4, 3] = math.log(0.84 / 0.16)
-    ops = [c.op for c in Threshold()(state, problem).groups["cell"]]
-    assert [op == "none" for op in ops] == [True, True, False, True, True, True]
+        state.alpha["cell/alpha"][2, 3] = math.log(0.86 / 0.14)  # passes, so that node 2 needs no other
+        state.alpha["cell/alpha"][4, 2] = math.log(0.84 / 0.16)  # does not, but is the best that node 3 has
+    assert ops() == ["skip_connect", "none", "nor_conv_3x3", "none", "nor_conv_1x1", "none"]
 
 
 def test_a_node_keeps_two_edges_above_the_threshold_or_its_best_one() -> None:

@@ -10,7 +10,7 @@ Taken from code (xiaomi-automl/FairDARTS): weight 10, alpha starts at 0, SGD 0.0
 Published: DARTS space, CIFAR-10 error 2.54 +- 0.05 %.
 
 Deviations from the paper: a node whose ops are all below the threshold keeps its strongest one, where the paper leaves the node without
-input; in NAS-Bench-201 an edge below the threshold becomes `none`.
+input; in NAS-Bench-201 all other edges below the threshold become `none`.
 Deviations from the authors' code: its variant with up to two ops an edge is not offered, a genotype here has one.
 Cost against DARTS: the same passes.
 """
@@ -71,20 +71,22 @@ class Threshold:
         for group, strength in state.strengths():
             alive = state.alive(group)
             if group.keep is None:
-                choices[group.name] = self._per_edge(group, strength, argmax(group, strength, alive))
+                kept = self._per_edge(group, strength, argmax(group, strength, alive))
             else:
-                passed = [
+                kept = [
                     c for c in strongest(group, strength, group.keep, alive) if of(strength, group, c) >= self.least
                 ]
-                fed = {c.target for c in passed}
-                rest = [c for c in strongest(group, strength, 1, alive) if c.target not in fed]
-                choices[group.name] = tuple(sorted([*passed, *rest], key=lambda c: (c.target, c.source)))
+            fed = {c.target for c in kept if c.op != "none"}
+            rest = [c for c in strongest(group, strength, 1, alive) if c.target not in fed]
+            instead = {(c.source, c.target) for c in rest}
+            kept = [*(c for c in kept if (c.source, c.target) not in instead), *rest]
+            choices[group.name] = tuple(sorted(kept, key=lambda c: (c.target, c.source)))
         return Genotype(problem.space.name, choices, problem.space.sharing)
 
-    def _per_edge(self, group: Group, strength: Tensor, best: tuple[Choice, ...]) -> tuple[Choice, ...]:
+    def _per_edge(self, group: Group, strength: Tensor, best: tuple[Choice, ...]) -> list[Choice]:
         """The best op of each edge, or `none` where that is below the threshold and `none` a candidate."""
         weak = [of(strength, group, c) < self.least and "none" in group.ops[e] for e, c in enumerate(best)]
-        return tuple(replace(c, op="none") if below else c for c, below in zip(best, weak, strict=True))
+        return [replace(c, op="none") if below else c for c, below in zip(best, weak, strict=True)]
 
 
 def of(strength: Tensor, group: Group, choice: Choice) -> float:
