@@ -27,8 +27,8 @@ an epoch, betas (0.9, 0.999), weight decay 1e-3, 7 ops (no `none`).
 Published (readme), DARTS space, CIFAR-10 accuracy with AutoAugment: 97.33 % with 1.7M parameters, 97.75 % with the deeper 6.3M.
 
 Deviations from the paper: a node without an op above the threshold keeps its strongest one, where theirs vanishes. NAS-Bench-201, whose
-tables know one cell, shares alpha between all its cells. DARTOpti does not stop by a distance between networks; its start is two basic
-residual blocks a cell (ours).
+tables know one cell, shares alpha between all its cells. DARTOpti does not stop by the distance that the network moves: the distance
+weighs operations by measured accuracies, which were not at hand. Its start is two basic residual blocks a cell (ours).
 Deviations from the authors' code: their `backward` once a cell adds up gradients between cells, steps, and into the weights; here each
 alpha has its own once, and the weights' gradients are those of the training loss alone. In a deeper network the first third repeats
 the normal cells i mod N//3, where theirs reads (i mod N)//3.

@@ -19,7 +19,8 @@ set to one operation at its own weight (`by_weight`), no `none`; 100 batches. Pu
 Deviations from the paper: its text was not at hand. The shared weights are those of all cells' other edges and of the blocks between
 stages; groups have two operations at least where there are four or more; a row keeps its sum when set to one operation, so edge
 normalisation holds (our choices). At most an epoch's batches are compared. Where epochs or edges are too few, there are fewer splits.
-Deviations from the authors' code: it chooses among the cells by asking the benchmark, or by test accuracy; here validation. A
+Deviations from the authors' code: it chooses among the cells by asking the benchmark, or in the DARTS space by halving their number
+twice while they are trained for 600 epochs, by test accuracy; here validation with the supernets' weights. A
 weight without gradient counts as zero instead of shifting those behind it. The last supernets' learning rate runs its whole course
 (NAS-Bench-201's stops half-way there).
 Cost against DARTS: 2^s supernets of fewer candidates, and a backward pass an operation, edge and batch at each split (3,000 in

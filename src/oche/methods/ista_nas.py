@@ -22,7 +22,8 @@ reruns are worse).
 
 Our extension: spaces that keep an op on every edge (NAS-Bench-201, where nothing is published): z_j is as above, S_j is each
 edge's largest entry (s = 1 an edge), and an edge whose entries are all zero does nothing.
-Deviations from the paper: one-stage, the frozen network is not trained on for 600 epochs: the genotype is trained by `oche train`. Two
+Deviations from the paper: one-stage, the frozen network is not trained on for 600 epochs, but its genotype by `oche train`: a genotype's
+network has no negative op weights and no batch norm behind an identity, into which the paper's network takes them up. Two
 entries of a node may lie on the same edge, and then the genotype has two ops there; `distinct=True` keeps them apart.
 Deviations from the authors' code: a convex solver of ours, not MOSEK; weights of ops that are not computed do not decay; no auxiliary
 head in the search; no candidate is rejected for its size (theirs: from 3.7M parameters on).

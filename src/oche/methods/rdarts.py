@@ -6,8 +6,9 @@ Second-order DARTS collapses where the validation loss is sharp in alpha; a stro
     dp:  every candidate but the identity is lost to an image with probability strength * progress, one of 0, 0.2, 0.4, 0.6   (0 is DARTS)
 
 This is one search at one strength. R-DARTS proper searches at each of the four, three seeds each, trains the cells briefly and keeps
-the best on validation images: `oche search rdarts --set method.strength=27e-4 --seeds 3 --pick validation`, once for each strength. The
-supernet's own accuracy cannot choose the strength: it is best where the cell has the most skip connections.
+the best on validation images: `oche search rdarts --set method.strength=27e-4 --seeds 3 --pick validation`, once for each strength, and
+of the four runs the one with the highest `val_accuracy` among the seeds in its `log.jsonl`: with the same --seed all four hold the same
+images back. The supernet's own accuracy cannot choose the strength: it is best where the cell has the most skip connections.
 
 Published and taken from code (automl/RobustDARTS): the strengths, 50 epochs, all else as second-order DARTS. The default strengths, 27e-4
 and 0.2, are our choice. DARTS space, CIFAR-10 error 2.95 +- 0.21 % (`l2`, from other papers' tables).
