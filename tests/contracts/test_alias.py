@@ -17,7 +17,8 @@ from oche.method import Method
 from oche.methods import METHODS
 from oche.methods.beta_darts import beta_darts
 from oche.methods.cdarts import cdarts
-from oche.methods.d_darts import StartFrom, d_darts, dartopti
+from oche.methods.d_darts import d_darts
+from oche.methods.dartopti import StartFrom, dartopti
 from oche.methods.darts import darts, darts_2nd
 from oche.methods.darts_ada import darts_ada
 from oche.methods.darts_aer import darts_aer

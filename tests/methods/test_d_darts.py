@@ -15,18 +15,8 @@ from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.loop import StepBatches, arch_step, begin, bilevel, search, streams
 from oche.method import Method
-from oche.methods.d_darts import (
-    DARTOPTI_OPS,
-    RESIDUAL,
-    Ablation,
-    EdgeThreshold,
-    d_darts,
-    dartopti,
-    decode,
-    deeper,
-    encode,
-    without,
-)
+from oche.methods.d_darts import Ablation, EdgeThreshold, d_darts, decode, deeper, encode, without
+from oche.methods.dartopti import DARTOPTI_OPS, RESIDUAL, dartopti
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
 from oche.state import Problem, SearchState
 

@@ -12,7 +12,8 @@ from oche.methods.beta_darts import PUBLISHED as BETA_DARTS
 from oche.methods.beta_darts import beta_darts
 from oche.methods.cdarts import cdarts
 from oche.methods.d_darts import PUBLISHED as D_DARTS
-from oche.methods.d_darts import d_darts, dartopti
+from oche.methods.d_darts import d_darts
+from oche.methods.dartopti import dartopti
 from oche.methods.darts import PUBLISHED as DARTS
 from oche.methods.darts import darts, darts_2nd
 from oche.methods.darts_ada import darts_ada

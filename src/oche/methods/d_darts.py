@@ -19,16 +19,12 @@ so that a cell learns to do without any one of the others; it is the gradient of
 authors' code M is a number without a gradient, and the term moves nothing; `learns=False` leaves it out, which is the same. M_c is in the
 log either way (`Contributions`).
 
-DARTOpti (`dartopti`): the search starts from a network made by hand: alpha = 10 where it has an op, 0 elsewhere; ten percent of the epochs
-train the weights alone.
-
 Taken from code (aheuillet/D-DARTS @ e3ad5d9): the constants, 50 epochs, 8 cells, batch 96, SGD 0.005 -> 0.001, Adam 3e-3 -> 1e-3 cosine
 an epoch, betas (0.9, 0.999), weight decay 1e-3, 7 ops (no `none`).
 Published (readme), DARTS space, CIFAR-10 accuracy with AutoAugment: 97.33 % with 1.7M parameters, 97.75 % with the deeper 6.3M.
 
 Deviations from the paper: a node without an op above the threshold keeps its strongest one, where theirs vanishes. NAS-Bench-201, whose
-tables know one cell, shares alpha between all its cells. DARTOpti does not stop by the distance that the network moves: the distance
-weighs operations by measured accuracies, which were not at hand. Its start is two basic residual blocks a cell (ours).
+tables know one cell, shares alpha between all its cells.
 Deviations from the authors' code: their `backward` once a cell adds up gradients between cells, steps, and into the weights; here each
 alpha has its own once, and the weights' gradients are those of the training loss alone. In a deeper network the first third repeats
 the normal cells i mod N//3, where theirs reads (i mod N)//3.
@@ -37,7 +33,7 @@ Cost against DARTS: as many more passes of the architecture step as there are ce
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -45,7 +41,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params
+from oche.base import Alpha, Batch, Draw, OpWeights, Params
 from oche.budgets import Budget
 from oche.callbacks import Callback
 from oche.data import batches, none
@@ -54,7 +50,6 @@ from oche.genotype import Choice, Genotype
 from oche.method import Method
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
 from oche.probes import sample
-from oche.relaxations import Relaxation, Sigmoid
 from oche.schedule import Cosine, Schedule
 from oche.selection import Selection, argmax
 from oche.spaces import Space
@@ -207,56 +202,6 @@ def deeper(genotype: Genotype, layers: int) -> Genotype:
     return replace(genotype, groups=groups)
 
 
-# ------------------------------------------------------------------ DARTOpti
-
-DARTOPTI_OPS = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
-    "conv_3x1_1x3",
-    "conv_7x1_1x7",
-    "nor_conv_1x1",
-    "nor_conv_3x3",
-    "bottleneck_1x3x1",
-)
-
-RESIDUAL: Gene = (
-    ("nor_conv_3x3", 2, 1),
-    ("nor_conv_3x3", 3, 2),
-    ("skip_connect", 3, 1),
-    ("nor_conv_3x3", 4, 3),
-    ("nor_conv_3x3", 5, 4),
-    ("skip_connect", 5, 3),
-)
-"""Two basic blocks of a ResNet, one behind the other, in a DARTS cell."""
-
-
-@dataclass(frozen=True)
-class StartFrom(Relaxation):
-    """A sigmoid whose alpha is `high` where the gene has an op that is a candidate, and 0 elsewhere."""
-
-    gene: Gene
-    high: float = 10.0
-
-    def init(self, group: Group, rng: torch.Generator) -> Alpha:
-        alpha = Sigmoid().init(group, rng)
-        for op, target, source in self.gene:
-            if (source, target) in group.edges and op in group.ops[group.edges.index((source, target))]:
-                e = group.edges.index((source, target))
-                alpha[f"{group.name}/alpha"][e, group.ops[e].index(op)] = self.high
-        return alpha
-
-    def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
-        return Sigmoid()(alpha, group, draw)
-
-    def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
-        return Sigmoid()(alpha, group, draw)
-
-
 # ------------------------------------------------------------------ the methods
 
 
@@ -287,20 +232,4 @@ def d_darts(
         unfit=("grid",),
         unfit_why="each of its nodes has an alpha of its own already, so that nothing is left to distribute (fair_darts fits)",
         papers=("heuillet2021ddarts",),
-    )
-
-
-def dartopti(learns: bool = True, parse: Literal["sparse", "edge"] = "edge", least: float = 0.85) -> Method:
-    """D-DARTS started from a residual network.
-
-    In a space with dense convolutions.
-    """
-    base = d_darts(learns=learns, parse=parse, least=least)
-    ops: Sequence[str] = DARTOPTI_OPS
-    return replace(
-        base,
-        name="dartopti",
-        relaxation=StartFrom(RESIDUAL),
-        arch_start=0.1,
-        space={**base.space, "darts.without": (), "darts.normal": (ops,), "darts.reduce": (ops,)},
     )
