@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oche.ops import Halving
+
 
 def conv_bn_relu(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1
@@ -41,7 +43,7 @@ def stem(inputs: int, channels: int, *, separable: bool) -> nn.Sequential:
 def align(inputs: int, outputs: int, coarser: int, affine: bool) -> nn.Sequential:
     """1x1 convolution and batch norm; with stride 2 to the next coarser level (`coarser` 1), then twice as large to the finer (-1)."""
     layers: list[nn.Module] = [
-        nn.Conv2d(inputs, outputs, 1, stride=2 if coarser == 1 else 1, bias=False),
+        Halving(inputs, outputs) if coarser == 1 else nn.Conv2d(inputs, outputs, 1, bias=False),
         nn.BatchNorm2d(outputs, affine=affine),
     ]
     if coarser == -1:
