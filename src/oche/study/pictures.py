@@ -22,7 +22,7 @@ FAMILIES = {  # what a decoding's name begins with -> (title, axis)
     "ramp@": ("On the way from the continuous coefficients to one-hot ones", "kappa"),
 }
 SERIES = {
-    degeneration.FREE_SHARE: ("Share of strongest operations without weights", ""),
+    degeneration.FREE_SHARE: ("Share of derived operations without weights", ""),
     degeneration.GATES: ("Share of gates below 0.1", ""),
     degeneration.DEPTH: ("Depth of the derived network", "operations with weights"),
     degeneration.PARAMETERS: ("Weights of the derived network", ""),
