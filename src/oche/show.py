@@ -97,6 +97,7 @@ class Show:
         rows = data_rows(training.data)
         rows += [("genotype", _brief(str(training.genotype)))]
         rows += [("network", f"{cost(training.space, training.genotype)}")]
+        rows += [("weights", "begin with those of the run's network")] if training.start is not None else []
         rows += [("", note) for note in training.space.notes() if protocol.auxiliary]
         rows += [("images", for_training(training.data, protocol.cutout, protocol.policy).describe())]
         rows += [("protocol", f"{protocol.epochs} epochs, batch {protocol.batch} ({protocol.source})")]

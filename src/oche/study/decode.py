@@ -165,6 +165,16 @@ def decoding(name: str) -> Decoding:
     raise unknown("decoding", head, [*PLAIN, *(f"{graded}@0.5" for graded in GRADED)])
 
 
+def graded(name: str) -> tuple[str, float] | None:
+    """The family of a decoding whose last word is a threshold or a share, and that number; None of any other.
+
+    >>> graded("op+edge@0.35"), graded("edge@0.35+op")
+    (('op+edge', 0.35), None)
+    """
+    family, _, value = name.rpartition("@")
+    return (family, float(value)) if family and "+" not in value else None
+
+
 # ------------------------------------------------------------------ coefficients
 
 
