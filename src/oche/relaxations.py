@@ -203,7 +203,9 @@ class Gated(Relaxation):
             return w
         b = self.gate(alpha[f"{group.name}/beta"], group)
         alive = draw.alive(group, w.device)
-        rows = torch.where(group.named("connect").to(w.device), b[:, None], 1 - b[:, None]).where(alive.sum(-1, keepdim=True) > 1, 1.0)
+        rows = torch.where(group.named("connect").to(w.device), b[:, None], 1 - b[:, None]).where(
+            alive.sum(-1, keepdim=True) > 1, 1.0
+        )
         rows = rows * alive
         return torch.where(gates[:, None], rows, w)
 

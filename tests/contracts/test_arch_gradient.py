@@ -305,7 +305,9 @@ def test_weight_decay_that_spares_vectors_is_that_of_two_groups(nesterov: bool) 
     ours, theirs = ([t.clone().requires_grad_() for t in starts] for _ in range(2))
     one = SGD(0.9, 0.1, nesterov, decay_vectors=False)(ours)
     set_rate(one, 0.3)
-    groups = [{"params": [t for t in theirs if (t.ndim > 1) == large], "weight_decay": 0.1 * large} for large in (True, False)]
+    groups = [
+        {"params": [t for t in theirs if (t.ndim > 1) == large], "weight_decay": 0.1 * large} for large in (True, False)
+    ]
     two = torch.optim.SGD(groups, lr=0.3, momentum=0.9, nesterov=nesterov)
     for _ in range(4):
         for a, b in zip(ours[:-1], theirs[:-1], strict=True):

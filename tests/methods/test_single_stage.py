@@ -235,7 +235,11 @@ def test_a_pruned_network_is_the_masked_supernet(
             rivals = [strength[i, 1] for i in group.into()[group.edges[e][1]]] if gate else strength[e]
             for o in range(len(ops)):
                 strongest = strength[e, o] >= max(rivals)
-                if strength[e, o] < threshold * (max(rivals) if relative else 1) and not strongest and ops[o] != ("none" if gate else ""):
+                if (
+                    strength[e, o] < threshold * (max(rivals) if relative else 1)
+                    and not strongest
+                    and ops[o] != ("none" if gate else "")
+                ):
                     w[e, o], removed = 0.0, removed + 1
             if renormalise and not gate:
                 w[e] /= w[e].sum()

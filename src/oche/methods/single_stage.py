@@ -14,8 +14,8 @@ decoding and reuses the weights. A summary of its text adds that the architectur
 - `variant`: what the freeze does. "soft" (default) keeps every candidate with its op weight. "prune" leaves out branches whose op weight
   is below `threshold`, but for each node's strongest input and operation; the others keep their values, or are scaled up where
   `renormalise`. With `relative` (False) the threshold is a share of the strongest one's op weight, as in SSR's code, which takes 0.1 of
-  an operation's and then freezes alpha; that gates are compared with their node's strongest is our choice. "one_hot" fixes a decision once the best leads the second by `margin` (DSNAS) and all others at the
-  freeze, to the best; no node loses its strongest input.
+  an operation's and then freezes alpha; that gates are compared with their node's strongest is our choice. "one_hot" fixes a decision
+  once the best leads the second by `margin` (DSNAS) and all others at the freeze, to the best; no node loses its strongest input.
 - `freeze`: the share of the epochs after which alpha stops (0.6); 1 is never. The warm-up's share is the slot `arch_start` (0.2).
 - `restart`: the learning rate's schedule begins anew at the freeze (False).
 - `split`, a slot: who sees which images, see `data/splits.py`; by default halves until the freeze, then all images to the weights (S6).

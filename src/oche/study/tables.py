@@ -22,18 +22,18 @@ def sheets(result: BenchResult) -> list[Sheet]:
         where = ", ".join(place)
         arms = {arm: [t for t in here if t.method == arm] for arm in result.matrix.searched}
         run = {arm: trials for arm, trials in arms.items() if trials}
-        found += [overview(where, arms)]
+        found += [overview(where, arms, result.matrix.looked_up)]
         found += [discretisation(where, arm, trials) for arm, trials in run.items() if decodings(trials)]
         found += [sheet for sheet in (spread(where, run), degenerating(where, run)) if sheet[2]]
     return found
 
 
-def overview(where: str, arms: dict[str, list[Finished]]) -> Sheet:
-    """Each arm's networks: the continuous one, decoded ones as they are, and the one that the arm ends with."""
+def overview(where: str, arms: dict[str, list[Finished]], looked_up: Sequence[str] = ()) -> Sheet:
+    """Each arm's networks: the continuous one, decoded ones as they are, the one that the arm ends with; what a table says of its cell."""
     headings = [
         "arm", "seeds", "entropy %", "continuous", "error of op", "error of op+edge@0.50", "error of op+best2",
         "decoded (op+best2)", "final, validation", "final, test", "final, M multiply-adds", "search s",
-        "training s",
+        "training s", *(f"derived cell, {metric}" for metric in looked_up),
     ]  # fmt: skip
     rows = []
     for arm, trials in arms.items():
@@ -44,6 +44,7 @@ def overview(where: str, arms: dict[str, list[Finished]]) -> Sheet:
         ]  # fmt: skip
         costs: list[Number] = [lambda t: t.multiply_adds / 1e6, lambda t: t.seconds, lambda t: t.train_seconds]
         cells = [*(told(trials, number) for number in numbers), *(told(trials, c, interval=False) for c in costs)]
+        cells += [told(trials, value(metric)) for metric in looked_up]
         rows.append([arm, str(len(trials)) if trials else NOT_RUN, *cells])
     return f"Arms, in percent, statistics re-estimated: {where}", *filled(headings, rows)
 
