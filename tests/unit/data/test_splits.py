@@ -221,8 +221,8 @@ def test_an_epoch_shows_its_own_part_whole(split: Split, world: int) -> None:
 def test_each_image_is_seen_as_often_as_the_arm_defines(name: str, world: int) -> None:
     """Six epochs of 27 images in batches of 4, all processes together, counted image by image, for the weights and for alpha.
 
-    Parts that stay: each image of them equally often, but for the pass that is under way. Parts of an epoch: every one of the weights' once,
-    and twice as many as fill up the last batch. What is not of a part is never seen.
+    Parts that stay: each image of them equally often, but for the pass under way. Parts of an epoch: every one of the weights' once, and
+    twice as many as fill up the last batch. What is not of a part is never seen.
     """
     problem = tiny_problem("toy", batch=4)
     problem = replace(problem, data=replace(problem.data, train=grouped((COUNT - 15, 3, 4, 8))))
