@@ -76,7 +76,8 @@ class Sparing(torch.optim.SGD):
             for p in group["params"]:
                 if p.ndim < 2 and p.grad is not None:
                     p.grad.sub_(p, alpha=group["weight_decay"])
-        return super().step(closure)
+        loss: float | None = super().step(closure)
+        return loss
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
