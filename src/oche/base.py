@@ -56,6 +56,10 @@ class Group:
         """(E, O) bool: True where edge e has a candidate o."""
         return torch.tensor([[o < len(ops) for o in range(self.width)] for ops in self.ops])
 
+    def named(self, op: str) -> Tensor:
+        """(E, O) bool: True where edge e has that op as its candidate o."""
+        return torch.tensor([[o < len(ops) and ops[o] == op for o in range(self.width)] for ops in self.ops])
+
     def entry(self, source: int, target: int, op: str) -> tuple[int, int]:
         """Where in an (E, O) matrix the candidate of that name on that edge stands."""
         e = self.edges.index((source, target))

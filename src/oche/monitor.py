@@ -27,8 +27,8 @@ from oche.probes import (
     discretisation_gap,
     hessian_eigenvalue,
     kendall_tau,
+    operations,
     parameter_free,
-    parameter_free_decisions,
     sample,
     skip_share,
     validation_loss,
@@ -124,7 +124,7 @@ class Probes(Callback):
 class Degeneration(Callback):
     """Adds what a degenerating search shows, of the genotype it would decode now: cheap enough for every epoch.
 
-    `free_decisions`: share of the operations without weights, gates aside. `closed_gates`: share of the gates below `below`.
+    `parameter_free`: share of the operations without weights. `closed_gates`: share of the gates below `below`.
     `depth`: the most operations with weights on one way. `strides`: how many of a grid's are in use. `decoded_parameters`.
     """
 
@@ -133,7 +133,7 @@ class Degeneration(Callback):
     def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
         genotype = Genotype.parse(str(record["genotype"]), state.space.name)
         record |= {
-            "free_decisions": parameter_free_decisions(genotype),
+            "parameter_free": parameter_free(genotype),
             "closed_gates": closed_gates(state, self.below),
             "depth": active_depth(state.space, genotype),
             "strides": active_strides(state.space, genotype),
@@ -237,9 +237,10 @@ def warning(state: SearchState) -> str | None:
 
 
 def _too_many_skips(genotype: Genotype, state: SearchState, patience: int) -> str:
-    name, count = max(genotype.skips().items(), key=lambda item: item[1] / len(genotype.groups[item[0]]))
+    ops = {name: operations(choices) for name, choices in genotype.groups.items()}
+    name, count = max(genotype.skips().items(), key=lambda item: item[1] / max(len(ops[item[0]]), 1))
     return (
-        f"the search collapses: {count} of {len(genotype.groups[name])} operations of cell {name!r} are skip connections; "
+        f"the search collapses: {count} of {len(ops[name])} operations of cell {name!r} are skip connections; "
         f"{_remedy(state, patience)}."
     )
 

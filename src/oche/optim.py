@@ -7,7 +7,7 @@ a differentiable function, for unrolling.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,15 +26,20 @@ class OptimizerFactory(Protocol):
 
 @dataclass(frozen=True)
 class SGD:
-    """Stochastic gradient descent with momentum; the learning rate comes from the method's schedule."""
+    """Stochastic gradient descent with momentum; the learning rate comes from the method's schedule.
+
+    Weight decay reaches all weights, as in DARTS, or where `decay_vectors` is false those of more than one dimension: neither batch norms
+    nor biases.
+    """
 
     momentum: float = 0.9
     weight_decay: float = 3e-4
     nesterov: bool = False
+    decay_vectors: bool = True
 
     def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
         fused = on_gpu(tensors)
-        return torch.optim.SGD(
+        return (torch.optim.SGD if self.decay_vectors else Sparing)(
             tensors,
             lr=torch.zeros((), device=tensors[0].device) if fused else 0.0,
             momentum=self.momentum,
@@ -52,13 +57,27 @@ class SGD:
         """
         (group,) = optimizer.param_groups
         here, gradient = _flat(theta.values()), _flat(grads[name] for name in theta)
-        step = gradient + group["weight_decay"] * here
+        decayed = here if self.decay_vectors else _flat(t if t.ndim > 1 else 0 * t for t in theta.values())
+        step = gradient + group["weight_decay"] * decayed
         buffers = [optimizer.state.get(own, {}).get("momentum_buffer") for own in group["params"]]
         moving = [torch.zeros_like(t) if b is None else b for b, t in zip(buffers, theta.values(), strict=True)]
         velocity = step if all(b is None for b in buffers) else self.momentum * _flat(moving) + step
         ahead = here - group["lr"] * (step + self.momentum * velocity if self.nesterov else velocity)
         parts = torch.split(ahead, [t.numel() for t in theta.values()])
         return {name: part.view(t.shape) for part, (name, t) in zip(parts, theta.items(), strict=True)}
+
+
+class Sparing(torch.optim.SGD):
+    """Takes weight decay back from the gradients of vectors before torch adds it to all: one group of weights stays one group."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.ndim < 2 and p.grad is not None:
+                    p.grad.sub_(p, alpha=group["weight_decay"])
+        loss: float | None = super().step(closure)
+        return loss
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:

@@ -495,9 +495,10 @@ def _usual(method: Method, space: str) -> dict[str, object]:
 
 def _space(name: str, data: Data, settings: Mapping[str, object]) -> Space:
     if SPACES[name].task != data.task:
-        fits = [other for other, space in SPACES.items() if space.task == data.task]
         teaches = "masks" if data.ignore is not None else "one class an image"
-        raise UserError(f"{data.name} has {teaches}, which the space {name} is not for; choose `--space {fits[0]}`.")
+        raise UserError(
+            f"{data.name} has {teaches}, which the space {name} is not for; choose `--space {SPACE[data.task]}`."
+        )
     bound = SPACES[name](inputs=data.channels, outputs=len(data.classes), size=data.size)
     known = {f.name for f in fields(bound)} - {"name", "inputs", "outputs", "size"}
     for path, value in settings.items():

@@ -19,6 +19,7 @@ from oche.cost import parameters
 from oche.data import ImageSet, batches, none
 from oche.errors import UserError
 from oche.genotype import FREE, Choice, Genotype
+from oche.relaxations import gated, openings
 from oche.spaces import GridSpace, Space
 from oche.state import Problem, SearchState
 from oche.tasks import Task
@@ -31,24 +32,23 @@ IMAGES = 1000
 
 
 def parameter_free(genotype: Genotype) -> float:
-    """Share of the chosen operations that have no weights: skips, pools, `none`.
+    """Share of the chosen operations that have no weights: skips, pools, `none`. A grid's gates are no operations.
 
     >>> parameter_free(Genotype.parse("|skip_connect~0|+|none~0|nor_conv_1x1~1|"))
     0.6666666666666666
     """
-    ops = [choice.op for choices in genotype.groups.values() for choice in choices]
-    return sum(op in FREE for op in ops) / len(ops)
+    ops = [op for choices in genotype.groups.values() for op in operations(choices)]
+    return sum(op in FREE for op in ops) / max(len(ops), 1)
 
 
 def skip_share(genotype: Genotype) -> float:
     """The largest share of skip connections among the chosen operations of a cell."""
-    return max(count / len(genotype.groups[name]) for name, count in genotype.skips().items())
+    return max(count / max(len(operations(genotype.groups[name])), 1) for name, count in genotype.skips().items())
 
 
-def parameter_free_decisions(genotype: Genotype) -> float:
-    """As `parameter_free`, over the operations without the gates beside them: in a grid, over its nodes."""
-    ops = [c.op for choices in genotype.groups.values() for c in choices if c.op != "connect"]
-    return sum(op in FREE for op in ops) / max(len(ops), 1)
+def operations(choices: Iterable[Choice]) -> list[str]:
+    """What was chosen, without the gates of a grid."""
+    return [c.op for c in choices if c.op != "connect"]
 
 
 def active_depth(space: Space, genotype: Genotype) -> int:
@@ -99,13 +99,8 @@ def decoded_parameters(space: Space, genotype: Genotype) -> int:
 
 def closed_gates(state: SearchState, below: float = 0.1) -> float:
     """Share of the gates that are less open than that; 0 where there are none."""
-    opened = [
-        strength[e][ops.index("connect")]
-        for group, strength in state.strengths()
-        for e, ops in enumerate(group.ops)
-        if "connect" in ops
-    ]
-    return float((torch.stack(opened) < below).double().mean()) if opened else 0.0
+    opened = torch.cat([openings(w, group)[gated(group)] for group, w in state.strengths()])
+    return float((opened < below).double().mean()) if len(opened) else 0.0
 
 
 # ------------------------------------------------------------------ of the loss

@@ -202,9 +202,10 @@ class Gated(Relaxation):
         if not gates.any():
             return w
         b = self.gate(alpha[f"{group.name}/beta"], group)
-        opened = torch.tensor([[o < len(ops) and ops[o] == "connect" for o in range(group.width)] for ops in group.ops])
         alive = draw.alive(group, w.device)
-        rows = torch.where(opened.to(w.device), b[:, None], 1 - b[:, None]).where(alive.sum(-1, keepdim=True) > 1, 1.0)
+        rows = torch.where(group.named("connect").to(w.device), b[:, None], 1 - b[:, None]).where(
+            alive.sum(-1, keepdim=True) > 1, 1.0
+        )
         rows = rows * alive
         return torch.where(gates[:, None], rows, w)
 
@@ -212,6 +213,11 @@ class Gated(Relaxation):
 def gated(group: Group) -> list[bool]:
     """Which edges of a group are gates."""
     return ["connect" in ops for ops in group.ops]
+
+
+def openings(w: Tensor, group: Group) -> Tensor:
+    """(E,) b of each gate in op weights (E, O); 0 for the other edges."""
+    return torch.where(group.named("connect").to(w.device), w, 0.0).sum(-1)
 
 
 def one_hot_of(p: Tensor) -> Tensor:

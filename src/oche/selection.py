@@ -94,7 +94,7 @@ def argmax(group: Group, strength: Tensor, alive: Tensor | None = None) -> tuple
 
 def strongest(group: Group, strength: Tensor, keep: int, alive: Tensor | None = None) -> tuple[Choice, ...]:
     """`keep` edges a node, by their strongest op `alive` that is not `none`; an edge that has no such op is never kept."""
-    usable = torch.tensor([[o < len(ops) and ops[o] != "none" for o in range(group.width)] for ops in group.ops])
+    usable = group.valid() & ~group.named("none")
     usable = usable if alive is None else usable & alive
     scores, best = strength.masked_fill(~usable, float("-inf")).max(-1)
     choices = []

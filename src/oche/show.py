@@ -97,6 +97,7 @@ class Show:
         rows = data_rows(training.data)
         rows += [("genotype", _brief(str(training.genotype)))]
         rows += [("network", f"{cost(training.space, training.genotype)}")]
+        rows += [("weights", "begin with those of the run's network")] if training.start is not None else []
         rows += [("", note) for note in training.space.notes() if protocol.auxiliary]
         rows += [("images", for_training(training.data, protocol.cutout, protocol.policy).describe())]
         rows += [("protocol", f"{protocol.epochs} epochs, batch {protocol.batch} ({protocol.source})")]
@@ -147,6 +148,7 @@ class Show:
                 self.bar.advance(self.task)
 
     def found(self, found: Found) -> None:
+        from oche.edges import KEPT
         from oche.pick import best
         from oche.report.draw import draw_text
 
@@ -161,7 +163,10 @@ class Show:
         path = found.run.path
         console.print(f"\nEverything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
         if found.run.has(Run.NETWORK):
-            console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche train {path}", soft_wrap=True)
+            on = " --inherit" if found.genotype.edge == KEPT else ""  # its network is trained already
+            console.print(
+                f"Next: oche predict {path} IMAGES   oche export {path}   oche train {path}{on}", soft_wrap=True
+            )
         else:
             console.print(f"Next: oche train {path}", soft_wrap=True)
 

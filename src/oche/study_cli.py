@@ -24,7 +24,7 @@ QUESTIONS = {
 
 LINES = {
     "begin": "{missing} of {total} trials to run, in {folder}",
-    "trial": "{method} {space} {data} seed {seed}: {score}",
+    "trial": "{method} {space} {data} seed {seed}: {value:.2f} % {metric}",
     "failed": "failed {name}: {reason}",
 }
 """What is printed of a bench's events."""
@@ -44,7 +44,7 @@ def _command(name: str) -> Callable[..., None]:
         budget: Annotated[str | None, typer.Option(help="smoke, quick or paper. Default: quick.")] = None,
         seeds: Annotated[int | None, typer.Option(help="How many seeds. Default: 3, or 1 with smoke.")] = None,
         epochs: Annotated[
-            int | None, typer.Option(help="Of the whole horizon, all phases. Default: 60, or 4 with smoke.")
+            int | None, typer.Option(help="Of the whole horizon, all phases. Default: 60, or 5 with smoke.")
         ] = None,
         device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")] = None,
         decoding: Annotated[
@@ -90,15 +90,20 @@ def show(folder: Annotated[Path, typer.Argument(help="A study's folder.")]) -> N
 
 
 def _told(event: str, record: Mapping[str, object]) -> None:
+    from oche.bench.matrix import TRAINED_TEST, TRAINED_VAL
+
     if event == "trial":
-        record = {**record, "score": f"{record['value']:.2f} {record['metric']}"}
+        words = {TRAINED_TEST: "on test images", TRAINED_VAL: "on validation images"}
+        record = {**record, "metric": words.get(str(record["metric"]), record["metric"])}
     console.print(LINES[event].format_map(record), markup=False, soft_wrap=True)
 
 
 def _print(result: BenchResult) -> None:
     from oche.bench.render import table_lines
-    from oche.study.tables import sheets
+    from oche.study import summary
 
-    for title, headings, rows in sheets(result):
+    notes, sheets = summary(result)
+    console.print("\n".join(["", *(f"- {note}" for note in notes), ""]), markup=False, soft_wrap=True)
+    for title, headings, rows in sheets:
         console.print("\n".join([title, "", *table_lines(headings, rows), ""]), markup=False, soft_wrap=True)
     console.print(f"Everything lies in {result.folder.path}; open {result.folder.path / Run.REPORT}.", soft_wrap=True)

@@ -23,7 +23,7 @@ from oche.base import Alpha, Batch, Params
 from oche.bilevel import ArchGradient, Bilevel, FiniteDifference, FirstOrder, Unrolled, gradient, packed, unpacked
 from oche.loop import StepBatches, begin, bilevel, set_learning_rate, streams
 from oche.methods.darts import darts
-from oche.optim import SGD, Adam
+from oche.optim import SGD, Adam, set_rate
 from oche.state import SearchState
 from reference.tiny import NoBatches, tiny_problem
 
@@ -274,14 +274,15 @@ def test_a_method_s_terms_reach_the_gradient(arch_gradient: ArchGradient) -> Non
     momentum=st.sampled_from([0.0, 0.5, 0.9]),
     weight_decay=st.sampled_from([0.0, 3e-4, 0.1]),
     nesterov=st.booleans(),
+    decay_vectors=st.booleans(),
     lr=st.floats(1e-4, 1.0),
     steps_before=st.integers(0, 3),
 )
 def test_look_ahead_is_the_next_step_of_torch(
-    seed: int, momentum: float, weight_decay: float, nesterov: bool, lr: float, steps_before: int
+    seed: int, momentum: float, weight_decay: float, nesterov: bool, decay_vectors: bool, lr: float, steps_before: int
 ) -> None:
     """Also before the first step, when there is no momentum buffer."""
-    sgd = SGD(momentum, weight_decay, nesterov and momentum > 0)
+    sgd = SGD(momentum, weight_decay, nesterov and momentum > 0, decay_vectors)
     rng = torch.Generator().manual_seed(seed)
     theta = {name: torch.randn(shape, generator=rng).requires_grad_() for name, shape in (("u", (2,)), ("v", (3, 1)))}
     optimizer = sgd(list(theta.values()))
@@ -294,6 +295,29 @@ def test_look_ahead_is_the_next_step_of_torch(
         optimizer.step()
         assert flat(ahead).requires_grad, "the look-ahead is differentiable"
         torch.testing.assert_close(flat(ahead).detach(), flat(theta).detach(), rtol=0, atol=1e-12, msg=f"{step=}")
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_weight_decay_that_spares_vectors_is_that_of_two_groups(nesterov: bool) -> None:
+    """Of torch's own: matrices with decay, vectors without; a weight without a gradient rests in both."""
+    rng = torch.Generator().manual_seed(3)
+    starts = [torch.randn(shape, generator=rng) for shape in ((3,), (2, 3), (4, 2, 1, 1), (), (2, 2))]
+    ours, theirs = ([t.clone().requires_grad_() for t in starts] for _ in range(2))
+    one = SGD(0.9, 0.1, nesterov, decay_vectors=False)(ours)
+    set_rate(one, 0.3)
+    groups = [
+        {"params": [t for t in theirs if (t.ndim > 1) == large], "weight_decay": 0.1 * large} for large in (True, False)
+    ]
+    two = torch.optim.SGD(groups, lr=0.3, momentum=0.9, nesterov=nesterov)
+    for _ in range(4):
+        for a, b in zip(ours[:-1], theirs[:-1], strict=True):
+            a.grad = torch.randn(a.shape, generator=rng)
+            b.grad = a.grad.clone()
+        one.step()
+        two.step()
+    for a, b, start in zip(ours, theirs, starts, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+        assert torch.equal(a, start) == (a is ours[-1])
 
 
 def test_a_look_ahead_through_adam_is_refused() -> None:

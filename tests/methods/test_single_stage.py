@@ -20,6 +20,7 @@ from oche import api, inference
 from oche.data import Fractions, Stream
 from oche.errors import UserError
 from oche.export import load_network
+from oche.freeze import decided, frozen_mask
 from oche.loop import advance, begin
 from oche.method import Method
 from oche.methods import METHODS
@@ -27,8 +28,6 @@ from oche.methods.pcdarts import pcdarts
 from oche.methods.single_stage import (
     SingleStage,
     Variant,
-    decided,
-    frozen_mask,
     in_one_stage,
     penalty,
     single_stage,
@@ -219,11 +218,15 @@ def test_the_network_is_the_supernet(space: str, variant: Variant, freeze: float
 
 
 @pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(("threshold", "relative"), [(0.45, False), (0.9, True)])
 @pytest.mark.parametrize("renormalise", [False, True])
 @pytest.mark.parametrize("space", ["grid", "nb201"])
-def test_a_pruned_network_is_the_masked_supernet(space: str, renormalise: bool) -> None:
+def test_a_pruned_network_is_the_masked_supernet(
+    space: str, renormalise: bool, threshold: float, relative: bool
+) -> None:
     """Of the whole supernet as it was at the freeze, its op weights below the threshold set to zero by hand."""
-    before, after = stages(problem_in(space), quick("prune", freeze=1.0, renormalise=renormalise))
+    options = {"renormalise": renormalise, "threshold": threshold, "relative": relative}
+    before, after = stages(problem_in(space), quick("prune", freeze=1.0, **options))
     by_hand, removed = {}, 0
     for group, strength in before.strengths():
         w = strength.clone()
@@ -232,7 +235,11 @@ def test_a_pruned_network_is_the_masked_supernet(space: str, renormalise: bool) 
             rivals = [strength[i, 1] for i in group.into()[group.edges[e][1]]] if gate else strength[e]
             for o in range(len(ops)):
                 strongest = strength[e, o] >= max(rivals)
-                if strength[e, o] < 0.45 and not strongest and ops[o] != ("none" if gate else ""):
+                if (
+                    strength[e, o] < threshold * (max(rivals) if relative else 1)
+                    and not strongest
+                    and ops[o] != ("none" if gate else "")
+                ):
                     w[e, o], removed = 0.0, removed + 1
             if renormalise and not gate:
                 w[e] /= w[e].sum()
@@ -299,6 +306,15 @@ def test_what_pruning_leaves_by_hand() -> None:
     ]  # fmt: skip
     assert names_left(state, frozen_mask(state, 0.55)) == [
         gate, "mbconv_k3_e3", gate, "mbconv_k3_e3", gate, "none", "mbconv_k3_e3", gate, "none", "skip_connect",
+    ]  # fmt: skip
+
+
+def test_what_relative_pruning_leaves_by_hand() -> None:
+    """Half of the strongest: the last node's gate of 0.2 stays beside 0.3, and its operation of 0.3 goes beside 0.7."""
+    state = small_grid()
+    both, gate = "mbconv_k3_e3 skip_connect", "none connect"
+    assert names_left(state, frozen_mask(state, 0.5, relative=True)) == [
+        gate, both, gate, "mbconv_k3_e3", gate, "none", both, gate, gate, "skip_connect",
     ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("cost", "benchmarks"),
     ("state",),
     ("probes", "graphs"),
-    ("trainable", "terms", "selection", "callbacks"),
+    ("trainable", "terms", "selection", "freeze", "callbacks"),
     ("monitor",),
     ("method",),
     ("loop", "train", "watch"),

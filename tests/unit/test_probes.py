@@ -31,7 +31,6 @@ from oche.probes import (
     kendall_tau,
     one_hot,
     parameter_free,
-    parameter_free_decisions,
     skip_share,
     supernet_accuracy,
     validation_loss,
@@ -267,7 +266,7 @@ def grid_path(*ops: str) -> Genotype:
 def test_degeneration_of_a_chain(ops: tuple[str, ...], free: float, depth: int) -> None:
     space = GridSpace(channels=4, layers=len(ops), levels=2, ops=("mbconv_k3_e3", "skip_connect"), size=(16, 16))
     genotype = grid_path(*ops)
-    assert parameter_free_decisions(genotype) == pytest.approx(free)
+    assert parameter_free(genotype) == pytest.approx(free)
     assert active_depth(space, genotype) == depth
     assert active_strides(space, genotype) == 1
     assert decoded_parameters(space, genotype) == sum(p.numel() for p in space.network(genotype).parameters())

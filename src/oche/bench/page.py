@@ -20,8 +20,9 @@ def write(
     notes: Sequence[str] = (),
     tables: Sequence[Sheet] = (),
     figures: Mapping[str, bytes] | None = None,
+    command: str = "oche bench",
 ) -> Path:
-    """Writes all files of the result, with what is given at their head; returns the page's path."""
+    """Writes all files of the result, with what is given at their head; returns the page's path. `command` writes them anew."""
     folder, drawn = result.folder, {**(figures or {}), **pictures(result)}
     for name, data in drawn.items():
         folder.write(f"{Run.FIGURES}/{name}.svg", data)
@@ -41,6 +42,7 @@ def write(
         trial_rows=rows,
         settings=result.matrix.written(),
         folder=str(folder.path),
+        command=command,
     )
     folder.write(Run.REPORT, page.encode())
     return folder.file(Run.REPORT)

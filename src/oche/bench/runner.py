@@ -124,7 +124,7 @@ def _fitting(path: Path, matrix: Matrix) -> BenchFolder:
         for name in new.keys() - FREE:
             if old[name] != new[name]:
                 raise UserError(
-                    f"{str(path)!r} holds a bench with {name}={old[name]!r}, not {new[name]!r}: choose another folder."
+                    f"{str(path)!r} holds a bench with {name}={old[name]!r}, not {new[name]!r}: choose another folder (`--out`)."
                 )
     return folder
 

@@ -59,7 +59,8 @@ def from_pairs(
     count = len(classes) or _count(parts["train"])
     if count < 2:
         raise UserError(
-            f"{name}: the train masks know one class only; they must hold class numbers 0, 1, ..., and {IGNORE} to ignore a pixel."
+            f"{name}: the train masks know one class only; they must hold class numbers 0, 1, ..., and {IGNORE} to ignore a pixel; "
+            f"where {IGNORE} marks an object, write 1 in its place."
         )
     shapes = {part: in_parallel(pairs.shape, range(len(pairs.names)), WORKERS) for part, pairs in parts.items()}
     flat = list(chain.from_iterable(shapes.values()))

@@ -12,9 +12,10 @@ decoding and reuses the weights. A summary of its text adds that the architectur
 **The paper's body was not at hand.** All else here is our reading, a switch with a default of our choice, and no claim about the paper:
 
 - `variant`: what the freeze does. "soft" (default) keeps every candidate with its op weight. "prune" leaves out branches whose op weight
-  is below `threshold` (SSR does the like), but for each node's strongest input and operation; the others keep their values, or are
-  scaled up where `renormalise`. "one_hot" fixes a decision once the best leads the second by `margin` (DSNAS) and all others at the
-  freeze, to the best; no node loses its strongest input.
+  is below `threshold`, but for each node's strongest input and operation; the others keep their values, or are scaled up where
+  `renormalise`. With `relative` (False) the threshold is a share of the strongest one's op weight, as in SSR's code, which takes 0.1 of
+  an operation's and then freezes alpha; that gates are compared with their node's strongest is our choice. "one_hot" fixes a decision
+  once the best leads the second by `margin` (DSNAS) and all others at the freeze, to the best; no node loses its strongest input.
 - `freeze`: the share of the epochs after which alpha stops (0.6); 1 is never. The warm-up's share is the slot `arch_start` (0.2).
 - `restart`: the learning rate's schedule begins anew at the freeze (False).
 - `split`, a slot: who sees which images, see `data/splits.py`; by default halves until the freeze, then all images to the weights (S6).
@@ -23,7 +24,8 @@ decoding and reuses the weights. A summary of its text adds that the architectur
   the search's second half.
 - `gates`: "sigmoid", "softmax" or "relu_tanh"; `operations`: "softmax", "sigmoid" or "normalised" (sigmoids over their sum).
 - Gates, one learning rate schedule (poly 0.9), Adam's settings without weight decay (which would pull alpha to uniform) and clipping
-  are our choice among those of Auto-DeepLab, DSNAS, SSR and Dynamic Routing. Weight decay spares neither batch norms nor biases.
+  are our choice among those of Auto-DeepLab, DSNAS, SSR and Dynamic Routing. Weight decay reaches batch norms and biases
+  too; `--set weight_optimizer.decay_vectors=false` spares them, as is the custom in segmentation.
 
 In Python:
 
@@ -31,7 +33,7 @@ In Python:
     result = searcher.search(problem)                                          # SearchResult: genotype, state, history
     result.genotype                                                            # soft: Choice.coefficient; edge type "kept"
     network = oche.train.inherited(result.state, result.genotype)              # eval mode, running statistics re-estimated
-    frozen = frozen_mask(state, threshold)                                     # what "prune" leaves, {group: (E, O) bool}
+    frozen = oche.freeze.frozen_mask(state, threshold)                         # what "prune" leaves, {group: (E, O) bool}
     in_one_stage(some_method, SingleStage(freeze=0.5))                         # the same protocol around another method
 
 `state.trajectory` holds alpha after every epoch; `stages/0.pt` in the run's folder is the checkpoint at the freeze, before anything is
@@ -58,6 +60,7 @@ from oche.callbacks import Callback
 from oche.data import Released, UntilFreeze
 from oche.edges import WeightedSum
 from oche.errors import UserError
+from oche.freeze import decided, frozen_mask
 from oche.genotype import Genotype
 from oche.method import Method
 from oche.methods.darts import darts
@@ -72,7 +75,6 @@ from oche.relaxations import (
     SigmoidGate,
     Softmax,
     SoftmaxGate,
-    gated,
 )
 from oche.schedule import Constant, Poly, Ramp, Schedule
 from oche.selection import Keep
@@ -117,6 +119,7 @@ class SingleStage:
     variant: Variant = "soft"
     freeze: float = 0.6
     threshold: float = 0.05
+    relative: bool = False
     renormalise: bool = False
     margin: float = 0.3
     restart: bool = False
@@ -147,7 +150,9 @@ class SingleStage:
         """{group: (E, O) bool}, the candidates that the freeze leaves; empty where it leaves all."""
         if self.variant == "soft":
             return {}
-        return frozen_mask(state, self.threshold) if self.variant == "prune" else decided(state, 0.0)
+        if self.variant == "prune":
+            return frozen_mask(state, self.threshold, relative=self.relative)
+        return decided(state, 0.0)
 
 
 def keep(problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Genotype:
@@ -155,36 +160,7 @@ def keep(problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Ge
     return Keep()(ended[-1], ended[-1].problem)
 
 
-# ------------------------------------------------------------------ what the freeze leaves
-
-
-def frozen_mask(state: SearchState, threshold: float) -> dict[str, Tensor]:
-    """{group: (E, O) bool}: candidates of at least `threshold`, each edge's strongest operation and each node's strongest gate."""
-    masks = {}
-    for group, strength in state.strengths():
-        gates, alive = _gates(group), state.alive(group)
-        kept = (strength >= threshold) | _first(strength.masked_fill(~alive, -1.0))
-        kept[gates] = ~_opens(group)[gates] | ((strength >= threshold) | _first_gate(group, strength))[gates]
-        masks[group.name] = kept & alive
-    return masks
-
-
-def decided(state: SearchState, margin: float) -> dict[str, Tensor]:
-    """{group: (E, O) bool}: the best candidate alone where it leads the second by `margin`, else all that were left; 0 decides all.
-
-    A gate that is its node's strongest is not closed.
-    """
-    masks = {}
-    for group, strength in state.strengths():
-        alive = state.alive(group)
-        strength = strength.masked_fill(~alive, -1.0)
-        best, gates = _first(strength), _gates(group)
-        opened, strongest = _opens(group), _first_gate(group, strength) & alive
-        best[gates] = torch.where(strongest.any(-1, keepdim=True), opened & strongest, best)[gates]
-        second = strength.masked_fill(best, -1.0).amax(-1).clamp_min(0.0)
-        sure = (strength.masked_fill(~best, -1.0).amax(-1) - second >= margin) | (margin == 0)
-        masks[group.name] = torch.where(sure[:, None], best & alive, alive)
-    return masks
+# ------------------------------------------------------------------ parts
 
 
 @dataclass(frozen=True)
@@ -216,32 +192,6 @@ class Unscaled(Relaxation):
         return w * draw.alive(group, w.device)
 
 
-def _gates(group: Group) -> Tensor:
-    """(E,) bool."""
-    return torch.tensor(gated(group))
-
-
-def _opens(group: Group) -> Tensor:
-    """(E, O) bool: the candidate `connect` of gates."""
-    return torch.tensor([[o < len(ops) and ops[o] == "connect" for o in range(group.width)] for ops in group.ops])
-
-
-def _first(strength: Tensor) -> Tensor:
-    """(E, O) bool: each row's largest entry, the first of equals."""
-    return torch.zeros_like(strength, dtype=torch.bool).scatter_(-1, strength.argmax(-1, keepdim=True), True)
-
-
-def _first_gate(group: Group, strength: Tensor) -> Tensor:
-    """(E, O) bool: `connect` of each node's strongest gate."""
-    opens, found = _opens(group), torch.zeros_like(strength, dtype=torch.bool)
-    for numbers in group.into().values():
-        by = {e: float(strength[e][opens[e]]) for e in numbers if opens[e].any()}
-        if by:
-            e = max(by, key=lambda e: by[e])
-            found[e] = opens[e]
-    return found
-
-
 # ------------------------------------------------------------------ the method
 
 
@@ -259,6 +209,7 @@ def single_stage(
     variant: Variant = "soft",
     freeze: float = 0.6,
     threshold: float = 0.05,
+    relative: bool = False,
     renormalise: bool = False,
     margin: float = 0.3,
     restart: bool = False,
@@ -284,7 +235,7 @@ def single_stage(
         papers=("subbotko2024devil",),
     )
     terms = penalty(entropy, gate_entropy, entropy_form, entropy_schedule, (method.arch_start, freeze))
-    plan = SingleStage(variant, freeze, threshold, renormalise, margin, restart)
+    plan = SingleStage(variant, freeze, threshold, relative, renormalise, margin, restart)
     return Staged("single_stage", replace(method, outer_terms=terms), plan, keep, keeps_weights=True)
 
 

@@ -92,7 +92,7 @@ def candidates(group: Group, alive: Tensor) -> Tensor:
     """(E, O) bool: those alive; in cells whose nodes keep some of their edges, `none` is not one of them."""
     if group.keep is None:
         return alive
-    return alive & torch.tensor([[o < len(ops) and ops[o] != "none" for o in range(group.width)] for ops in group.ops])
+    return alive & group.valid() & ~group.named("none")
 
 
 def support_of(z: Tensor, group: Group, there: Tensor, distinct: bool = False) -> Tensor:

@@ -9,6 +9,6 @@ decodings (`decode`, `measure`) and degeneration. `presets` has the arms, `table
 
 from __future__ import annotations
 
-from oche.study.runner import Study, run_study, show, study_from
+from oche.study.runner import Study, run_study, show, study_from, summary
 
-__all__ = ["Study", "run_study", "show", "study_from"]
+__all__ = ["Study", "run_study", "show", "study_from", "summary"]

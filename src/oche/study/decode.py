@@ -16,7 +16,7 @@ from torch import Tensor
 
 from oche.base import Group
 from oche.errors import unknown
-from oche.relaxations import Gated, Relaxation, SoftmaxGate, gated, one_hot_of
+from oche.relaxations import Gated, Relaxation, SoftmaxGate, gated, one_hot_of, openings
 
 
 class Decoding(Protocol):
@@ -165,19 +165,23 @@ def decoding(name: str) -> Decoding:
     raise unknown("decoding", head, [*PLAIN, *(f"{graded}@0.5" for graded in GRADED)])
 
 
+def graded(name: str) -> tuple[str, float] | None:
+    """The family of a decoding whose last word is a threshold or a share, and that number; None of any other.
+
+    >>> graded("op+edge@0.35"), graded("edge@0.35+op")
+    (('op+edge', 0.35), None)
+    """
+    family, _, value = name.rpartition("@")
+    return (family, float(value)) if family and "+" not in value else None
+
+
 # ------------------------------------------------------------------ coefficients
 
 
 def rounded(w: Tensor, group: Group) -> Tensor:
     """(E, O) one-hot: each row's largest entry, `none` left out where a derived cell never holds it, but not at gates."""
-    chosen = w.masked_fill(_nones(group) & ~_gates(group), 0.0) if group.keep is not None else w
+    chosen = w.masked_fill(group.named("none") & ~_gates(group), 0.0) if group.keep is not None else w
     return one_hot_of(chosen)
-
-
-def openings(w: Tensor, group: Group) -> Tensor:
-    """(E,) b of each gate; 0 for the other edges."""
-    b = [float(row[ops.index("connect")]) if "connect" in ops else 0.0 for row, ops in zip(w, group.ops, strict=True)]
-    return torch.tensor(b, dtype=w.dtype)
 
 
 def best_path(b: Tensor, group: Group) -> tuple[int, ...]:
@@ -212,14 +216,9 @@ def _inputs(group: Group) -> list[list[int]]:
 
 def _usable(w: Tensor, group: Group) -> Tensor:
     """(E,) each edge's strongest weight but that of `none`."""
-    return w.masked_fill(_nones(group) | ~group.valid(), -1.0).amax(-1)
+    return w.masked_fill(group.named("none") | ~group.valid(), -1.0).amax(-1)
 
 
 def _closed(w: Tensor, group: Group, lost: Tensor) -> Tensor:
     """w with nothing through the edges `lost` (E,): a gate is (1, 0), an edge of a cell `none` where it has that, else gone."""
-    return torch.where(lost[:, None], _nones(group).to(w), w)
-
-
-def _nones(group: Group) -> Tensor:
-    """(E, O) bool: where the candidate is `none`."""
-    return torch.tensor([[o < len(ops) and ops[o] == "none" for o in range(group.width)] for ops in group.ops])
+    return torch.where(lost[:, None], group.named("none").to(w), w)

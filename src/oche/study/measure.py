@@ -30,14 +30,14 @@ from oche.genotype import Genotype
 from oche.method import Method
 from oche.optim import SGD
 from oche.plan import Plan
-from oche.relaxations import gated
+from oche.relaxations import gated, openings
 from oche.run import Run
 from oche.schedule import Constant
 from oche.selection import kept
 from oche.spaces import Network, Space
 from oche.state import SearchState
 from oche.strategies import find, method_of
-from oche.study.decode import Decoding, decoding, openings
+from oche.study.decode import Decoding, decoding
 from oche.study.degeneration import cells_of, series_of, usual_parameters
 from oche.train import Protocol, Training, evaluate, inherited, retrain
 

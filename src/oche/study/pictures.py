@@ -9,37 +9,52 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
+from oche.bench.matrix import TRAINED_TEST
 from oche.bench.pictures import Look, Point, looks, over_epochs
 from oche.bench.result import BenchResult, Finished
 from oche.report.static import INK, save, style
 from oche.study import degeneration
-from oche.study.measure import ANEW, RAW
-from oche.study.tables import decodings, error
+from oche.study.decode import graded
+from oche.study.measure import ANEW, CONTINUOUS, RAW
+from oche.study.tables import decodings, error, numbers, value
 
-FAMILIES = {  # what a decoding's name begins with -> (title, axis)
-    "edge@": ("Gates below tau closed", "tau"),
-    "op+edge@": ("Strongest operations, and gates below tau closed", "tau"),
-    "ramp@": ("On the way from the continuous coefficients to one-hot ones", "kappa"),
+FAMILIES = {  # a family of decodings -> (title, axis)
+    "edge": ("Gates below tau closed", "tau"),
+    "op+edge": ("Strongest operations, and gates below tau closed", "tau"),
+    "ramp": ("On the way from the continuous coefficients to one-hot ones", "kappa"),
 }
 SERIES = {
-    degeneration.FREE_SHARE: ("Share of strongest operations without weights", ""),
+    degeneration.FREE_SHARE: ("Share of derived operations without weights", ""),
     degeneration.GATES: ("Share of gates below 0.1", ""),
     degeneration.DEPTH: ("Depth of the derived network", "operations with weights"),
     degeneration.PARAMETERS: ("Weights of the derived network", ""),
     degeneration.GAP: ("Loss on alpha's images less that on the weights'", ""),
+}
+EPOCH, ROWS = "epoch of search", 24
+"""An axis; how many names a column of a picture's legend has."""
+PENALISED = {"operations": "entropy", "gates": "gate_entropy"}
+"""What is penalised -> the option of `single_stage` with the weight."""
+WEIGHED = {  # name -> (title, unit, number) of what is drawn against a penalty's weight
+    "supernet": ("Continuous network", "%", value(f"{CONTINUOUS}/{ANEW}")),
+    "error": ("Discretisation error of op", "points", error(f"op/{ANEW}")),
+    "final": ("Network that the arm ends with, test images", "%", value(TRAINED_TEST)),
 }
 ERRORS = ("op", "op+edge@0.50", "op+best2")
 
 
 @dataclass(frozen=True)
 class Lines:
-    """(T, seeds) values against what `axis` says, one line a label: the mean, between the least and the greatest."""
+    """(T, seeds) values against what `axis` says, one line a label: the mean, between the least and the greatest.
+
+    `linear`: up to where the axis is linear, beyond which it is logarithmic; 0 for all of it.
+    """
 
     title: str
     unit: str
     at: Mapping[str, Sequence[float]]
     values: Mapping[str, NDArray[np.float64]]
     axis: str
+    linear: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,9 +81,12 @@ def figures(result: BenchResult) -> dict[str, bytes]:
 def svg(plot: Lines | Cloud, look: Mapping[str, Look]) -> bytes:
     """The plot as SVG; the same plot gives the same bytes."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
+    columns = -(-len(look) // ROWS)
     with style():
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        size = (5.0 + 1.8 * columns, max(3.4, 0.7 + 0.18 * -(-len(look) // columns)))
+        figure = Figure(figsize=size, layout="constrained")
         axes = figure.add_subplot()
         axes.set_title(plot.title)
         if isinstance(plot, Lines):
@@ -76,6 +94,10 @@ def svg(plot: Lines | Cloud, look: Mapping[str, Look]) -> bytes:
                 at, colour = plot.at[label], look[label].colour
                 axes.fill_between(at, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.12, linewidth=0)
                 axes.plot(at, values.mean(axis=1), look[label].marker, color=colour, ls="-", ms=3, label=label)
+            if plot.axis == EPOCH:
+                axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+            if plot.linear:
+                axes.set_xscale("symlog", linthresh=plot.linear)
             axes.set_xlabel(f"{plot.axis}; lines: mean over seeds, shaded: least to greatest")
             axes.set_ylabel(plot.unit)
         else:
@@ -85,7 +107,7 @@ def svg(plot: Lines | Cloud, look: Mapping[str, Look]) -> bytes:
             axes.set_ylabel(plot.axes[1])
         axes.grid(axis="y")
         axes.set_axisbelow(True)
-        figure.legend(loc="outside right center", labelcolor=INK)
+        figure.legend(loc="outside right center", labelcolor=INK, ncols=columns)
         return save(figure, "svg")
 
 
@@ -102,23 +124,53 @@ def plots(here: Sequence[Finished]) -> Iterator[tuple[str, Lines | Cloud]]:
             if (line := against(trials, family, statistics))
         }
         if lines:
-            name = family.rstrip("@").replace("+", "_")
-            epochs, values = ({label: line[i] for label, line in lines.items()} for i in (0, 1))
-            yield name, Lines(title, "%", epochs, values, axis)  # type: ignore[arg-type]
+            at, scores = ({label: line[i] for label, line in lines.items()} for i in (0, 1))
+            yield family.replace("+", "_"), Lines(title, "%", at, scores, axis)  # type: ignore[arg-type]
+    yield from penalties(arms)
     yield from clouds(arms)
     for key, (title, unit) in SERIES.items():
         if bands := over_epochs(here, partial(Finished.probe, key=key)):
-            yield key.replace(" ", "_"), Lines(title, unit, *bands, "epoch of search")
+            yield key.replace(" ", "_"), Lines(title, unit, *bands, EPOCH)
 
 
 def against(trials: Sequence[Finished], family: str, statistics: str) -> tuple[list[float], NDArray[np.float64]] | None:
-    """(values of tau or kappa, scores (T, seeds)) of a family of decodings, as far as all trials have them."""
-    names = [n for n in decodings(trials) if n.startswith(family)]
-    shared = [n for n in names if all(t.values.get(f"{n}/{statistics}") is not None for t in trials)]
+    """(rising values of tau or kappa, scores (T, seeds)) of a family of decodings, as far as all trials have them."""
+    own = {grade[1]: name for name in decodings(trials) if (grade := graded(name)) and grade[0] == family}
+    shared = [x for x in sorted(own) if all(t.values.get(f"{own[x]}/{statistics}") is not None for t in trials)]
     if not shared:
         return None
-    scores = [[t.values[f"{n}/{statistics}"] for t in trials] for n in shared]
-    return [float(n.rpartition("@")[2]) for n in shared], np.array(scores, dtype=np.float64)
+    scores = [[t.values[f"{own[x]}/{statistics}"] for t in trials] for x in shared]
+    return shared, np.array(scores, dtype=np.float64)
+
+
+def penalties(arms: Mapping[str, Sequence[Finished]]) -> Iterator[tuple[str, Lines]]:
+    """What an entropy penalty costs and saves, against its weight: arms that differ in the weight alone are a line, from none on."""
+    lines: dict[str, dict[float, Sequence[Finished]]] = {}
+    for trials in arms.values():
+        kind, weight = penalty(trials[0])
+        lines.setdefault(kind, {})[weight] = trials
+    none = lines.pop("", {})
+    for name, (title, unit, number) in WEIGHED.items():
+        at: dict[str, list[float]] = {}
+        values: dict[str, NDArray[np.float64]] = {}
+        for kind, by_weight in lines.items():
+            rows = {w: list(numbers(trials, number)) for w, trials in sorted({**none, **by_weight}.items())}
+            seeds = min(map(len, rows.values()))
+            if seeds and len(rows) > 1:
+                at[kind], values[kind] = list(rows), np.array([row[:seeds] for row in rows.values()])
+        if at:
+            least = min(w for weights in at.values() for w in weights if w)
+            yield f"penalty_{name}", Lines(title, unit, at, values, "weight of the penalty", least)
+
+
+def penalty(trial: Finished) -> tuple[str, float]:
+    """What of a search was penalised and how, "" for nothing, and the penalty's weight."""
+    settings = trial.asked.get("settings")
+    set_ = settings if isinstance(settings, Mapping) else {}
+    weights = {on: float(set_.get(f"method.{key}", 0.0)) for on, key in PENALISED.items()}
+    on = "+".join(name for name, weight in weights.items() if weight)
+    how = [str(set_[key]) for key in ("method.entropy_schedule", "method.entropy_form") if key in set_]
+    return ", ".join([on, *how]) if on else "", max(weights.values())
 
 
 def clouds(arms: Mapping[str, Sequence[Finished]]) -> Iterator[tuple[str, Cloud]]:

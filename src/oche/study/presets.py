@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from oche.budgets import NAMES
 from oche.errors import UserError, unknown
 from oche.study.claims import Roles
 from oche.study.measure import Measure
@@ -53,9 +54,11 @@ class Preset:
 
 
 def preset(name: str, budget: str, epochs: object = None, *, masks: bool = True) -> Preset:
-    """A study at a budget. Raises UserError for an unknown study, or a horizon that is too short."""
+    """A study at a budget. Raises UserError for an unknown study or budget, or a horizon that is too short."""
     if name not in STUDIES:
         raise unknown("study", name, STUDIES)
+    if budget not in NAMES:
+        raise unknown("budget", budget, NAMES)
     smoke = budget == "smoke"
     horizon = epochs if isinstance(epochs, int) else SMOKE if smoke else QUICK
     if horizon < SMOKE:
@@ -80,11 +83,14 @@ def preset(name: str, budget: str, epochs: object = None, *, masks: bool = True)
 
 def discretisation(size: Size) -> tuple[Arms, Measure, Roles]:
     """What is lost when a supernet is made discrete, without an entropy term?"""
-    arms: Arms = {"sigmoid_gates": single_stage()}
-    if size.masks:
-        arms["softmax_gates"] = single_stage(gates="softmax")
+    first = "sigmoid_gates" if size.masks else "softmax_operations"
+    arms: Arms = {first: single_stage()}
+    for gates in size.thin(("softmax", "relu_tanh"), ("softmax",)) if size.masks else ():
+        arms[f"{gates}_gates"] = single_stage(gates=gates)
+    for operations in size.thin(("sigmoid", "normalised"), ()):
+        arms[f"{operations}_operations"] = single_stage(operations=operations)
     measure = Measure(few(size), sweep(size), tuned(size), (1,) if size.smoke else (1, 5, 10))
-    return arms, measure, Roles(single="sigmoid_gates")
+    return arms, measure, Roles(single=first)
 
 
 def entropy(size: Size) -> tuple[Arms, Measure, Roles]:
@@ -114,6 +120,11 @@ def protocol(size: Size) -> tuple[Arms, Measure, Roles]:
     arms: Arms = {
         "soft": single_stage(),
         "prune": single_stage(variant="prune"),
+        **{f"prune_{tau}": single_stage(variant="prune", threshold=tau / 100) for tau in size.thin((10, 20, 40), ())},
+        **{
+            f"prune_relative_{tau}": single_stage(variant="prune", relative=True, threshold=tau / 100)
+            for tau in size.thin((10, 50, 90), ())
+        },
         "one_hot": single_stage(variant="one_hot"),
         "two_stage": two,
         "two_stage_inherited": two,
@@ -123,6 +134,8 @@ def protocol(size: Size) -> tuple[Arms, Measure, Roles]:
         **{f"freeze_{share}": single_stage(freeze=share / 100) for share in size.thin((30, 50, 70, 100), (100,))},
         "restart": single_stage(restart=True),
     }
+    if size.masks and not size.smoke:
+        arms["long_range"] = single_stage({"space.reach": 2})
     return (
         arms,
         Measure(few(size), retrained=("two_stage",), inherited=("two_stage_inherited",)),

@@ -14,6 +14,7 @@ from oche import config
 from oche.bench import run_bench
 from oche.bench.matrix import Matrix, matrix_in, trials
 from oche.bench.page import write
+from oche.bench.render import Sheet
 from oche.bench.result import BenchFolder, BenchResult, read
 from oche.bench.runner import Listener, silent
 from oche.bench.trial import run_trial
@@ -96,7 +97,7 @@ def run_study(
     kept = Measured(study.name, study.measure, study.roles)
     if folder.has(STUDY) and study_of(folder).measure != study.measure:
         raise UserError(
-            f"{str(folder.path)!r} holds a study that measures something else; choose another folder, or change back."
+            f"{str(folder.path)!r} holds a study that measures something else; choose another folder (`--out`), or change back."
         )
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write(STUDY, config.dumps(asdict(kept)).encode())
@@ -112,11 +113,14 @@ def show(path: str | Path) -> BenchResult:
     return result
 
 
+def summary(result: BenchResult) -> tuple[list[str], list[Sheet]]:
+    """What a study has to say before the bench's own tables: notes, the bench's with them, and claims and tables."""
+    return [*notes(result), *result.notes], [*judged(result, study_of(result.folder).roles), *sheets(result)]
+
+
 def render(result: BenchResult) -> Path:
     """Writes all files of a study's result."""
-    return write(
-        result, list(notes(result)), [*judged(result, study_of(result.folder).roles), *sheets(result)], figures(result)
-    )
+    return write(result, list(notes(result)), summary(result)[1], figures(result), command="oche study")
 
 
 def study_of(folder: Run) -> Measured:

@@ -9,6 +9,7 @@ from oche.bench.matrix import TRAINED_TEST, TRAINED_VAL
 from oche.bench.render import NOT_RUN, Sheet
 from oche.bench.result import BenchResult, Finished
 from oche.study import degeneration
+from oche.study.decode import graded
 from oche.study.measure import ANEW, CONTINUOUS, RAW, USUAL
 
 Number = Callable[[Finished], float | None]
@@ -21,17 +22,18 @@ def sheets(result: BenchResult) -> list[Sheet]:
         where = ", ".join(place)
         arms = {arm: [t for t in here if t.method == arm] for arm in result.matrix.searched}
         run = {arm: trials for arm, trials in arms.items() if trials}
-        found += [overview(where, arms)]
+        found += [overview(where, arms, result.matrix.looked_up)]
         found += [discretisation(where, arm, trials) for arm, trials in run.items() if decodings(trials)]
         found += [sheet for sheet in (spread(where, run), degenerating(where, run)) if sheet[2]]
     return found
 
 
-def overview(where: str, arms: dict[str, list[Finished]]) -> Sheet:
-    """Each arm's networks: the continuous one, decoded ones as they are, and the one that the arm ends with."""
+def overview(where: str, arms: dict[str, list[Finished]], looked_up: Sequence[str] = ()) -> Sheet:
+    """Each arm's networks: the continuous one, decoded ones as they are, the one that the arm ends with; what a table says of its cell."""
     headings = [
         "arm", "seeds", "entropy %", "continuous", "error of op", "error of op+edge@0.50", "error of op+best2",
-        "decoded (op+best2)", "final, validation", "final, test", "search s", "training s",
+        "decoded (op+best2)", "final, validation", "final, test", "final, M multiply-adds", "search s",
+        "training s", *(f"derived cell, {metric}" for metric in looked_up),
     ]  # fmt: skip
     rows = []
     for arm, trials in arms.items():
@@ -40,10 +42,11 @@ def overview(where: str, arms: dict[str, list[Finished]]) -> Sheet:
             value("entropy"), value(f"{CONTINUOUS}/{ANEW}"), *errors, value(f"op+best2/{ANEW}"), value(TRAINED_VAL),
             value(TRAINED_TEST),
         ]  # fmt: skip
-        seconds = [lambda t: t.seconds, lambda t: t.train_seconds]
-        cells = [*(told(trials, number) for number in numbers), *(told(trials, s, interval=False) for s in seconds)]
+        costs: list[Number] = [lambda t: t.multiply_adds / 1e6, lambda t: t.seconds, lambda t: t.train_seconds]
+        cells = [*(told(trials, number) for number in numbers), *(told(trials, c, interval=False) for c in costs)]
+        cells += [told(trials, value(metric)) for metric in looked_up]
         rows.append([arm, str(len(trials)) if trials else NOT_RUN, *cells])
-    return f"Arms, in percent, statistics re-estimated: {where}", headings, rows
+    return f"Arms, in percent, statistics re-estimated: {where}", *filled(headings, rows)
 
 
 def discretisation(where: str, arm: str, trials: Sequence[Finished]) -> Sheet:
@@ -73,23 +76,26 @@ def spread(where: str, arms: dict[str, list[Finished]]) -> Sheet:
 
 def degenerating(where: str, arms: dict[str, list[Finished]]) -> Sheet:
     """The numbers of degeneration after the last epoch, and how many seeds end degenerated, or were so after any epoch."""
-    names = (
-        degeneration.FREE_SHARE, degeneration.GATES, degeneration.DEPTH, degeneration.STRIDES, degeneration.PARAMETERS,
-        degeneration.MACS, degeneration.GAP,
-    )  # fmt: skip
+    forms = {
+        degeneration.FREE_SHARE: "{:.2f}", degeneration.GATES: "{:.2f}", degeneration.DEPTH: "{:.1f}", degeneration.STRIDES: "{:.1f}",
+        degeneration.PARAMETERS: "{:,.0f}", degeneration.MACS: "{:,.0f}", degeneration.GAP: "{:.3f}",
+    }  # fmt: skip
     rows = []
     for arm, trials in arms.items():
         measured = [t for t in trials if t.probe(degeneration.FREE_SHARE)]
         if measured:
-            cells = [told(measured, last(name), "{:.3g}") for name in names]
+            cells = [told(measured, last(name), form) for name, form in forms.items()]
             flags = [degenerated(t) for t in measured]
             ends, ever = sum(f[-1] for f in flags), sum(any(f[1:]) for f in flags)
             rows.append([arm, str(len(measured)), *cells, f"{ends} / {ever} of {len(measured)}"])
-    return (
-        f"Degeneration, after the last epoch: {where}",
-        ["arm", "seeds", *names, "degenerated: at the end / ever"],
-        rows,
-    )
+    headings = ["arm", "seeds", *forms, "degenerated: at the end / ever"]
+    return f"Degeneration, after the last epoch: {where}", *filled(headings, rows)
+
+
+def filled(headings: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Without the columns in which no row has anything: a cell space has no gates, for one."""
+    kept = [n for n in range(len(headings)) if not rows or any(row[n] for row in rows)]
+    return [headings[n] for n in kept], [[row[n] for n in kept] for row in rows]
 
 
 # ------------------------------------------------------------------ numbers of a trial
@@ -128,8 +134,11 @@ def degenerated(trial: Finished) -> list[bool]:
 
 
 def decodings(trials: Sequence[Finished]) -> list[str]:
-    """Those that any trial has a score of, in the order of measurement."""
-    return list(dict.fromkeys(key.rpartition("/")[0] for t in trials for key in t.values if key.endswith(f"/{RAW}")))
+    """Those that any trial has a score of, in the order of measurement, but a family's by their threshold or share."""
+    names = list(dict.fromkeys(key.rpartition("/")[0] for t in trials for key in t.values if key.endswith(f"/{RAW}")))
+    grades = {name: graded(name) or (name, 0.0) for name in names}
+    families = list(dict.fromkeys(family for family, _ in grades.values()))
+    return sorted(names, key=lambda name: (families.index(grades[name][0]), grades[name][1]))
 
 
 def numbers(trials: Sequence[Finished], number: Number) -> Iterator[float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +15,9 @@ from torch import Tensor
 from oche.data import SPLITS, Augment, Fractions, ImageSet, Parts, Released, Split, Stream, UntilFreeze, Whole, halves
 from oche.data.splits import ByGroup, OneLevel, Redrawn, Swapped, stratified
 from oche.errors import UserError
+from oche.loop import streams
+from oche.methods.darts import darts
+from reference.tiny import tiny_problem
 
 
 def labels(*counts: int) -> Tensor:
@@ -209,3 +214,39 @@ def test_an_epoch_shows_its_own_part_whole(split: Split, world: int) -> None:
         assert int(counts.sum()) == steps * batch * world
         assert counts.min() >= 1
         assert counts.max() <= 2
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("name", SPLITS)
+def test_each_image_is_seen_as_often_as_the_arm_defines(name: str, world: int) -> None:
+    """Six epochs of 27 images in batches of 4, all processes together, counted image by image, for the weights and for alpha.
+
+    Parts that stay: each image of them equally often, but for the pass under way. Parts of an epoch: every one of the weights' once, and
+    twice as many as fill up the last batch. What is not of a part is never seen.
+    """
+    problem = tiny_problem("toy", batch=4)
+    problem = replace(problem, data=replace(problem.data, train=grouped((COUNT - 15, 3, 4, 8))))
+    method, batch, epochs = replace(darts(), split=SPLITS[name]), 4 * world, 6
+    steps = -(-len(parts_of(name, 0, problem.seed)[0]) // batch)
+    total = {"weights": Counter[int](), "arch": Counter[int]()}
+    for epoch in range(epochs):
+        begun, parts = epoch * steps, dict(zip(total, parts_of(name, epoch, problem.seed), strict=True))
+        both_streams = dict(zip(total, streams(problem, method, epoch, begun), strict=True))
+        assert (both_streams["weights"] is both_streams["arch"]) == (name == "one_level")
+        for kind, stream in both_streams.items():
+            dealt = [replace(stream, rank=rank, world=world) for rank in range(world)]
+            seen = Counter(
+                s.images.index[n].item() for i in range(begun, begun + steps) for s in dealt for n in s.positions(i)
+            )
+            assert seen.keys() <= parts[kind]
+            assert seen.total() == steps * batch
+            if name in ("redrawn", "swap"):
+                assert max(seen.values()) - min(seen[i] for i in parts[kind]) <= 1
+            total[kind] += seen
+    for kind, seen in total.items():
+        assert seen.total() == epochs * steps * batch
+        if name not in ("redrawn", "swap"):
+            often = [seen[i] for i in parts_of(name, 0, problem.seed)[kind == "arch"]]
+            assert max(often) - min(often) <= 1
+    if name == "swap":
+        assert all(epochs / 2 <= total["weights"][i] <= epochs for i in EVERYTHING)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,12 +14,13 @@ from scipy import stats
 
 from oche.bench import BenchResult, Matrix, run_bench
 from oche.bench.matrix import TRAINED_TEST, TRAINED_VAL, Trial
+from oche.bench.pictures import looks
 from oche.bench.trial import Outcome
 from oche.study.claims import HOLDS, NOT, OPEN, Roles, judged
 from oche.study.degeneration import FREE_SHARE, PARAMETERS
 from oche.study.measure import USUAL
-from oche.study.pictures import plots
-from oche.study.tables import sheets, told, value
+from oche.study.pictures import Cloud, plots, svg
+from oche.study.tables import decodings, filled, sheets, told, value
 from reference.small_bench import CELLS
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -128,6 +131,60 @@ def test_the_tables_tell_errors_and_degeneration(tmp_path: Path) -> None:
     headings, rows = titles["Degeneration"]
     flags = {row[0]: row[-1] for row in rows}
     assert flags == {**dict.fromkeys(ARMS, "1 / 1 of 3"), "base": "3 / 3 of 3"}  # one seed has 9 of 30 weights
+
+
+def test_columns_in_which_nothing_stands_are_left_out(tmp_path: Path) -> None:
+    """No gate was measured here, and no fine-tuning: neither has a column."""
+    titles = {title.split(",")[0].split(":")[0]: headings for title, headings, _ in sheets(made(tmp_path / "b", LEVEL))}
+    assert titles["Degeneration"] == ["arm", "seeds", FREE_SHARE, PARAMETERS, "degenerated: at the end / ever"]
+    assert "error of op" in titles["Arms"]
+    assert not {"error of op+edge@0.50", "error of op+best2", "decoded (op+best2)"} & set(titles["Arms"])
+    assert filled(["a", "b", "c"], [["1", "", ""], ["2", "", "3"]]) == (["a", "c"], [["1", ""], ["2", "3"]])
+
+
+def test_a_family_of_decodings_stands_and_is_drawn_by_its_threshold(tmp_path: Path) -> None:
+    """Though 0.5 was measured first; what only looks like one of the family is none of it."""
+    result = made(tmp_path / "b", LEVEL)
+    own = ("edge@0.50", "op", "edge@0.00", "edge@0.40", "edge@0.40+op")
+    scores = {f"{name}/{kind}": float(n) for n, name in enumerate(own) for kind in ("raw", "re-estimated")}
+    trials = [replace(t, values={**scores, "continuous/re-estimated": 9.0}) for t in result.finished]
+    assert decodings(trials) == ["edge@0.00", "edge@0.40", "edge@0.50", "op", "edge@0.40+op"]
+    line = dict(plots(trials))["edge"]
+    assert list(line.at["base, raw"]) == [0.0, 0.4, 0.5]  # type: ignore[union-attr]
+    assert line.values["base, raw"].mean(axis=1).tolist() == [2.0, 3.0, 0.0]  # type: ignore[union-attr]
+
+
+def test_a_penalty_s_costs_are_drawn_against_its_weight(tmp_path: Path) -> None:
+    """From no penalty on: three arms on both kinds are a line, one on the operations another."""
+    both = {"method.entropy_schedule": "linear"}
+    settings = {
+        "base": {},
+        "penalised": {**both, "method.entropy": 0.1, "method.gate_entropy": 0.1},
+        "two": {**both, "method.entropy": 0.3, "method.gate_entropy": 0.3},
+        "s0": {"method.entropy": 0.1, "method.entropy_form": "ssr"},
+    }
+    result = made(tmp_path / "b", {**LEVEL, "penalised": 48.0, "two": 47.0, "s0": 40.0}, op=45.0)
+    trials = [replace(t, asked={"settings": settings[t.method]}) for t in result.finished if t.method in settings]
+    drawn = dict(plots(trials))
+    line = drawn["penalty_supernet"]
+    assert line.at == {"operations+gates, linear": [0.0, 0.1, 0.3], "operations, ssr": [0.0, 0.1]}  # type: ignore[union-attr]
+    assert line.values["operations+gates, linear"].mean(axis=1).tolist() == [50.0, 48.0, 47.0]  # type: ignore[union-attr]
+    assert line.linear == 0.1  # type: ignore[union-attr]
+    errors = drawn["penalty_error"].values["operations, ssr"]  # type: ignore[union-attr]
+    assert errors.mean(axis=1).tolist() == pytest.approx([5.0, -5.0])
+    assert "penalty_supernet" not in dict(plots(result.finished)), "nothing was penalised"
+
+
+def test_a_legend_of_many_arms_is_as_large_as_it_needs() -> None:
+    """No name lies outside of the picture or on another."""
+    names = [f"both_constant_{n / 1000:g}" for n in range(57)]
+    plot = Cloud("Many", ("x", "y"), {name: [(n, n)] for n, name in enumerate(names)})
+    text = svg(plot, looks(names)).decode()
+    width, height = (float(side) for side in re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups())  # type: ignore[union-attr]
+    places = [tuple(map(float, at)) for at in re.findall(r'<text[^>]*x="([\d.]+)" y="([\d.]+)"[^>]*>both_', text)]
+    assert len(places) == 57
+    assert all(0 < x < width - 60 and 0 < y < height for x, y in places)
+    assert min(abs(a[1] - b[1]) for a, b in combinations(places, 2) if a[0] == b[0]) > 8
 
 
 def test_the_pictures_have_what_was_measured(tmp_path: Path) -> None:

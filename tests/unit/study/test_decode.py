@@ -10,9 +10,9 @@ from torch import Tensor
 
 from oche.base import Draw, Group
 from oche.errors import UserError
-from oche.relaxations import Gated, Softmax, SoftmaxGate
+from oche.relaxations import Gated, Softmax, SoftmaxGate, openings
 from oche.spaces import GridSpace, NB201Space
-from oche.study.decode import Best, Decoding, best_path, decoding, openings
+from oche.study.decode import Best, Decoding, best_path, decoding
 
 SPACE = GridSpace(
     inputs=1, outputs=3, size=(16, 16), channels=4, layers=3, levels=2, ops=("mbconv_k3_e3", "skip_connect")

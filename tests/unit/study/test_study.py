@@ -140,6 +140,8 @@ def test_unknown_studies_files_and_folders(tmp_path: Path) -> None:
         study_from("split", tmp_path / "none.toml")
     with pytest.raises(UserError, match="needs 5 epochs"):
         study_from("split", overrides={"epochs": 2})
+    with pytest.raises(UserError, match="no budget 'smok'; did you mean 'smoke'"):
+        study_from("split", overrides={"budgets": ("smok",)})
     (tmp_path / "run.toml").write_text("[bench]\n")
     with pytest.raises(UserError, match="study"):
         show(tmp_path)
@@ -162,6 +164,17 @@ def test_a_preset_at_equal_epochs(name: str, masks: bool) -> None:
         trains = arm in later or table["method"] == "random_sampling"
         total = search + (settings["train.epochs"] if trains else 0)
         assert total == (70 if name == "entropy" else 50), arm
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize("masks", [True, False])
+def test_every_arm_of_a_preset_is_a_search_that_can_be_run(name: str, masks: bool) -> None:
+    """On images without groups all but the split by groups: an option or setting that does not exist is refused."""
+    matrix = study_from(name, overrides={} if masks else {"spaces": ("nb201",)}).matrix
+    plans = {t.method: resolve(t.request) for t in trials(matrix) if t.seed == 0}
+    assert plans.keys() == set(matrix.searched)
+    assert {plan.space.name for plan in plans.values()} == {"grid" if masks else "nb201"}
 
 
 def test_only_the_study_of_discretisation_probes_the_gap_and_no_file_inherits_it(file: Path) -> None:
