@@ -106,7 +106,8 @@ def _node(
 
 def _shuffled(groups: Tensor, share: int) -> Tensor:
     """Channel i of group s becomes channel i share + s. The result lies in channels_last: the next cell reads it there."""
-    pixels = groups.permute(0, 2, 3, 1).unflatten(-1, (share, -1))
+    batch, channels, height, width = groups.shape
+    pixels = groups.permute(0, 2, 3, 1).reshape(batch, height, width, share, channels // share)
     return pixels.transpose(-1, -2).flatten(-2).permute(0, 3, 1, 2)
 
 

@@ -50,8 +50,11 @@ def test_other_precisions_are_torch_s_to_the_bit(dtype: torch.dtype) -> None:
 
 # ------------------------------------------------------------------ searches
 
-HALVES = [("nb201", {"cells": 1, "channels": 8}, WeightedSum()), ("darts", {"cells": 3, "channels": 8}, WeightedSum())]
-HALVES.append(("darts", {"cells": 3, "channels": 8}, PartialChannels(4)))
+HALVES: list[tuple[str, dict[str, int], EdgeFactory]] = [
+    ("nb201", {"cells": 1, "channels": 8}, WeightedSum()),
+    ("darts", {"cells": 3, "channels": 8}, WeightedSum()),
+    ("darts", {"cells": 3, "channels": 8}, PartialChannels(4)),
+]
 KINDS = ["nb201", "darts", "pcdarts"]
 
 
