@@ -309,7 +309,8 @@ def scored(result: BenchResult, row: Row | None) -> list[str]:
     if row is None:
         return [NOT_RUN, ""]
     spread = f" ± {row.summary.std:.2f}" if row.summary.std is not None else ""
-    few = f" ({row.summary.n} of {result.matrix.seeds})" if row.summary.n < result.matrix.seeds else ""
+    asked = result.matrix.seeds_for(row.method)
+    few = f" ({row.summary.n} of {asked})" if row.summary.n < asked else ""
     return [f"{row.summary.mean:.2f}{spread}{few}", improved(row)]
 
 

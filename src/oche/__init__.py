@@ -17,8 +17,9 @@ from oche.errors import UserError
 from oche.genotype import Genotype
 
 if TYPE_CHECKING:
-    from oche.api import Found, Trained, evaluate_run, predict, resume, search, train
+    from oche.api import Found, Trained, resume, search, train
     from oche.data import load
+    from oche.inference import evaluate_run, predict, segment
     from oche.method import Method
     from oche.methods import METHODS, random_features
     from oche.spaces import SPACES
@@ -26,10 +27,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "Found": "oche.api",
     "Trained": "oche.api",
-    "evaluate_run": "oche.api",
-    "predict": "oche.api",
+    "evaluate_run": "oche.inference",
+    "predict": "oche.inference",
     "resume": "oche.api",
     "search": "oche.api",
+    "segment": "oche.inference",
     "train": "oche.api",
     "load": "oche.data",
     "Method": "oche.method",
@@ -52,6 +54,7 @@ __all__ = [
     "random_features",
     "resume",
     "search",
+    "segment",
     "train",
 ]
 

@@ -140,8 +140,14 @@ def _listen(event: str, record: Mapping[str, Any]) -> None:
 
 
 def _print(result: BenchResult) -> None:
+    """The notes and the first table; the others lie in the folder."""
     from oche.bench.render import to_markdown
 
-    text = to_markdown(result)
-    console.print(text[: text.index("## Every trial")], markup=False, soft_wrap=True)
-    console.print(f"Everything lies in {result.folder.path}; open {result.folder.path / Run.REPORT}.", soft_wrap=True)
+    head, first, *_ = to_markdown(result).split("\n## ")
+    console.print(f"{head}\n## {first}", markup=False, soft_wrap=True)
+    path = result.folder.path
+    console.print(
+        f"Everything lies in {path}; open {path / Run.REPORT}, or read {path / result.folder.MARKDOWN}.",
+        markup=False,
+        soft_wrap=True,
+    )

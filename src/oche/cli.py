@@ -1,4 +1,4 @@
-"""The command line: words around the verbs of `oche.api`. Importing this loads no torch, so `--help` answers at once.
+"""The command line: words around the verbs of `oche.api` and `oche.inference`. Importing this loads no torch, so `--help` answers at once.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage (one sentence says what), 130 interrupted (what was done is kept).
 """
@@ -217,9 +217,9 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Score a trained network on test images."""
-    from oche import api
+    from oche import inference
 
-    score = api.evaluate_run(run, data=data, checkpoint=checkpoint, device=device)
+    score = inference.evaluate_run(run, data=data, checkpoint=checkpoint, device=device)
     total, counted = sum(map(sum, score.confusion)), "pixels" if score.metric == "miou" else "images"
     if as_json:
         print(json.dumps({**score.metrics, "loss": score.loss, counted: total, "confusion": score.confusion}))
@@ -239,11 +239,11 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify images with a trained network, or segment them: then overlays and masks are written."""
-    from oche import api
+    from oche import inference
     from oche.export import load_network
 
     if load_network(Run.open(run)).space.task == "segment":
-        for s in api.segment(run, images, out or run / "predictions", device=device):
+        for s in inference.segment(run, images, out or run / "predictions", device=device):
             shares = {"path": str(s.path), "overlay": str(s.overlay), "mask": str(s.mask), "shares": s.shares}
             said = ", ".join(f"{name} {share:.0%}" for name, share in list(s.shares.items())[:4])
             if as_json:
@@ -253,7 +253,7 @@ def predict(
         return
     if out is not None:
         raise UserError("--out is for pictures of masks; this network gives a class for each image, printed here.")
-    for p in api.predict(run, images, device=device):
+    for p in inference.predict(run, images, device=device):
         if as_json:
             print(json.dumps({"path": str(p.path), "label": p.label, "probability": p.probability}))
         else:

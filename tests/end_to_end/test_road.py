@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import oche as library
-from oche import api, cli
+from oche import api, cli, inference
 from oche.base import counted
 from oche.data import Data
 from oche.data.folders import read_image
@@ -150,7 +150,7 @@ def test_predictions_are_those_of_the_network(tmp_path: Path) -> None:
     """One by one in Python, from pixels to probability, and the same in any batch."""
     images = made(tmp_path / "patterns", count=12)
     trained = quick_training(api.load(str(images)), tmp_path / "run")
-    told = api.predict(trained.path, [images], batch=7)
+    told = inference.predict(trained.path, [images], batch=7)
     loaded = load_network(trained)
     assert len(told) == 36
     for p in told[::5]:
@@ -159,7 +159,7 @@ def test_predictions_are_those_of_the_network(tmp_path: Path) -> None:
         probability = loaded.network(((pixels - mean) / std).float()).softmax(1)[0].detach()
         assert p.label == loaded.classes[int(probability.argmax())]
         assert p.probability == pytest.approx(float(probability.max()), abs=1e-5)
-    assert api.predict(trained.path, [told[3].path])[0].label == told[3].label
+    assert inference.predict(trained.path, [told[3].path])[0].label == told[3].label
 
 
 def quick_training(data: Data, path: Path, space: str = "toy") -> Run:
@@ -307,7 +307,7 @@ def test_a_network_without_oche(tmp_path: Path) -> None:
     """`Trained.network()` takes images in [0, 1] and normalises them itself."""
     data = tiny_data(12)
     run = quick_training(data, tmp_path / "run")
-    trained = api.Trained(run, api.evaluate_run(run.path, data=data))
+    trained = api.Trained(run, inference.evaluate_run(run.path, data=data))
     images, _ = data.test.take(torch.arange(5))
     loaded = load_network(run)
     with torch.no_grad():

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from contracts.registry import SMALL
 from contracts.test_resume import content, run_with_kills
-from oche import api
+from oche import api, inference
 from oche.data import Fractions, Stream
 from oche.errors import UserError
 from oche.export import load_network
@@ -382,7 +382,7 @@ def test_the_search_keeps_its_network_and_trains_nothing_else(tmp_path: Path) ->
     assert loaded.genotype == found.genotype
     assert not loaded.genotype.discrete
     (test,) = (r for r in found.run.records() if r["kind"] == "test")
-    assert api.evaluate_run(found.run.path, data=tiny_masks(), device="cpu").metrics == pytest.approx(
+    assert inference.evaluate_run(found.run.path, data=tiny_masks(), device="cpu").metrics == pytest.approx(
         {"miou": test["miou"], "pixel_accuracy": test["pixel_accuracy"]}
     )
     assert loaded.card["metrics"] == {"test_miou": test["miou"], "test_pixel_accuracy": test["pixel_accuracy"]}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from oche import api
+from oche import api, inference
 from oche.data import Data
 from oche.errors import UserError
 from oche.genotype import Genotype
@@ -61,7 +61,7 @@ def test_a_search_with_its_comparison(tmp_path: Path) -> None:
     assert events[-4:] == ["trained"] * 4
     assert events.count("epoch") == 1
     assert "supernet" in events
-    score = api.evaluate_run(found.run.path, data=SMALL)
+    score = inference.evaluate_run(found.run.path, data=SMALL)
     assert score.accuracy == found.comparison.found[0], "the exported network is the first of the comparison"
     again = api.resume(found.run.path, SMALL)
     assert isinstance(again, api.Found)
@@ -132,7 +132,7 @@ def test_genotypes_in_every_form(tmp_path: Path) -> None:
 
 def test_a_training_is_scored_on_the_test_images(tmp_path: Path) -> None:
     done = trained(tmp_path / "run")
-    assert api.evaluate_run(done.run.path, data=SMALL) == done.test
+    assert inference.evaluate_run(done.run.path, data=SMALL) == done.test
     kinds = [record["kind"] for record in done.run.records()]
     assert kinds == ["train_epoch", "test", "confusion"]
     assert sum(map(sum, done.test.confusion)) == len(SMALL.test)
@@ -161,18 +161,18 @@ def test_options_of_found_train_are_checked(tmp_path: Path) -> None:
 
 def test_checkpoints_by_name(tmp_path: Path) -> None:
     done = trained(tmp_path / "run")
-    assert api.evaluate_run(done.run.path, data=SMALL, checkpoint="last") == done.test
-    api.evaluate_run(done.run.path, data=SMALL, checkpoint="best")
+    assert inference.evaluate_run(done.run.path, data=SMALL, checkpoint="last") == done.test
+    inference.evaluate_run(done.run.path, data=SMALL, checkpoint="best")
     with pytest.raises(UserError, match="did you mean 'best'"):
-        api.evaluate_run(done.run.path, data=SMALL, checkpoint="bets")
+        inference.evaluate_run(done.run.path, data=SMALL, checkpoint="bets")
 
 
 def test_data_with_other_classes_or_sizes_is_refused(tmp_path: Path) -> None:
     done = trained(tmp_path / "run")
     with pytest.raises(UserError, match="choose data with the same classes"):
-        api.evaluate_run(done.run.path, data=tiny_data(12, classes=4))
+        inference.evaluate_run(done.run.path, data=tiny_data(12, classes=4))
     with pytest.raises(UserError, match="choose data with the same classes"):
-        api.evaluate_run(done.run.path, data=tiny_data(12, (9, 9)))
+        inference.evaluate_run(done.run.path, data=tiny_data(12, (9, 9)))
 
 
 @pytest.fixture(scope="module")
@@ -188,20 +188,20 @@ def test_any_image_can_be_predicted(grey: Path, tmp_path: Path) -> None:
     Image.new("L", (8, 8), 100).save(tmp_path / "more" / "a.png")
     Image.new("RGBA", (9, 40)).save(tmp_path / "c.webp")
     (tmp_path / "more" / "notes.txt").write_text("no image")
-    told = api.predict(grey, [tmp_path / "c.webp", tmp_path / "more"])
+    told = inference.predict(grey, [tmp_path / "c.webp", tmp_path / "more"])
     assert [p.path.name for p in told] == ["c.webp", "a.png", "b.png"]
     assert all(p.label in ("0", "1", "2") and 1 / 3 <= p.probability <= 1 for p in told)
 
 
 def test_what_cannot_be_predicted(grey: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no file or folder"):
-        api.predict(grey, [tmp_path / "none.png"])
+        inference.predict(grey, [tmp_path / "none.png"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no images"):
-        api.predict(grey, [tmp_path / "empty"])
+        inference.predict(grey, [tmp_path / "empty"])
     (tmp_path / "bad.png").write_bytes(b"nothing")
     with pytest.raises(UserError, match="cannot be read"):
-        api.predict(grey, [tmp_path / "bad.png"])
+        inference.predict(grey, [tmp_path / "bad.png"])
 
 
 # ---------------------------------------------------------------------- limits

@@ -36,6 +36,7 @@ LAYERS = (  # a module imports from the rows above its own, or from its own pack
     ("compare", "methods"),
     ("plan",),
     ("export", "pick"),
+    ("inference",),
     ("testing", "report"),
     ("api",),
     ("bench",),

@@ -27,11 +27,12 @@ FREE = {*AXES, "arms", "seeds", "first_seed", "settings", "settings_of", "probes
 
 @dataclass(frozen=True)
 class Arm:
-    """A method's name, settings on top of those for all, `{"trainable.affine": True}`, and epochs of its own where it has others."""
+    """A method's name, settings on top of those for all, `{"trainable.affine": True}`, and epochs and a number of seeds of its own."""
 
     method: str
     settings: Mapping[str, object] = field(default_factory=dict)
     epochs: int | None = None
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,8 @@ class Matrix:
     """The comparison, as plain values.
 
     - `arms` are further entries beside `methods`, under names of their own: a method with settings, so that one method can be compared
-      with itself: `{"affine": {"method": "darts", "settings": {"trainable.affine": True}}}`.
-    - `seeds` is how many, from `first_seed` on; `epochs` and `batch` replace the budgets' own.
+      with itself: `{"affine": {"method": "darts", "settings": {"trainable.affine": True}}}`. A baseline's name may be one.
+    - `seeds` is how many, from `first_seed` on, where an arm has no number of its own; `epochs` and `batch` replace the budgets' own.
     - `evaluate`: "table" looks the cells up in `table` (whose files lie in `table_folder`, or where OCHE_DATA says), "train" trains
       them from scratch under `protocol` on the data, "both" does both.
     - `metrics` are those of the table to report, the most important first; `select` is the one that selects: among a method's seeds,
@@ -91,6 +92,11 @@ class Matrix:
         if name not in self.arms:
             return Arm(name)
         return config.build(Arm, _table(self.arms[name], f"arms.{name}"), f"arm {name}")
+
+    def seeds_for(self, name: str) -> int:
+        """How many seeds the method or arm is run with."""
+        own = self.arm(name).seeds
+        return self.seeds if own is None else own
 
     @property
     def looked_up(self) -> tuple[str, ...]:
@@ -178,8 +184,9 @@ def check(matrix: Matrix, table: Table | None = None) -> None:
         names = (*matrix.methods, *matrix.arms) if axis == "methods" else getattr(matrix, axis)
         if not names or len(set(names)) < len(names):
             raise UserError(f"{axis} must name at least one, and none twice; given {', '.join(names) or 'nothing'}.")
-    if matrix.seeds < 1 or matrix.threads < 1:
-        raise UserError(f"A bench needs a seed and a thread; given seeds={matrix.seeds}, threads={matrix.threads}.")
+    fewest = min(map(matrix.seeds_for, matrix.searched))
+    if fewest < 1 or matrix.threads < 1:
+        raise UserError(f"A bench needs a seed and a thread; given seeds={fewest}, threads={matrix.threads}.")
     if min(matrix.cpus, matrix.gpus) < 0:
         raise UserError(f"A trial cannot need less than nothing; given cpus={matrix.cpus:g}, gpus={matrix.gpus:g}.")
     if "test" in matrix.selector.lower():
@@ -194,8 +201,6 @@ def check(matrix: Matrix, table: Table | None = None) -> None:
         raise UserError(
             'Nothing is trained with evaluate="table", so `select` must name one of the table\'s validation metrics.'
         )
-    for name in matrix.arms:
-        matrix.arm(name)
     for method in matrix.settings_of:
         if method not in matrix.searched:
             raise unknown("method in settings_of", method, matrix.searched)
@@ -207,11 +212,14 @@ def trials(matrix: Matrix) -> tuple[Trial, ...]:
     """Every trial, seeds outermost: whenever a bench is stopped, all methods have about as many of them. Raises UserError."""
     searchers = {name: searcher_named(matrix.arm(name).method) for name in matrix.searched}
     settings = {name: dict(_settings(matrix, name, method_of(s) is not None)) for name, s in searchers.items()}
-    seeds = range(matrix.first_seed, matrix.first_seed + matrix.seeds)
+    counts = {name: matrix.seeds_for(name) for name in matrix.searched}
     found = []
-    for seed, budget, data, space, method in itertools.product(
-        seeds, matrix.budgets, matrix.data, matrix.spaces, matrix.searched
+    for index, budget, data, space, method in itertools.product(
+        range(max(counts.values())), matrix.budgets, matrix.data, matrix.spaces, matrix.searched
     ):
+        if index >= counts[method]:
+            continue
+        seed = matrix.first_seed + index
         request = Request(
             method=_absolute(matrix.arm(method).method),
             space=space,

@@ -84,7 +84,7 @@ def overview(result: BenchResult) -> Sheet:
         rows.append(
             [
                 method,
-                *([_seeds(result, count)] if alone else []),
+                *([_seeds(result, method, count)] if alone else []),
                 *(_together(result, r, counted=not alone) if r else NOT_RUN for r in told[method]),
                 *([_improvement(first), skips_of(mine), _search(first)] if alone else []),
             ]
@@ -114,7 +114,7 @@ def tables(result: BenchResult) -> list[Sheet]:
             run = [r for r in here if not r.fixed]
             rows = [cells(result, r) for r in run]
             rows += [
-                [method, _seeds(result, 0), NOT_RUN, *[""] * (len(HEADINGS) - 3)]
+                [method, _seeds(result, method, 0), NOT_RUN, *[""] * (len(HEADINGS) - 3)]
                 for method in result.matrix.searched
                 if method not in {r.method for r in run}
             ]
@@ -144,7 +144,7 @@ def searches(result: BenchResult) -> list[Sheet]:
             rows.append(
                 [
                     method,
-                    _seeds(result, len(mine)),
+                    _seeds(result, method, len(mine)),
                     *(
                         _spread([v for t in mine if (v := t.values.get(key)) is not None])
                         for key in (SUPERNET_TRAIN, SUPERNET)
@@ -164,7 +164,7 @@ def cells(result: BenchResult, row: Row) -> list[str]:
     s, test = row.summary, row.significance
     return [
         row.method,
-        _seeds(result, s.n) if s.n else "",
+        _seeds(result, row.method, s.n) if s.n else "",
         _mean(row),
         _interval(s.interval, ".2f"),
         f"{s.best:.2f}" if s.n else "",
@@ -233,7 +233,7 @@ def _mean(row: Row) -> str:
 
 def _together(result: BenchResult, row: Row, *, counted: bool) -> str:
     """Mean, spread and interval in one cell, and the seeds where they are `counted`."""
-    seeds = f"({_seeds(result, row.summary.n)})" if counted else ""
+    seeds = f"({_seeds(result, row.method, row.summary.n)})" if counted else ""
     return " ".join(text for text in (_mean(row), _interval(row.summary.interval, ".2f"), seeds) if text)
 
 
@@ -251,9 +251,10 @@ def _label(place: Place, metric: str, places: Sequence[Place], metrics: Sequence
     return ", ".join([*parts, *([metric] if len(metrics) > 1 or not parts else [])])
 
 
-def _seeds(result: BenchResult, count: int) -> str:
-    """How many seeds there are, and of how many, where some are missing."""
-    return str(count) if count == result.matrix.seeds else f"{count} of {result.matrix.seeds}"
+def _seeds(result: BenchResult, method: str, count: int) -> str:
+    """How many seeds of the method there are, and of how many, where some are missing."""
+    asked = result.matrix.seeds_for(method)
+    return str(count) if count == asked else f"{count} of {asked}"
 
 
 def _spread(values: Sequence[float]) -> str:

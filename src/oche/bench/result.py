@@ -229,10 +229,11 @@ def _notes(result: BenchResult) -> Iterator[str]:
             yield (
                 f"Searched on {data}, but {', '.join(others)} are looked up in a table of other data: the search never saw those images."
             )
-    seeds = {t.seed for t in result.finished}
-    if 0 < len(seeds) < FEW:
+    methods = {t.method for t in result.finished}
+    fewest = min((len({t.seed for t in result.finished if t.method == method}) for method in methods), default=0)
+    if 0 < fewest < FEW:
         yield (
-            f"With {len(seeds)} seed{'s' * (len(seeds) > 1)} a Wilcoxon p-value cannot fall below {2.0 ** (1 - len(seeds)):.3g}, and "
+            f"With {fewest} seed{'s' * (fewest > 1)} a Wilcoxon p-value cannot fall below {2.0 ** (1 - fewest):.3g}, and "
             "bootstrap intervals come out too narrow: read differences with care. P-values are not corrected for the number of methods."
         )
     if result.missing:

@@ -156,6 +156,17 @@ def test_an_arm_is_a_method_with_settings_under_a_name_of_its_own(tmp_path: Path
     assert method.trainable == ClassifierOnly(gamma="uniform")
 
 
+def test_an_arm_may_have_more_seeds_or_fewer_than_the_rest(tmp_path: Path) -> None:
+    text = ARMS.replace("seeds = 1", "seeds = 2\nfirst_seed = 5").replace("baselines = []", "")
+    text += "\n[arms.random_sampling]\nmethod = 'random_sampling'\nseeds = 3\n[arms.pcdarts]\nmethod = 'pcdarts'\nseeds = 1\n"
+    found = [(t.seed, t.method) for t in trials(matrix_from(written(tmp_path, text)))]
+    assert found == [
+        *((5, name) for name in ("darts", "frozen", "random_sampling", "pcdarts", "random_search_ws")),
+        *((6, name) for name in ("darts", "frozen", "random_sampling", "random_search_ws")),
+        (7, "random_sampling"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -164,6 +175,7 @@ def test_an_arm_is_a_method_with_settings_under_a_name_of_its_own(tmp_path: Path
         ("[arms.a]\nsettings.clip = 1.0", "arm a needs a value for method"),
         ("[arms.a]\nmethod = 'darts'\nsetting.clip = 1.0", "no arm a setting 'setting'; did you mean 'settings'"),
         ("arms.a = 'darts'", "arms.a must be a table"),
+        ("[arms.a]\nmethod = 'darts'\nseeds = 0", "needs a seed"),
     ],
 )
 def test_a_mistake_in_an_arm_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
