@@ -20,14 +20,23 @@ TIERS = {
 }
 
 
+HALF = {
+    "kernels": "NAS-Bench-201's cells stay in kernels, in single precision, which is faster; all others share their work in plain PyTorch",
+    "portable": "cells share their work in plain PyTorch",
+    "plain": "every candidate runs by itself",
+}
+"""By tier: how cells run on the CPU with `--precision bf16`. Alpha, op weights and batch-norm statistics are in single precision."""
+
+
 class Examined(TypedDict):
-    """`tier` is a key of TIERS, `why` what settled it; `compiler`, `cuda` are empty where there is none.
+    """`tier` is a key of TIERS, `why` what settled it, `half` how bf16 is served; `compiler`, `cuda` are empty where there is none.
 
     `extras` has the version of each optional package, or None; `settings` the environment variables that oche reads and that are set.
     """
 
     tier: str
     why: str
+    half: str
     instructions: str
     compiler: str
     cache: str
@@ -46,6 +55,7 @@ def examine() -> Examined:
     return {
         "tier": tier,
         "why": why,
+        "half": HALF[tier],
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "compiler": _compiler(),
         "cache": str(cache()),
@@ -72,6 +82,7 @@ def rows(found: Examined) -> list[tuple[str, str]]:
     told = [
         ("tier", f"{found['tier']}: {TIERS[found['tier']]}"),
         ("why", found["why"]),
+        ("in bf16", found["half"]),
         ("compiler", found["compiler"] or "none"),
         ("kernels' cache", found["cache"]),
         (

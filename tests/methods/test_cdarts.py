@@ -12,13 +12,15 @@ from torch import Tensor
 
 from contracts.registry import SMALL
 from contracts.same import assert_other_search, assert_same_search, step_alpha_from
-from oche.base import Alpha
+from oche.base import Alpha, Draw, Group
 from oche.callbacks import Callback, OuterStep
 from oche.errors import UserError
 from oche.loop import StepBatches, arch_step, begin, bilevel, search, streams
 from oche.methods.cdarts import CELL, WEIGHT, Evaluation, PoolsAndSkips, cdarts, divergence, weights
 from oche.methods.darts import darts
+from oche.plan import fabric_for
 from oche.preflight import estimate
+from oche.relaxations import Softmax
 from oche.schedule import Linear
 from oche.state import SearchState
 from reference.tiny import tiny_problem
@@ -33,6 +35,17 @@ class Seen(Callback):
     def after_outer_backward(self, state: SearchState, grads: Alpha, outer: OuterStep) -> Alpha:
         self.grads.append({name: g.clone() for name, g in grads.items()})
         return grads
+
+
+@dataclass(frozen=True)
+class Noted(Softmax):
+    """Notes whether autocast reigns where op weights are made."""
+
+    halves: list[bool] = field(default_factory=list)
+
+    def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
+        self.halves.append(torch.is_autocast_enabled("cpu"))
+        return super().__call__(alpha, group, draw)
 
 
 def evaluation(method_callbacks: tuple[Callback, ...]) -> Evaluation:
@@ -163,6 +176,19 @@ def test_pools_and_skips_pull_by_the_coefficient_and_nothing_else() -> None:
         (grad,) = torch.autograd.grad(term(state, {}, state.alpha, batch), [state.alpha["cell/alpha"]])
         mine = torch.tensor([op in ("skip_connect", "avg_pool_3x3") for op in ops]).expand(6, 5)
         assert torch.equal(grad, coefficient * state.alpha["cell/alpha"].sign() * mine)
+
+
+def test_in_bf16_op_weights_stay_in_single_precision() -> None:
+    """A relaxation with a product in it would lose 16 bits of alpha under autocast."""
+    method = cdarts()
+    problem = replace(tiny_problem(), fabric=fabric_for("cpu", precision="bf16"))
+    relaxation = Noted()
+    state = begin(problem, replace(method, relaxation=relaxation))
+    part = evaluation(method.callbacks)
+    part.on_epoch_start(state)
+    relaxation.halves.clear()
+    part(state, state.theta, state.alpha, StepBatches(*streams(problem, method), 0).outer())
+    assert relaxation.halves == [False]
 
 
 def test_the_evaluation_network_may_be_deeper() -> None:

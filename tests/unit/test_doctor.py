@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from oche import cli, doctor
-from oche.doctor import TIERS, examine, rows
+from oche.doctor import HALF, TIERS, examine, rows
 from oche.fast import native
 
 
@@ -62,6 +62,7 @@ def test_what_is_switched_off(variable: str, tier: str, monkeypatch: pytest.Monk
     monkeypatch.setenv(variable, "off")
     found = examine()
     assert found["tier"] == tier
+    assert ("in bf16", HALF[tier]) in rows(found)
     assert variable in found["why"]
 
 

@@ -101,9 +101,14 @@ def _node(
     if not bypassed:
         return mixed
     passed = combine([Term(value, weight) for weight, value in bypassed], moments)
-    batch, width, height, breadth = mixed.shape
-    groups = torch.cat([mixed, passed], dim=1).reshape(batch, share, width, height, breadth)
-    return groups.transpose(1, 2).flatten(1, 2)
+    return _shuffled(torch.cat([mixed, passed], dim=1), share)
+
+
+def _shuffled(groups: Tensor, share: int) -> Tensor:
+    """Channel i of group s becomes channel i share + s. The result lies in channels_last: the next cell reads it there."""
+    batch, channels, height, width = groups.shape
+    pixels = groups.permute(0, 2, 3, 1).reshape(batch, height, width, share, channels // share)
+    return pixels.transpose(-1, -2).flatten(-2).permute(0, 3, 1, 2)
 
 
 def _terms(op: nn.Module, state: State, weight: Tensor, draw: Draw, moments: Moments) -> list[Term]:

@@ -85,8 +85,9 @@ class Evaluation(Callback):
         draw, task = state.draw("alpha"), state.problem.task
         images = batch.images.to(next(state.supernet.parameters()).dtype)
         own = {name: t.requires_grad_() for name, t in weights(state, WEIGHT).items()}
+        op_weights = state.op_weights(alpha, draw)
         with state.problem.fabric.autocast():
-            z_s, _ = torch.func.functional_call(state.supernet, theta, (images, state.op_weights(alpha, draw), draw))
+            z_s, _ = torch.func.functional_call(state.supernet, theta, (images, op_weights, draw))
             z_e = torch.func.functional_call(self.derived(state), own, (images,))
         z_s, z_e = z_s.to(images.dtype), z_e.to(images.dtype)
         loss = task.loss(z_e, batch.targets)

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from oche.base import Draw
+from oche.edges import PartialChannels
 from oche.fast.combine import _dot
 from oche.fast.depthwise import Geometry, depthwise, thinned
 from oche.fast.portable import _average
@@ -74,6 +76,18 @@ def test_only_what_sees_every_other_pixel_is_thinned() -> None:
     for other in (Geometry((2, 2), (3, 3), (2, 2)), Geometry((1, 1), (4, 4), (2, 2)), Geometry((2, 1), (2, 2), (2, 1))):
         assert other.every == 1
         assert other.thinned() == other
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_partial_cells_hand_channels_last_on(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shuffle that falls back to NCHW costs every convolution of the next cells a copy: a fifth of a step."""
+    monkeypatch.setattr("oche.fast.cell.kernels", lambda: None)
+    s = sample(["sep_conv_3x3", "skip_connect"], channels=8, stride=stride, edge=PartialChannels(2))
+    cell = fused(s.cell).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    inputs = [x.contiguous(memory_format=torch.channels_last) for x in s.inputs]
+    out = cell.mixed(inputs, s.w, Draw(3))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(out, s.cell.mixed(s.inputs, s.w, Draw(3)), rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
