@@ -199,7 +199,8 @@ def arms(result: BenchResult) -> Iterator[str]:
     """What the names stand for that are not those of methods."""
     for name in result.matrix.arms:
         arm = result.matrix.arm(name)
-        own = ", ".join(f"{path} = {value}" for path, value in flat(arm.settings).items())
+        settings = {**({"epochs": arm.epochs} if arm.epochs else {}), **flat(arm.settings)}
+        own = ", ".join(f"{path} = {value}" for path, value in settings.items())
         if own or arm.method != name:
             yield f"- `{name}`: {arm.method}" + (f" with `{own}`" if own else "") + "."
 

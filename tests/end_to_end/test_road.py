@@ -17,7 +17,7 @@ from PIL import Image
 import oche as library
 from oche import api, cli, inference
 from oche.base import counted
-from oche.data import Data
+from oche.data import Data, load
 from oche.data.folders import read_image
 from oche.export import FORMATS, export_network, load_network, save_network
 from oche.genotype import Choice, Genotype
@@ -149,7 +149,7 @@ def test_the_road_from_a_folder_of_images(oche: Oche, tmp_path: Path, monkeypatc
 def test_predictions_are_those_of_the_network(tmp_path: Path) -> None:
     """One by one in Python, from pixels to probability, and the same in any batch."""
     images = made(tmp_path / "patterns", count=12)
-    trained = quick_training(api.load(str(images)), tmp_path / "run")
+    trained = quick_training(load(str(images)), tmp_path / "run")
     told = inference.predict(trained.path, [images], batch=7)
     loaded = load_network(trained)
     assert len(told) == 36

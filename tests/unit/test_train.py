@@ -187,13 +187,13 @@ def test_an_epoch_equals_a_literal_one(clip: float | None, nesterov: bool, smoot
     state, other = begin(t), begin(t)
     assert state.network.auxiliary is not None
     for group in state.optimizer.param_groups:
-        group["lr"] = 0.05
+        group["lr"] = 0.02  # at 0.05 a ReLU may change sides by rounding alone
     stream = Stream(t.data.train, protocol.batch, t.seed, "train", for_training(t.data, protocol.cutout), "cpu")
     before = {name: p.detach().clone() for name, p in state.network.named_parameters()}
     loss, accuracy = train_epoch(state, t, stream)
-    wanted = literal_epoch(other.network, t, 0.05, 0.0)
+    wanted = literal_epoch(other.network, t, 0.02, 0.0)
     for name, p in state.network.named_parameters():
-        torch.testing.assert_close(p.detach(), wanted[name], atol=2e-5, rtol=2e-4, msg=name)
+        torch.testing.assert_close(p.detach(), wanted[name], atol=5e-6, rtol=2e-5, msg=name)
     assert any(not torch.equal(before[name], p) for name, p in state.network.named_parameters())
     assert 0 <= accuracy <= 1
     assert loss > 0

@@ -80,7 +80,7 @@ def test_only_what_sees_every_other_pixel_is_thinned() -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_partial_cells_hand_channels_last_on(stride: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A shuffle that falls back to NCHW costs every convolution of the next cells a copy: a fifth of a step."""
+    """A shuffle that falls back to NCHW costs every convolution of the next cells a copy."""
     monkeypatch.setattr("oche.fast.cell.kernels", lambda: None)
     s = sample(["sep_conv_3x3", "skip_connect"], channels=8, stride=stride, edge=PartialChannels(2))
     cell = fused(s.cell).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
