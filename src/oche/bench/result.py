@@ -28,13 +28,17 @@ FEW = 6
 
 @dataclass(frozen=True)
 class BenchFolder(Run):
-    """The folder of a bench: run.toml, the finished trials, what was taken from the table, the trials' run folders, the result."""
+    """The folder of a bench: run.toml, the finished trials, what was taken from the table, the trials' run folders, the result.
+
+    A study's has study.toml too: what is measured.
+    """
 
     TRIALS: ClassVar[str] = "trials.jsonl"
     FACTS: ClassVar[str] = "table.json"
     RUNS: ClassVar[str] = "trials"
     CSV: ClassVar[str] = "results.csv"
     MARKDOWN: ClassVar[str] = "results.md"
+    STUDY: ClassVar[str] = "study.toml"
 
 
 @dataclass(frozen=True)

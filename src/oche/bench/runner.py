@@ -100,6 +100,8 @@ def run_bench(
 def show(path: str | Path) -> BenchResult:
     """Renders a bench's tables, pictures and page anew, from its files alone. Raises UserError where there is no bench."""
     result = read(Path(path))
+    if result.folder.has(BenchFolder.STUDY):
+        raise UserError(f"{str(path)!r} holds a study, whose page says more: `oche study show {path}`.")
     write(result)
     return result
 

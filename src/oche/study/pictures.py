@@ -30,8 +30,8 @@ SERIES = {
     degeneration.PARAMETERS: ("Weights of the derived network", ""),
     degeneration.GAP: ("Loss on alpha's images less that on the weights'", ""),
 }
-EPOCH, ROWS = "epoch of search", 24
-"""An axis; how many names a column of a picture's legend has."""
+EPOCH, ROWS, SHADED = "epoch of search", 24, 4
+"""An axis; how many names a column of a legend has; lines up to which the spread over seeds is shaded: more shades only make mud."""
 PENALISED = {"operations": "entropy", "gates": "gate_entropy"}
 """What is penalised -> the option of `single_stage` with the weight."""
 WEIGHED = {  # name -> (title, unit, number) of what is drawn against a penalty's weight
@@ -90,15 +90,17 @@ def svg(plot: Lines | Cloud, look: Mapping[str, Look]) -> bytes:
         axes = figure.add_subplot()
         axes.set_title(plot.title)
         if isinstance(plot, Lines):
+            shaded = len(plot.values) <= SHADED
             for label, values in plot.values.items():
                 at, colour = plot.at[label], look[label].colour
-                axes.fill_between(at, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.12, linewidth=0)
+                if shaded:
+                    axes.fill_between(at, values.min(axis=1), values.max(axis=1), color=colour, alpha=0.12, linewidth=0)
                 axes.plot(at, values.mean(axis=1), look[label].marker, color=colour, ls="-", ms=3, label=label)
             if plot.axis == EPOCH:
                 axes.xaxis.set_major_locator(MaxNLocator(integer=True))
             if plot.linear:
                 axes.set_xscale("symlog", linthresh=plot.linear)
-            axes.set_xlabel(f"{plot.axis}; lines: mean over seeds, shaded: least to greatest")
+            axes.set_xlabel(f"{plot.axis}; lines: mean over seeds" + ", shaded: least to greatest" * shaded)
             axes.set_ylabel(plot.unit)
         else:
             for label, points in plot.points.items():

@@ -30,9 +30,6 @@ from oche.study.pictures import figures
 from oche.study.presets import preset
 from oche.study.tables import sheets
 
-STUDY = "study.toml"
-"""What is measured, beside the run.toml that says what is searched."""
-
 
 @dataclass(frozen=True)
 class Measured:
@@ -95,12 +92,12 @@ def run_study(
     check(study)
     folder = BenchFolder(Path(out))
     kept = Measured(study.name, study.measure, study.roles)
-    if folder.has(STUDY) and study_of(folder).measure != study.measure:
+    if folder.has(BenchFolder.STUDY) and study_of(folder).measure != study.measure:
         raise UserError(
             f"{str(folder.path)!r} holds a study that measures something else; choose another folder (`--out`), or change back."
         )
     folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write(STUDY, config.dumps(asdict(kept)).encode())
+    folder.write(BenchFolder.STUDY, config.dumps(asdict(kept)).encode())
     work = partial(run_trial, after=partial(measured, measure=study.measure))
     return run_bench(study.matrix, out, workers, address, listener, only=only, work=work, render=render)
 
@@ -125,10 +122,10 @@ def render(result: BenchResult) -> Path:
 
 def study_of(folder: Run) -> Measured:
     """What a study's folder says of it. Raises UserError where the folder is no study's."""
-    if not folder.has(STUDY):
-        raise UserError(f"{str(folder.path)!r} is no study's folder: it holds no {STUDY}.")
-    where = str(folder.file(STUDY))
-    table = config.loads(folder.read(STUDY).decode(), where)
+    if not folder.has(BenchFolder.STUDY):
+        raise UserError(f"{str(folder.path)!r} is no study's folder: it holds no {BenchFolder.STUDY}.")
+    where = str(folder.file(BenchFolder.STUDY))
+    table = config.loads(folder.read(BenchFolder.STUDY).decode(), where)
     measure, roles = (_table(table.get(name), where) for name in ("measure", "roles"))
     return Measured(str(table.get("name")), config.build(Measure, measure, where), config.build(Roles, roles, where))
 

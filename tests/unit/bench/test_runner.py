@@ -182,6 +182,13 @@ def test_showing_needs_the_files_alone(matrix: Matrix, table: ToyTable, tmp_path
     assert {name: result.folder.read(name) for name in names} == before
 
 
+def test_a_studys_page_is_not_overwritten_by_a_benchs(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    result = run_bench(matrix, tmp_path / "b", table=table, work=pretend)
+    result.folder.write(result.folder.STUDY, b"")
+    with pytest.raises(UserError, match="oche study show"):
+        show(tmp_path / "b")
+
+
 def test_a_bench_may_grow(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
     run_bench(matrix, tmp_path / "grown", table=table, work=pretend)
     larger = replace(matrix, seeds=4, methods=(*matrix.methods, "rf_darts"))
