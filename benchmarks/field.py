@@ -1,10 +1,10 @@
 """The slow side of `benchmarks/supernet.py`: a supernet of oche's as the field writes it, so that nobody wins by a slow baseline.
 
 The modules and parameters are those of `oche.spaces` (1,930,618 parameters in the DARTS space, as the official code has); what the
-official code does besides is put back here, where it belongs: NCHW, batch norms that keep running statistics nobody reads, `none`
-computed as x times 0, sums over every candidate, edge weights multiplied onto whole edges (PC-DARTS), and `backward()` into all
-that learns, alpha in the weight step and the weights in the architecture step included. `benchmarks/peers/darts_nchw.py` is the same
-from scratch, without oche.
+official code does besides is put back here, where it belongs: NCHW, batch norms that keep running statistics nobody reads, an
+optimiser that steps one weight after the other, `none` computed as x times 0, sums over every candidate, edge weights multiplied onto
+whole edges (PC-DARTS), and `backward()` into all that learns, alpha in the weight step and the weights in the architecture step
+included. `benchmarks/peers/darts_nchw.py` is the same from scratch, without oche.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from oche.base import Alpha, Draw, counted
 from oche.edges import Candidate, Edge, EdgeFactory, _Partial
 from oche.method import Method
-from oche.ops import Zero, run
+from oche.ops import Halving, Zero, run
 from oche.spaces import Space, Supernet
 
 
@@ -109,11 +109,13 @@ def build(space: Space, method: Method, order: str, batch: int, device: torch.de
     """The search on random images, ready for its first step."""
     torch.manual_seed(0)
     supernet = space.supernet(AsPublished(method.edge), affine=method.trainable.affine)
-    for norm in supernet.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            norm.track_running_stats = True
-            norm.running_mean, norm.running_var = torch.zeros(norm.num_features), torch.ones(norm.num_features)
-            norm.num_batches_tracked = torch.tensor(0)
+    for module in supernet.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = True
+            module.running_mean, module.running_var = torch.zeros(module.num_features), torch.ones(module.num_features)
+            module.num_batches_tracked = torch.tensor(0)
+        elif isinstance(module, Halving):
+            module.__class__ = nn.Conv2d
     supernet.to(device)
     learns = method.trainable(supernet)
     for name, p in supernet.named_parameters():
@@ -129,6 +131,8 @@ def build(space: Space, method: Method, order: str, batch: int, device: torch.de
 
     weights = [p for p in supernet.parameters() if p.requires_grad]
     sgd, adam = method.weight_optimizer(weights), method.arch_optimizer(list(alpha.values()))
+    for group in (*sgd.param_groups, *adam.param_groups):
+        group["foreach"] = None  # torch's own choice, as in the official code: on the CPU one weight after the other
     for group in sgd.param_groups:
         group["lr"] = method.weight_lr(0.0)
     return Field(space, method, supernet, alpha, sgd, adam, images(), images(), ORDERS[order])
