@@ -34,6 +34,7 @@ from reference.tiny import tiny_data, tiny_problem, tiny_space
 
 MEASURED = {"seconds", "images_per_second", "memory_mib"}
 SITES = ("before rename", "after rename", "half a log line", "after a log line")
+WAYS = (*SITES, "the clock")
 
 Work = Callable[[Run], object]
 """What a child does in the run's folder: it begins, or carries on with what lies there."""
@@ -99,10 +100,13 @@ def killed_and_resumed(work: Work, folder: Path, *, kills: int, seed: int) -> Co
     work(whole)
     assert Run.STATE in files(whole)
     rng, causes, resumed = random.Random(seed), Counter[str](), 0
+    turns = itertools.chain.from_iterable(
+        rng.sample(WAYS, len(WAYS)) for _ in itertools.count()
+    )  # each as often as the others
     while causes.total() < kills:
         broken, ended = fresh(folder / "broken"), signal.SIGKILL.value
         while ended and causes.total() < kills:
-            site = rng.choice((*SITES, "the clock"))
+            site = next(turns)
             resumed += broken.has(Run.STATE)
             clock = rng.uniform(0.01, 0.3) if site == "the clock" else None
             ended = attempt(work, broken, None if clock else site, rng.randint(1, 6 if "rename" in site else 2), clock)
@@ -182,7 +186,7 @@ def test_a_search_killed_over_and_over_ends_as_an_unbroken_one(tmp_path: Path) -
         causes += killed_and_resumed(a_search(name), tmp_path / name, kills=8, seed=n)
     assert causes.total() >= 20
     assert causes["before rename"] >= 2, "the window between write and rename was hardly hit"
-    assert set(causes) == {*SITES, "the clock"}
+    assert set(causes) == set(WAYS)
 
 
 @pytest.mark.slow
