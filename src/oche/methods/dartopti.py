@@ -26,15 +26,10 @@ from oche.base import Alpha, Draw, Group
 from oche.method import Method
 from oche.methods.d_darts import Gene, d_darts
 from oche.relaxations import Relaxation, Sigmoid
+from oche.spaces.darts import DARTS_OPS
 
 DARTOPTI_OPS = (
-    "max_pool_3x3",
-    "avg_pool_3x3",
-    "skip_connect",
-    "sep_conv_3x3",
-    "sep_conv_5x5",
-    "dil_conv_3x3",
-    "dil_conv_5x5",
+    *DARTS_OPS[1:],
     "conv_3x1_1x3",
     "conv_7x1_1x7",
     "nor_conv_1x1",
