@@ -20,8 +20,16 @@ from torch import Tensor, nn
 from oche.base import Alpha, Draw, counted
 from oche.edges import Candidate, Edge, EdgeFactory, _Partial
 from oche.method import Method
-from oche.ops import Halving, Zero, run
+from oche.ops import FactorizedReduce, Halving, Zero, run
 from oche.spaces import Space, Supernet
+
+
+class _Reduced(FactorizedReduce):
+    """Every second pixel as published: two strided convolutions behind the ReLU of all pixels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(x)
+        return self.norm(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
 
 
 class _Zeroed(nn.Module):
@@ -114,6 +122,8 @@ def build(space: Space, method: Method, order: str, batch: int, device: torch.de
             module.track_running_stats = True
             module.running_mean, module.running_var = torch.zeros(module.num_features), torch.ones(module.num_features)
             module.num_batches_tracked = torch.tensor(0)
+        elif isinstance(module, FactorizedReduce):
+            module.__class__ = _Reduced
         elif isinstance(module, Halving):
             module.__class__ = nn.Conv2d
     supernet.to(device)

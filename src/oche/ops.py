@@ -124,11 +124,15 @@ class FactorizedReduce(nn.Module):
         self.norm = nn.BatchNorm2d(outputs, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.relu(x)
-        height, width = x.shape[-2:]
-        shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
-        out: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
+        out: Tensor = self.norm(self.halves(x))
         return out
+
+    def halves(self, x: Tensor) -> Tensor:
+        """What goes into the batch norm. Pixels are taken before the ReLU, both kinds at once: half of them are never read."""
+        height, width = x.shape[-2:]
+        squares = F.pad(x, (0, width % 2, 0, height % 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
+        even, odd = squares.diagonal(dim1=3, dim2=5).unbind(-1)
+        return torch.cat([F.conv2d(self.relu(even), self.even.weight), F.conv2d(self.relu(odd), self.odd.weight)], dim=1)
 
 
 def _separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:

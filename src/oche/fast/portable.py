@@ -122,7 +122,7 @@ def _terms(op: nn.Module, state: State, weight: Tensor, draw: Draw, moments: Mom
     if isinstance(op, PoolBN) and of_batch(op.norm):
         return [Term(_pool(op.pool, state), weight, op.norm)]
     if isinstance(op, FactorizedReduce) and of_batch(op.norm):
-        return [Term(_halved(op, state), weight, op.norm)]
+        return [Term(op.halves(state.h), weight, op.norm)]
     if suits(op, moments.kernels) and of_batch(op[-1]):
         value, mean, variance = run_separable(op, state.h)
         moments.known[id(value)] = (value, mean, variance)
@@ -196,13 +196,6 @@ def _ones(channels: int, dtype: torch.dtype) -> Tensor:
 @lru_cache(maxsize=64)
 def _shared(height: int, width: int, dtype: torch.dtype) -> Tensor:
     return 1 / _neighbours(torch.ones(1, 1, height, width, dtype=dtype))[0, 0]
-
-
-def _halved(op: FactorizedReduce, state: State) -> Tensor:
-    x = state.relu()
-    height, width = x.shape[-2:]
-    shifted = F.pad(x, (0, width % 2, 0, height % 2))[:, :, 1:, 1:]
-    return torch.cat([op.even(x), op.odd(shifted)], dim=1)
 
 
 def _bypass(share: int, stride: int) -> Callable[[Tensor], Tensor]:
