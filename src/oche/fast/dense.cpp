@@ -374,9 +374,9 @@ template <class T> struct Dense {
     const int64_t plane;  // elements of an image
     const Tiles tiles;
     const int64_t groups;
-    std::vector<T> u;                  // the present state's 3x3 weights, transformed
-    std::vector<std::vector<T>> matrix;  // by convolution: 1x1 weights in blocks
-    std::vector<T> slope, level, tilt;   // (units, lanes)
+    Buffer<T> u;                  // the present state's 3x3 weights, transformed
+    std::vector<Buffer<T>> matrix;  // by convolution: 1x1 weights in blocks
+    Buffer<T> slope, level, tilt;   // (units, lanes)
 
     Dense(const Plan& plan, const int64_t* table)
         : p(plan), units(reinterpret_cast<const Unit*>(table)), c(int(plan.lanes)), plane(plan.height * plan.width * plan.lanes),
@@ -414,7 +414,7 @@ template <class T> struct Dense {
 
     // scratch of a thread: `size` elements of any content, kept for the next call
     static T* scratch(size_t size) {
-        static thread_local std::vector<T> mine;
+        static thread_local Buffer<T> mine;
         if (mine.size() < size) mine.assign(size, T(0));
         return mine.data();
     }
@@ -477,7 +477,7 @@ template <class T> struct Dense {
     }
 
     // weight of a 1x1 convolution in blocks of columns (c / 16, c, 16); turned: out and in exchanged
-    void load_matrix(int64_t conv, bool turned, std::vector<T>& to) const {
+    void load_matrix(int64_t conv, bool turned, Buffer<T>& to) const {
         to.assign(size_t(c) * c, T(0));
         const Filter<const T>& f = filter[conv];
         for (int64_t s = 0; s < p.fold; ++s)
@@ -521,7 +521,7 @@ template <class T> struct Dense {
             const std::vector<int> wide = from(j, WIDE), point = from(j, POINT);
             if (!wide.empty()) load_wide(wide, false);
             const int64_t convs = wide.size() + point.size();
-            std::vector<T> sums(groups * convs * 2 * c, T(0));
+            Buffer<T> sums(groups * convs * 2 * c, T(0));
             parallel([&](int64_t g) {
                 if (j >= p.inputs)
                     for (int64_t n = begin(g); n < begin(g) + size(g); ++n) gather(j, n);
@@ -539,7 +539,7 @@ template <class T> struct Dense {
     void gather(int j, int64_t n) {
         T* to = node(j) + n * plane;
         std::vector<const T*> x;
-        std::vector<T> a, b(c, T(0));
+        Buffer<T> a, b(c, T(0));
         int64_t again = 0;
         for (int i = 0; i < p.units; ++i) again += units[i].dst == j && units[i].kind == POINT && units[i].term < 0;
         T *rectified = scratch((2 + again) * plane), *made = rectified + plane;
@@ -625,7 +625,7 @@ template <class T> struct Dense {
     // ---------------------------------------------------------------- backward
 
     void run_backward() {
-        std::vector<std::vector<T>> turned(p.convs);
+        std::vector<Buffer<T>> turned(p.convs);
         for (int i = 0; i < p.units; ++i)
             if (units[i].kind == POINT) load_matrix(units[i].conv, false, matrix[units[i].conv]), load_matrix(units[i].conv, true, turned[units[i].conv]);
         for (int j = states() - 1; j >= 0; --j) {
@@ -637,7 +637,7 @@ template <class T> struct Dense {
             const std::vector<int> wide = from(j, WIDE), point = from(j, POINT);
             if (j + 1 < states() && (wanted || dfilter)) {
                 const int64_t size = (wide.size() * 16 + point.size()) * c * c;
-                std::vector<std::vector<T>> sums(dfilter ? p.threads : 0, std::vector<T>(size));
+                std::vector<Buffer<T>> sums(dfilter ? p.threads : 0, Buffer<T>(size));
                 if (!wide.empty()) load_wide(wide, true);
                 parallel([&](int64_t g) { descend(j, g, wide, point, turned, wanted, dfilter ? sums[omp_get_thread_num()].data() : nullptr); });
                 if (dfilter) store(wide, point, sums);
@@ -702,7 +702,7 @@ template <class T> struct Dense {
     }
 
     // dh_j of a group from all that leads out of it, and the weights' gradients (wide (16, c, c) each, then point (c, c)) added to `learn`
-    void descend(int j, int64_t g, const std::vector<int>& wide, const std::vector<int>& point, const std::vector<std::vector<T>>& turned,
+    void descend(int j, int64_t g, const std::vector<int>& wide, const std::vector<int>& point, const std::vector<Buffer<T>>& turned,
                  bool wanted, T* learn) {
         const int e = int(wide.size());
         const int64_t all = p.group * plane, many = int64_t(16) * TILES, batch = int64_t(16) * BATCH;
@@ -768,7 +768,7 @@ template <class T> struct Dense {
         const int64_t end = plane;
         for (int64_t i = 0; i < end; i += Vector<T>::width) at(to + i) = at(h + i) > zero ? at(sums + i) : zero;
         std::vector<const T*> x;
-        std::vector<T> a;
+        Buffer<T> a;
         for (int i = 0; i < p.units; ++i)
             if (units[i].src == j && units[i].conv < 0) {
                 x.push_back(units[i].kind == SKIP ? gradient(int(units[i].dst), n) : pooled(int(units[i].dst)) + n * plane);
@@ -778,7 +778,7 @@ template <class T> struct Dense {
     }
 
     // the threads' sums into the gradients of the weights
-    void store(const std::vector<int>& wide, const std::vector<int>& point, const std::vector<std::vector<T>>& sums) const {
+    void store(const std::vector<int>& wide, const std::vector<int>& point, const std::vector<Buffer<T>>& sums) const {
         const int64_t e = wide.size(), square = int64_t(c) * c, convs = e + int64_t(point.size());
 #pragma omp parallel for schedule(static) num_threads(int(p.threads))
         for (int64_t k = 0; k < convs * p.channels; ++k) {
@@ -787,7 +787,7 @@ template <class T> struct Dense {
             const Filter<T>& f = dfilter[units[is_wide ? wide[mine] : point[mine - e]].conv];
             for (int64_t o = 0; o < p.channels; ++o) {
                 T d[16] = {};
-                for (const std::vector<T>& s : sums)
+                for (const Buffer<T>& s : sums)
                     for (int64_t fold = 0; fold < p.fold; ++fold) {
                         const int64_t lane = (fold * p.channels + i) * c + fold * p.channels + o;
                         if (!is_wide) d[0] += s[(16 * e + mine - e) * square + lane];

@@ -46,10 +46,10 @@ template <class T>
 void enter(const T* x, const T* p, int64_t rows, int64_t ci, int64_t co, int64_t threads, T* y, double* mean, double* variance) {
     const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
     const int panel = panel_of(ci);
-    std::vector<T> parts(blocks * 2 * co, T(0));
+    Buffer<T> parts(blocks * 2 * co, T(0));
 #pragma omp parallel num_threads(int(threads))
     {
-        std::vector<T> z(CHUNK * panel);
+        Buffer<T> z(CHUNK * panel);
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < blocks; ++k)
             for (int64_t i = k * BLOCK; i < std::min(rows, (k + 1) * BLOCK); i += CHUNK) {
@@ -74,10 +74,10 @@ template <class T>
 void leave(const T* x, const T* y, const T* g, const T* turned, const T* a, const T* b, const T* e, int64_t rows, int64_t ci,
            int64_t co, int64_t threads, T* dx, T* dp) {
     const int panel = panel_of(ci), c_ = int(co);
-    std::vector<std::vector<T>> local(dp ? threads : 0, std::vector<T>(ci * co, T(0)));
+    std::vector<Buffer<T>> local(dp ? threads : 0, Buffer<T>(ci * co, T(0)));
 #pragma omp parallel num_threads(int(threads))
     {
-        std::vector<T> z(CHUNK * panel), dy(CHUNK * co);
+        Buffer<T> z(CHUNK * panel), dy(CHUNK * co);
 #pragma omp for schedule(static)
         for (int64_t k = 0; k < (rows + CHUNK - 1) / CHUNK; ++k) {
             const int64_t first = k * CHUNK;

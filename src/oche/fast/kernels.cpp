@@ -16,6 +16,7 @@
 namespace {
 
 constexpr int PAD = 4;  // the widest border: 5x5 with dilation 2
+constexpr int64_t CHUNK_BYTES = 32768;  // of a sum of terms
 
 enum Kind : int64_t { SEP, DIL, MAXPOOL, AVGPOOL, SKIP, HALVE, EXTRA };
 
@@ -115,7 +116,8 @@ INLINE void pointwise_some(const T* z, int ci, const T* p, int co, T* y, int64_t
     for (int x = 0; x < X; ++x)
 #pragma GCC unroll 4
         for (int b = 0; b < NB; ++b) {
-            at(y + x * ld + b * W) = acc[x][b];
+            if (sums) stream(y + x * ld + b * W, acc[x][b]);
+            else at(y + x * ld + b * W) = acc[x][b];
             if (sums) sums[2 * b] += acc[x][b], sums[2 * b + 1] += acc[x][b] * acc[x][b];
         }
 }
@@ -416,7 +418,7 @@ template <class T> struct Cell {
         const bool convolving = convolves(j);
 #pragma omp parallel num_threads(nt)
         {
-            std::vector<T> tile(convolving ? tile_size(j) : 0, T(0)), row(size_t(wo) * c), total(3 * c);
+            Buffer<T> tile(convolving ? tile_size(j) : 0, T(0)), row(size_t(wo) * c), total(3 * c);
 #pragma omp for schedule(dynamic)
             for (int64_t n = 0; n < p.n; ++n) {
                 if (convolving) fill<T>(state(j, n), ld(j), h, wd, c, nullptr, nullptr, tile.data());
@@ -455,7 +457,7 @@ template <class T> struct Cell {
         const int tw = wo + 2 * PAD;
 #pragma omp parallel num_threads(nt)
         {
-            std::vector<T> tile(size_t(ho + 2 * PAD) * tw * c, T(0)), row(size_t(wo) * c), total(3 * c), a(c), b(c);
+            Buffer<T> tile(size_t(ho + 2 * PAD) * tw * c, T(0)), row(size_t(wo) * c), total(3 * c), a(c), b(c);
             for (int i = 0; i < p.units; ++i) {
                 const Unit& u = units[i];
                 if (u.src != j || u.kind != SEP) continue;
@@ -474,7 +476,7 @@ template <class T> struct Cell {
     }
 
     // the candidates of a node, what each is multiplied by (terms, lanes), and what is added (lanes)
-    void weights_of(int j, std::vector<const Unit*>& terms, std::vector<T>& a, std::vector<T>& b) const {
+    void weights_of(int j, std::vector<const Unit*>& terms, Buffer<T>& a, Buffer<T>& b) const {
         std::vector<double> exact(c, 0.0);
         for (int i = 0; i < p.units; ++i) {
             const Unit& u = units[i];
@@ -490,24 +492,33 @@ template <class T> struct Cell {
         for (int l = 0; l < c; ++l) b.push_back(T(exact[l]));
     }
 
+    // pixels that are summed together: long enough for the processor to read ahead in a term, few enough to keep their sum at hand
+    int64_t chunk() const { return std::max<int64_t>(1, CHUNK_BYTES / int64_t(c * sizeof(T))); }
+
+    // to = b, a vector of lanes, for some pixels `ld` apart
+    void spread(const T* b, int64_t first, int64_t last, int64_t ld, T* to) const {
+        for (int64_t x = first; x < last; ++x)
+            for (int l = 0; l < c; l += Vector<T>::width) at(to + x * ld + l) = at(b + l);
+    }
+
+    // to += a from, for some pixels
+    void add(const T* a, const T* from, int64_t step, int64_t first, int64_t last, int64_t ld, T* to) const {
+        for (int64_t x = first; x < last; ++x)
+            for (int l = 0; l < c; l += Vector<T>::width) at(to + x * ld + l) += at(a + l) * at(from + x * step + l);
+    }
+
     virtual void combine(int j) {
         std::vector<const Unit*> terms;
-        std::vector<T> a, b;
+        Buffer<T> a, b;
         weights_of(j, terms, a, b);
 #pragma omp parallel for schedule(dynamic) num_threads(nt)
         for (int64_t n = 0; n < p.n; ++n) {
             T* to = const_cast<T*>(state(j, n));
-            for (int oy = 0; oy < ho; ++oy)
-                for (int l = 0; l < c; l += Vector<T>::width) {
-                    T* row = to + int64_t(oy) * wo * ld(j) + l;
-                    for (int x = 0; x < wo; ++x) at(row + x * ld(j)) = at(b.data() + l);
-                    for (size_t t = 0; t < terms.size(); ++t) {
-                        const int64_t step = term_ld(*terms[t]);
-                        const T* from = term(*terms[t], n) + int64_t(oy) * wo * step + l;
-                        const V<T> f = at(a.data() + t * c + l);
-                        for (int x = 0; x < wo; ++x) at(row + x * ld(j)) += f * at(from + x * step);
-                    }
-                }
+            for (int64_t first = 0; first < pixels(); first += chunk()) {
+                const int64_t last = std::min(pixels(), first + chunk());
+                spread(b.data(), first, last, ld(j), to);
+                for (size_t t = 0; t < terms.size(); ++t) add(a.data() + t * c, term(*terms[t], n), term_ld(*terms[t]), first, last, ld(j), to);
+            }
         }
     }
 };
@@ -524,10 +535,10 @@ template <class T> struct Back : Cell<T> {
     T* const* dinput;
     T *grads, *dv;                                       // workspace: G of the nodes; gradients before the second ReLU, one
                                                          // plane per separable unit of the present source
-    std::vector<T> flipped, turned;                      // reversed taps, transposed matrices
-    std::vector<T> slope, level, tilt;                   // per unit: dT = slope G + level + tilt T
+    Buffer<T> flipped, turned;                           // reversed taps, transposed matrices
+    Buffer<T> slope, level, tilt;                        // per unit: dT = slope G + level + tilt T
     std::vector<double> dots;                            // (n, units + 1, lanes): sum G T, last sum G
-    std::vector<std::vector<T>> local;                   // per thread: weight gradients
+    std::vector<Buffer<T>> local;                        // per thread: weight gradients
 
     Back(const Plan& plan, const Unit* u) : Base(plan, u) {}
 
@@ -537,7 +548,7 @@ template <class T> struct Back : Cell<T> {
     }
 
     // taps from the last to the first, matrices transposed
-    void reverse(const T* taps, const T* matrices, std::vector<T>& flip, std::vector<T>& turn) const {
+    void reverse(const T* taps, const T* matrices, Buffer<T>& flip, Buffer<T>& turn) const {
         for (int i = 0; i < p.units && taps; ++i) {
             const Unit& u = units[i];
             if (u.kind != SEP && u.kind != DIL) continue;
@@ -579,7 +590,7 @@ template <class T> struct Back : Cell<T> {
     }
 
     struct Scratch {
-        std::vector<T> tile, dz, dy, z, dx, row, total;
+        Buffer<T> tile, dz, dy, z, dx, row, total;
     };
 
     // from dy (ho, wo, c) of y = (depthwise of tile) matrix: dx (h, w, c), added or set, and weight gradients
@@ -625,7 +636,7 @@ template <class T> struct Back : Cell<T> {
             Scratch s;
             s.tile.assign(size_t(ho + 2 * PAD) * tw * c, T(0)), s.dz = s.tile;
             s.dy.resize(this->pixels() * c), s.z.resize(this->pixels() * c), s.total.resize(2 * c);
-            std::vector<T> a(c), b(c);
+            Buffer<T> a(c), b(c);
             for (size_t k = 0; k < mine.size(); ++k) {
                 const Unit& u = units[mine[k]];
                 this->first_norm(u, a.data(), b.data());
@@ -667,7 +678,7 @@ template <class T> struct Back : Cell<T> {
                 map_of(this->scale(u.norm1, l) * rs[l], r[l], (r[c + l] - m[l] * r[l]) * rs[l], m[l], rs[l], f[l], f[c + l], f[2 * c + l]);
         }
     }
-    std::vector<T> first;  // per separable unit of the present source: the map of its first batch norm
+    Buffer<T> first;  // per separable unit of the present source: the map of its first batch norm
 
     void sources_back(int j) {
         const int h = this->height(j), wd = this->width(j), st = this->stride(j);
@@ -741,7 +752,7 @@ template <class T> struct Back : Cell<T> {
             }
         for (int kind = MAXPOOL; kind <= SKIP; ++kind) {
             const T* pooled = nullptr;
-            std::vector<T> b, e;
+            Buffer<T> b, e;
             for (int i = 0; i < p.units; ++i) {
                 const Unit& u = units[i];
                 if (u.src != j || u.kind != kind) continue;
@@ -768,7 +779,7 @@ template <class T> struct Back : Cell<T> {
 
     // sum G, and sum G (T - its mean) for every term into node j, one image
     void measure_gradient(int j, int64_t n, const T* g) {
-        std::vector<T> about(c);
+        Buffer<T> about(c);
         for (int i = 0; i <= p.units; ++i) {
             if (i < p.units && units[i].dst != j) continue;
             const T* t = i < p.units ? this->term(units[i], n) : nullptr;
@@ -867,7 +878,7 @@ template <class U, class T> INLINE U& set(T* p) { return *reinterpret_cast<U*>(p
 template <class T>
 void moments(const T* x, int64_t ld, int64_t rows, int64_t c, int64_t threads, double* mean, double* variance) {
     const int64_t blocks = (rows + BLOCK - 1) / BLOCK;
-    std::vector<T> parts(blocks * 3 * c);
+    Buffer<T> parts(blocks * 3 * c);
 #pragma omp parallel for schedule(dynamic) num_threads(int(threads))
     for (int64_t b = 0; b < blocks; ++b) {
         const T* from = x + b * BLOCK * ld;
@@ -927,7 +938,7 @@ void weighted(int64_t n, const Rows<T>* x, const T* a, const T* b, int64_t rows,
 template <class T>
 void dot_products(int64_t n, const Rows<T>* x, const T* pivot, const T* g, int64_t rows, int64_t c, int64_t threads, double* r) {
     const int64_t blocks = (rows + BLOCK - 1) / BLOCK, width = (n + 1) * c;
-    std::vector<T> parts(blocks * width);
+    Buffer<T> parts(blocks * width);
 #pragma omp parallel for schedule(dynamic) num_threads(int(threads))
     for (int64_t b = 0; b < blocks; ++b)
         for (int64_t t = 0; t <= n; ++t)

@@ -189,12 +189,12 @@ template <class T> struct PartialCell : Cell<T> {
     void combine(int j) override {
         const Plan& p = this->p;
         std::vector<const Unit*> terms;
-        std::vector<T> a, b;
+        Buffer<T> a, b;
         this->weights_of(j, terms, a, b);
         const int64_t C = whole.channels, c = this->c, ld = p.nodes * C, chunk = whole.chunk(), pixels = this->pixels();
 #pragma omp parallel num_threads(this->nt)
         {
-            std::vector<T> sum(chunk * C);
+            Buffer<T> sum(chunk * C);
 #pragma omp for collapse(2) schedule(static)
             for (int64_t n = 0; n < p.n; ++n)
                 for (int64_t from = 0; from < pixels; from += chunk) {
@@ -275,7 +275,7 @@ template <class T> struct PartialBack : Back<T> {
         const int64_t C = whole.channels;
         T* to = dwhole[j] + image * own * C;
         std::fill_n(to, own * C, T(0));
-        std::vector<T> halved(p.stride > 1 ? whole.pixels * C : 0, T(0));
+        Buffer<T> halved(p.stride > 1 ? whole.pixels * C : 0, T(0));
         for (int64_t e = 0; e < whole.s.edges; ++e) {
             const Edge& edge = whole.s.edge()[e];
             if (edge.src == j) whole.add(T(whole.b[e]), side_of(edge.dst, image), C, p.stride > 1 ? halved.data() : to, whole.pixels);
@@ -291,7 +291,7 @@ template <class T> struct PartialBack : Back<T> {
         const bool seen = p.concat || j == p.inputs + p.nodes - 1;
         const T* above = shown + image * pixels * ld + (p.concat ? j - p.inputs : 0) * C;
         double* dots = found.data() + image * whole.s.edges;
-        std::vector<T> sum(chunk * C);
+        Buffer<T> sum(chunk * C);
         for (int64_t from = 0; from < pixels; from += chunk) {
             const int64_t size = std::min(chunk, pixels - from);
             std::fill(sum.begin(), sum.end(), T(0));

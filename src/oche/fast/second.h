@@ -60,9 +60,9 @@ template <class T> struct Second : Back<T> {
     T *saved_t, *out_t;                                  // like saved and out
     T *grads_t, *dv_t;                                   // like grads, which is given here, and dv
     std::vector<double> mean_t, kappa;                   // (slots, lanes): tangent of the mean; mean of (T - m) r T_t
-    std::vector<T> flipped_t, turned_t;
-    std::vector<T> slope_t, level_t, tilt_t;             // per unit: dT_t = slope_t G + slope G_t + level_t + tilt_t T + tilt T_t
-    std::vector<T> first_t;
+    Buffer<T> flipped_t, turned_t;
+    Buffer<T> slope_t, level_t, tilt_t;             // per unit: dT_t = slope_t G + slope G_t + level_t + tilt_t T + tilt T_t
+    Buffer<T> first_t;
 
     Second(const Plan& plan, const Unit* u) : Base(plan, u) {}
 
@@ -103,7 +103,7 @@ template <class T> struct Second : Back<T> {
     }
 
     // rows of fill_both's map for the first batch norm of a separable convolution
-    void first_map(const Unit& u, std::vector<T>& map) const {
+    void first_map(const Unit& u, Buffer<T>& map) const {
         map.resize(4 * c);
         this->first_norm(u, map.data(), map.data() + c);
         for (int l = 0; l < c; ++l) {
@@ -171,7 +171,7 @@ template <class T> struct Second : Back<T> {
         auto mine = [&](const Unit& u) { return u.src == j && u.kind != SKIP && u.kind != EXTRA && (!pools(u) || u.first); };
 #pragma omp parallel num_threads(nt)
         {
-            std::vector<T> tile(convolving ? this->tile_size(j) : 0, T(0)), tile_t(tile), row(size_t(wo) * c), row_t(row);
+            Buffer<T> tile(convolving ? this->tile_size(j) : 0, T(0)), tile_t(tile), row(size_t(wo) * c), row_t(row);
 #pragma omp for schedule(dynamic)
             for (int64_t n = 0; n < p.n; ++n) {
                 const T *x = this->state(j, n), *t = state_t(j, n);
@@ -200,7 +200,7 @@ template <class T> struct Second : Back<T> {
         if (!any) return;
 #pragma omp parallel num_threads(nt)
         {
-            std::vector<T> tile(size_t(ho + 2 * PAD) * tw * c, T(0)), tile_t(tile), row(size_t(wo) * c), row_t(row), map;
+            Buffer<T> tile(size_t(ho + 2 * PAD) * tw * c, T(0)), tile_t(tile), row(size_t(wo) * c), row_t(row), map;
             for (int i = 0; i < p.units; ++i) {
                 const Unit& u = units[i];
                 if (u.src != j || u.kind != SEP) continue;
@@ -219,8 +219,8 @@ template <class T> struct Second : Back<T> {
 
     void combine_t(int j) {
         std::vector<const Unit*> terms;
-        std::vector<T> of_t, of;  // factors of T_t and of T
-        std::vector<T> constant(c);
+        Buffer<T> of_t, of;  // factors of T_t and of T
+        Buffer<T> constant(c);
         std::vector<double> exact(c, 0.0);
         for (int i = 0; i < p.units; ++i) {
             const Unit& u = units[i];
@@ -242,21 +242,16 @@ template <class T> struct Second : Back<T> {
 #pragma omp parallel for schedule(dynamic) num_threads(nt)
         for (int64_t n = 0; n < p.n; ++n) {
             T* to = const_cast<T*>(state_t(j, n));
-            for (int oy = 0; oy < ho; ++oy)
-                for (int l = 0; l < c; l += Vector<T>::width) {
-                    T* row = to + int64_t(oy) * wo * ld + l;
-                    for (int x = 0; x < wo; ++x) at(row + x * ld) = at(constant.data() + l);
-                    for (size_t k = 0; k < terms.size(); ++k) {
-                        const int64_t step = this->term_ld(*terms[k]), start = int64_t(oy) * wo * step + l;
-                        const T* from = this->term(*terms[k], n) + start;
-                        const V<T> f = at(of.data() + k * c + l), f_t = at(of_t.data() + k * c + l);
-                        const T* from_t = term_t(*terms[k], n);
-                        if (from_t)
-                            for (int x = 0; x < wo; ++x) at(row + x * ld) += f * at(from + x * step) + f_t * at(from_t + start + x * step);
-                        else
-                            for (int x = 0; x < wo; ++x) at(row + x * ld) += f * at(from + x * step);
-                    }
+            for (int64_t first = 0; first < this->pixels(); first += this->chunk()) {
+                const int64_t last = std::min(this->pixels(), first + this->chunk());
+                this->spread(constant.data(), first, last, ld, to);
+                for (size_t k = 0; k < terms.size(); ++k) {
+                    const int64_t step = this->term_ld(*terms[k]);
+                    const T* from_t = term_t(*terms[k], n);
+                    this->add(of.data() + k * c, this->term(*terms[k], n), step, first, last, ld, to);
+                    if (from_t) this->add(of_t.data() + k * c, from_t, step, first, last, ld, to);
                 }
+            }
         }
     }
 
@@ -276,7 +271,7 @@ template <class T> struct Second : Back<T> {
     }
 
     struct Scratch {
-        std::vector<T> tile, tile_t, dz, dz_t, dy, dy_t, z, z_t, dx_t, row, map;
+        Buffer<T> tile, tile_t, dz, dz_t, dy, dy_t, z, z_t, dx_t, row, map;
     };
 
     // from dy and dy_t: dx_t (h, w, c), added or set, dx where it is wanted, and the tangents of the weight gradients
@@ -496,7 +491,7 @@ template <class T> struct Second : Back<T> {
                 at(g_t + i * c + l) = convolving && l < c ? (at(x + i * this->ld(j) + l) > zero ? at(&s.dx_t[i * c + l]) : zero) : zero;
         for (int kind = MAXPOOL; kind <= SKIP; ++kind) {
             const T *pooled = nullptr, *pooled_t = nullptr;
-            std::vector<T> b, e, e_t;
+            Buffer<T> b, e, e_t;
             for (int i = 0; i < p.units; ++i) {
                 const Unit& u = units[i];
                 if (u.src != j || u.kind != kind) continue;
