@@ -29,7 +29,8 @@ class _Reduced(FactorizedReduce):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
-        return self.norm(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
+        out: Tensor = self.norm(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
+        return out
 
 
 class _Zeroed(nn.Module):

@@ -129,10 +129,11 @@ class FactorizedReduce(nn.Module):
 
     def halves(self, x: Tensor) -> Tensor:
         """What goes into the batch norm. Pixels are taken before the ReLU, both kinds at once: half of them are never read."""
-        height, width = x.shape[-2:]
-        squares = F.pad(x, (0, width % 2, 0, height % 2)).unflatten(3, (-1, 2)).unflatten(2, (-1, 2))
-        even, odd = squares.diagonal(dim1=3, dim2=5).unbind(-1)
-        return torch.cat([F.conv2d(self.relu(even), self.even.weight), F.conv2d(self.relu(odd), self.odd.weight)], dim=1)
+        pixels = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)).permute(0, 2, 3, 1)
+        batch, height, width, channels = pixels.shape
+        squares = pixels.reshape(batch, height // 2, 2, width // 2, 2, channels)
+        even, odd = (self.relu(half).permute(0, 3, 1, 2) for half in squares.diagonal(dim1=2, dim2=4).unbind(-1))
+        return torch.cat([F.conv2d(even, self.even.weight), F.conv2d(odd, self.odd.weight)], dim=1)
 
 
 def _separable(channels: int, kernel: int, stride: int, dilation: int, affine: bool) -> list[nn.Module]:
