@@ -29,6 +29,7 @@ gradients: `gflop` of convolutions and matrix products, `gbyte` through convolut
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib.util
 import json
 import os
@@ -271,6 +272,7 @@ def stepped(build: Callable[[int], Callable[[], None]], work: Work, device: torc
     step = build(work.batch)
     before = resident(device)
     step()
+    gc.freeze()  # as a search does: Python's collector is timed on neither side
     seconds = []
     for _ in range(work.iterations):
         started = time.perf_counter()
