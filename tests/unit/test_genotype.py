@@ -392,4 +392,4 @@ def test_text_that_would_exhaust_the_reader_is_refused(text: str) -> None:
 def test_any_text_gives_a_genotype_or_a_sentence(text: str) -> None:
     for head in ("", "Genotype(", "|", "{"):
         with suppress(UserError):
-            Genotype.parse(head + text)
+            assert isinstance(Genotype.parse(head + text), Genotype)

@@ -205,9 +205,12 @@ def test_only_w_learns_and_the_rest_keeps_no_gradient(tier: str) -> None:
 
 
 @pytest.mark.parametrize("ops", [("skip_connect", "sep_conv_3x3"), ("max_pool_3x3", "dil_conv_3x3", "avg_pool_3x3")])
-@pytest.mark.parametrize(("share", "stride"), [(1, 1), (2, 1), (2, 2)])
-def test_second_derivative(tier: str, ops: tuple[str, ...], share: int, stride: int) -> None:
-    s = sample(ops, channels=4, size=(4, 3), stride=stride, edge=PartialChannels(share))
+@pytest.mark.parametrize(
+    ("share", "stride", "size"), [(1, 1, (4, 3)), (2, 1, (4, 3)), (2, 2, (4, 3)), (1, 1, (18, 16))]
+)
+def test_second_derivative(tier: str, ops: tuple[str, ...], share: int, stride: int, size: tuple[int, int]) -> None:
+    """The last size is more than one stretch of `CHUNK_BYTES`."""
+    s = sample(ops, channels=4, size=size, stride=stride, edge=PartialChannels(share))
     s.cell.requires_grad_(False)
     cells = fused(s.cell), s.cell
 
