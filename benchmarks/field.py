@@ -29,7 +29,9 @@ class _Reduced(FactorizedReduce):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.relu(x)
-        out: Tensor = self.norm(torch.cat([self.even(x), self.odd(x[:, :, 1:, 1:])], dim=1))
+        spare = (0, x.shape[3] % 2, 0, x.shape[2] % 2)  # sizes that the official code cannot halve
+        shifted = (F.pad(x, spare) if any(spare) else x)[:, :, 1:, 1:]
+        out: Tensor = self.norm(torch.cat([self.even(x), self.odd(shifted)], dim=1))
         return out
 
 

@@ -190,6 +190,7 @@ def of_oche(work: Work) -> dict[str, Any]:
         if record["step"] == 1:
             watch.stages.clear()
             kernels.clear()
+            gc.freeze()  # on both sides: a rare walk of Python's collector over all of torch's modules is as long as a step
         else:
             seconds.append(now - last)
         if len(seconds) == work.iterations:
@@ -272,7 +273,7 @@ def stepped(build: Callable[[int], Callable[[], None]], work: Work, device: torc
     step = build(work.batch)
     before = resident(device)
     step()
-    gc.freeze()  # as a search does: Python's collector is timed on neither side
+    gc.freeze()  # as above
     seconds = []
     for _ in range(work.iterations):
         started = time.perf_counter()

@@ -6,14 +6,12 @@ method, a space or a device: what differs sits in the method's slots.
 
 from __future__ import annotations
 
-import gc
 import io
 import json
 import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -59,17 +57,6 @@ def search(problem: Problem, method: Method) -> SearchResult:
     return conclude(state, method, method.selection(state, problem))
 
 
-@contextmanager
-def settled() -> Iterator[None]:
-    """Python's collector leaves alone what stands by now: it would walk over all of torch's modules, a quarter of a second each time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@settled()
 def advance(state: SearchState, method: Method) -> None:
     """The epochs that are left."""
     problem = state.problem

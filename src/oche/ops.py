@@ -129,7 +129,8 @@ class FactorizedReduce(nn.Module):
 
     def halves(self, x: Tensor) -> Tensor:
         """What goes into the batch norm. Pixels are taken before the ReLU, both kinds at once: half of them are never read."""
-        pixels = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2)).permute(0, 2, 3, 1)
+        spare = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
+        pixels = (F.pad(x, spare) if any(spare) else x).permute(0, 2, 3, 1)  # a border of no width would be a copy
         batch, height, width, channels = pixels.shape
         squares = pixels.reshape(batch, height // 2, 2, width // 2, 2, channels)
         even, odd = (self.relu(half).permute(0, 3, 1, 2) for half in squares.diagonal(dim1=2, dim2=4).unbind(-1))

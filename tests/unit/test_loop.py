@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -347,18 +346,3 @@ def test_a_process_does_not_count_its_parents_memory() -> None:
     ask = "import torch; from oche.loop import memory_mib; print(memory_mib(torch.device('cpu')))"
     said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, timeout=60).stdout
     assert 10 < float(said) < held.numel() * 8 / 2**20
-
-
-def test_the_collector_leaves_alone_what_stood_before_a_search_and_no_longer() -> None:
-    @dataclass(frozen=True)
-    class Counting(Callback):
-        seen: list[int]
-
-        def on_epoch_start(self, state: SearchState) -> None:
-            self.seen.append(gc.get_freeze_count())
-
-    seen: list[int] = []
-    before = gc.get_freeze_count()
-    search(tiny_problem(), replace(darts(), callbacks=(Counting(seen),)))
-    assert min(seen) > before + 10_000  # torch's modules alone are more
-    assert gc.get_freeze_count() <= before

@@ -374,7 +374,7 @@ template <class T> struct Dense {
     const int64_t plane;  // elements of an image
     const Tiles tiles;
     const int64_t groups;
-    Buffer<T> u;                  // the present state's 3x3 weights, transformed
+    Buffer<T> u;                    // the present state's 3x3 weights, transformed
     std::vector<Buffer<T>> matrix;  // by convolution: 1x1 weights in blocks
     Buffer<T> slope, level, tilt;   // (units, lanes)
 
