@@ -64,3 +64,9 @@ def enters(callback: Callback) -> bool:
     """Whether it has a hook before an epoch's end, by which it may change what a step does; probes and monitors have none."""
     hooks = ("on_epoch_start", "before_inner_step", "after_inner_backward", "after_outer_backward")
     return any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)
+
+
+def sees_weights(callback: Callback) -> bool:
+    """Whether it has a hook that is handed gradients of weights, by their names."""
+    hooks = ("after_inner_backward", "after_outer_backward")
+    return any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)

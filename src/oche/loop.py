@@ -22,9 +22,9 @@ from torch import Tensor
 
 from oche.base import Alpha, Batch, NotRepeatable, Params, counted
 from oche.bilevel import Batches, Bilevel, average, detached
-from oche.callbacks import InnerStep, OuterStep, enters
+from oche.callbacks import InnerStep, OuterStep, enters, sees_weights
 from oche.data import ImageSet, Stream, batches, none
-from oche.fast import accelerate
+from oche.fast import accelerate, leaves_out
 from oche.genotype import Genotype
 from oche.graphs import CudaRecorder, Recorded, Step
 from oche.method import Method
@@ -130,22 +130,30 @@ def recordable(method: Method) -> bool:
     return not added and not method.single_level
 
 
+def packable(method: Method) -> bool:
+    """Whether nobody is handed weights or their gradients by name."""
+    return not (method.inner_terms or method.outer_terms or any(map(sees_weights, method.callbacks)))
+
+
 def arch_step(state: SearchState, method: Method, losses: Bilevel, now: Batches) -> None:
     """One step of alpha along the method's architecture gradient."""
     kept: Params = {}
-    loss, grads = method.arch_gradient(replace(losses, keep=kept.update), state.theta, state.alpha, now)
+    loss, grads = method.arch_gradient(replace(losses, keep=kept.update), state.leaves, state.alpha, now)
     grads, kept = averaged(losses, grads), averaged(losses, kept)
     step_alpha(state, method, grads, OuterStep(loss, kept))
 
 
 def weight_step(state: SearchState, method: Method, losses: Bilevel, now: Batches, *, joint: bool = False) -> None:
     """One step of the weights that learn. Alpha is a constant here, unless a `joint` step takes it along (single level)."""
-    theta, draw, batch = state.theta, state.draw("weight"), now.inner()
+    draw, batch = state.draw("weight"), now.inner()
     alpha = state.alpha if joint else detached(state.alpha)
     weights = state.op_weights(alpha, draw)
+    if state.packs and leaves_out(state.supernet, weights):
+        state.unpack()  # what takes no part in a step is left as it is by that step
+    theta = state.leaves
     for callback in method.callbacks:
         weights = callback.before_inner_step(state, weights, alpha, batch)
-    loss, confusion = state.task_loss(weights, batch, draw)
+    loss, confusion = state.task_loss(weights, batch, draw, theta if state.packs else None)
     state.meter(weight_loss=loss, weight_confusion=confusion, weight_steps=1.0)
     for term in method.inner_terms + (method.outer_terms if joint else ()):
         loss = loss + term(state, theta, alpha, batch)
@@ -190,6 +198,8 @@ def bilevel(state: SearchState, method: Method) -> Bilevel:
         return sum((term(state, theta, alpha, batch) for term in method.outer_terms), loss)
 
     def descend(theta: Params, grads: Params) -> Params:
+        if theta.keys() != state.leaves.keys():  # somebody has them one by one
+            state.unpack()
         return method.weight_optimizer.look_ahead(theta, grads, state.weight_optimizer)
 
     def rate() -> float:
@@ -258,6 +268,8 @@ def begin(
         state.trajectory = {name: list(rows) for name, rows in before.trajectory.items()}
     else:
         remember(state)
+    if packable(method):
+        state.pack()
     return state
 
 
@@ -352,6 +364,7 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
 def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchResult:
     """Scores the supernet and writes the genotype, last of all: from then on this search is done."""
     problem = state.problem
+    state.unpack()
     metrics, loss = metrics_of(state, problem, problem.data.val)
     record = {"kind": "supernet", **named(metrics, "val"), "val_loss": loss, "alpha_moved": _moved(state)}
     if problem.run and problem.fabric.is_global_zero:

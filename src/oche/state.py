@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -17,6 +17,7 @@ from torch import Tensor
 from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params, Still
 from oche.data import Augmentation, Data, ImageSet
 from oche.errors import UserError
+from oche.fast import Pack, packs
 from oche.optim import set_rate
 from oche.relaxations import Relaxation
 from oche.run import Run
@@ -62,7 +63,7 @@ class SearchState:
     `mask` the candidates that remain in groups that lost some; `memory` is the callbacks' own; `meters` sums what the running epoch has
     seen. `step` and `epoch` count within the search, or within its stage number `stage`, which began after `steps_before` steps and
     `epochs_before` epochs of the stages before it and runs `progress` through `span`. `still` is set while a step is recorded
-    (`graphs`).
+    (`graphs`). While `packs` are there, compiled cells' weights lie in them.
     """
 
     problem: Problem
@@ -88,6 +89,7 @@ class SearchState:
     trajectory: dict[str, list[Tensor]] = field(default_factory=dict)
     genotype: str = ""
     still: bool = False
+    packs: tuple[Pack, ...] = ()
 
     # ------------------------------------------------------------------ views
 
@@ -107,6 +109,16 @@ class SearchState:
         """The weights that learn, by name, in the supernet's order: the parameters themselves, not copies."""
         return {name: p for name, p in self._named if name in self.learns}
 
+    @property
+    def leaves(self) -> Params:
+        """What a step differentiates and the optimiser holds: `theta`, but one tensor for all weights that lie in a pack."""
+        if not all(pack.intact for pack in self.packs):
+            self.unpack()
+            self.pack()
+        inside = {name for pack in self.packs for name in pack.weights}
+        packed = {pack.name: pack.values for pack in self.packs if pack.values.requires_grad}
+        return packed | {name: p for name, p in self.theta.items() if name not in inside}
+
     @cached_property
     def _named(self) -> list[tuple[str, Tensor]]:
         """All weights by name; looked up once, since the modules are many and never exchanged."""
@@ -124,8 +136,13 @@ class SearchState:
     def task_loss(
         self, weights: OpWeights, batch: Batch, draw: Draw, theta: Params | None = None
     ) -> tuple[Tensor, Tensor]:
-        """(task loss, confusion matrix) of the supernet under these op weights; `theta` replaces its weights, None leaves them."""
+        """(task loss, confusion matrix) of the supernet under these op weights; `theta` replaces its weights, None leaves them.
+
+        `theta` has the names of `theta`, of some of them, or those of `leaves`.
+        """
         images = batch.images.to(next(self.supernet.parameters()).dtype)
+        if theta is not None and self.packs and theta.keys() == self.leaves.keys():
+            theta = {pack.name: pack.values for pack in self.packs} | theta
         with self.problem.fabric.autocast():
             if theta is None:
                 outputs, _ = self.supernet(images, weights, draw)
@@ -176,6 +193,7 @@ class SearchState:
         self.learns = frozenset(names)
         if not self.learns or self.learns - own.keys():
             raise ValueError(f"expected names of the supernet's weights; given {sorted(self.learns - own.keys())}.")
+        self.unpack()
         for name, p in own.items():
             p.requires_grad_(name in self.learns)
             if name not in self.learns:
@@ -184,12 +202,40 @@ class SearchState:
         (group,) = self.weight_optimizer.param_groups
         group["params"] = list(self.theta.values())
 
+    def pack(self) -> None:
+        """From now on the weights of compiled cells lie in `packs`, if the optimiser treats all entries of a tensor alike."""
+        if not isinstance(self.weight_optimizer, torch.optim.SGD):
+            return
+        self.packs = packs(self.supernet)
+        state = self.weight_optimizer.state
+        for pack in self.packs:
+            moving = {name: state.pop(p, {}).get("momentum_buffer") for name, p in pack.weights.items()}
+            there = {name: t for name, t in moving.items() if t is not None}
+            if there:
+                state[pack.values]["momentum_buffer"] = pack.join(there)
+        self.weight_optimizer.param_groups[0]["params"] = list(self.leaves.values())
+
+    def unpack(self) -> None:
+        """Every weight is a tensor of its own again, its momentum with it."""
+        state = self.weight_optimizer.state
+        for pack in self.packs:
+            momentum = state.pop(pack.values, {}).get("momentum_buffer")
+            if momentum is not None:
+                for name, part in pack.split(momentum).items():
+                    state[pack.weights[name]]["momentum_buffer"] = part
+            pack.lift()
+        self.packs = ()
+        self.weight_optimizer.param_groups[0]["params"] = list(self.theta.values())
+
     @torch.no_grad()
     def take_over(self, earlier: SearchState, fit: Fit) -> None:
         """Weights and their optimiser's state of an earlier stage, by name, each as `fit(name, tensor, shape)` makes it.
 
         What `fit` returns None for, and what the earlier stage did not have, stays as it was drawn.
         """
+        packed = bool(self.packs)
+        self.unpack()
+        earlier.unpack()
         own, old = dict(self.supernet.named_parameters()), dict(earlier.supernet.named_parameters())
         for name, p in own.items():
             weight = fit(name, old[name].detach(), p.shape) if name in old else None
@@ -202,6 +248,8 @@ class SearchState:
                 like = isinstance(t, Tensor) and t.shape == old[name].shape
                 moved = fit(name, t, p.shape) if like else t
                 self.weight_optimizer.state[p][key] = moved.clone() if isinstance(moved, Tensor) else moved
+        if packed:
+            self.pack()
 
     # ------------------------------------------------------------------ checkpoints
 
@@ -211,7 +259,8 @@ class SearchState:
             "weights": dict(self.supernet.named_parameters()),
             "alpha": self.alpha,
             "learns": sorted(self.learns),
-            "weight_optimizer": _by_name(self.weight_optimizer, self.theta),
+            "packed": bool(self.packs),
+            "weight_optimizer": _split(_by_name(self.weight_optimizer, self.leaves), self.packs, self.theta),
             "arch_optimizer": _by_name(self.arch_optimizer, self.alpha),
             "stage": self.stage,
             "counters": [self.step, self.epoch, self.lines, int(self.stop)],
@@ -235,6 +284,7 @@ class SearchState:
             raise UserError("The checkpoint state.pt is not a search's, so no search can be resumed from it.")
         if table["stage"] != self.stage:
             return False
+        self.unpack()
         own = dict(self.supernet.named_parameters())
         if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in table["weights"].items()} or set(
             self.alpha
@@ -249,6 +299,8 @@ class SearchState:
         self.learn(table["learns"])
         _restore(self.weight_optimizer, self.theta, table["weight_optimizer"])
         _restore(self.arch_optimizer, self.alpha, table["arch_optimizer"])
+        if table.get("packed"):
+            self.pack()
         self.step, self.epoch, self.lines = table["counters"][:3]
         self.stop = bool(table["counters"][3])
         self.mask, self.memory, self.meters = table["tensors"]
@@ -269,6 +321,16 @@ def _by_name(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) ->
     """An optimiser's state dict, its tensors' numbers replaced by their names."""
     table, names = optimizer.state_dict(), list(tensors)
     return {"groups": table["param_groups"], "state": {names[n]: own for n, own in table["state"].items()}}
+
+
+def _split(table: dict[str, Any], packs: Sequence[Pack], theta: Mapping[str, Tensor]) -> dict[str, Any]:
+    """`_by_name`'s table with each weight's part of a pack's momentum, as if there were no packs."""
+    state = dict(table["state"])
+    for pack in packs:
+        for key, t in state.pop(pack.name, {}).items():
+            for name, part in pack.split(t).items() if isinstance(t, Tensor) else ():
+                state.setdefault(name, {})[key] = part
+    return {"groups": [{**group, "params": list(range(len(theta)))} for group in table["groups"]], "state": state}
 
 
 def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], table: Mapping[str, Any]) -> None:

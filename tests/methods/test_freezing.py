@@ -77,7 +77,9 @@ def watched(state: SearchState) -> Iterator[list[Entered]]:
     seen: list[Entered] = []
 
     def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-        parameters = dict(module.named_parameters())
+        given = dict(module.named_parameters()) | dict(module.named_buffers())
+        inside = {name: pack.name for pack in state.packs for name in pack.weights if pack.name in given}
+        parameters = {name: given[inside.get(name, name)] for name, _ in module.named_parameters()}
         seen.append(
             Entered(
                 weights=any(t.requires_grad for n, t in parameters.items() if n in state.learns),

@@ -174,7 +174,7 @@ def test_second_order_gradient_equals_the_reference(make: Callable[[], Problem],
     for group in state.weight_optimizer.param_groups:
         group["lr"] = 0.5
     now = StepBatches(weights, arch, 0)
-    _, got = method.arch_gradient(bilevel(state, method), state.theta, state.alpha, now)
+    _, got = method.arch_gradient(bilevel(state, method), state.leaves, state.alpha, now)
     inner, outer = pair(weights.at(0)), pair(arch.at(0))
     expected, first = GRADIENTS[gradient](net, inner, outer, 0.5), net.first_order(outer)
     for name, grad in got.items():

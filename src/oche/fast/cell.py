@@ -14,6 +14,7 @@ from oche.fast.device import Backend, accelerator
 from oche.fast.entry import enter
 from oche.fast.layout import Layout, layout
 from oche.fast.native import Kernels, kernels, switched_off
+from oche.fast.packed import Weights
 from oche.fast.packed_op import run_packed
 from oche.fast.partial import run_partial
 from oche.fast.portable import refusal, run_portable, zeros
@@ -23,11 +24,19 @@ from oche.spaces.base import Cell, Supernet
 class FusedCell(Cell):
     """A cell with the same submodules under the same names, whose `mixed` shares and fuses the work of its candidates.
 
-    Weights are read from the submodules when it is called, so `torch.func.functional_call` and optimisers see no difference.
+    Weights are read from the submodules when it is called, so `torch.func.functional_call` and optimisers see no difference. Whoever has
+    them as the kernels want them (`packs`) gives them under the names `taps`, `matrices`, `gamma` and `beta` instead.
     """
+
+    taps: Tensor | None
+    matrices: Tensor | None
+    gamma: Tensor | None
+    beta: Tensor | None
 
     def __init__(self, cell: Cell) -> None:
         torch.nn.Module.__init__(self)
+        for name in Weights._fields:
+            self.register_buffer(name, None, persistent=False)
         self.entries, self.edges = cell.entries, cell.edges
         self.concat, self._into = cell.concat, cell._into
         self.training = cell.training
@@ -56,9 +65,19 @@ class FusedCell(Cell):
         half = torch.is_autocast_enabled("cpu")
         if isinstance(compiled, Kernels) and isinstance(self.layout, Layout) and _simple(states) and not half:
             run = run_packed if self.layout.share == 1 else run_partial
-            return run(self.layout, states, w, zero, draw)
+            return run(self.layout, states, w, zero, draw, self._held())
         states = run_portable(self, states, w, zero, draw, compiled)
         return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
+
+    def leaves_out(self, w: Tensor) -> bool:
+        """Whether a candidate that has weights takes no part under the op weights w (E, O)."""
+        zero = zeros(w)
+        return isinstance(self.layout, Layout) and any((u.edge, u.column) in zero for u in self.layout.units if u.norms)
+
+    def _held(self) -> Weights | None:
+        if self.taps is None or self.matrices is None:
+            return None
+        return Weights(self.taps, self.matrices, self.gamma, self.beta)
 
 
 def _layout(cell: Cell) -> Layout | DenseLayout | str:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from oche.edges import _Partial, _Sum
 from oche.fast.portable import of_batch
@@ -45,6 +45,9 @@ class Layout:
     concat: bool
     edges: tuple[tuple[int, int, int], ...]  # number, source, target
     share: int = 1  # 1/share of the channels go through the units (`oche.fast.partial`)
+    plans: dict[object, tuple[Tensor, tuple[int, ...]]] = field(
+        default_factory=dict, compare=False, repr=False
+    )  # made so far
 
 
 def layout(cell: Cell) -> Layout | str:

@@ -22,12 +22,13 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, groupby
 from math import gcd
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from oche.base import Draw
 from oche.fast.layout import AVGPOOL, EXTRA, HALVE, MAXPOOL, SEP, SKIP, Layout, Unit
@@ -178,72 +179,133 @@ class Arguments(NamedTuple):
         return plan, self.table, self.states, *weights, self.extra
 
 
-def pack(
-    units: Sequence[Unit], affine: bool, place: Lanes, like: Tensor
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Taps by kernel size, (units, k k, lanes) flattened one after the other; matrices (units, lanes, lanes); scales and shifts."""
-    depths, empty = [], like.new_zeros(0)
-    for k in sorted({unit.kernel for unit in units if unit.depthwise}):
-        taps = torch.stack([d.weight for unit in units if unit.kernel == k for d in unit.depthwise])
-        depths.append(place.vector(taps.flatten(2).transpose(1, 2)).flatten())
-    matrices = []
-    for unit in units:
-        if unit.kind == HALVE:
-            even, odd = (conv.weight for conv in unit.pointwise)
-            matrices += [F.pad(even, (0, 0, 0, 0, 0, 0, 0, len(odd))), F.pad(odd, (0, 0, 0, 0, 0, 0, len(even), 0))]
-        else:
-            matrices += [conv.weight for conv in unit.pointwise]
-    point = place.matrix(torch.stack(matrices).flatten(2).transpose(1, 2)).contiguous() if matrices else empty
-    norms = [norm for unit in units for norm in unit.norms]
-    depth = torch.cat(depths) if depths else empty
-    if not affine or not norms:
-        return depth, point, None, None
-    return (
-        depth,
-        point,
-        place.vector(torch.stack([norm.weight for norm in norms])).contiguous(),
-        place.vector(torch.stack([norm.bias for norm in norms])).contiguous(),
+class Weights(NamedTuple):
+    """A cell's weights, one tensor a kind, as `stack` makes them or as they lie (`packs`).
+
+    taps (rows, C): the k k rows of a depthwise convolution one below the other, small kernels first; matrices (P, C, C), inputs times
+    outputs, those of `FactorizedReduce`, even outputs beside odd ones, last; gamma and beta (norms * C,), None without.
+    """
+
+    taps: Tensor
+    matrices: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+
+    def laid(self, halves: int, place: Lanes) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """As the kernels read them: taps, flat; matrices (points, lanes, lanes), the last `halves` in two; rows (norms, lanes)."""
+        matrices, channels = self.matrices, place.channels
+        if halves:
+            even = (torch.arange(channels) < channels // 2).to(matrices)
+            both = matrices[-halves:, None] * torch.stack([even, 1 - even])[:, None]
+            matrices = torch.cat([matrices[:-halves], both.flatten(0, 1)])
+        gamma, beta = (None if t is None else place.vector(t.view(-1, channels)).contiguous() for t in self[2:])
+        return place.vector(self.taps).flatten(), place.matrix(matrices).contiguous(), gamma, beta
+
+
+class Parts(NamedTuple):
+    """The modules of some units in the order of `Weights`: kernels, 1x1 kernels, pairs of halves, batch norms."""
+
+    depthwise: list[nn.Conv2d]
+    pointwise: list[nn.Conv2d]
+    halves: list[tuple[nn.Conv2d, ...]]
+    norms: list[nn.BatchNorm2d]
+
+    @staticmethod
+    def of(units: Sequence[Unit]) -> Parts:
+        """Small kernels first, else as the units come."""
+        by_size = sorted((unit for unit in units if unit.depthwise), key=lambda unit: unit.kernel)
+        return Parts(
+            [conv for unit in by_size for conv in unit.depthwise],
+            [conv for unit in units if unit.kind != HALVE for conv in unit.pointwise],
+            [unit.pointwise for unit in units if unit.kind == HALVE],
+            [norm for unit in units for norm in unit.norms],
+        )
+
+
+def stack(units: Sequence[Unit], affine: bool, channels: int, like: Tensor) -> Weights:
+    """The units' weights, of `channels` channels, copied out of their modules."""
+    parts = Parts.of(units)
+    runs = [list(run) for _, run in groupby(parts.depthwise, key=lambda conv: conv.kernel_size)]
+    taps = [torch.stack([conv.weight for conv in run]).flatten(2).transpose(1, 2).flatten(0, 1) for run in runs]
+    square = [conv.weight for conv in parts.pointwise] + [
+        torch.cat([conv.weight for conv in pair]) for pair in parts.halves
+    ]
+    matrices = torch.stack(square).flatten(2).transpose(1, 2) if square else like.new_zeros(0, channels, channels)
+    norms = parts.norms if affine else []
+    return Weights(
+        torch.cat(taps) if taps else like.new_zeros(0, channels),
+        matrices,
+        torch.cat([norm.weight for norm in norms]) if norms else None,
+        torch.cat([norm.bias for norm in norms]) if norms else None,
     )
 
 
+def weights_of(
+    cell: Layout, units: Sequence[Unit], held: Weights | None, place: Lanes, like: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """What the kernels read: of all the cell's units where they are `held`, else of these."""
+    weights = held or stack(units, cell.affine, place.channels, like)
+    return weights.laid(sum(unit.kind == HALVE for unit in (cell.units if held else units)), place)
+
+
 def planned(
-    cell: Layout, units: Sequence[Unit], place: Lanes, like: Tensor, w: Tensor, draw: Draw
+    cell: Layout, units: Sequence[Unit], whole: bool, place: Lanes, like: Tensor, w: Tensor, draw: Draw
 ) -> tuple[Tensor, Plan, list[Tensor]]:
-    """Table, plan and noise of a cell whose states are `like` (B, C, H, W), and op weights w (E, O)."""
+    """Table, plan and noise of a cell whose states are `like` (B, C, H, W), and op weights w (E, O).
+
+    `whole`: the weights are those of all the cell's units, not only of these.
+    """
+    key = (
+        tuple((unit.edge, unit.column) for unit in units),
+        whole,
+        place,
+        like.shape,
+        w.shape,
+        torch.get_num_threads(),
+    )
+    if key not in cell.plans:
+        cell.plans[key] = _planned(cell, units, whole, place, like, w)
+    table, numbers = cell.plans[key]
+    plan = Plan(*numbers)
+    extra = []
+    for unit in units:
+        if unit.noise is not None:
+            size = (plan.height, plan.width)
+            if unit.source >= cell.inputs:
+                size = (-(-plan.height // plan.stride), -(-plan.width // plan.stride))
+            noise = unit.noise(like.new_zeros(()).expand(*like.shape[:2], *size), draw)
+            extra.append(place.image(noise))
+    return table, plan, extra
+
+
+def _planned(
+    cell: Layout, units: Sequence[Unit], whole: bool, place: Lanes, like: Tensor, w: Tensor
+) -> tuple[Tensor, Plan]:
     batch, channels, height, width = like.shape
     n = batch // place.fold
     out_height, out_width = -(-height // cell.stride), -(-width // cell.stride)
     plane = n * out_height * out_width * place.lanes
-    sizes = sorted({unit.kernel for unit in units if unit.depthwise})
-    at = {}
-    depth = 0
-    for k in sizes:
-        at[k] = depth
-        depth += sum(len(unit.depthwise) for unit in units if unit.kernel == k) * k * k * place.lanes
+    parts = Parts.of(cell.units if whole else units)
+    starts = accumulate((conv.kernel_size[0] ** 2 * place.lanes for conv in parts.depthwise), initial=0)
+    taps_of = dict(zip(map(id, parts.depthwise), starts, strict=False))
+    pairs = [conv for pair in parts.halves for conv in pair]
+    matrix_of = {id(conv): i for i, conv in enumerate(parts.pointwise + pairs)}
+    norm_of = {id(norm): i for i, norm in enumerate(parts.norms)}
     rows: list[list[int]] = []
-    extra: list[Tensor] = []
-    points = norms = slots = saved = 0
+    slots = saved = extras = 0
     pools: dict[tuple[int, int], tuple[int, int]] = {}
     for unit in units:
-        taps = [-1, -1]
-        for i in range(len(unit.depthwise)):
-            taps[i] = at[unit.kernel]
-            at[unit.kernel] += unit.kernel**2 * place.lanes
-        matrices = [points + i if i < len(unit.pointwise) else -1 for i in range(2)]
-        points += len(unit.pointwise)
-        norm1 = norm2 = slot1 = slot2 = y1 = term = -1
+        taps, matrices, norms = (
+            [*(table[id(module)] for module in modules), -1, -1]
+            for table, modules in ((taps_of, unit.depthwise), (matrix_of, unit.pointwise), (norm_of, unit.norms))
+        )
+        slot1 = slot2 = y1 = term = -1
         first = 0
         if unit.kind == SEP:
-            norm1, slot1, y1 = norms, slots, saved
-            norms, slots, saved = norms + 1, slots + 1, saved + plane
-        if unit.norms:
-            norm2, norms = norms, norms + 1
+            slot1, y1 = slots, saved
+            slots, saved = slots + 1, saved + plane
         if unit.kind == EXTRA:
-            assert unit.noise is not None
-            shape = (height, width) if unit.source < cell.inputs else (out_height, out_width)
-            noise = unit.noise(like.new_zeros(()).expand(batch, channels, *shape), draw)
-            term = len(extra)
-            extra.append(place.image(noise))
+            term, extras = extras, extras + 1
         elif unit.kind in (MAXPOOL, AVGPOOL):
             first = int((unit.kind, unit.source) not in pools)
             if first:
@@ -253,6 +315,7 @@ def planned(
         elif unit.kind != SKIP:
             slot2, term = slots, saved
             slots, saved = slots + 1, saved + plane
+        norm1, norm2 = norms[:2] if unit.kind == SEP else (-1, norms[0])
         place_of = (unit.edge * w.shape[1] + unit.column, taps[0], matrices[0], taps[1], matrices[1])
         rows.append(
             [unit.kind, unit.kernel, unit.source, unit.target, *place_of, norm1, norm2, slot1, slot2, y1, term, first]
@@ -260,20 +323,11 @@ def planned(
     separable = max(
         (sum(u.kind == SEP and u.source == j for u in units) for j in range(cell.inputs + cell.nodes)), default=0
     )
+    depth = sum(conv.kernel_size[0] ** 2 for conv in parts.depthwise) * place.lanes
     plan = Plan(
         *(n, height, width, place.lanes, channels, place.fold, cell.inputs, cell.nodes, cell.stride),
-        *(
-            len(units),
-            slots,
-            norms,
-            w.numel(),
-            depth,
-            points,
-            int(cell.concat),
-            torch.get_num_threads(),
-            saved,
-            separable,
-        ),
+        *(len(units), slots, len(parts.norms), w.numel(), depth, len(matrix_of), int(cell.concat)),
+        *(torch.get_num_threads(), saved, separable),
     )
     table = torch.tensor(rows, dtype=torch.int64) if rows else torch.zeros(0, 16, dtype=torch.int64)
-    return table, plan, extra
+    return table, plan

@@ -27,7 +27,7 @@ from oche.base import Draw
 from oche.fast.buffers import shared
 from oche.fast.layout import Layout
 from oche.fast.library import Context, asked, define, derivative_of_derivative, invoke
-from oche.fast.packed import GIVEN, Arguments, Given, Lanes, Plan, pack, planned
+from oche.fast.packed import GIVEN, Arguments, Given, Lanes, Plan, Weights, planned, weights_of
 from oche.fast.plain import plain_packed
 
 Kept = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -298,11 +298,21 @@ SECOND = define(
 )
 
 
-def run_packed(cell: Layout, states: Sequence[Tensor], w: Tensor, zero: set[tuple[int, int]], draw: Draw) -> Tensor:
-    """The cell's output (B, C', H', W') from its states after the entries, each (B, C, H, W); w (E, O)."""
+def run_packed(
+    cell: Layout,
+    states: Sequence[Tensor],
+    w: Tensor,
+    zero: set[tuple[int, int]],
+    draw: Draw,
+    held: Weights | None = None,
+) -> Tensor:
+    """The cell's output (B, C', H', W') from its states after the entries, each (B, C, H, W); w (E, O).
+
+    Weights are read from the modules unless they are `held` as the kernels want them.
+    """
     units = [unit for unit in cell.units if (unit.edge, unit.column) not in zero]
     place = Lanes.of(*states[0].shape[:2])
-    table, plan, extra = planned(cell, units, place, states[0], w, draw)
-    weights = pack(units, cell.affine, place, states[0])
+    table, plan, extra = planned(cell, units, held is not None, place, states[0], w, draw)
+    weights = weights_of(cell, units, held, place, states[0])
     nodes = PACKED(table, list(plan), cell.eps, w, *weights, [place.image(h) for h in states], extra)[0]
     return place.back(nodes, plan.nodes) if cell.concat else place.back(nodes[..., -plan.lanes :], 1)

@@ -22,21 +22,28 @@ from oche.base import Draw
 from oche.fast.buffers import shared
 from oche.fast.layout import Layout
 from oche.fast.library import asked, define, derivative_of_derivative, invoke
-from oche.fast.packed import GIVEN, Arguments, Given, Lanes, pack, planned
+from oche.fast.packed import GIVEN, Arguments, Given, Lanes, Weights, planned, weights_of
 from oche.fast.packed_op import Grads, Saved, grads_of, made, save, saved
 from oche.fast.plain import plain_states
 
 _Kept = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def run_partial(cell: Layout, states: Sequence[Tensor], w: Tensor, zero: set[tuple[int, int]], draw: Draw) -> Tensor:
-    """The cell's output (B, C', H', W') from its states after the entries, each (B, C, H, W); w (E, O)."""
+def run_partial(
+    cell: Layout,
+    states: Sequence[Tensor],
+    w: Tensor,
+    zero: set[tuple[int, int]],
+    draw: Draw,
+    held: Weights | None = None,
+) -> Tensor:
+    """The cell's output (B, C', H', W') from its states after the entries, each (B, C, H, W); w (E, O); `held` as in `run_packed`."""
     units = [unit for unit in cell.units if (unit.edge, unit.column) not in zero]
     head = states[0][:, : states[0].shape[1] // cell.share]
     place = Lanes.of(*head.shape[:2])
-    table, plan, extra = planned(cell, units, place, head, w, draw)
+    table, plan, extra = planned(cell, units, held is not None, place, head, w, draw)
     wholes = [h.permute(0, 2, 3, 1).contiguous() for h in states]
-    edges, weights = torch.tensor(cell.edges, dtype=torch.int64), pack(units, cell.affine, place, head)
+    edges, weights = torch.tensor(cell.edges, dtype=torch.int64), weights_of(cell, units, held, place, head)
     nodes = PARTIAL(edges, cell.share, table, list(plan), cell.eps, w, *weights, wholes, extra)[0]
     return (nodes if cell.concat else nodes[..., -states[0].shape[1] :]).permute(0, 3, 1, 2)
 

@@ -122,15 +122,15 @@ def _recomputed(cell: Cell, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> 
 
     The weights are handed over, for when the cell runs again, whoever called the supernet with others has put its own back.
     """
-    module, names = _Mixed(cell), [f"cell.{name}" for name, _ in cell.named_parameters()]
+    held = dict([*cell.named_parameters(), *cell.named_buffers()])
+    module, names = _Mixed(cell), [f"cell.{name}" for name in held]
 
     def again(w: Tensor, *tensors: Tensor) -> Tensor:
         weights = dict(zip(names, tensors[len(inputs) :], strict=True))
         out: Tensor = torch.func.functional_call(module, weights, (tensors[: len(inputs)], w, draw))
         return out
 
-    held = [p for _, p in cell.named_parameters()]
-    out: Tensor = checkpoint(again, w, *inputs, *held, use_reentrant=False, preserve_rng_state=False)
+    out: Tensor = checkpoint(again, w, *inputs, *held.values(), use_reentrant=False, preserve_rng_state=False)
     return out
 
 
