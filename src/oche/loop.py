@@ -67,6 +67,7 @@ def advance(state: SearchState, method: Method) -> None:
     while state.epoch < problem.epochs:
         for callback in method.callbacks:
             callback.on_epoch_start(state)
+        state.settle()
         if state.stop:
             break
         started, first = time.perf_counter(), state.step
@@ -185,6 +186,7 @@ def step_alpha(state: SearchState, method: Method, grads: Alpha, outer: OuterSte
 
 def bilevel(state: SearchState, method: Method) -> Bilevel:
     """The two losses of this search as pure functions of (theta, alpha)."""
+    state.settle()
 
     def inner(theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
         draw = state.draw("weight")

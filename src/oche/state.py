@@ -109,12 +109,9 @@ class SearchState:
         """The weights that learn, by name, in the supernet's order: the parameters themselves, not copies."""
         return {name: p for name, p in self._named if name in self.learns}
 
-    @property
+    @cached_property
     def leaves(self) -> Params:
         """What a step differentiates and the optimiser holds: `theta`, but one tensor for all weights that lie in a pack."""
-        if not all(pack.intact for pack in self.packs):
-            self.unpack()
-            self.pack()
         inside = {name for pack in self.packs for name in pack.weights}
         packed = {pack.name: pack.values for pack in self.packs if pack.values.requires_grad}
         return packed | {name: p for name, p in self.theta.items() if name not in inside}
@@ -199,8 +196,7 @@ class SearchState:
             if name not in self.learns:
                 p.grad = None  # else torch would go on stepping it
                 self.weight_optimizer.state.pop(p, None)
-        (group,) = self.weight_optimizer.param_groups
-        group["params"] = list(self.theta.values())
+        self._hold()
 
     def pack(self) -> None:
         """From now on the weights of compiled cells lie in `packs`, if the optimiser treats all entries of a tensor alike."""
@@ -213,7 +209,7 @@ class SearchState:
             there = {name: t for name, t in moving.items() if t is not None}
             if there:
                 state[pack.values]["momentum_buffer"] = pack.join(there)
-        self.weight_optimizer.param_groups[0]["params"] = list(self.leaves.values())
+        self._hold()
 
     def unpack(self) -> None:
         """Every weight is a tensor of its own again, its momentum with it."""
@@ -225,7 +221,19 @@ class SearchState:
                     state[pack.weights[name]]["momentum_buffer"] = part
             pack.lift()
         self.packs = ()
-        self.weight_optimizer.param_groups[0]["params"] = list(self.theta.values())
+        self._hold()
+
+    def settle(self) -> None:
+        """Packs anew if somebody moved weights out of their packs, to another precision say."""
+        if not all(pack.intact for pack in self.packs):
+            self.unpack()
+            self.pack()
+
+    def _hold(self) -> None:
+        """The optimiser steps what are leaves now."""
+        self.__dict__.pop("leaves", None)
+        (group,) = self.weight_optimizer.param_groups
+        group["params"] = list(self.leaves.values())
 
     @torch.no_grad()
     def take_over(self, earlier: SearchState, fit: Fit) -> None:
