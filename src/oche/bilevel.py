@@ -109,8 +109,9 @@ class FiniteDifference:
         loss, direct, u = _look_ahead(problem, theta, alpha, g, batches)
         here, along = packed(theta), packed(u)
         epsilon = self.radius / along.norm().clamp_min(torch.finfo(along.dtype).tiny)
-        plus = gradient(problem.inner(unpacked(here + epsilon * along, theta), alpha, batch), alpha)
-        minus = gradient(problem.inner(unpacked(here - epsilon * along, theta), alpha, batch), alpha)
+        side = epsilon * along
+        plus = gradient(problem.inner(unpacked(here + side, theta), alpha, batch), alpha)
+        minus = gradient(problem.inner(unpacked(here - side, theta), alpha, batch), alpha)
         return loss, {name: direct[name] + (plus[name] - minus[name]) / (2 * epsilon) for name in alpha}
 
 

@@ -58,10 +58,11 @@ class SGD:
         (group,) = optimizer.param_groups
         here, gradient = _flat(theta.values()), _flat(grads[name] for name in theta)
         decayed = here if self.decay_vectors else _flat(t if t.ndim > 1 else 0 * t for t in theta.values())
-        step = gradient + group["weight_decay"] * decayed
+        step = torch.add(gradient, decayed, alpha=group["weight_decay"])
         buffers = [optimizer.state.get(own, {}).get("momentum_buffer") for own in group["params"]]
         moving = [torch.zeros_like(t) if b is None else b for b, t in zip(buffers, theta.values(), strict=True)]
-        velocity = step if all(b is None for b in buffers) else self.momentum * _flat(moving) + step
+        still = all(b is None for b in buffers)
+        velocity = step if still else torch.add(step, _flat(moving), alpha=self.momentum)
         ahead = here - group["lr"] * (step + self.momentum * velocity if self.nesterov else velocity)
         parts = torch.split(ahead, [t.numel() for t in theta.values()])
         return {name: part.view(t.shape) for part, (name, t) in zip(parts, theta.items(), strict=True)}
@@ -81,7 +82,7 @@ class Sparing(torch.optim.SGD):
 
 
 def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    """One after the other: a supernet has over a thousand weights, and an operation on each costs more than on all."""
+    """One after the other: where weights lie one by one they are over a thousand, and an operation on each costs more than on all."""
     return torch.cat([t.reshape(-1) for t in tensors])
 
 
