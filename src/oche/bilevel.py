@@ -95,7 +95,7 @@ class FiniteDifference:
     """Unrolled with the product taken by a central difference (DARTS, eq. 8): the weights move by `radius` to either side along u.
 
     As published; Unrolled is exact, and how far this is from it `docs/results/performance.md` tells. The weights themselves are not
-    touched: either side is one packed buffer, and neither pass computes gradients of weights.
+    touched: either side is a copy, and neither pass computes gradients of weights.
     """
 
     radius: float = 0.01
@@ -107,11 +107,14 @@ class FiniteDifference:
             problem.inner(leaves, detached(alpha), batch), list(leaves.values()), materialize_grads=True
         )
         loss, direct, u = _look_ahead(problem, theta, alpha, g, batches)
-        here, along = packed(theta), packed(u)
-        epsilon = self.radius / along.norm().clamp_min(torch.finfo(along.dtype).tiny)
-        side = epsilon * along
-        plus = gradient(problem.inner(unpacked(here + side, theta), alpha, batch), alpha)
-        minus = gradient(problem.inner(unpacked(here - side, theta), alpha, batch), alpha)
+        here, along = [t.detach() for t in theta.values()], list(u.values())
+        norm = torch.stack(torch._foreach_norm(along)).norm()
+        epsilon = self.radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        aside = torch._foreach_mul(along, epsilon)
+        plus, minus = (
+            gradient(problem.inner(dict(zip(theta, weights, strict=True)), alpha, batch), alpha)
+            for weights in (torch._foreach_add(here, aside), torch._foreach_sub(here, aside))
+        )
         return loss, {name: direct[name] + (plus[name] - minus[name]) / (2 * epsilon) for name in alpha}
 
 

@@ -7,7 +7,7 @@ a differentiable function, for unrolling.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -56,16 +56,17 @@ class SGD:
         clipping is not part of it, as in the DARTS code.
         """
         (group,) = optimizer.param_groups
-        here, gradient = _flat(theta.values()), _flat(grads[name] for name in theta)
-        decayed = here if self.decay_vectors else _flat(t if t.ndim > 1 else 0 * t for t in theta.values())
-        step = torch.add(gradient, decayed, alpha=group["weight_decay"])
+        here, gradients = tuple(theta.values()), tuple(grads[name] for name in theta)
+        decayed = here if self.decay_vectors else tuple(t if t.ndim > 1 else torch.zeros_like(t) for t in here)
+        step = torch._foreach_add(gradients, decayed, alpha=group["weight_decay"])
         buffers = [optimizer.state.get(own, {}).get("momentum_buffer") for own in group["params"]]
-        moving = [torch.zeros_like(t) if b is None else b for b, t in zip(buffers, theta.values(), strict=True)]
+        moving = [torch.zeros_like(t) if b is None else b for b, t in zip(buffers, here, strict=True)]
         still = all(b is None for b in buffers)
-        velocity = step if still else torch.add(step, _flat(moving), alpha=self.momentum)
-        ahead = here - group["lr"] * (step + self.momentum * velocity if self.nesterov else velocity)
-        parts = torch.split(ahead, [t.numel() for t in theta.values()])
-        return {name: part.view(t.shape) for part, (name, t) in zip(parts, theta.items(), strict=True)}
+        velocity = step if still else torch._foreach_add(step, moving, alpha=self.momentum)
+        if self.nesterov:
+            velocity = torch._foreach_add(step, velocity, alpha=self.momentum)
+        ahead = torch._foreach_sub(here, torch._foreach_mul(velocity, group["lr"]))
+        return dict(zip(theta, ahead, strict=True))
 
 
 class Sparing(torch.optim.SGD):
@@ -79,11 +80,6 @@ class Sparing(torch.optim.SGD):
                     p.grad.sub_(p, alpha=group["weight_decay"])
         loss: float | None = super().step(closure)
         return loss
-
-
-def _flat(tensors: Iterable[Tensor]) -> Tensor:
-    """One after the other: where weights lie one by one they are over a thousand, and an operation on each costs more than on all."""
-    return torch.cat([t.reshape(-1) for t in tensors])
 
 
 @dataclass(frozen=True)
