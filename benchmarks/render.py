@@ -54,6 +54,7 @@ ABOUT = {
     "also/darts-bf16": "DARTS space, batch 16, bf16 against fp32 reference",
     "also/darts-recompute": "DARTS space, batch 16, recomputed cells against kept ones",
     "also/portable-recompute": "the same on the portable tier",
+    "also/nb201-compile": "NAS-Bench-201, batch 64, portable tier, cells by torch.compile against cells as they are",
     "also/nb201-bf16": "NAS-Bench-201, batch 64, bf16 against fp32 reference",
     "also/nb201-channels-last": "NAS-Bench-201, batch 64, against plain cells in channels_last",
     **{f"also/{s}": f"{s.upper()} of RobustDARTS, batch 8" for s in ("s1", "s2", "s3", "s4")},

@@ -17,6 +17,7 @@ Sides, for `--tier` (what is measured) and `--against` (what it is compared with
     reference                 plain cells as the field writes them (benchmarks/field.py)
     all-weights               like --tier, but every weight learns: what random features save
     kept                      like --tier, without --recompute
+    eager                     like --tier, without --compile
     fp32                      like --tier, without --precision bf16
     PATH.py                   a peer: a file with `build(batch, size)` and `step(built)`, see benchmarks/peers/darts_nchw.py
 
@@ -88,6 +89,7 @@ class Work:
     device: str = "cpu"
     precision: str = "32"
     recompute: bool = False
+    compile: bool = False
     threads: int = 1
     iterations: int = 3
 
@@ -105,6 +107,7 @@ class Work:
 WITHOUT: dict[str, Callable[[Work], Work]] = {
     "all-weights": lambda work: replace(work, method=work.method.removeprefix("rf_")),
     "kept": lambda work: replace(work, recompute=False),
+    "eager": lambda work: replace(work, compile=False),
     "fp32": lambda work: replace(work, precision="32"),
 }
 """Sides that are the tier itself, less one thing."""
@@ -197,9 +200,11 @@ def of_oche(work: Work) -> dict[str, Any]:
             stages = {name: s / work.iterations for name, s in watch.stages.items()}
             compiled = {name: (n / work.iterations, s / work.iterations) for name, (n, s) in kernels.items()}
             peak = memory_mib(fabric.device)
+            torch.compiler.set_stance("force_eager")  # of a program torch's dispatcher would see nothing
             operators.__enter__()
         elif len(seconds) > work.iterations:
             operators.__exit__(None, None, None)
+            torch.compiler.set_stance("default")
             raise _Enough
         last = time.perf_counter()
 
@@ -219,6 +224,7 @@ def of_oche(work: Work) -> dict[str, Any]:
         fabric=fabric,
         listener=listen,
         recompute=work.recompute,
+        compile=work.compile,
     )
     with calls() as kernels, watch.timers(), suppress(_Enough):
         search(problem, replace(method, callbacks=(*method.callbacks, watch)))
@@ -310,7 +316,9 @@ def useful_work(work: Work) -> dict[str, float]:
     plain = ENVIRONMENTS["reference-channels-last"]
     os.environ.update(plain)
     try:
-        found = of_oche(replace(work, batch=2, iterations=1, device="cpu", precision="32", recompute=False))["useful"]
+        found = of_oche(
+            replace(work, batch=2, iterations=1, device="cpu", precision="32", recompute=False, compile=False)
+        )["useful"]
     finally:
         for name in plain:
             del os.environ[name]
@@ -426,6 +434,9 @@ def main() -> None:
     parser.add_argument(
         "--recompute", action="store_true", help="of oche's sides: cells run again in the backward pass"
     )
+    parser.add_argument(
+        "--compile", action="store_true", help="of oche's sides: torch.compile of the cells that no kernels compute"
+    )
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     parser.add_argument("--work", help=argparse.SUPPRESS)
@@ -447,6 +458,7 @@ def main() -> None:
         a.device,
         a.precision,
         a.recompute,
+        a.compile,
         a.threads,
         a.iterations,
     )

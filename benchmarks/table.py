@@ -31,6 +31,7 @@ ONE = ("--repeats", "2", "--iterations", "1")
 ONCE = ("--repeats", "1", "--iterations", "1")
 SMALL = ("--batch", "8", "--set", "cells=4", "--repeats", "1", "--iterations", "2")
 CHANNELS_LAST = ("--tier", "portable", "--against", "reference-channels-last")
+COMPILED = ("--tier", "portable", "--compile", "--against", "eager")
 LONGEST = 900
 PEER = "benchmarks/peers/darts_nchw.py"
 
@@ -100,6 +101,7 @@ ROWS: list[Row] = [
     _supernet(
         "also/portable-recompute", "--batch", "16", "--tier", "portable", "--recompute", "--against", "kept", *ONCE
     ),
+    _supernet("also/nb201-compile", "--space", "nb201", "--batch", "64", *COMPILED, *ONE),
     *[_supernet(f"also/{s}", "--space", s, "--batch", "8", *ONCE) for s in ("s1", "s2", "s3", "s4")],
 ]
 """By value: what has a goal, what each tier gains, how it grows, the rest."""

@@ -124,6 +124,7 @@ def search(
     seeds: int = 1,
     pick: str = "validation",
     recompute: bool = False,
+    compile: bool = False,
     out: str | Path | None = None,
     listener: Listener = nobody,
 ) -> Found:
@@ -136,12 +137,13 @@ def search(
     `method`, `space`, `budget`, `protocol` are names (`oche list ...`), `data` a name, a path or a `Data`; `settings` are assignments such
     as `{"space.cells": 3, "trainable.classifier": True}`; `probes` are measured after each epoch, see `oche.watch`. Of several `seeds`,
     `seed` and those after it, the cell is picked that is best on validation images when trained (`oche.pick`). `recompute` trades time
-    for memory: each cell runs again in its backward pass instead of keeping what it computed. `out` is the run's folder,
+    for memory: each cell runs again in its backward pass instead of keeping what it computed. `compile` has torch.compile make
+    programs of the cells that no kernels of ours compute, which takes minutes before the first step. `out` is the run's folder,
     `runs/METHOD-SPACE` by default; an existing one is never overwritten. Raises UserError for anything unknown or impossible.
     """
     request = Request(
         method, space, data if isinstance(data, str) else data.name, budget, epochs, batch, seed, device, devices, precision, threads,
-        compare, compare_seeds, protocol, with_task(settings or {}, task, data), tuple(probes), seeds, pick, recompute,
+        compare, compare_seeds, protocol, with_task(settings or {}, task, data), tuple(probes), seeds, pick, recompute, compile,
     )  # fmt: skip
     plan = resolve(request, data if isinstance(data, Data) else None)
     return carry_out(plan, start(plan, out), listener)
@@ -206,6 +208,7 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = nobody) 
         run=run,
         listener=listener,
         recompute=plan.request.recompute,
+        compile=plan.request.compile,
     )
 
 

@@ -50,7 +50,11 @@ class Batches(Protocol):
 
 
 class ArchGradient(Protocol):
-    """(outer loss, d outer / d alpha), both of this process; the loop averages the gradient over processes."""
+    """(outer loss, d outer / d alpha), both of this process; the loop averages the gradient over processes.
+
+    A loss whose gradient is differentiated again, or whose graph is retained, is computed inside of
+    `torch.compiler.set_stance("force_eager")`, for the sake of searches with `compile`.
+    """
 
     def __call__(self, problem: Bilevel, theta: Params, alpha: Alpha, batches: Batches) -> tuple[Tensor, Alpha]: ...
 
@@ -83,7 +87,8 @@ class Unrolled:
 
     def __call__(self, problem: Bilevel, theta: Params, alpha: Alpha, batches: Batches) -> tuple[Tensor, Alpha]:
         leaves = required(theta)
-        inner = problem.inner(leaves, alpha, batches.inner())
+        with torch.compiler.set_stance("force_eager"):  # programs of torch.compile have no second derivative
+            inner = problem.inner(leaves, alpha, batches.inner())
         g = torch.autograd.grad(inner, list(leaves.values()), create_graph=True, materialize_grads=True)
         loss, direct, u = _look_ahead(problem, theta, alpha, g, batches)
         second = torch.autograd.grad(g, list(alpha.values()), grad_outputs=list(u.values()), materialize_grads=True)

@@ -87,6 +87,12 @@ def search(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Less memory, more time: cells run again in the backward pass.")
     ] = False,
+    compile: Annotated[
+        bool,
+        typer.Option(
+            "--compile", help="torch.compile the cells that run in plain PyTorch: minutes before the first step."
+        ),
+    ] = False,
     settings: Settings = None,
     out: Out = None,
     config: Annotated[Path | None, typer.Option(help="Repeat the search of this run.toml.")] = None,
@@ -131,6 +137,7 @@ def search(
                 seeds,
                 pick or "validation",
                 recompute,
+                compile,
             )
         )
         run = None

@@ -21,7 +21,8 @@ TIERS = {
 
 
 HALF = {
-    "kernels": "NAS-Bench-201's cells stay in kernels, in single precision, which is faster; all others share their work in plain PyTorch",
+    "kernels": "cells in compiled kernels compute in single precision, which is faster; those with depthwise operations keep in bf16 "
+    "what their backward pass reads; all others share their work in plain PyTorch",
     "portable": "cells share their work in plain PyTorch",
     "plain": "every candidate runs by itself",
 }

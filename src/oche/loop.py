@@ -241,7 +241,7 @@ def begin(
     supernet.recompute = problem.recompute
     method.trainable.prepare(supernet, counted(problem.seed, "initialiser", *stage))
     supernet.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    accelerate(supernet)
+    accelerate(supernet, problem.compile)
     learns = method.trainable(supernet)
     for name, p in supernet.named_parameters():
         p.requires_grad_(name in learns)

@@ -25,6 +25,7 @@ from oche.budgets import budget
 from oche.data import SPLITS, Data, load
 from oche.data.facts import pixel_counts
 from oche.errors import UserError, unknown
+from oche.fast.program import needs_compiler
 from oche.genotype import Genotype
 from oche.method import Method
 from oche.methods import METHODS, budgets, method_named
@@ -77,6 +78,7 @@ class Request:
     seeds: int = 1
     pick: str = "validation"
     recompute: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -189,6 +191,10 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
             f"A comparison needs random cells and at least one seed; given {request.compare} and {request.compare_seeds}: "
             "`--compare 0` goes without."
         )
+    if request.compile:
+        if method_of(searcher) is None:
+            raise UserError(f"--compile is for cells of a supernet, and {searcher.name} has none: leave it out.")
+        needs_compiler(fabric.device)
     request = replace(request, threads=threads_for(request.threads, data))
     return Plan(request, searcher, space, data, protocol, epochs, batch, fabric, chosen.source, watch, task)
 

@@ -108,7 +108,8 @@ def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int
 
     draw = state.draw("weight")
     state.supernet.recompute = False  # its hooks would hide what a cell keeps from these
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+    eager = torch.compiler.set_stance("force_eager")  # no program is made for batches of these sizes
+    with eager, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         loss, _ = state.task_loss(state.op_weights(state.alpha, draw), weights.at(0), draw)
     del loss
     state.supernet.recompute = problem.recompute

@@ -130,7 +130,8 @@ def hessian_eigenvalue(state: SearchState, loss: Loss, batch: Batch) -> float:
     try:
         leaves = required(state.alpha)
         values = list(leaves.values())
-        outer = loss(detached(state.theta), leaves, batch)
+        with torch.compiler.set_stance("force_eager"):  # programs of torch.compile have no second derivative
+            outer = loss(detached(state.theta), leaves, batch)
         grads = torch.autograd.grad(outer, values, create_graph=True, materialize_grads=True)
     finally:
         state.meters = meters  # what a search's own loss has counted

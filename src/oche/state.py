@@ -38,6 +38,7 @@ class Problem:
 
     `run` is where it is kept (None: nowhere), `checkpoint_every` the number of steps between checkpoints besides those at
     every epoch's end. `recompute` runs each cell again in its backward pass instead of keeping what it computed: less memory, more time.
+    `compile` has torch.compile make programs of the cells that no kernels of ours compute: minutes before the first step.
     """
 
     space: Space
@@ -52,6 +53,7 @@ class Problem:
     checkpoint_every: int = 100
     listener: Listener = nobody
     recompute: bool = False
+    compile: bool = False
 
 
 @dataclass

@@ -38,7 +38,7 @@ aten = torch.ops.aten
 @pytest.fixture
 def _plain_supernet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions can be counted in the plain supernet only; tests/unit/fast has the gradient modes of the fused one."""
-    monkeypatch.setattr("oche.loop.accelerate", lambda supernet: supernet)
+    monkeypatch.setattr("oche.loop.accelerate", lambda supernet, compile: supernet)
 
 
 class Backwards(TorchDispatchMode):
@@ -244,7 +244,7 @@ def convolutions(supernet: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
 def test_a_subset_gives_the_same_in_fused_cells(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, method = SPACES[space](), replace(darts(), trainable=WeightSubset())
     fused = search(problem, method).state
-    monkeypatch.setattr("oche.loop.accelerate", lambda supernet: supernet)
+    monkeypatch.setattr("oche.loop.accelerate", lambda supernet, compile: supernet)
     plain = search(problem, method).state
     for name, t in plain.alpha.items():
         torch.testing.assert_close(fused.alpha[name], t, rtol=1e-3, atol=1e-5)

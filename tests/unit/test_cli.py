@@ -209,6 +209,7 @@ def test_search_refuses_settings(setting: str, words: tuple[str, ...], oche: Och
         ("darts", "--compare-seeds", "0"),
         ("darts", "--compare", "-1"),
         ("darts", "--devices", "0"),
+        ("random_sampling", "--compile"),
     ],
 )
 def test_search_refuses_impossible_settings(arguments: tuple[str, ...], oche: Oche) -> None:

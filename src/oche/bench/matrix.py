@@ -145,8 +145,9 @@ class Trial:
 
 
 def asked(request: Request) -> dict[str, object]:
-    """What decides a trial, as plain values: probes only look, and a trial is of one seed."""
-    table = {name: value for name, value in asdict(request).items() if name not in ("probes", "seeds", "pick")}
+    """What decides a trial, as plain values: probes only look, compiled cells give the same, and a trial is of one seed."""
+    free = ("probes", "seeds", "pick", "compile")
+    table = {name: value for name, value in asdict(request).items() if name not in free}
     return {**table, "settings": {k: v for k, v in request.settings.items() if not k.startswith("probe.")}}
 
 

@@ -7,10 +7,12 @@ nothing refers to it any more, which is as soon as autograd has let go of it.
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable, MutableMapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 _PATIENCE = 1024
 """A size that was not asked for in so many requests is given back to the system."""
@@ -20,9 +22,10 @@ _Key = tuple[int, torch.dtype]
 
 @dataclass
 class Buffers:
-    """A pool of flat tensors by size and dtype."""
+    """A pool of flat tensors by size and dtype. What is `held` is kept while nobody needs its memory."""
 
     free: dict[_Key, list[Tensor]] = field(default_factory=dict)
+    held: MutableMapping[Tensor, Tensor] = field(default_factory=WeakTensorKeyDictionary)
     asked: dict[_Key, int] = field(default_factory=dict)
     requests: int = 0
 
@@ -38,19 +41,42 @@ class Buffers:
 
     def scratch(self, size: int, dtype: torch.dtype) -> Tensor:
         """Like `take`, for one call: the first elements of a larger buffer if one is free and none of this size is."""
-        larger = [key for key, kept in self.free.items() if kept and key[1] == dtype and key[0] >= size]
-        return self._lend(min(larger), size) if larger else self.take(size, dtype)
+
+        def larger(keys: Iterable[_Key]) -> list[_Key]:
+            return [key for key in keys if key[1] == dtype and key[0] >= size]
+
+        free = larger(key for key, kept in self.free.items() if kept) or larger(map(_key, self.held.values()))
+        return self._lend(min(free), size) if free else self.take(size, dtype)
+
+    def hold(self, lent: Tensor, of: Tensor) -> None:
+        """Keeps what `take` has lent until it is claimed by the same tensor `of`, that one dies, or the memory is needed."""
+        self.held[of] = lent
+
+    def claim(self, of: Tensor) -> Tensor | None:
+        """What is held for it, once."""
+        return self.held.pop(of, None)
 
     def _lend(self, key: _Key, size: int) -> Tensor:
+        if not self.free.get(key):
+            self._let_go(key)
         kept = self.free.get(key)
         own = kept.pop() if kept else torch.empty(key[0], dtype=key[1])
         lent = own.detach()[:size]
         weakref.finalize(lent, self._back, key, own).atexit = False
         return lent
 
+    def _let_go(self, key: _Key) -> None:
+        of = next((of for of, lent in self.held.items() if _key(lent) == key), None)
+        if of is not None:
+            del self.held[of]
+
     def _back(self, key: _Key, own: Tensor) -> None:
         if key in self.asked:
             self.free.setdefault(key, []).append(own)
+
+
+def _key(lent: Tensor) -> _Key:
+    return lent.numel(), lent.dtype
 
 
 _pools: weakref.WeakValueDictionary[str, Buffers] = weakref.WeakValueDictionary()

@@ -11,13 +11,14 @@ from oche.base import Draw
 from oche.fast.buffers import shared
 from oche.fast.dense import DenseLayout, dense_layout, run_dense
 from oche.fast.device import Backend, accelerator
-from oche.fast.entry import enter
+from oche.fast.entry import enter, single
 from oche.fast.layout import Layout, layout
 from oche.fast.native import Kernels, kernels, switched_off
 from oche.fast.packed import Weights
 from oche.fast.packed_op import run_packed
 from oche.fast.partial import run_partial
 from oche.fast.portable import refusal, run_portable, zeros
+from oche.fast.program import Program
 from oche.spaces.base import Cell, Supernet
 
 
@@ -33,18 +34,25 @@ class FusedCell(Cell):
     gamma: Tensor | None
     beta: Tensor | None
 
-    def __init__(self, cell: Cell) -> None:
+    def __init__(self, cell: Cell, program: Program | None = None) -> None:
         torch.nn.Module.__init__(self)
         for name in Weights._fields:
             self.register_buffer(name, None, persistent=False)
         self.entries, self.edges = cell.entries, cell.edges
         self.concat, self._into = cell.concat, cell._into
         self.training = cell.training
-        self.layout, self.pool = _layout(cell), shared()
+        self.layout, self.pool, self.program = _layout(cell), shared(), program
 
     @property
     def tier(self) -> str:
-        """`kernels`: all of it compiled; `nodes`: the sums into nodes, with why not the rest; `portable`: plain torch; `triton`."""
+        """`kernels`: all of it compiled; `nodes`: the sums into nodes, with why not the rest; `portable`: plain torch; `triton`.
+
+        `portable, compiled`: as a program of torch.compile instead of any of the last three.
+        """
+        return self.program.told(self._tier) if self.program else self._tier
+
+    @property
+    def _tier(self) -> str:
         device = next((p.device for p in self.parameters()), torch.device("cpu"))
         if device.type != "cpu":
             return "portable: no Triton" if accelerator(device) is None else "triton"
@@ -57,17 +65,15 @@ class FusedCell(Cell):
         zero = zeros(w)
         compiled: Backend | None = kernels() if w.device.type == "cpu" else accelerator(w.device)
         states = [enter(entry, x, compiled) for entry, x in zip(self.entries, inputs, strict=True)]
-        if isinstance(compiled, Kernels) and isinstance(self.layout, DenseLayout):
-            if torch.is_autocast_enabled("cpu"):  # single precision in these kernels is faster than torch's bfloat16
-                states = [h.float() for h in states]
+        if isinstance(compiled, Kernels) and not isinstance(self.layout, str):
+            states = [single(h) for h in states]
             if _simple(states):
-                return run_dense(self.layout, states, w, zero)
-        half = torch.is_autocast_enabled("cpu")
-        if isinstance(compiled, Kernels) and isinstance(self.layout, Layout) and _simple(states) and not half:
-            run = run_packed if self.layout.share == 1 else run_partial
-            return run(self.layout, states, w, zero, draw, self._held())
-        states = run_portable(self, states, w, zero, draw, compiled)
-        return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
+                if isinstance(self.layout, DenseLayout):
+                    return run_dense(self.layout, states, w, zero)
+                run = run_packed if self.layout.share == 1 else run_partial
+                return run(self.layout, states, w, zero, draw, self._held())
+        out = self.program.run(self, states, w, zero) if self.program else None
+        return run_portable(self, states, w, zero, draw, compiled) if out is None else out
 
     def leaves_out(self, w: Tensor) -> bool:
         """Whether a candidate that has weights takes no part under the op weights w (E, O)."""
@@ -99,9 +105,10 @@ def _simple(states: Sequence[Tensor]) -> bool:
     )
 
 
-def accelerate(supernet: Supernet) -> Supernet:
+def accelerate(supernet: Supernet, compile: bool = False) -> Supernet:
     """The same supernet with its cells fused where they can be, in place. `coverage` tells which.
 
+    With `compile` torch.compile makes programs of those that no kernels compute whole.
     Parameters, their names and the results (up to rounding) stay as they were. OCHE_FAST=off leaves every cell plain.
     """
     if switched_off("OCHE_FAST"):
@@ -109,12 +116,15 @@ def accelerate(supernet: Supernet) -> Supernet:
     cells = supernet.body.cells
     for name, cell in list(cells.items()):
         if type(cell) is Cell and refusal(cell) is None:
-            cells[name] = FusedCell(cell)
+            cells[name] = FusedCell(cell, Program.of(cell) if compile else None)
     return supernet
 
 
 def coverage(supernet: Supernet) -> dict[str, str]:
-    """Cell's name -> how it runs: "kernels", "triton", "nodes: why not more", "portable: why", or "plain: why"."""
+    """Cell's name -> how it runs: "kernels", "triton", "nodes: why not more", "portable: why", "plain: why".
+
+    Or "portable, compiled: why no kernels".
+    """
     said = {}
     for name, cell in supernet.body.cells.items():
         assert isinstance(cell, Cell)

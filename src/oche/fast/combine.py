@@ -14,6 +14,7 @@ Twice differentiable: under `create_graph` the backward is that of the plain for
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -58,6 +59,15 @@ class Moments:
 
 def combine(terms: Sequence[Term], moments: Moments) -> Tensor:
     """S (B, C, H, W) of the module's docstring, in the terms' dtype. There has to be a term."""
+    values = [term.value for term in terms]
+    scales = [None if term.norm is None else term.norm.weight for term in terms]
+    shifts = [None if term.norm is None else term.norm.bias for term in terms]
+    weights = torch.stack([term.weight for term in terms])
+    if torch.compiler.is_compiling():  # a compiler finds by itself what is fused by hand here
+        norms = [(False, 0.0) if term.norm is None else (True, term.norm.eps) for term in terms]
+        dtype = functools.reduce(torch.promote_types, [value.dtype for value in values])
+        wide = [value.to(torch.promote_types(dtype, torch.float32)) for value in values]
+        return plain_combine(norms, weights, wide, scales, shifts).to(dtype)
     spec, mean, rstd = [], [], []
     for term in terms:
         if term.norm is None:
@@ -67,10 +77,6 @@ def combine(terms: Sequence[Term], moments: Moments) -> Tensor:
         spec.append((True, term.norm.eps))
         mean.append(m)
         rstd.append((variance + term.norm.eps).rsqrt())
-    values = [term.value for term in terms]
-    scales = [None if term.norm is None else term.norm.weight for term in terms]
-    shifts = [None if term.norm is None else term.norm.bias for term in terms]
-    weights = torch.stack([term.weight for term in terms])
     compiled = moments.kernels if rows.suit(moments.kernels, [*values, weights]) else None
     out: Tensor = _Combine.apply(tuple(spec), mean, rstd, compiled, weights, *values, *scales, *shifts)  # type: ignore[no-untyped-call]
     return out

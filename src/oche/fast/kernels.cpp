@@ -3,6 +3,7 @@
 // Plain C interface, called through ctypes by `library.py`; the plan's layout is written by `packed.py` and must match `Unit` below.
 // Arrays are N H W C with C a multiple of 16 lanes. `fold` images may sit side by side in the lanes: statistics are then
 // folded over them. One image is the unit of parallel work; its tiles stay in cache. Formulas: the docstring of `packed.py`.
+// T is what is computed in, S what y and T are kept as for the backward: T itself or, for float, Half. Pools are kept as T.
 // Compiled once per instruction set (-DVECTOR_BYTES=16, 32 or 64); no finite-math assumption (max pools start at -inf).
 
 #include <algorithm>
@@ -25,12 +26,14 @@ struct Unit {  // one candidate of one edge, or the entry of a pool; offsets in 
     int64_t d1, p1, d2, p2;                 // depthwise offsets in D, pointwise numbers in P (HALVE: even, odd)
     int64_t norm1, norm2;                   // batch norm numbers, -1 without
     int64_t slot1, slot2;                   // where the sums of y1 and of the term T are kept
-    int64_t y1, term;                       // offsets of y1 and T in the saved buffer (SKIP: the state itself)
+    int64_t y1, term;                       // offsets of y1 and T in the saved buffer (SKIP: the state itself); a pool's counts from
+                                            // its start as well, as if all elements had one size
     int64_t first;                          // pools: 1 for the unit that computes the shared pool
 };
 
 struct Plan {
     int64_t n, height, width, lanes, channels, fold, inputs, nodes, stride, units, slots, norms, ops, depth, points, concat, threads;
+    int64_t kept;  // elements of y and T in the saved buffer
     double eps;
 };
 
@@ -46,16 +49,16 @@ struct Plan {
     } while (0)
 
 // tile (h + 2 PAD, w + 2 PAD, c) = max(scale x + shift, 0) inside, border untouched
-template <class T>
-void fill(const T* x, int64_t ld, int h, int w, int c, const T* scale, const T* shift, T* tile) {
+template <class T, class F>
+void fill(const F* x, int64_t ld, int h, int w, int c, const T* scale, const T* shift, T* tile) {
     const int tw = w + 2 * PAD;
     const V<T> zero = {};
     for (int y = 0; y < h; ++y)
         for (int i = 0; i < w; ++i) {
-            const T* from = x + (int64_t(y) * w + i) * ld;
+            const F* from = x + (int64_t(y) * w + i) * ld;
             T* to = tile + (int64_t(y + PAD) * tw + i + PAD) * c;
             for (int b = 0; b < c; b += Vector<T>::width) {
-                V<T> v = at(from + b);
+                V<T> v = load(from + b);
                 if (scale) v = v * at(scale + b) + at(shift + b);
                 at(to + b) = v > zero ? v : zero;
             }
@@ -95,14 +98,14 @@ void depthwise_row(const T* tile, int tw, int lanes, int oy, int wo, const T* ta
     }
 }
 
-template <class T, int NB, int X>
-INLINE void pointwise_some(const T* z, int ci, const T* p, int co, T* y, int64_t ld, V<T>* sums, bool add) {
+template <class T, int NB, int X, class S>
+INLINE void pointwise_some(const T* z, int ci, const T* p, int co, S* y, int64_t ld, V<T>* sums, const T* onto) {
     constexpr int W = Vector<T>::width;
     V<T> acc[X][NB];
 #pragma GCC unroll 16
     for (int x = 0; x < X; ++x)
 #pragma GCC unroll 4
-        for (int b = 0; b < NB; ++b) acc[x][b] = add ? at(y + x * ld + b * W) : V<T>{};
+        for (int b = 0; b < NB; ++b) acc[x][b] = onto ? at(onto + x * ld + b * W) : V<T>{};
     for (int i = 0; i < ci; ++i) {
         V<T> q[NB];
 #pragma GCC unroll 4
@@ -117,38 +120,39 @@ INLINE void pointwise_some(const T* z, int ci, const T* p, int co, T* y, int64_t
 #pragma GCC unroll 4
         for (int b = 0; b < NB; ++b) {
             if (sums) stream(y + x * ld + b * W, acc[x][b]);
-            else at(y + x * ld + b * W) = acc[x][b];
+            else store(y + x * ld + b * W, acc[x][b]);
             if (sums) sums[2 * b] += acc[x][b], sums[2 * b + 1] += acc[x][b] * acc[x][b];
         }
 }
 
-template <class T, int NB>
-INLINE void pointwise_blocks(const T* z, int n, int ci, const T* p, int co, T* y, int64_t ld, T* sums, bool add) {
+template <class T, int NB, class S>
+INLINE void pointwise_blocks(const T* z, int n, int ci, const T* p, int co, S* y, int64_t ld, T* sums, const T* onto) {
     constexpr int W = Vector<T>::width, X = NB == 1 ? (VECTOR_BYTES == 64 ? 16 : 8) : (VECTOR_BYTES == 64 ? 8 : 4);
     V<T> s[2 * NB] = {};
     int x = 0;
-    for (; x + X <= n; x += X) pointwise_some<T, NB, X>(z + x * ci, ci, p, co, y + x * ld, ld, sums ? s : nullptr, add);
-    for (; x + 4 <= n; x += 4) pointwise_some<T, NB, 4>(z + x * ci, ci, p, co, y + x * ld, ld, sums ? s : nullptr, add);
-    for (; x < n; ++x) pointwise_some<T, NB, 1>(z + x * ci, ci, p, co, y + x * ld, ld, sums ? s : nullptr, add);
+    auto on = [&] { return onto ? onto + x * ld : nullptr; };
+    for (; x + X <= n; x += X) pointwise_some<T, NB, X>(z + x * ci, ci, p, co, y + x * ld, ld, sums ? s : nullptr, on());
+    for (; x + 4 <= n; x += 4) pointwise_some<T, NB, 4>(z + x * ci, ci, p, co, y + x * ld, ld, sums ? s : nullptr, on());
+    for (; x < n; ++x) pointwise_some<T, NB, 1>(z + x * ci, ci, p, co, y + x * ld, ld, sums ? s : nullptr, on());
     if (sums)
         for (int b = 0; b < NB; ++b) at(sums + b * W) += s[2 * b], at(sums + co + b * W) += s[2 * b + 1];
 }
 
-template <class T, bool DENSE, int C>
-void pointwise_rows(const T* z, int n, int lanes, const T* p, T* y, int64_t step, T* sums, bool add) {
+template <class T, class S, bool DENSE, int C>
+void pointwise_rows(const T* z, int n, int lanes, const T* p, S* y, int64_t step, T* sums, const T* onto) {
     constexpr int W = Vector<T>::width;
     const int ci = C ? C : lanes, co = ci;
     const int64_t ld = DENSE ? co : step;
     int b = 0;
-    for (; b + 2 * W <= co; b += 2 * W) pointwise_blocks<T, 2>(z, n, ci, p + b, co, y + b, ld, sums ? sums + b : nullptr, add);
-    for (; b < co; b += W) pointwise_blocks<T, 1>(z, n, ci, p + b, co, y + b, ld, sums ? sums + b : nullptr, add);
+    for (; b + 2 * W <= co; b += 2 * W) pointwise_blocks<T, 2>(z, n, ci, p + b, co, y + b, ld, sums ? sums + b : nullptr, onto ? onto + b : nullptr);
+    for (; b < co; b += W) pointwise_blocks<T, 1>(z, n, ci, p + b, co, y + b, ld, sums ? sums + b : nullptr, onto ? onto + b : nullptr);
 }
 
-// y (n, c) = z (n, c) p (c, c), or added to y; sums (2, c): of y and of its squares
-template <class T>
-void pointwise(const T* z, int n, int c, const T* p, T* y, int64_t ld, T* sums, bool add) {
-    if (ld == c) BY_LANES(c, pointwise_rows, (z, n, c, p, y, ld, sums, add), T, true);
-    else BY_LANES(c, pointwise_rows, (z, n, c, p, y, ld, sums, add), T, false);
+// y (n, c) = z (n, c) p (c, c), plus `onto` if there is any, pixels of both ld apart; sums (2, c): of y and of its squares
+template <class T, class S>
+void pointwise(const T* z, int n, int c, const T* p, S* y, int64_t ld, T* sums, const T* onto) {
+    if (ld == c) BY_LANES(c, pointwise_rows, (z, n, c, p, y, ld, sums, onto), T, S, true);
+    else BY_LANES(c, pointwise_rows, (z, n, c, p, y, ld, sums, onto), T, S, false);
 }
 
 template <class T, int I, int NB>
@@ -245,30 +249,56 @@ template <class T> struct Pool {
     int ho() const { return (h + s - 1) / s; }
     int wo() const { return (w + s - 1) / s; }
 
+    // of the window of output o in an image n wide: its first pixel, its last one, how many
+    int first(int o) const { return std::max(0, o * s - 1); }
+    int last(int o, int n) const { return std::min(n - 1, o * s + 1); }
+    int size(int o, int n) const { return last(o, n) - first(o) + 1; }
+
     template <class F> INLINE void taps(int oy, int ox, F f) const {
-        for (int iy = oy * s - 1; iy <= oy * s + 1; ++iy)
-            for (int ix = ox * s - 1; ix <= ox * s + 1; ++ix)
-                if (iy >= 0 && iy < h && ix >= 0 && ix < w) f(int64_t(iy) * w + ix);
+        const int y = oy * s - 1, x = ox * s - 1;
+        if (y >= 0 && x >= 0 && y + 2 < h && x + 2 < w) {
+#pragma GCC unroll 3
+            for (int ky = 0; ky < 3; ++ky)
+#pragma GCC unroll 3
+                for (int kx = 0; kx < 3; ++kx) f(int64_t(y + ky) * w + x + kx);
+            return;
+        }
+        for (int iy = first(oy); iy <= last(oy, h); ++iy)
+            for (int ix = first(ox); ix <= last(ox, w); ++ix) f(int64_t(iy) * w + ix);
     }
 
-    // sums (3, c): of the pooled values and of their squares about a pivot, the image's mean, which is the third row
-    void forward(bool max, const T* x, T* out, T* sums) const {
+    // sums (3, c), if not null: of the pooled values and of their squares about a pivot, the image's mean, which is the third row
+    void forward(bool max, const T* x, T* out, T* sums) const { max ? forward_by<true>(x, out, sums) : forward_by<false>(x, out, sums); }
+
+    // rows of a window first, then its columns
+    template <bool MAX> void forward_by(const T* x, T* out, T* sums) const {
+        const V<T> none = V<T>{} - (MAX ? std::numeric_limits<T>::infinity() : T(0));
+        auto join = [](V<T> a, V<T> b_) { return MAX ? (b_ > a ? b_ : a) : a + b_; };
+        Buffer<T> columns(size_t(w + 2) * Vector<T>::width);  // rows joined, between two columns of nothing
+        auto column = [&](int i) -> V<T>& { return at(columns.data() + i * Vector<T>::width); };
+        column(0) = column(w + 1) = none;
+        const int64_t row = int64_t(w) * ld;
         for (int b = 0; b < c; b += Vector<T>::width) {
             V<T> total = {}, s1 = {}, s2 = {};
-            for (int oy = 0; oy < ho(); ++oy)
-                for (int ox = 0; ox < wo(); ++ox) {
-                    V<T> v = {};
-                    int count = 0;
-                    if (max) v = v - std::numeric_limits<T>::infinity();
-                    taps(oy, ox, [&](int64_t i) {
-                        const V<T> t = at(x + i * ld + b);
-                        v = max ? (t > v ? t : v) : v + t;
-                        ++count;
-                    });
-                    if (!max) v = v * T(1.0 / count);
-                    at(out + (int64_t(oy) * wo() + ox) * c + b) = v;
+            for (int oy = 0; oy < ho(); ++oy) {
+                const int rows = size(oy, h);
+                const T* from = x + first(oy) * row + b;
+                for (int i = 0; i < w; ++i, from += ld) {
+                    V<T> v = at(from);
+                    if (rows > 1) v = join(v, at(from + row));
+                    if (rows > 2) v = join(v, at(from + 2 * row));
+                    column(i + 1) = v;
+                }
+                const T share[3] = {T(1.0 / rows), T(1.0 / (2 * rows)), T(1.0 / (3 * rows))};
+                T* to = out + int64_t(oy) * wo() * c + b;
+                for (int ox = 0; ox < wo(); ++ox, to += c) {
+                    V<T> v = join(join(column(ox * s), column(ox * s + 1)), column(ox * s + 2));
+                    if (!MAX) v = v * share[size(ox, w) - 1];
+                    at(to) = v;
                     total += v;
                 }
+            }
+            if (!sums) continue;
             const V<T> pivot = total * T(1.0 / (ho() * wo()));  // a state's mean may be far larger than its deviation
             for (int i = 0; i < ho() * wo(); ++i) {
                 const V<T> v = at(out + int64_t(i) * c + b) - pivot;
@@ -279,39 +309,78 @@ template <class T> struct Pool {
     }
 
     // dx += what the gradient d (ho, wo, c) of the pooled values sends back; the first tap that is the maximum takes it
-    void backward(bool max, const T* x, const T* out, const T* d, T* dx) const {
+    void backward(bool max, const T* x, const T* out, const T* d, T* dx) const { max ? backward_max(x, out, d, dx) : backward_mean(d, dx); }
+
+    void backward_max(const T* x, const T* out, const T* d, T* dx) const {
+        const V<T> zero = {};
         for (int b = 0; b < c; b += Vector<T>::width)
             for (int oy = 0; oy < ho(); ++oy)
                 for (int ox = 0; ox < wo(); ++ox) {
                     const int64_t o = (int64_t(oy) * wo() + ox) * c + b;
                     V<T> left = at(d + o);
-                    const V<T> zero = {}, top = at(out + o);
-                    if (max) {
-                        taps(oy, ox, [&](int64_t i) {
-                            auto hit = at(x + i * ld + b) == top;
-                            at(dx + i * c + b) += hit ? left : zero;
-                            left = hit ? zero : left;
-                        });
-                    } else {
-                        int count = 0;
-                        taps(oy, ox, [&](int64_t) { ++count; });
-                        left = left * T(1.0 / count);
-                        taps(oy, ox, [&](int64_t i) { at(dx + i * c + b) += left; });
-                    }
+                    const V<T> top = at(out + o);
+                    taps(oy, ox, [&](int64_t i) {
+                        auto hit = at(x + i * ld + b) == top;
+                        at(dx + i * c + b) += hit ? left : zero;
+                        left = hit ? zero : left;
+                    });
                 }
+    }
+
+    void backward_mean(const T* d, T* dx) const {
+        T share[10];  // by the number of pixels in a window
+        for (int n = 1; n < 10; ++n) share[n] = T(1.0 / n);
+        Buffer<T> columns(size_t(wo() + 2) * Vector<T>::width, T(0));  // of a row of dx: what its windows' rows send, between zeros
+        auto column = [&](int i) -> V<T>& { return at(columns.data() + i * Vector<T>::width); };
+        for (int b = 0; b < c; b += Vector<T>::width)
+            for (int y = 0; y < h; ++y) {
+                const int from = y / s, until = std::min(ho() - 1, (y + 1) / s);  // windows over this row, and perhaps the one before
+                for (int ox = 0; ox < wo(); ++ox) {
+                    V<T> v = {};
+                    for (int oy = s == 1 ? std::max(0, from - 1) : from; oy <= until; ++oy)
+                        v += at(d + (int64_t(oy) * wo() + ox) * c + b) * share[size(oy, h) * size(ox, w)];
+                    column(ox + 1) = v;
+                }
+                T* to = dx + int64_t(y) * w * c + b;
+                for (int i = 0; i < w; ++i, to += c) {
+                    V<T> v = column(i / s + 1);
+                    if (s == 1) v += column(i) + column(i + 2);
+                    else if (i % 2) v += column(i / 2 + 2);
+                    at(to) += v;
+                }
+            }
     }
 };
 
+// y (n, c) += a x, pixels of x and of y some way apart
+template <class T, class F, int C>
+void add_rows(const T* a, const F* x, int64_t step, int n, int lanes, T* y, int64_t ld) {
+    const int c = C ? C : lanes;
+    for (int i = 0; i < n; ++i)
+        for (int l = 0; l < c; l += Vector<T>::width) at(y + i * ld + l) += at(a + l) * load(x + i * step + l);
+}
+
+// y (n, c) = a g + b + e x
+template <class T, class F, int C>
+void affine_rows(const T* g, const F* x, int64_t step, const T* a, const T* b, const T* e, int n, int lanes, T* y) {
+    const int c = C ? C : lanes;
+    for (int i = 0; i < n; ++i)
+        for (int l = 0; l < c; l += Vector<T>::width) at(y + i * c + l) = at(a + l) * at(g + i * c + l) + at(b + l) + at(e + l) * load(x + i * step + l);
+}
+
 // ---------------------------------------------------------------- the cell
 
-template <class T> struct Cell {
+// computes in T and keeps y and T for the backward as S
+template <class T, class S = T> struct Cell {
     const Plan& p;
     const Unit* units;
     const T* const* input;   // `inputs` pointers (n, height, width, lanes)
     const double* w;
     const T *depth, *point, *gamma, *beta;
     const T* const* extra;   // EXTRA terms, by Unit::term
-    T *saved, *out;          // y and pools; nodes (n, ho, wo, nodes * lanes), or the last node alone behind the others
+    S* saved;                // y and T
+    T* pools;                // pooled states, which are not kept: `pool_again`
+    T* out;                  // nodes (n, ho, wo, nodes * lanes), or the last node alone behind the others
     double *mean, *rstd;     // (slots, lanes)
     int c, ho, wo, nt;
     int64_t node_step, image_step, node_ld;  // from node to node, image to image, pixel to pixel in `out`
@@ -332,12 +401,16 @@ template <class T> struct Cell {
         if (j < p.inputs) return input[j] + n * p.height * p.width * c;
         return out + n * image_step + (j - p.inputs) * node_step;
     }
-    T* kept(int64_t offset, int64_t n) const { return saved + offset + n * pixels() * c; }
-    const T* term(const Unit& u, int64_t n) const {
-        if (u.kind == SKIP) return state(int(u.src), n);
-        return u.kind == EXTRA ? extra[u.term] + n * pixels() * c : kept(u.term, n);
+    S* kept(int64_t offset, int64_t n) const { return saved + offset + n * pixels() * c; }
+    // exact, for the gradient of a maximum goes where it is met again
+    T* pool(int64_t offset, int64_t n) const { return pools + offset - p.kept + n * pixels() * c; }
+    // f(first pixel, distance between pixels) of what a candidate adds to its node, as T or as S
+    template <class F> INLINE void term(const Unit& u, int64_t n, F f) const {
+        if (u.kind == SKIP) f(state(int(u.src), n), ld(int(u.src)));
+        else if (u.kind == EXTRA) f(extra[u.term] + n * pixels() * c, int64_t(c));
+        else if (u.kind == MAXPOOL || u.kind == AVGPOOL) f(static_cast<const T*>(pool(u.term, n)), int64_t(c));
+        else f(static_cast<const S*>(kept(u.term, n)), int64_t(c));
     }
-    int64_t term_ld(const Unit& u) const { return u.kind == SKIP ? ld(int(u.src)) : c; }
     static int dilation(const Unit& u) { return u.kind == DIL ? 2 : 1; }
     size_t tile_size(int j) const { return size_t(height(j) + 2 * PAD) * (width(j) + 2 * PAD) * c; }
     bool convolves(int j) const {
@@ -389,10 +462,10 @@ template <class T> struct Cell {
         }
     }
 
-    void separable(const T* tile, int tw, int k, int d, int s, const T* taps, const T* matrix, T* y, T* row, T* total) const {
+    void separable(const T* tile, int tw, int k, int d, int s, const T* taps, const T* matrix, S* y, T* row, T* total) const {
         for (int oy = 0; oy < ho; ++oy) {
             depthwise<T>(k, d, s, tile, tw, c, oy, wo, taps, row, false);
-            pointwise<T>(row, wo, c, matrix, y + int64_t(oy) * wo * c, c, total, false);
+            pointwise<T>(row, wo, c, matrix, y + int64_t(oy) * wo * c, c, total, nullptr);
         }
     }
 
@@ -418,7 +491,7 @@ template <class T> struct Cell {
         const bool convolving = convolves(j);
 #pragma omp parallel num_threads(nt)
         {
-            Buffer<T> tile(convolving ? tile_size(j) : 0, T(0)), row(size_t(wo) * c), total(3 * c);
+            Buffer<T> tile(convolving ? tile_size(j) : 0, T(0)), row(size_t(wo) * c), even(row), total(3 * c);
 #pragma omp for schedule(dynamic)
             for (int64_t n = 0; n < p.n; ++n) {
                 if (convolving) fill<T>(state(j, n), ld(j), h, wd, c, nullptr, nullptr, tile.data());
@@ -428,14 +501,14 @@ template <class T> struct Cell {
                     std::fill(total.begin(), total.end(), T(0));
                     if (u.kind == MAXPOOL || u.kind == AVGPOOL) {
                         if (!u.first) continue;
-                        Pool<T>{h, wd, c, s, ld(j)}.forward(u.kind == MAXPOOL, state(j, n), kept(u.term, n), total.data());
+                        Pool<T>{h, wd, c, s, ld(j)}.forward(u.kind == MAXPOOL, state(j, n), pool(u.term, n), total.data());
                     } else if (u.kind == HALVE) {
-                        T* y = kept(u.term, n);
+                        S* y = kept(u.term, n);
                         for (int oy = 0; oy < ho; ++oy) {
                             gather(tile.data(), tw, oy, 0, row.data());
-                            pointwise<T>(row.data(), wo, c, point + u.p1 * c * c, y + int64_t(oy) * wo * c, c, nullptr, false);
+                            pointwise<T>(row.data(), wo, c, point + u.p1 * c * c, even.data(), c, nullptr, nullptr);
                             gather(tile.data(), tw, oy, 1, row.data());
-                            pointwise<T>(row.data(), wo, c, point + u.p2 * c * c, y + int64_t(oy) * wo * c, c, total.data(), true);
+                            pointwise<T>(row.data(), wo, c, point + u.p2 * c * c, y + int64_t(oy) * wo * c, c, total.data(), even.data());
                         }
                     } else {
                         separable(tile.data(), tw, int(u.k), dilation(u), s, depth + u.d1, point + u.p1 * c * c,
@@ -451,6 +524,18 @@ template <class T> struct Cell {
             if ((u.kind == MAXPOOL || u.kind == AVGPOOL) && !u.first) continue;
             measure(u.kind == SEP ? u.slot1 : u.slot2);
         }
+    }
+
+    // pools of all states, computed once more: cheaper than to keep them
+    void pool_again() {
+#pragma omp parallel for schedule(static) num_threads(nt)
+        for (int64_t n = 0; n < p.n; ++n)
+            for (int i = 0; i < p.units; ++i) {
+                const Unit& u = units[i];
+                const int j = int(u.src);
+                if ((u.kind == MAXPOOL || u.kind == AVGPOOL) && u.first)
+                    Pool<T>{height(j), width(j), c, stride(j), ld(j)}.forward(u.kind == MAXPOOL, state(j, n), pool(u.term, n), nullptr);
+            }
     }
 
     void seconds(int j) {
@@ -502,9 +587,8 @@ template <class T> struct Cell {
     }
 
     // to += a from, for some pixels
-    void add(const T* a, const T* from, int64_t step, int64_t first, int64_t last, int64_t ld, T* to) const {
-        for (int64_t x = first; x < last; ++x)
-            for (int l = 0; l < c; l += Vector<T>::width) at(to + x * ld + l) += at(a + l) * at(from + x * step + l);
+    template <class F> void add(const T* a, const F* from, int64_t step, int64_t first, int64_t last, int64_t ld, T* to) const {
+        BY_LANES(c, add_rows, (a, from + first * step, step, int(last - first), c, to + first * ld, ld), T, F);
     }
 
     virtual void combine(int j) {
@@ -517,7 +601,8 @@ template <class T> struct Cell {
             for (int64_t first = 0; first < pixels(); first += chunk()) {
                 const int64_t last = std::min(pixels(), first + chunk());
                 spread(b.data(), first, last, ld(j), to);
-                for (size_t t = 0; t < terms.size(); ++t) add(a.data() + t * c, term(*terms[t], n), term_ld(*terms[t]), first, last, ld(j), to);
+                for (size_t t = 0; t < terms.size(); ++t)
+                    term(*terms[t], n, [&](const auto* from, int64_t step) { add(a.data() + t * c, from, step, first, last, ld(j), to); });
             }
         }
     }
@@ -525,8 +610,8 @@ template <class T> struct Cell {
 
 // Backward: states from the last to the first; a state's gradient is complete when all its out-edges are done. Weight gradients
 // are added up by thread: images go to threads in a fixed way, so that a run can be repeated bit for bit.
-template <class T> struct Back : Cell<T> {
-    using Base = Cell<T>;
+template <class T, class S = T> struct Back : Cell<T, S> {
+    using Base = Cell<T, S>;
     using Base::c; using Base::ho; using Base::wo; using Base::nt; using Base::p; using Base::units;
     const T* dout;
     bool learn;                                          // whether depthwise and pointwise weights want gradients
@@ -599,7 +684,7 @@ template <class T> struct Back : Cell<T> {
         const T* turn = turned.data() + matrix * c * c;
         for (int oy = 0; oy < ho; ++oy) {
             T* to = s.dz.data() + (int64_t(oy * st + PAD) * tw + PAD) * c;
-            pointwise<T>(s.dy.data() + int64_t(oy) * wo * c, wo, c, turn, to, int64_t(st) * c, nullptr, false);
+            pointwise<T>(s.dy.data() + int64_t(oy) * wo * c, wo, c, turn, to, int64_t(st) * c, nullptr, nullptr);
         }
         for (int y = 0; y < h; ++y) depthwise<T>(k, d, 1, s.dz.data(), tw, c, y, wd, flipped.data() + taps, dx + int64_t(y) * wd * c, add);
         if (!learn) return;
@@ -613,10 +698,8 @@ template <class T> struct Back : Cell<T> {
     }
 
     // dy = slope G + level + tilt T of one image
-    void affine(const T* g, const T* t, int64_t step, const T* a, const T* b, const T* e, T* dy) const {
-        for (int64_t x = 0; x < this->pixels(); ++x)
-            for (int l = 0; l < c; l += Vector<T>::width)
-                at(dy + x * c + l) = at(a + l) * at(g + x * c + l) + at(b + l) + at(e + l) * at(t + x * step + l);
+    template <class F> void affine(const T* g, const F* t, int64_t step, const T* a, const T* b, const T* e, T* dy) const {
+        BY_LANES(c, affine_rows, (g, t, step, a, b, e, int(this->pixels()), c, dy), T, F);
     }
 
     void map_of(double factor, double r1, double q, double m, double r, T& a, T& b, T& e) const {
@@ -642,7 +725,7 @@ template <class T> struct Back : Cell<T> {
                 this->first_norm(u, a.data(), b.data());
 #pragma omp for schedule(static) nowait
                 for (int64_t n = 0; n < p.n; ++n) {
-                    const T* y1 = this->kept(u.y1, n);
+                    const S* y1 = this->kept(u.y1, n);
                     affine(gradient(int(u.dst), n), this->kept(u.term, n), c, &slope[mine[k] * c], &level[mine[k] * c], &tilt[mine[k] * c], s.dy.data());
                     if (learn) fill<T>(y1, c, ho, wo, c, a.data(), b.data(), s.tile.data());
                     T* v = dv + k * plane + n * this->pixels() * c;
@@ -652,7 +735,7 @@ template <class T> struct Back : Cell<T> {
                         V<T> s1 = {}, s2 = {};
                         const V<T> al = at(a.data() + l), bl = at(b.data() + l);
                         for (int64_t x = 0; x < this->pixels(); ++x) {
-                            const V<T> y = at(y1 + x * c + l);
+                            const V<T> y = load(y1 + x * c + l);
                             V<T> g = at(v + x * c + l);
                             g = y * al + bl > zero ? g : zero;
                             at(v + x * c + l) = g;
@@ -723,7 +806,7 @@ template <class T> struct Back : Cell<T> {
         const int64_t matrices[2] = {u.p1, u.p2};
         for (int from = 0; from < 2; ++from) {
             for (int oy = 0; oy < ho; ++oy) {
-                pointwise<T>(s.dy.data() + int64_t(oy) * wo * c, wo, c, turned.data() + matrices[from] * c * c, s.row.data(), c, nullptr, false);
+                pointwise<T>(s.dy.data() + int64_t(oy) * wo * c, wo, c, turned.data() + matrices[from] * c * c, s.row.data(), c, nullptr, nullptr);
                 const int y = 2 * oy + from;
                 if (y >= h) continue;
                 for (int ox = 0; ox < wo && 2 * ox + from < wd; ++ox) {
@@ -760,7 +843,7 @@ template <class T> struct Back : Cell<T> {
                 const T* a = &slope[i * c];
                 T* to = kind == SKIP ? g : s.dy.data();
                 if (kind != SKIP && !pooled) {
-                    pooled = this->kept(u.term, n);
+                    pooled = this->pool(u.term, n);
                     b.assign(c, T(0)), e = b;
                     std::memset(s.dy.data(), 0, s.dy.size() * sizeof(T));
                 }
@@ -782,20 +865,28 @@ template <class T> struct Back : Cell<T> {
         Buffer<T> about(c);
         for (int i = 0; i <= p.units; ++i) {
             if (i < p.units && units[i].dst != j) continue;
-            const T* t = i < p.units ? this->term(units[i], n) : nullptr;
-            const int64_t step = t ? this->term_ld(units[i]) : 0;
-            for (int l = 0; l < c; ++l) about[l] = t ? pivot(units[i], l) : T(0);
-            for (int l = 0; l < c; l += Vector<T>::width) {
-                V<T> s[4] = {};
-                const V<T> m = at(about.data() + l);
-                int64_t x = 0;
-                for (; x + 4 <= this->pixels(); x += 4)
-#pragma GCC unroll 4
-                    for (int k = 0; k < 4; ++k) s[k] += t ? at(g + (x + k) * c + l) * (at(t + (x + k) * step + l) - m) : at(g + (x + k) * c + l);
-                for (; x < this->pixels(); ++x) s[0] += t ? at(g + x * c + l) * (at(t + x * step + l) - m) : at(g + x * c + l);
-                s[0] = (s[0] + s[1]) + (s[2] + s[3]);
-                for (int k = 0; k < Vector<T>::width; ++k) dots[(n * (p.units + 1) + i) * c + l + k] = double(s[0][k]);
+            double* to = &dots[(n * (p.units + 1) + i) * c];
+            if (i == p.units) {
+                dot(g, static_cast<const T*>(nullptr), 0, nullptr, to);
+                continue;
             }
+            for (int l = 0; l < c; ++l) about[l] = pivot(units[i], l);
+            this->term(units[i], n, [&](const auto* t, int64_t step) { dot(g, t, step, about.data(), to); });
+        }
+    }
+
+    // sum G (T - m) of one image, or sum G without a T
+    template <class F> void dot(const T* g, const F* t, int64_t step, const T* mean, double* to) const {
+        for (int l = 0; l < c; l += Vector<T>::width) {
+            V<T> s[4] = {};
+            const V<T> m = t ? at(mean + l) : V<T>{};
+            int64_t x = 0;
+            for (; x + 4 <= this->pixels(); x += 4)
+#pragma GCC unroll 4
+                for (int k = 0; k < 4; ++k) s[k] += t ? at(g + (x + k) * c + l) * (load(t + (x + k) * step + l) - m) : at(g + (x + k) * c + l);
+            for (; x < this->pixels(); ++x) s[0] += t ? at(g + x * c + l) * (load(t + x * step + l) - m) : at(g + x * c + l);
+            s[0] = (s[0] + s[1]) + (s[2] + s[3]);
+            for (int k = 0; k < Vector<T>::width; ++k) to[l + k] = double(s[0][k]);
         }
     }
 
@@ -835,25 +926,26 @@ template <class T> struct Back : Cell<T> {
     }
 };
 
-template <class T>
+template <class T, class S>
 void forward(const Plan* plan, const int64_t* units, const T* const* input, const double* w, const T* depth, const T* point,
-             const T* gamma, const T* beta, const T* const* extra, T* saved, T* out, double* mean, double* rstd) {
-    Cell<T> cell(*plan, reinterpret_cast<const Unit*>(units));
+             const T* gamma, const T* beta, const T* const* extra, S* saved, T* pools, T* out, double* mean, double* rstd) {
+    Cell<T, S> cell(*plan, reinterpret_cast<const Unit*>(units));
     cell.input = input, cell.w = w, cell.depth = depth, cell.point = point, cell.gamma = gamma, cell.beta = beta;
-    cell.extra = extra, cell.saved = saved, cell.out = out, cell.mean = mean, cell.rstd = rstd;
+    cell.extra = extra, cell.saved = saved, cell.pools = pools, cell.out = out, cell.mean = mean, cell.rstd = rstd;
     cell.run_forward();
 }
 
-template <class T>
+template <class T, class S>
 void backward(const Plan* plan, const int64_t* units, const T* const* input, const double* w, const T* depth, const T* point,
-              const T* gamma, const T* beta, const T* const* extra, T* saved, T* out, double* mean, double* rstd,
+              const T* gamma, const T* beta, const T* const* extra, S* saved, T* pools, T* out, double* mean, double* rstd,
               const T* dout, T* const* dinput, double* dw, T* ddepth, T* dpoint, double* dgamma, double* dbeta, T* work) {
-    Back<T> cell(*plan, reinterpret_cast<const Unit*>(units));
+    Back<T, S> cell(*plan, reinterpret_cast<const Unit*>(units));
     cell.input = input, cell.w = w, cell.depth = depth, cell.point = point, cell.gamma = gamma, cell.beta = beta;
-    cell.extra = extra, cell.saved = saved, cell.out = out, cell.mean = mean, cell.rstd = rstd;
+    cell.extra = extra, cell.saved = saved, cell.pools = pools, cell.out = out, cell.mean = mean, cell.rstd = rstd;
     cell.dout = dout, cell.dinput = dinput, cell.dw = dw, cell.ddepth = ddepth, cell.dpoint = dpoint;
     cell.dgamma = dgamma, cell.dbeta = dbeta, cell.learn = ddepth != nullptr;
     cell.grads = work, cell.dv = work + plan->nodes * plan->n * cell.pixels() * plan->lanes;
+    cell.pool_again();
     cell.run_backward();
 }
 
@@ -988,18 +1080,19 @@ void maps(int64_t n, const Rows<T>* x, const T* a, const T* b, const T* e, const
 #include "entry.h"
 #include "partial.h"
 
-#define EXPORT(T, NAME)                                                                                                        \
+#define EXPORT(T, S, NAME)                                                                                                     \
     extern "C" void oche_forward_##NAME(const Plan* plan, const int64_t* units, const T* const* input, const double* w,        \
                                         const T* depth, const T* point, const T* gamma, const T* beta, const T* const* extra,  \
-                                        T* saved, T* out, double* mean, double* rstd) {                                        \
-        forward<T>(plan, units, input, w, depth, point, gamma, beta, extra, saved, out, mean, rstd);                           \
+                                        S* saved, T* pools, T* out, double* mean, double* rstd) {                              \
+        forward<T, S>(plan, units, input, w, depth, point, gamma, beta, extra, saved, pools, out, mean, rstd);                 \
     }                                                                                                                          \
     extern "C" void oche_backward_##NAME(const Plan* plan, const int64_t* units, const T* const* input, const double* w,       \
                                          const T* depth, const T* point, const T* gamma, const T* beta, const T* const* extra, \
-                                         T* saved, T* out, double* mean, double* rstd, const T* dout, T* const* dinput,        \
-                                         double* dw, T* ddepth, T* dpoint, double* dgamma, double* dbeta, T* work) {           \
-        backward<T>(plan, units, input, w, depth, point, gamma, beta, extra, saved, out, mean, rstd, dout, dinput, dw,         \
-                    ddepth, dpoint, dgamma, dbeta, work);                                                                       \
+                                         S* saved, T* pools, T* out, double* mean, double* rstd, const T* dout,                \
+                                         T* const* dinput, double* dw, T* ddepth, T* dpoint, double* dgamma, double* dbeta,    \
+                                         T* work) {                                                                            \
+        backward<T, S>(plan, units, input, w, depth, point, gamma, beta, extra, saved, pools, out, mean, rstd, dout, dinput,   \
+                       dw, ddepth, dpoint, dgamma, dbeta, work);                                                               \
     }
 #define EXPORT_NODE(T, NAME)                                                                                                   \
     extern "C" void oche_moments_##NAME(const T* x, int64_t ld, int64_t rows, int64_t c, int64_t threads, double* m, double* v) { \
@@ -1017,13 +1110,15 @@ void maps(int64_t n, const Rows<T>* x, const T* a, const T* b, const T* e, const
                                      int64_t c, int64_t threads, T* const* dx) {                                               \
         maps<T>(n, x, a, b, e, g, rows, c, threads, dx);                                                                       \
     }
-EXPORT(float, f32)
-EXPORT(double, f64)
+EXPORT(float, float, f32)
+EXPORT(float, Half, bf16)
+EXPORT(double, double, f64)
 EXPORT_NODE(float, f32)
 EXPORT_NODE(double, f64)
 EXPORT_ENTRY(float, f32)
 EXPORT_ENTRY(double, f64)
-EXPORT_PARTIAL(float, f32)
-EXPORT_PARTIAL(double, f64)
+EXPORT_PARTIAL(float, float, f32)
+EXPORT_PARTIAL(float, Half, bf16)
+EXPORT_PARTIAL(double, double, f64)
 
 #include "second.h"  // the second derivative, in terms of the structures above

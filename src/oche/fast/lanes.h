@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <vector>
 
@@ -54,6 +55,54 @@ template <class T> INLINE void stream(T* p, V<T> v) {
     else _mm256_stream_pd(reinterpret_cast<double*>(p), reinterpret_cast<__m256d&>(v));
 #else
     at(p) = v;
+#endif
+}
+
+// ---------------------------------------------------------------- values kept in half of the bytes
+
+struct Half {  // bfloat16: the upper half of a float
+    std::uint16_t bits;
+};
+typedef std::uint16_t Halves __attribute__((vector_size(VECTOR_BYTES / 2), aligned(alignof(Half)), may_alias));
+typedef V<std::uint32_t> Words;
+
+// to the nearest, of two equally near ones to the even one; what is no number stays none
+INLINE Halves rounded(V<float> v) {
+    const Words bits = (Words)v, near = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector(v == v ? near : (bits >> 16) | 0x40, Halves);
+}
+
+// what was kept long ago, as vectors of T; the processor reads ahead within a page, this beyond it
+constexpr std::ptrdiff_t AHEAD = 4096;  // bytes
+
+template <class T> INLINE V<T> load(const T* p) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + AHEAD);
+    return at(p);
+}
+INLINE V<float> load(const Half* p) {
+    __builtin_prefetch(reinterpret_cast<const char*>(p) + AHEAD);
+#if VECTOR_BYTES == 64
+    const Words bits = (Words)_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif VECTOR_BYTES == 32
+    const Words bits = (Words)_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+    const Words bits = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Words);
+#endif
+    return (V<float>)(bits << 16);
+}
+
+template <class T> INLINE void store(T* p, V<T> v) { at(p) = v; }
+INLINE void store(Half* p, V<float> v) { *reinterpret_cast<Halves*>(p) = rounded(v); }
+
+INLINE void stream(Half* p, V<float> v) {
+#if VECTOR_BYTES == 64
+    const Halves h = rounded(v);
+    _mm256_stream_si256(reinterpret_cast<__m256i*>(p), reinterpret_cast<const __m256i&>(h));
+#elif VECTOR_BYTES == 32
+    const Halves h = rounded(v);
+    _mm_stream_si128(reinterpret_cast<__m128i*>(p), reinterpret_cast<const __m128i&>(h));
+#else
+    store(p, v);
 #endif
 }
 

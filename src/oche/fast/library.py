@@ -16,8 +16,8 @@ from torch import Tensor
 from oche.fast.native import kernels
 
 LIBRARY = torch.library.Library("oche", "FRAGMENT")  # type: ignore[no-untyped-call]
-NAMES = {torch.float32: "f32", torch.float64: "f64"}
-"""What the library's functions are called, by precision."""
+NAMES = {torch.float32: "f32", torch.float64: "f64", torch.bfloat16: "bf16"}
+"""What the library's functions are called, by the type of what they keep; those of bf16 compute in fp32."""
 
 R = TypeVar("R")
 Lengths = tuple[int, ...]
@@ -128,7 +128,7 @@ def _nested(flat: Sequence[object], lengths: Lengths) -> tuple[object, ...]:
 
 
 def invoke(name: str, dtype: torch.dtype, *arguments: object) -> None:
-    """Calls `oche_NAME_f32` or `_f64`: integers as int64, tensors, lists of them and structures by address, the rest as it is.
+    """Calls `oche_NAME_f32`, `_f64` or `_bf16`: integers as int64, tensors, lists of them and structures by address, the rest as it is.
 
     Every tensor whose address is passed lives until the call returns.
     """
@@ -172,13 +172,14 @@ def derivative_of_derivative(
 ) -> list[Tensor | None]:
     """Gradients of <d <plain(*tensors), grad> / d tensors, directions> in (grad, *tensors), as far as `needs` says.
 
-    They carry a graph where gradients are enabled: at aliases of the arguments, so that none is upstream of another.
+    They carry a graph where gradients are enabled: at aliases of the arguments, so that none is upstream of another. In the precision of
+    the arguments, also where a backward pass is run under autocast.
     """
     again = torch.is_grad_enabled()
     grads: list[Tensor | None] = [None] * (1 + len(tensors))
     if all(d is None for d in directions):
         return grads
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.autocast("cpu", enabled=False):
         inner = []
         for t in (grad, *tensors):
             alias = None if t is None else t.view_as(t) if again else t.detach()

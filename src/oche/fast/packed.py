@@ -7,7 +7,9 @@ Notation: h_j the states, T_t the candidates' outputs before their last batch no
     T = P' (D' * relu(g r (y - m) + s))         separable convolutions: the first batch norm is folded into the load
     S_i = sum_t a_t T_t + b                     node i; a = w g r, b = sum w (s - g m r); identity: a = w
 
-Kept for the backward: h, y, T and one tensor per pool. Backward, from the last state to the first, G_i = dS_i:
+Kept for the backward: h, y and T; pools are computed again. Under bf16 autocast all is computed in fp32, and y and T are kept as bfloat16:
+who reads them later, in either pass, sees them rounded; their statistics are of the unrounded ones. Backward, from the last state to the
+first, G_i = dS_i:
 
     r1 = sum G, q_t = (sum G T_t - m r1) r;     dw = sum_c (g q + s r1), dg = w q, ds = w r1
     dT = a G - a (r1 - q m r)/M - (a q r/M) T   one affine map a channel, never stored
@@ -56,6 +58,7 @@ class Plan(NamedTuple):
     points: int
     concat: int
     threads: int
+    kept: int  # elements of y and T
     saved: int  # elements of y, T and pools
     separable: int  # most separable units of one source
 
@@ -161,6 +164,11 @@ class Arguments(NamedTuple):
         w, depth, point, gamma, beta, *states = tensors
         return self._replace(w=w, depth=depth, point=point, gamma=gamma, beta=beta, states=states)
 
+    def elements(self, kept: torch.dtype, more: int = 0) -> int:
+        """Size of a buffer of y and T as `kept` and, behind them, pools and `more` elements of the states' precision."""
+        plan, whole = self.plan, self.states[0].dtype
+        return plan.kept + (plan.saved - plan.kept + more) * whole.itemsize // kept.itemsize
+
     def nodes(self, like: Tensor) -> Tensor:
         """Room for all nodes (n, H', W', nodes * lanes)."""
         plan = self.plan
@@ -177,6 +185,12 @@ class Arguments(NamedTuple):
         plan = self.plan.structure(self.eps)
         weights = (self.w.to(torch.float64).contiguous(), self.depth, self.point, self.gamma, self.beta)
         return plan, self.table, self.states, *weights, self.extra
+
+
+def kept_type(like: Tensor) -> torch.dtype:
+    """What y and T of a cell with such states are kept as: bfloat16 under autocast, where the kernels compute in single precision."""
+    half = torch.is_autocast_enabled("cpu") and like.dtype == torch.float32
+    return torch.bfloat16 if half else like.dtype
 
 
 class Weights(NamedTuple):
@@ -293,6 +307,7 @@ def _planned(
     norm_of = {id(norm): i for i, norm in enumerate(parts.norms)}
     rows: list[list[int]] = []
     slots = saved = extras = 0
+    pooled = plane * sum(len(unit.norms) for unit in units if unit.kind not in (MAXPOOL, AVGPOOL))
     pools: dict[tuple[int, int], tuple[int, int]] = {}
     for unit in units:
         taps, matrices, norms = (
@@ -309,8 +324,8 @@ def _planned(
         elif unit.kind in (MAXPOOL, AVGPOOL):
             first = int((unit.kind, unit.source) not in pools)
             if first:
-                pools[unit.kind, unit.source] = (slots, saved)
-                slots, saved = slots + 1, saved + plane
+                pools[unit.kind, unit.source] = (slots, pooled)
+                slots, pooled = slots + 1, pooled + plane
             slot2, term = pools[unit.kind, unit.source]
         elif unit.kind != SKIP:
             slot2, term = slots, saved
@@ -327,7 +342,7 @@ def _planned(
     plan = Plan(
         *(n, height, width, place.lanes, channels, place.fold, cell.inputs, cell.nodes, cell.stride),
         *(len(units), slots, len(parts.norms), w.numel(), depth, len(matrix_of), int(cell.concat)),
-        *(torch.get_num_threads(), saved, separable),
+        *(torch.get_num_threads(), saved, pooled, separable),
     )
     table = torch.tensor(rows, dtype=torch.int64) if rows else torch.zeros(0, 16, dtype=torch.int64)
     return table, plan

@@ -11,8 +11,9 @@ of maxima do not move; with T^ = (T - m) r and k = mean(T^ T'), the batch statis
     dT' = a' (G - r1/M - T^ q/M) + a (G' - r1'/M - (r (T' - m') - r k T^) q/M - T^ q'/M)
     dz' = P^T dT' + P'^T dT,   dh' = flipped D * dz' + flipped D' * dz,   dP' = z^T dT' + z'^T dT
 
-y, T and the pools, `values` below, are let go of between two derivatives and computed once more: other passes may come between, and the
-nodes are a twentieth of them. A third derivative is that of the same cell in plain torch.
+y and T, `values` below, are held between derivatives while nobody needs their memory (`buffers`), under the tensor `mean` that the passes
+share, and else computed once more: other passes may come between, and the nodes are a twentieth of them. The second derivative is that of
+unrounded values, whatever they were kept as. A third derivative is that of the same cell in plain torch.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from oche.base import Draw
 from oche.fast.buffers import shared
 from oche.fast.layout import Layout
 from oche.fast.library import Context, asked, define, derivative_of_derivative, invoke
-from oche.fast.packed import GIVEN, Arguments, Given, Lanes, Plan, Weights, planned, weights_of
+from oche.fast.packed import GIVEN, Arguments, Given, Lanes, Plan, Weights, kept_type, planned, weights_of
 from oche.fast.plain import plain_packed
 
 Kept = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -36,18 +37,23 @@ KEPT = "Tensor values, Tensor nodes, Tensor mean, Tensor rstd"
 # ------------------------------------------------------------------ forward
 
 
-def _forward(*given: *Given) -> Kept:
+def _forward(kept: torch.dtype, *given: *Given) -> Kept:
     cell = Arguments(*given)
-    dtype = cell.states[0].dtype
-    values = shared().take(cell.plan.saved, dtype)
+    values = shared().take(cell.plan.kept, kept)
     nodes, (mean, rstd) = cell.nodes(cell.states[0]), cell.moments()
-    invoke("forward", dtype, *cell.passed(), values, nodes, mean, rstd)
+    invoke("forward", kept, *cell.passed(), values, _pools(cell), nodes, mean, rstd)
     return nodes, values, mean, rstd
 
 
-def _forward_fake(*given: *Given) -> Kept:
+def _forward_fake(kept: torch.dtype, *given: *Given) -> Kept:
     cell = Arguments(*given)
-    return cell.nodes(cell.states[0]), cell.states[0].new_empty(cell.plan.saved), *cell.moments()
+    like = cell.states[0]
+    return cell.nodes(like), like.new_empty(cell.plan.kept, dtype=kept), *cell.moments()
+
+
+def _pools(cell: Arguments) -> Tensor:
+    """Room for the pools while a kernel runs."""
+    return shared().scratch(cell.plan.saved - cell.plan.kept, cell.states[0].dtype)
 
 
 class Saved(Context):
@@ -80,41 +86,55 @@ def saved(ctx: Saved) -> tuple[Arguments, list[Tensor]]:
 
 
 class _Context(Saved):
-    """`values` while they are kept."""
+    """`values` while they are kept, and their type."""
 
     values: Tensor | None
+    kept: torch.dtype
 
 
-def _setup(ctx: _Context, inputs: Given, output: Kept) -> None:
+def _setup(ctx: _Context, inputs: tuple[object, ...], output: Kept) -> None:
+    ctx.kept, *given = inputs  # type: ignore[assignment]
     nodes, values, mean, rstd = output
     ctx.mark_non_differentiable(values, mean, rstd)
     hooked = torch._C._autograd._top_saved_tensors_default_hooks(False) is not None
     ctx.values = None if hooked else values
     # hooks on what autograd saves (recomputed cells) want to have all of it
-    save(ctx, Arguments(*inputs), nodes, mean, rstd, *([values] if hooked else []))
+    save(ctx, Arguments(*given), nodes, mean, rstd, *([values] if hooked else []))  # type: ignore[arg-type]
 
 
 def _backward(ctx: _Context, grad: Tensor | None, *_: None) -> tuple[object, ...]:
     cell, (nodes, mean, rstd, *hooked) = saved(ctx)
     plan = cell.plan
     if grad is None:
-        return grads_of(cell, [None] * (5 + plan.inputs))
-    values = hooked[0] if hooked else _values(cell, ctx.values)
+        return None, *grads_of(cell, [None] * (5 + plan.inputs))
+    values = hooked[0] if hooked else ctx.values
+    if values is None:
+        values = _held(mean, ctx.kept)
+    if values is None:
+        values = _again(cell, ctx.kept)[0]
     learn, again = asked(cell.depth) or asked(cell.point), torch.is_grad_enabled()
     grad = grad if plan.concat else grad[..., -plan.lanes :]
     kept = (values, nodes.detach(), mean, rstd)
     grads, _nodes = GRADIENT(grad.contiguous(), learn, again, *kept, *cell)
-    if again or not torch._C._autograd._get_current_graph_task_keep_graph():
+    more = torch._C._autograd._get_current_graph_task_keep_graph()
+    if again or not more:
         ctx.values = None
-    return grads_of(cell, made(cell, learn, grads))
+    if more and ctx.values is None:
+        shared().hold(values, mean)
+    return None, *grads_of(cell, made(cell, learn, grads))
 
 
-def _values(cell: Arguments, kept: Tensor | None) -> Tensor:
-    """y, T and the pools, computed once more if they were let go of."""
-    if kept is not None:
-        return kept
+def _held(mean: Tensor, kept: torch.dtype) -> Tensor | None:
+    """y and T, kept as such, if their memory was not needed since another pass of this cell."""
+    values = shared().claim(mean)
+    return values if values is not None and values.dtype == kept else None
+
+
+def _again(cell: Arguments, kept: torch.dtype) -> Kept:
+    """Values, nodes and moments, computed once more."""
     with torch.no_grad():
-        return PACKED(*cell)[1]
+        nodes, values, mean, rstd = PACKED(kept, *cell)
+    return values, nodes, mean, rstd
 
 
 def made(cell: Arguments, learn: bool, grads: Sequence[Tensor]) -> list[Tensor | None]:
@@ -146,7 +166,7 @@ def _gradient(
     plan, plane = cell.plan, nodes.numel() // cell.plan.nodes
     work = shared().scratch((plan.nodes + plan.separable) * plane, grad.dtype)
     found = Grads.empty(cell, learn)
-    invoke("backward", grad.dtype, *cell.passed(), values, nodes, mean, rstd, grad, *found, work)
+    invoke("backward", values.dtype, *cell.passed(), values, _pools(cell), nodes, mean, rstd, grad, *found, work)
     return found.like(cell), work[: plan.nodes * plane].clone() if again else grad.new_empty(0)
 
 
@@ -213,7 +233,10 @@ def _gradient_backward(ctx: _Context, directions: list[Tensor | None], _: None) 
     ]
     w = torch.zeros_like(cell.w) if w is None else w
     weights = [None if t is None else t.contiguous() for t in weights]
-    tangent, grads = SECOND(g, learn, w, *weights, moved, _values(cell, None), nodes, mean, rstd, *cell)
+    values = _held(mean, g.dtype)
+    now = _again(cell, g.dtype) if values is None else (values, nodes, mean, rstd)
+    tangent, grads = SECOND(g, learn, w, *weights, moved, *now, *cell)
+    shared().hold(now[0], mean)  # the cell's own backward pass may follow
     out = tangent if cell.plan.concat else tangent[..., -cell.plan.lanes :]
     return out, *[None] * 6, *grads_of(cell, made(cell, learn, grads))
 
@@ -254,7 +277,7 @@ def _second(
     values_t, nodes_t, found = shared().scratch(plan.saved, g.dtype), torch.empty_like(nodes), Grads.empty(cell, learn)
     weights_t = (w_t.to(torch.float64).contiguous(), depth_t, point_t, gamma_t, beta_t)
     tangents = (states_t, *weights_t, values_t, nodes_t)
-    invoke("second", g.dtype, *cell.passed(), values, nodes, mean, rstd, g, *tangents, *found, work)
+    invoke("second", g.dtype, *cell.passed(), values, _pools(cell), nodes, mean, rstd, g, *tangents, *found, work)
     return nodes_t, found.like(cell)
 
 
@@ -278,9 +301,13 @@ def _second_fake(
 
 
 PACKED = define(
-    f"packed({GIVEN}) -> (Tensor, Tensor, Tensor, Tensor)", _forward, _forward_fake, setup=_setup, backward=_backward
+    f"packed(ScalarType kept, {GIVEN}) -> (Tensor, Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+    setup=_setup,
+    backward=_backward,
 )
-"""Nodes (n, H', W', nodes * lanes), values, means and deviations of a slot (slots, lanes)."""
+"""Nodes (n, H', W', nodes * lanes), values (y and T as `kept`), means and deviations of a slot (slots, lanes)."""
 
 GRADIENT = define(
     f"packed_gradient(Tensor grad, bool learn, bool again, {KEPT}, {GIVEN}) -> (Tensor[], Tensor)",
@@ -314,5 +341,6 @@ def run_packed(
     place = Lanes.of(*states[0].shape[:2])
     table, plan, extra = planned(cell, units, held is not None, place, states[0], w, draw)
     weights = weights_of(cell, units, held, place, states[0])
-    nodes = PACKED(table, list(plan), cell.eps, w, *weights, [place.image(h) for h in states], extra)[0]
+    given = (table, list(plan), cell.eps, w, *weights, [place.image(h) for h in states], extra)
+    nodes = PACKED(kept_type(states[0]), *given)[0]
     return place.back(nodes, plan.nodes) if cell.concat else place.back(nodes[..., -plan.lanes :], 1)

@@ -163,11 +163,11 @@ template <class T> struct Whole {  // the states with all their channels
     }
 };
 
-template <class T> struct PartialCell : Cell<T> {
+template <class T, class S> struct PartialCell : Cell<T, S> {
     Whole<T> whole;
     std::vector<T*> heads;  // of the inputs, (n, height, width, lanes)
 
-    PartialCell(const Plan& plan, const int64_t* units, const Whole<T>& all) : Cell<T>(plan, reinterpret_cast<const Unit*>(units)), whole(all) {
+    PartialCell(const Plan& plan, const int64_t* units, const Whole<T>& all) : Cell<T, S>(plan, reinterpret_cast<const Unit*>(units)), whole(all) {
         this->node_step = plan.n * this->pixels() * this->c, this->image_step = this->pixels() * this->c, this->node_ld = this->c;
     }
 
@@ -201,10 +201,10 @@ template <class T> struct PartialCell : Cell<T> {
                     const int64_t size = std::min(chunk, pixels - from);
                     T* lanes = const_cast<T*>(this->state(j, n)) + from * c;
                     for (int64_t x = 0; x < size; ++x) std::memcpy(lanes + x * c, b.data(), c * sizeof(T));
-                    size_t t = 0;
-                    for (; t + 3 <= terms.size(); t += 3)
-                        add_terms<3>(&terms[t], a.data() + t * c, n, from, size, lanes);
-                    for (; t < terms.size(); ++t) add_terms<1>(&terms[t], a.data() + t * c, n, from, size, lanes);
+                    for (size_t t = 0; t < terms.size(); ++t)
+                        this->term(*terms[t], n, [&](const auto* term, int64_t step) {
+                            this->add(a.data() + t * c, term + from * step, step, 0, size, c, lanes);
+                        });
                     for (int64_t f = 0; f < p.fold; ++f) {
                         const int64_t image = n * p.fold + f;
                         std::fill(sum.begin(), sum.end(), T(0));
@@ -218,25 +218,9 @@ template <class T> struct PartialCell : Cell<T> {
                 }
         }
     }
-
-    template <int N>
-    void add_terms(const Unit* const* terms, const T* a, int64_t n, int64_t first, int64_t size, T* lanes) const {
-        const int64_t c = this->c;
-        const T* from[N];
-        for (int t = 0; t < N; ++t) from[t] = this->term(*terms[t], n) + first * c;
-        for (int64_t l = 0; l < c; l += Vector<T>::width) {
-            V<T> factor[N];
-            for (int t = 0; t < N; ++t) factor[t] = at(a + t * c + l);
-            for (int64_t x = l; x < size * c; x += c) {
-                V<T> v = at(lanes + x);
-                for (int t = 0; t < N; ++t) v += factor[t] * at(from[t] + x);
-                at(lanes + x) = v;
-            }
-        }
-    }
 };
 
-template <class T> struct PartialBack : Back<T> {
+template <class T, class S> struct PartialBack : Back<T, S> {
     Whole<T> whole;
     const T* shown;                           // gradient of the cell's output
     T *side;                                  // (nodes, B, ho, wo, C): gradients of the nodes before the shuffle, heads zero
@@ -244,7 +228,7 @@ template <class T> struct PartialBack : Back<T> {
     std::vector<T*> heads, dheads;
     std::vector<double> found;                // (images, edges): gradients of b
 
-    PartialBack(const Plan& plan, const int64_t* units, const Whole<T>& all) : Back<T>(plan, reinterpret_cast<const Unit*>(units)), whole(all) {
+    PartialBack(const Plan& plan, const int64_t* units, const Whole<T>& all) : Back<T, S>(plan, reinterpret_cast<const Unit*>(units)), whole(all) {
         this->node_step = plan.n * this->pixels() * this->c, this->image_step = this->pixels() * this->c, this->node_ld = this->c;
         found.assign(whole.batch * whole.s.edges, 0.0);
     }
@@ -261,8 +245,8 @@ template <class T> struct PartialBack : Back<T> {
         }
     }
 
-    void finish(int j, int64_t n, const T* x, T* g, int64_t own, bool convolving, typename Back<T>::Scratch& s) override {
-        Back<T>::finish(j, n, x, g, own, convolving, s);  // the head's gradient
+    void finish(int j, int64_t n, const T* x, T* g, int64_t own, bool convolving, typename Back<T, S>::Scratch& s) override {
+        Back<T, S>::finish(j, n, x, g, own, convolving, s);  // the head's gradient
         const Plan& p = this->p;
         for (int64_t f = 0; f < p.fold; ++f) {
             if (j < p.inputs) input_back(j, n * p.fold + f, g + f * whole.head, own);
@@ -310,33 +294,34 @@ template <class T> struct PartialBack : Back<T> {
 };
 
 // The saved buffer: what a plain cell keeps, then the heads of the inputs and of the nodes, then the pools
-template <class T, class C> void place_heads(C& cell, const Plan& p, const Whole<T>& whole, T* saved) {
-    T* next = saved + whole.s.kept;
+template <class T, class C> void place_heads(C& cell, const Plan& p, const Whole<T>& whole) {
+    cell.pools = reinterpret_cast<T*>(cell.saved + p.kept);
+    T* next = cell.pool(whole.s.kept, 0);
     for (int64_t j = 0; j < p.inputs; ++j, next += p.n * p.height * p.width * p.lanes) cell.heads.push_back(next);
     cell.input = cell.heads.data(), cell.out = next;
     cell.whole.pooled = next + p.nodes * p.n * whole.pixels * p.lanes;
 }
 
-template <class T>
+template <class T, class S>
 void partial_forward(const Plan* p, const int64_t* units, const T* const* input, const double* w, const T* depth, const T* point,
-                     const T* gamma, const T* beta, const T* const* extra, T* saved, T* out, double* mean, double* rstd,
+                     const T* gamma, const T* beta, const T* const* extra, S* saved, T* out, double* mean, double* rstd,
                      const int64_t* share) {
-    PartialCell<T> cell(*p, units, Whole<T>(*p, *reinterpret_cast<const Share*>(share), w, input, out, nullptr));
-    place_heads<T>(cell, *p, cell.whole, saved);
-    cell.w = w, cell.depth = depth, cell.point = point, cell.gamma = gamma, cell.beta = beta;
-    cell.extra = extra, cell.saved = saved, cell.mean = mean, cell.rstd = rstd;
+    PartialCell<T, S> cell(*p, units, Whole<T>(*p, *reinterpret_cast<const Share*>(share), w, input, out, nullptr));
+    cell.extra = extra, cell.saved = saved;
+    place_heads<T>(cell, *p, cell.whole);
+    cell.w = w, cell.depth = depth, cell.point = point, cell.gamma = gamma, cell.beta = beta, cell.mean = mean, cell.rstd = rstd;
     cell.run();
 }
 
-template <class T>
+template <class T, class S>
 void partial_backward(const Plan* p, const int64_t* units, const T* const* input, const double* w, const T* depth, const T* point,
-                      const T* gamma, const T* beta, const T* const* extra, T* saved, T* out, double* mean, double* rstd,
+                      const T* gamma, const T* beta, const T* const* extra, S* saved, T* out, double* mean, double* rstd,
                       const int64_t* share, const T* dout, T* const* dinput, double* dw, T* ddepth, T* dpoint,
                       double* dgamma, double* dbeta, T* work) {
-    PartialBack<T> cell(*p, units, Whole<T>(*p, *reinterpret_cast<const Share*>(share), w, input, out, nullptr));
-    place_heads<T>(cell, *p, cell.whole, saved);
-    cell.w = w, cell.depth = depth, cell.point = point, cell.gamma = gamma, cell.beta = beta;
-    cell.extra = extra, cell.saved = saved, cell.mean = mean, cell.rstd = rstd;
+    PartialBack<T, S> cell(*p, units, Whole<T>(*p, *reinterpret_cast<const Share*>(share), w, input, out, nullptr));
+    cell.extra = extra, cell.saved = saved;
+    place_heads<T>(cell, *p, cell.whole);
+    cell.w = w, cell.depth = depth, cell.point = point, cell.gamma = gamma, cell.beta = beta, cell.mean = mean, cell.rstd = rstd;
     cell.shown = dout, cell.dout = nullptr, cell.dwhole = dinput, cell.dw = dw, cell.ddepth = ddepth, cell.dpoint = dpoint;
     cell.dgamma = dgamma, cell.dbeta = dbeta, cell.learn = ddepth != nullptr;
     const int64_t plane = p->n * cell.pixels() * p->lanes;
@@ -350,18 +335,18 @@ void partial_backward(const Plan* p, const int64_t* units, const T* const* input
 
 }  // namespace
 
-#define EXPORT_PARTIAL(T, NAME)                                                                                                \
+#define EXPORT_PARTIAL(T, S, NAME)                                                                                             \
     extern "C" void oche_partial_forward_##NAME(const Plan* plan, const int64_t* units, const T* const* input,                 \
                                                 const double* w, const T* depth, const T* point, const T* gamma,               \
-                                                const T* beta, const T* const* extra, T* saved, T* out, double* mean,          \
+                                                const T* beta, const T* const* extra, S* saved, T* out, double* mean,          \
                                                 double* rstd, const int64_t* share) {                                          \
-        partial_forward<T>(plan, units, input, w, depth, point, gamma, beta, extra, saved, out, mean, rstd, share);            \
+        partial_forward<T, S>(plan, units, input, w, depth, point, gamma, beta, extra, saved, out, mean, rstd, share);            \
     }                                                                                                                          \
     extern "C" void oche_partial_backward_##NAME(const Plan* plan, const int64_t* units, const T* const* input,                \
                                                  const double* w, const T* depth, const T* point, const T* gamma,              \
-                                                 const T* beta, const T* const* extra, T* saved, T* out, double* mean,         \
+                                                 const T* beta, const T* const* extra, S* saved, T* out, double* mean,         \
                                                  double* rstd, const int64_t* share, const T* dout, T* const* dinput,          \
                                                  double* dw, T* ddepth, T* dpoint, double* dgamma, double* dbeta, T* work) {   \
-        partial_backward<T>(plan, units, input, w, depth, point, gamma, beta, extra, saved, out, mean, rstd, share, dout,      \
+        partial_backward<T, S>(plan, units, input, w, depth, point, gamma, beta, extra, saved, out, mean, rstd, share, dout,      \
                             dinput, dw, ddepth, dpoint, dgamma, dbeta, work);                                                  \
     }

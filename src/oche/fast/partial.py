@@ -22,7 +22,7 @@ from oche.base import Draw
 from oche.fast.buffers import shared
 from oche.fast.layout import Layout
 from oche.fast.library import asked, define, derivative_of_derivative, invoke
-from oche.fast.packed import GIVEN, Arguments, Given, Lanes, Weights, planned, weights_of
+from oche.fast.packed import GIVEN, Arguments, Given, Lanes, Weights, kept_type, planned, weights_of
 from oche.fast.packed_op import Grads, Saved, grads_of, made, save, saved
 from oche.fast.plain import plain_states
 
@@ -44,7 +44,7 @@ def run_partial(
     table, plan, extra = planned(cell, units, held is not None, place, head, w, draw)
     wholes = [h.permute(0, 2, 3, 1).contiguous() for h in states]
     edges, weights = torch.tensor(cell.edges, dtype=torch.int64), weights_of(cell, units, held, place, head)
-    nodes = PARTIAL(edges, cell.share, table, list(plan), cell.eps, w, *weights, wholes, extra)[0]
+    nodes = PARTIAL(kept_type(head), edges, cell.share, table, list(plan), cell.eps, w, *weights, wholes, extra)[0]
     return (nodes if cell.concat else nodes[..., -states[0].shape[1] :]).permute(0, 3, 1, 2)
 
 
@@ -73,10 +73,10 @@ class _Partial(NamedTuple):
         whole = plan.n * plan.fold * pixels * plan.channels * self.share
         return plan.inputs * plan.n * plan.height * plan.width * plan.lanes, head, whole
 
-    def kept(self) -> int:
+    def kept(self, kept: torch.dtype) -> int:
         """Elements of what is kept: values, heads of inputs and nodes, pools of the channels that pass by."""
         plan, (heads, head, whole) = self.cell.plan, self.sizes()
-        return plan.saved + heads + plan.nodes * head + (plan.inputs * whole if plan.stride > 1 else 0)
+        return self.cell.elements(kept, heads + plan.nodes * head + (plan.inputs * whole if plan.stride > 1 else 0))
 
     def nodes(self) -> Tensor:
         """Room for all nodes (B, H', W', nodes * C)."""
@@ -85,17 +85,17 @@ class _Partial(NamedTuple):
         return like.new_empty(batch, -(-height // plan.stride), -(-width // plan.stride), plan.nodes * channels)
 
 
-def _forward(edges: Tensor, share: int, *given: *Given) -> _Kept:
+def _forward(kept: torch.dtype, edges: Tensor, share: int, *given: *Given) -> _Kept:
     of = _Partial.of(edges, share, *given)
     nodes, (mean, rstd) = of.nodes(), of.cell.moments()
-    kept = shared().take(of.kept(), nodes.dtype)
-    invoke("partial_forward", nodes.dtype, *of.cell.passed(), kept, nodes, mean, rstd, of.table(False))
-    return nodes, kept, mean, rstd
+    values = shared().take(of.kept(kept), kept)
+    invoke("partial_forward", kept, *of.cell.passed(), values, nodes, mean, rstd, of.table(False))
+    return nodes, values, mean, rstd
 
 
-def _forward_fake(edges: Tensor, share: int, *given: *Given) -> _Kept:
+def _forward_fake(kept: torch.dtype, edges: Tensor, share: int, *given: *Given) -> _Kept:
     of = _Partial.of(edges, share, *given)
-    return of.nodes(), of.cell.states[0].new_empty(of.kept()), *of.cell.moments()
+    return of.nodes(), of.cell.states[0].new_empty(of.kept(kept), dtype=kept), *of.cell.moments()
 
 
 class _Context(Saved):
@@ -103,7 +103,7 @@ class _Context(Saved):
 
 
 def _setup(ctx: _Context, inputs: tuple[object, ...], output: _Kept) -> None:
-    edges, ctx.share, *given = inputs  # type: ignore[assignment]
+    _, edges, ctx.share, *given = inputs  # type: ignore[assignment]
     ctx.mark_non_differentiable(*output[1:])
     save(ctx, Arguments(*given), edges, *output)  # type: ignore[arg-type]
 
@@ -111,11 +111,11 @@ def _setup(ctx: _Context, inputs: tuple[object, ...], output: _Kept) -> None:
 def _backward(ctx: _Context, grad: Tensor | None, *_: None) -> tuple[object, ...]:
     cell, (edges, nodes, *kept) = saved(ctx)
     if grad is None:
-        return None, None, *grads_of(cell, [None] * (5 + len(cell.states)))
+        return None, None, None, *grads_of(cell, [None] * (5 + len(cell.states)))
     learn = asked(cell.depth) or asked(cell.point)
     grad = grad if cell.plan.concat else grad[..., -cell.states[0].shape[-1] :]
-    grads = GRADIENT(grad.contiguous(), learn, ctx.needs[5], nodes.detach(), *kept, edges, ctx.share, *cell)
-    return None, None, *grads_of(cell, made(cell, learn, grads))
+    grads = GRADIENT(grad.contiguous(), learn, ctx.needs[6], nodes.detach(), *kept, edges, ctx.share, *cell)
+    return None, None, None, *grads_of(cell, made(cell, learn, grads))
 
 
 def _gradient(
@@ -136,7 +136,7 @@ def _gradient(
     work = shared().scratch((plan.nodes + plan.separable) * head + heads + plan.nodes * whole, grad.dtype)
     found = Grads.empty(of.cell, learn)
     results = (of.table(learn_w), grad, *found, work)
-    invoke("partial_backward", grad.dtype, *of.cell.passed(), kept, nodes, mean, rstd, *results)
+    invoke("partial_backward", kept.dtype, *of.cell.passed(), kept, nodes, mean, rstd, *results)
     return found.like(of.cell)
 
 
@@ -200,7 +200,7 @@ def _plain(edges: Tensor, share: int, cell: Arguments) -> Tensor:
 _EDGES = "Tensor edges, int share"
 
 PARTIAL = define(
-    f"partial({_EDGES}, {GIVEN}) -> (Tensor, Tensor, Tensor, Tensor)",
+    f"partial(ScalarType kept, {_EDGES}, {GIVEN}) -> (Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
     setup=_setup,

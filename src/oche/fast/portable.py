@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import TypeGuard
 
 import torch
@@ -20,6 +20,7 @@ from oche.edges import _Partial, _Sum
 from oche.fast.combine import Moments, Term, combine
 from oche.fast.depthwise import Geometry, depthwise, is_depthwise, thinned
 from oche.fast.device import Backend
+from oche.fast.maxpool import left_alone
 from oche.fast.separable import run_separable, suits
 from oche.ops import FactorizedReduce, MBConv, Noise, PoolBN, Zero, run
 from oche.spaces.base import Cell
@@ -64,14 +65,15 @@ def run_portable(
     zero: set[tuple[int, int]],
     draw: Draw,
     compiled: Backend | None = None,
-) -> list[Tensor]:
-    """The cell's states, inputs first, from those after its entries; w (E, O)."""
+) -> Tensor:
+    """The cell's output from the states after its entries; w (E, O)."""
     known = [State(h) for h in states]
     moments = Moments(compiled)
     for incoming in cell._into:
         edges = [(e, known[source], cell.edges[key]) for e, source, key in incoming]
         known.append(State(_node(edges, w, zero, draw, moments)))
-    return [state.h for state in known]
+    nodes = [state.h for state in known[len(cell.entries) :]]
+    return torch.cat(nodes, dim=1) if cell.concat else nodes[-1]
 
 
 def _node(
@@ -150,11 +152,16 @@ def _through(modules: Sequence[nn.Module], value: Tensor) -> Tensor:
 
 
 def _pool(pool: nn.Module, state: State) -> Tensor:
-    return state.once((type(pool), repr(pool)), _average if _averages(pool, state.h) else pool)
+    make: Callable[[Tensor], Tensor] = _average if _averages(pool, state.h) else pool
+    if torch.compiler.is_compiling() and isinstance(pool, nn.MaxPool2d):
+        make = partial(left_alone, pool)
+    return state.once((type(pool), repr(pool)), make)
 
 
 def _averages(pool: nn.Module, h: Tensor) -> TypeGuard[nn.AvgPool2d]:
     """Whether it is the usual average pool of stride 1, on the CPU in fp32: torch's own takes three times as long as a convolution."""
+    if torch.compiler.is_compiling():
+        return False
     if not isinstance(pool, nn.AvgPool2d) or pool.ceil_mode or pool.count_include_pad or pool.divisor_override:
         return False
     usual = (pool.kernel_size, pool.stride, pool.padding) == (3, 1, 1)

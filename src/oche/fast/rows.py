@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from oche.fast.device import Backend, Triton
-from oche.fast.library import NAMES, define, invoke
+from oche.fast.library import define, invoke
 from oche.fast.native import Kernels
 
 
@@ -21,7 +21,8 @@ def suit(kernels: Backend | None, values: Sequence[Tensor]) -> bool:
     """Whether there are kernels that can read them: those on the CPU all of one precision that they have, Triton any."""
     first = values[0]
     if isinstance(kernels, Kernels):
-        return first.dtype in NAMES and all(t.device.type == "cpu" and t.dtype == first.dtype for t in values)
+        exact = first.dtype in (torch.float32, torch.float64)
+        return exact and all(t.device.type == "cpu" and t.dtype == first.dtype for t in values)
     return kernels is not None
 
 
@@ -103,6 +104,45 @@ def leave(
     dp = torch.zeros(inputs, outputs, dtype=x.dtype) if need_weight else None
     extent = (len(y), inputs, outputs, torch.get_num_threads())
     invoke("leave", x.dtype, x, y, grad, weight, a, b, e, *extent, dx, dp)
+    return x.new_empty(0) if dx is None else dx, x.new_empty(0) if dp is None else dp.t()
+
+
+def enter_tangent(
+    x: Tensor, x_t: Tensor | None, weight: Tensor, weight_t: Tensor | None, y: Tensor, pivot: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The tangent y_t (M, C') of what `enter` makes of x and weight (C', C); with d = y - pivot, sums (5, C') in fp64 over rows.
+
+    Those are of y_t, d y_t, grad, d grad and y_t grad. A direction that is None is zero.
+    """
+    y_t, sums = torch.empty_like(y), torch.empty(5, y.shape[1], dtype=torch.float64)
+    p, p_t = (None if t is None else t.t().contiguous() for t in (weight, weight_t))
+    extent = (len(y), x.shape[-1], y.shape[1], torch.get_num_threads())
+    invoke("enter_tangent", x.dtype, x, x_t, p, p_t, y, pivot, grad, *extent, y_t, sums)
+    return y_t, sums
+
+
+def leave_tangent(
+    x: Tensor,
+    x_t: Tensor | None,
+    y: Tensor,
+    y_t: Tensor,
+    grad: Tensor,
+    weight: Tensor,
+    weight_t: Tensor | None,
+    maps: Tensor,
+    need_x: bool,
+    need_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """The tangents of what `leave` makes of dy = a grad + b + e y and its tangent a_t grad + b_t + e_t y + e y_t.
+
+    y_t becomes the tangent of the output, a y_t + a_t y + c_t; maps (7, C'): a, b, e, a_t, b_t, e_t, c_t.
+    """
+    outputs, inputs = weight.shape
+    weight, weight_t = weight.contiguous(), None if weight_t is None else weight_t.contiguous()
+    dx = torch.empty_like(x) if need_x else None
+    dp = torch.zeros(inputs, outputs, dtype=x.dtype) if need_weight else None
+    extent = (len(y), inputs, outputs, torch.get_num_threads())
+    invoke("leave_tangent", x.dtype, x, x_t, y, grad, weight, weight_t, maps, *extent, y_t, dx, dp)
     return x.new_empty(0) if dx is None else dx, x.new_empty(0) if dp is None else dp.t()
 
 

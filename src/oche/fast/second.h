@@ -81,7 +81,7 @@ template <class T> struct Second : Back<T> {
     }
     double scale_t(int64_t norm, int l) const { return norm >= 0 && gamma_t ? double(gamma_t[norm * c + l]) : 0.0; }
     double shift_t(int64_t norm, int l) const { return norm >= 0 && beta_t ? double(beta_t[norm * c + l]) : 0.0; }
-    static bool pools(const Unit& u) { return u.kind == MAXPOOL || u.kind == AVGPOOL; }
+    static bool pooling(const Unit& u) { return u.kind == MAXPOOL || u.kind == AVGPOOL; }
 
     // ------------------------------------------------------------ forward
 
@@ -145,10 +145,10 @@ template <class T> struct Second : Back<T> {
             T* to = y_t + int64_t(oy) * wo * c;
             depthwise<T>(k, d, s, tile_t, tw, c, oy, wo, this->depth + taps, row_t, false);
             if (depth_t) depthwise<T>(k, d, s, tile, tw, c, oy, wo, depth_t + taps, row_t, true);
-            pointwise<T>(row_t, wo, c, this->point + matrix * c * c, to, c, nullptr, false);
+            pointwise<T>(row_t, wo, c, this->point + matrix * c * c, to, c, nullptr, nullptr);
             if (!point_t) continue;
             depthwise<T>(k, d, s, tile, tw, c, oy, wo, this->depth + taps, row, false);
-            pointwise<T>(row, wo, c, point_t + matrix * c * c, to, c, nullptr, true);
+            pointwise<T>(row, wo, c, point_t + matrix * c * c, to, c, nullptr, to);
         }
     }
 
@@ -158,17 +158,17 @@ template <class T> struct Second : Back<T> {
             for (int from = 0; from < 2; ++from) {
                 T* to = y_t + int64_t(oy) * wo * c;
                 this->gather(tile_t, tw, oy, from, row);
-                pointwise<T>(row, wo, c, this->point + matrices[from] * c * c, to, c, nullptr, from > 0);
+                pointwise<T>(row, wo, c, this->point + matrices[from] * c * c, to, c, nullptr, from ? to : nullptr);
                 if (!point_t) continue;
                 this->gather(tile, tw, oy, from, row);
-                pointwise<T>(row, wo, c, point_t + matrices[from] * c * c, to, c, nullptr, true);
+                pointwise<T>(row, wo, c, point_t + matrices[from] * c * c, to, c, nullptr, to);
             }
     }
 
     void sources_t(int j) {
         const int h = this->height(j), wd = this->width(j), s = this->stride(j), tw = wd + 2 * PAD;
         const bool convolving = this->convolves(j);
-        auto mine = [&](const Unit& u) { return u.src == j && u.kind != SKIP && u.kind != EXTRA && (!pools(u) || u.first); };
+        auto mine = [&](const Unit& u) { return u.src == j && u.kind != SKIP && u.kind != EXTRA && (!pooling(u) || u.first); };
 #pragma omp parallel num_threads(nt)
         {
             Buffer<T> tile(convolving ? this->tile_size(j) : 0, T(0)), tile_t(tile), row(size_t(wo) * c), row_t(row);
@@ -180,9 +180,9 @@ template <class T> struct Second : Back<T> {
                     const Unit& u = units[i];
                     if (!mine(u)) continue;
                     const int64_t offset = u.kind == SEP ? u.y1 : u.term;
-                    const T* y = this->kept(offset, n);
+                    const T* y = pooling(u) ? this->pool(offset, n) : this->kept(offset, n);
                     T* y_t = kept_t(offset, n);
-                    if (pools(u)) pool_tangent<T>({h, wd, c, s, this->ld(j)}, u.kind == MAXPOOL, x, t, y, y_t);
+                    if (pooling(u)) pool_tangent<T>({h, wd, c, s, this->ld(j)}, u.kind == MAXPOOL, x, t, y, y_t);
                     else if (u.kind == HALVE) halve_t(tile.data(), tile_t.data(), tw, u, y_t, row.data());
                     else separable_t(tile.data(), tile_t.data(), tw, int(u.k), this->dilation(u), s, u.d1, u.p1, y_t, row.data(), row_t.data());
                     keep_sums_t(n, u.kind == SEP ? u.slot1 : u.slot2, y, y_t);
@@ -246,10 +246,11 @@ template <class T> struct Second : Back<T> {
                 const int64_t last = std::min(this->pixels(), first + this->chunk());
                 this->spread(constant.data(), first, last, ld, to);
                 for (size_t k = 0; k < terms.size(); ++k) {
-                    const int64_t step = this->term_ld(*terms[k]);
                     const T* from_t = term_t(*terms[k], n);
-                    this->add(of.data() + k * c, this->term(*terms[k], n), step, first, last, ld, to);
-                    if (from_t) this->add(of_t.data() + k * c, from_t, step, first, last, ld, to);
+                    this->term(*terms[k], n, [&](const T* from, int64_t step) {
+                        this->add(of.data() + k * c, from, step, first, last, ld, to);
+                        if (from_t) this->add(of_t.data() + k * c, from_t, step, first, last, ld, to);
+                    });
                 }
             }
         }
@@ -282,9 +283,9 @@ template <class T> struct Second : Back<T> {
         const bool both = dx || depth_t || learn;
         for (int oy = 0; oy < ho; ++oy) {
             const int64_t to = (int64_t(oy * st + PAD) * tw + PAD) * c, from = int64_t(oy) * wo * c;
-            if (both) pointwise<T>(&s.dy[from], wo, c, turn, &s.dz[to], int64_t(st) * c, nullptr, false);
-            pointwise<T>(&s.dy_t[from], wo, c, turn, &s.dz_t[to], int64_t(st) * c, nullptr, false);
-            if (point_t) pointwise<T>(&s.dy[from], wo, c, turned_t.data() + matrix * square, &s.dz_t[to], int64_t(st) * c, nullptr, true);
+            if (both) pointwise<T>(&s.dy[from], wo, c, turn, &s.dz[to], int64_t(st) * c, nullptr, nullptr);
+            pointwise<T>(&s.dy_t[from], wo, c, turn, &s.dz_t[to], int64_t(st) * c, nullptr, nullptr);
+            if (point_t) pointwise<T>(&s.dy[from], wo, c, turned_t.data() + matrix * square, &s.dz_t[to], int64_t(st) * c, nullptr, &s.dz_t[to]);
         }
         for (int y = 0; y < h; ++y) {
             const int64_t to = int64_t(y) * wd * c;
@@ -317,8 +318,8 @@ template <class T> struct Second : Back<T> {
         for (int from = 0; from < 2; ++from) {
             for (int oy = 0; oy < ho; ++oy) {
                 const int64_t at_ = int64_t(oy) * wo * c;
-                pointwise<T>(&s.dy_t[at_], wo, c, this->turned.data() + matrices[from] * square, s.row.data(), c, nullptr, false);
-                if (point_t) pointwise<T>(&s.dy[at_], wo, c, turned_t.data() + matrices[from] * square, s.row.data(), c, nullptr, true);
+                pointwise<T>(&s.dy_t[at_], wo, c, this->turned.data() + matrices[from] * square, s.row.data(), c, nullptr, nullptr);
+                if (point_t) pointwise<T>(&s.dy[at_], wo, c, turned_t.data() + matrices[from] * square, s.row.data(), c, nullptr, s.row.data());
                 const int y = 2 * oy + from;
                 if (y >= h) continue;
                 for (int ox = 0; ox < wo && 2 * ox + from < wd; ++ox) {
@@ -498,7 +499,7 @@ template <class T> struct Second : Back<T> {
                 const T *from = this->gradient(int(u.dst), n), *from_t = gradient_t(int(u.dst), n);
                 T* to = kind == SKIP ? g_t : s.dy_t.data();
                 if (kind != SKIP && !pooled) {
-                    pooled = this->kept(u.term, n), pooled_t = kept_t(u.term, n);
+                    pooled = this->pool(u.term, n), pooled_t = kept_t(u.term, n);
                     b.assign(c, T(0)), e = b, e_t = b;
                     std::fill(s.dy_t.begin(), s.dy_t.end(), T(0));
                 }
@@ -523,8 +524,9 @@ template <class T> struct Second : Back<T> {
         const T *g = this->gradient(j, n), *g_t = gradient_t(j, n);
         for (int i = 0; i <= p.units; ++i) {
             if (i < p.units && units[i].dst != j) continue;
-            const T *t = i < p.units ? this->term(units[i], n) : nullptr, *t_t = i < p.units ? term_t(units[i], n) : nullptr;
-            const int64_t step = t ? this->term_ld(units[i]) : 0;
+            const T *t = nullptr, *t_t = i < p.units ? term_t(units[i], n) : nullptr;
+            int64_t step = 0;
+            if (i < p.units) this->term(units[i], n, [&](const T* from, int64_t apart) { t = from, step = apart; });
             for (int l = 0; l < c; l += Vector<T>::width) {
                 V<T> r[3] = {}, m = {}, m_t = {};
                 if (t)
@@ -589,12 +591,12 @@ template <class T> struct Second : Back<T> {
 
 template <class T>
 void second(const Plan* plan, const int64_t* units, const T* const* input, const double* w, const T* depth, const T* point,
-            const T* gamma, const T* beta, const T* const* extra, T* saved, T* out, double* mean, double* rstd, T* grads,
+            const T* gamma, const T* beta, const T* const* extra, T* saved, T* pools, T* out, double* mean, double* rstd, T* grads,
             const T* const* input_t, const double* w_t, const T* depth_t, const T* point_t, const T* gamma_t, const T* beta_t,
             T* saved_t, T* out_t, T* const* dinput, double* dw, T* ddepth, T* dpoint, double* dgamma, double* dbeta, T* work) {
     Second<T> cell(*plan, reinterpret_cast<const Unit*>(units));
     cell.input = input, cell.w = w, cell.depth = depth, cell.point = point, cell.gamma = gamma, cell.beta = beta;
-    cell.extra = extra, cell.saved = saved, cell.out = out, cell.mean = mean, cell.rstd = rstd, cell.grads = grads;
+    cell.extra = extra, cell.saved = saved, cell.pools = pools, cell.out = out, cell.mean = mean, cell.rstd = rstd, cell.grads = grads;
     cell.input_t = input_t, cell.w_t = w_t, cell.depth_t = depth_t, cell.point_t = point_t, cell.gamma_t = gamma_t;
     cell.beta_t = beta_t, cell.saved_t = saved_t, cell.out_t = out_t;
     cell.dinput = dinput, cell.dw = dw, cell.ddepth = ddepth, cell.dpoint = dpoint;
@@ -607,6 +609,7 @@ void second(const Plan* plan, const int64_t* units, const T* const* input, const
         separable = std::max(separable, count);
     }
     cell.grads_t = work, cell.dv = work + plan->nodes * plane, cell.dv_t = cell.dv + separable * plane;
+    cell.pool_again();
     cell.run_tangent();
     cell.run_backward_t();
 }
@@ -616,11 +619,11 @@ void second(const Plan* plan, const int64_t* units, const T* const* input, const
 #define EXPORT_SECOND(T, NAME)                                                                                                 \
     extern "C" void oche_second_##NAME(const Plan* plan, const int64_t* units, const T* const* input, const double* w,         \
                                        const T* depth, const T* point, const T* gamma, const T* beta, const T* const* extra,   \
-                                       T* saved, T* out, double* mean, double* rstd, T* grads, const T* const* input_t,        \
+                                       T* saved, T* pools, T* out, double* mean, double* rstd, T* grads, const T* const* input_t, \
                                        const double* w_t, const T* depth_t, const T* point_t, const T* gamma_t,                \
                                        const T* beta_t, T* saved_t, T* out_t, T* const* dinput, double* dw, T* ddepth,         \
                                        T* dpoint, double* dgamma, double* dbeta, T* work) {                                    \
-        second<T>(plan, units, input, w, depth, point, gamma, beta, extra, saved, out, mean, rstd, grads, input_t, w_t,        \
+        second<T>(plan, units, input, w, depth, point, gamma, beta, extra, saved, pools, out, mean, rstd, grads, input_t, w_t, \
                   depth_t, point_t, gamma_t, beta_t, saved_t, out_t, dinput, dw, ddepth, dpoint, dgamma, dbeta, work);         \
     }
 EXPORT_SECOND(float, f32)

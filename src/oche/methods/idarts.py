@@ -53,7 +53,8 @@ class ImplicitNeumann:
         loss = problem.outer(leaves, alpha, batches.outer())
         found = torch.autograd.grad(loss, [*alpha.values(), *leaves.values()], materialize_grads=True)
         v = problem.mean(found[len(alpha) :])
-        inner = problem.inner(leaves, alpha, batches.inner())
+        with torch.compiler.set_stance("force_eager"):  # programs of torch.compile have no second derivative
+            inner = problem.inner(leaves, alpha, batches.inner())
         g = torch.autograd.grad(inner, list(leaves.values()), create_graph=True, materialize_grads=True)
         rate, u, s, size = problem.rate(), v, v, norm(v)
         for _ in range(self.terms):

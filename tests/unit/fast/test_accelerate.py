@@ -93,10 +93,19 @@ def test_older_instruction_sets_give_the_same(capability: str) -> None:
     """The suite's cell tests again, in a process whose torch believes in an older processor."""
     if fast_native.kernels() is None:
         pytest.skip("no compiler on this machine")
-    tests = [str(Path(__file__).with_name(name)) for name in ("test_fused_cell.py", "test_dense_cell.py")]
+    names = ("test_fused_cell.py", "test_dense_cell.py", "test_entry.py")
+    tests = [str(Path(__file__).with_name(name)) for name in names]
     environment = {**__import__("os").environ, "ATEN_CPU_CAPABILITY": capability}
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-k", "darts_cell_equals or random_depthwise or nb201_cells", *tests],
+        [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-k",
+            "darts_cell_equals or random_depthwise or nb201_cells or of_an_entry",
+            *tests,
+        ],
         env=environment,
         capture_output=True,
         timeout=110,
@@ -113,6 +122,33 @@ def test_buffers_are_used_again() -> None:
     assert other.data_ptr() != address
     del lent
     assert pool.take(8, torch.float32).data_ptr() == address
+
+
+def test_what_is_held_is_there_once() -> None:
+    pool, owner = Buffers(), torch.zeros(1)
+    lent = pool.take(8, torch.float32)
+    pool.hold(lent, owner)
+    assert pool.claim(owner) is lent
+    assert pool.claim(owner) is None
+
+
+@pytest.mark.parametrize("size", [8, 4])
+def test_what_is_held_gives_way_to_what_finds_no_other_memory(size: int) -> None:
+    pool, owner = Buffers(), torch.zeros(1)
+    pool.hold(pool.take(8, torch.float32), owner)
+    held, free = pool.held[owner].data_ptr(), pool.take(64, torch.float32).data_ptr()
+    lent = pool.scratch(size, torch.float32)
+    assert lent.data_ptr() == free
+    more = pool.scratch(size, torch.float32)
+    assert more.data_ptr() == held
+    assert pool.claim(owner) is None
+
+
+def test_what_is_held_goes_back_with_its_owner() -> None:
+    pool, owner = Buffers(), torch.zeros(1)
+    pool.hold(pool.take(8, torch.float32), owner)
+    del owner
+    assert elements(pool) == 8
 
 
 def test_a_finished_backward_gives_its_buffers_back_though_the_loss_lives() -> None:

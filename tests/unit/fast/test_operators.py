@@ -34,12 +34,14 @@ class _Record(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def recorded(s: Sample) -> dict[str, Arguments]:
-    """What a cell and its derivatives of two orders call."""
-    cell = fused(s.cell)
-    w = s.w.clone().requires_grad_()
+def recorded(s: Sample, half: bool = False) -> dict[str, Arguments]:
+    """What a cell and its derivatives of two orders call; `half`: in single precision under autocast."""
+    dtype = torch.float32 if half else torch.float64
+    cell = fused(s.cell).to(dtype)
+    w = s.w.to(dtype).requires_grad_()
     with _Record() as record:
-        out = cell.mixed(s.inputs, w, Draw(3))
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = cell.mixed([x.to(dtype) for x in s.inputs], w, Draw(3))
         theta = list(cell.parameters())
         g = torch.autograd.grad(out.square().sum(), theta, create_graph=True, materialize_grads=True)
         torch.autograd.grad(g, [w, *theta], [torch.ones_like(t) for t in g], materialize_grads=True)
@@ -61,6 +63,13 @@ def check(calls: dict[str, Arguments], derived: set[str]) -> None:
             torch.library.opcheck(operator, learning(args), test_utils=tests)
 
 
+def kept(calls: dict[str, Arguments], gradient: str, at: int) -> torch.dtype:
+    """The type of what the gradient's operator reads."""
+    values = calls[gradient][at]
+    assert isinstance(values, torch.Tensor)
+    return values.dtype
+
+
 def test_depthwise_cells() -> None:
     calls = recorded(sample(DARTS_OPS, channels=16))
     assert calls.keys() == {"packed", "packed_gradient", "packed_second"}
@@ -72,6 +81,17 @@ def test_partial_cells() -> None:
     calls = recorded(sample(DARTS_OPS, channels=8, edge=PartialChannels(2)))
     assert calls.keys() == {"partial", "partial_gradient"}
     check(calls, {"partial"})
+
+
+def test_cells_in_half_precision() -> None:
+    """Without pools, and partial cells not traced: what stays in single precision is compared as bfloat16, in which it may be no number."""
+    calls = recorded(sample([op for op in DARTS_OPS if "pool" not in op], channels=16), half=True)
+    assert kept(calls, "packed_gradient", 3) == torch.bfloat16
+    assert kept(calls, "packed_second", 8) == torch.float32
+    check(calls, {"packed", "packed_gradient"})
+    calls = recorded(sample(DARTS_OPS, channels=8, edge=PartialChannels(2)), half=True)
+    assert kept(calls, "partial_gradient", 4) == torch.bfloat16
+    check(calls, set())
 
 
 def test_dense_cells() -> None:
@@ -87,7 +107,7 @@ def test_entries() -> None:
         out = ENTRY(*leaves, 1e-5)[0]
         g = torch.autograd.grad(out.square().sum(), leaves, create_graph=True)
         torch.autograd.grad(g, leaves, [torch.ones_like(t) for t in g])
-    assert record.calls.keys() == {"entry", "entry_gradient"}
+    assert record.calls.keys() == {"entry", "entry_gradient", "entry_second"}
     check(record.calls, {"entry", "entry_gradient"})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -36,11 +37,11 @@ def product(cell: Cell, s: Sample, learns: frozenset[str], seed: int) -> dict[st
         p.requires_grad_("theta" in learns)
     out = cell.mixed(inputs, w, Draw(3))
     rng = torch.Generator().manual_seed(seed)
-    grad = torch.randn(out.shape, generator=rng, dtype=out.dtype).requires_grad_()
+    grad = torch.randn(out.shape, generator=rng, dtype=torch.float64).to(out.dtype).requires_grad_()
     named = {"input 0": inputs[0], "input 1": inputs[1], "w": w, **dict(cell.named_parameters())}
     leaves = {name: t for name, t in named.items() if t.requires_grad}
     g = torch.autograd.grad(out, list(leaves.values()), grad, create_graph=True, materialize_grads=True)
-    along = [torch.randn(t.shape, generator=rng, dtype=t.dtype) for t in g]
+    along = [torch.randn(t.shape, generator=rng, dtype=torch.float64).to(t.dtype) for t in g]
     found = torch.autograd.grad(g, [*leaves.values(), grad], along, materialize_grads=True)
     return dict(zip([*leaves, "out"], found, strict=True))
 
@@ -151,12 +152,41 @@ def test_weight_gradients_only_where_they_are_asked_for(asked: str, monkeypatch:
     invoke = packed_op.invoke
 
     def spy(way: str, *arguments: object) -> None:
-        seen.extend([(way, arguments[-5] is not None)] if way != "forward" else [])
+        seen.append((way, arguments[-5] is not None))
         invoke(way, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(packed_op, "invoke", spy)
     torch.autograd.grad(g, w if asked == "w" else theta, [t.detach() for t in g])
     assert seen == [("second", asked == "theta"), ("backward", asked == "theta")]
+
+
+def test_a_cell_runs_again_only_where_its_memory_was_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    s = sample(DARTS_OPS, size=(9, 7))
+    f = fused(s.cell)
+    w = s.w.clone().requires_grad_()
+    theta = list(f.requires_grad_(True).parameters())
+    seen: list[str] = []
+    invoke = packed_op.invoke
+
+    def spy(way: str, *arguments: object) -> None:
+        seen.append(way)
+        invoke(way, *arguments)  # type: ignore[arg-type]
+
+    def product(g: Sequence[Tensor]) -> Tensor:
+        return torch.autograd.grad(g, w, [t.detach() for t in g], retain_graph=True)[0]
+
+    g = torch.autograd.grad(f.mixed(s.inputs, w, Draw(3)).square().sum(), theta, create_graph=True)
+    monkeypatch.setattr(packed_op, "invoke", spy)
+    first, again = product(g), product(g)
+    assert seen == ["second", "backward"] * 2
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
+    seen.clear()
+    others = [
+        f.mixed([k * x for x in s.inputs], w, Draw(3)).square().sum() for k in (2, 3)
+    ]  # as many as a product takes
+    torch.autograd.grad(others, theta)
+    torch.testing.assert_close(product(g), first, rtol=0, atol=0)
+    assert seen == ["forward", "forward", "backward", "backward", "forward", "second", "backward"]
 
 
 # ------------------------------------------------------------------ whole networks
