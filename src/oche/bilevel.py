@@ -116,10 +116,11 @@ class FiniteDifference:
         norm = torch.stack(torch._foreach_norm(along)).norm()
         epsilon = self.radius / norm.clamp_min(torch.finfo(norm.dtype).tiny)
         aside = torch._foreach_mul(along, epsilon)
-        plus, minus = (
-            gradient(problem.inner(dict(zip(theta, weights, strict=True)), alpha, batch), alpha)
-            for weights in (torch._foreach_add(here, aside), torch._foreach_sub(here, aside))
-        )
+
+        def there(weights: Sequence[Tensor]) -> Alpha:
+            return gradient(problem.inner(dict(zip(theta, weights, strict=True)), alpha, batch), alpha)
+
+        plus, minus = there(torch._foreach_add(here, aside)), there(torch._foreach_sub(here, aside))
         return loss, {name: direct[name] + (plus[name] - minus[name]) / (2 * epsilon) for name in alpha}
 
 

@@ -168,6 +168,7 @@ def weight_step(state: SearchState, method: Method, losses: Bilevel, now: Batche
     if method.clip is not None:
         torch.nn.utils.clip_grad_norm_(theta.values(), method.clip, foreach=True)
     state.weight_optimizer.step()
+    state.weight_optimizer.zero_grad()  # as large as the weights, and of no more use
     if joint:
         state.meter(arch_loss=loss, arch_confusion=confusion, arch_steps=1.0)
         step_alpha(state, method, by_alpha, OuterStep(loss.detach()))
