@@ -1,4 +1,4 @@
-"""How fast is a training step of a discretised network: NCHW, channels_last, bf16, compiled.
+"""How fast is a training step of a discretised network: NCHW, channels_last, on our kernels, in bf16, by torch.compile.
 
     python benchmarks/retrain.py --json
 
@@ -19,16 +19,18 @@ import torch
 
 from oche.base import Batch, counted
 from oche.data import Data, ImageSet, Stream, for_training
+from oche.fast import ordinary
 from oche.genotype import PUBLISHED, Genotype
 from oche.plan import fabric_for
 from oche.spaces import SPACES
 from oche.train import PROTOCOLS, Training, TrainState, begin, train_epoch
 
-FORMS = {  # name -> (precision, channels_last, compiled)
-    "NCHW": ("32", False, False),
-    "channels_last": ("32", True, False),
-    "bf16": ("bf16", True, False),
-    "compile": ("32", True, True),
+FORMS = {  # name -> (precision, channels_last, our kernels, torch.compile)
+    "NCHW": ("32", False, False, False),
+    "channels_last": ("32", True, False, False),
+    "kernels": ("32", True, True, False),
+    "bf16": ("bf16", True, True, False),
+    "compile": ("32", True, False, True),
 }
 
 
@@ -42,7 +44,7 @@ class _NCHW(Stream):
 
 def state_of(form: str, channels: int, cells: int, batch: int) -> tuple[TrainState, Training, Stream]:
     """A training of one batch an epoch."""
-    precision, last, compiled = FORMS[form]
+    precision, last, fast, compiled = FORMS[form]
     pixels = torch.randint(0, 256, (batch, 32, 32, 3), dtype=torch.uint8, generator=counted(0))
     images = ImageSet.of(pixels, torch.arange(batch) % 10)
     data = Data("random", images, images, images, tuple("0123456789"), 3, (32, 32), (0.5,) * 3, (0.25,) * 3, flip=True)
@@ -51,6 +53,8 @@ def state_of(form: str, channels: int, cells: int, batch: int) -> tuple[TrainSta
     genotype = Genotype.parse(PUBLISHED["DARTS_V2"], "darts")
     training = Training(space, genotype, data, protocol, 0, fabric_for("cpu", precision=precision))
     state = begin(training)
+    if not fast:
+        ordinary(state.network)
     if not last:
         state.network.to(memory_format=torch.contiguous_format)
     stream = (Stream if last else _NCHW)(images, batch, 0, "train", for_training(data, protocol.cutout))
@@ -65,7 +69,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--forms", nargs="+", default=["NCHW", "channels_last", "bf16"], choices=sorted(FORMS))
+    parser.add_argument("--forms", nargs="+", default=["NCHW", "channels_last", "kernels", "bf16"], choices=sorted(FORMS))
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)

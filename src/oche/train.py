@@ -21,6 +21,7 @@ from oche.base import Batch, Draw, Params, counted
 from oche.bilevel import average
 from oche.data import Augmentation, Data, ImageSet, Stream, batches, for_training, none
 from oche.errors import UserError
+from oche.fast import ordinary, quicken
 from oche.genotype import Genotype
 from oche.optim import SGD, set_rate
 from oche.run import Run
@@ -237,6 +238,7 @@ def retrain(training: Training) -> Network:
         training.listener("train_epoch", record)
     if protocol.keep == "best":
         state.network.load_state_dict(state.best_weights)
+    ordinary(state.network)
     return state.network.eval()
 
 
@@ -255,6 +257,8 @@ def begin(training: Training) -> TrainState:
             )
         network.load_state_dict(given)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if not training.protocol.compile:
+        quicken(network)
     trunk = torch.compile(network.trunk, dynamic=False) if training.protocol.compile else network.trunk
     return TrainState(network, training.protocol.optimizer(list(network.parameters())), trunk)
 

@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from oche.fast.cell import FusedCell, accelerate, coverage
 from oche.fast.packs import Pack, leaves_out, packs
+from oche.fast.training import ordinary, quicken
 
-__all__ = ["FusedCell", "Pack", "accelerate", "coverage", "leaves_out", "packs"]
+__all__ = ["FusedCell", "Pack", "accelerate", "coverage", "leaves_out", "ordinary", "packs", "quicken"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
@@ -114,16 +116,24 @@ def _unit(op: nn.Module) -> Unit | None:
         return replace(blank, kind=EXTRA, stride=op.stride, noise=op)
     if isinstance(op, FactorizedReduce) and of_batch(op.norm):
         return replace(blank, kind=HALVE, stride=2, pointwise=(op.even, op.odd), norms=(op.norm,))
-    if isinstance(op, nn.Sequential) and len(op) in (4, 8):
-        return _separable(list(op), blank)
+    if isinstance(op, nn.Sequential):
+        return separable(op, blank, of_batch)
     return None
 
 
-def _separable(modules: list[nn.Module], blank: Unit) -> Unit | None:
+def separable(
+    op: nn.Sequential, blank: Unit, norms_fit: Callable[[nn.Module], TypeGuard[nn.BatchNorm2d]]
+) -> Unit | None:
+    """`blank` with what a separable or dilated convolution has, or None where it is none that the kernels know."""
+    if len(op) not in (4, 8):
+        return None
+    modules = list(op)
     depthwise, pointwise, norms = [], [], []
     for start in range(0, len(modules), 4):
         relu, d, p, norm = modules[start : start + 4]
-        if not (isinstance(relu, nn.ReLU) and isinstance(d, nn.Conv2d) and isinstance(p, nn.Conv2d) and of_batch(norm)):
+        if not (
+            isinstance(relu, nn.ReLU) and isinstance(d, nn.Conv2d) and isinstance(p, nn.Conv2d) and norms_fit(norm)
+        ):
             return None
         k, dilation = d.kernel_size[0], d.dilation[0]
         square = all(len(set(pair)) == 1 for pair in (d.kernel_size, d.stride, d.dilation))

@@ -1,0 +1,144 @@
+"""Discretised networks on the compiled kernels: a training step like torch's, and ordinary modules before and after."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from oche.fast import ordinary, quicken
+from oche.fast.native import kernels
+from oche.fast.training import Entry, Separable
+from oche.genotype import PUBLISHED, Genotype
+from oche.ops import OPS, ReLUConvBN
+from oche.schedule import Constant
+from oche.spaces import Network
+from oche.spaces.darts import DartsSpace
+from oche.train import PROTOCOLS, Training, retrain
+from reference.tiny import tiny_data
+
+pytestmark = [
+    pytest.mark.usefixtures("float64"),
+    pytest.mark.skipif(kernels() is None, reason="no compiled kernels: modules stay as they are"),
+]
+
+
+def step(op: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    """Outputs, gradients and running statistics after a training step with some loss."""
+    x = x.clone().requires_grad_()
+    out = op.train()(x)
+    (out * torch.linspace(-1, 2, out.numel()).view_as(out)).sum().backward()  # type: ignore[no-untyped-call]
+    assert x.grad is not None
+    found = {"out": out.detach(), "x": x.grad}
+    found |= {f"gradient of {n}": p.grad for n, p in op.named_parameters() if p.grad is not None}
+    return found | {n: b.clone() for n, b in op.named_buffers()}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", ["sep_conv_3x3", "sep_conv_5x5", "sep_conv_7x7", "dil_conv_3x3", "dil_conv_5x5"])
+def test_a_separable_convolution_takes_the_same_step(name: str, stride: int) -> None:
+    torch.manual_seed(1)
+    op = OPS[name](16, stride, True).double()
+    for norm in op.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.uniform_(norm.weight)
+            nn.init.uniform_(norm.bias)
+    own = copy.deepcopy(op)
+    quicken(own)
+    assert type(own) is Separable
+    x = torch.randn(3, 16, 7, 6).contiguous(memory_format=torch.channels_last)
+    for _ in range(2):  # running statistics move on from where they are
+        assert_same(step(own, x), step(op, x))
+    torch.testing.assert_close(own.eval()(x), op.eval()(x))
+
+
+def test_an_entry_takes_the_same_step() -> None:
+    op = ReLUConvBN(32, 16, 1, 1, True).double()
+    own = copy.deepcopy(op)
+    quicken(own)
+    assert type(own) is Entry
+    x = torch.randn(3, 32, 5, 6)
+    for _ in range(2):
+        assert_same(step(own, x), step(op, x))
+
+
+def test_what_the_kernels_do_not_know_stays() -> None:
+    others = nn.ModuleList(
+        [
+            OPS["sep_conv_3x3"](12, 1, True),  # channels that do not fill the vectors
+            OPS["conv_7x1_1x7"](16, 1, True),
+            ReLUConvBN(16, 16, 3, 1, True),
+            ReLUConvBN(16, 16, 1, 2, True),
+            nn.Sequential(nn.ReLU()),
+        ]
+    )
+    before = [type(m) for m in others.modules()]
+    quicken(others)
+    assert [type(m) for m in others.modules()] == before
+
+
+def network() -> Network:
+    torch.manual_seed(0)
+    space = DartsSpace(channels=16, cells=3, size=(8, 8), inputs=2, outputs=3)
+    return space.network(Genotype.parse(PUBLISHED["DARTS_V2"], "darts"))
+
+
+def test_a_network_is_ordinary_again() -> None:
+    net = network()
+    before, names = [type(m) for m in net.modules()], list(net.state_dict())
+    quicken(net)
+    kinds = {type(m) for m in net.modules()}
+    assert {Separable, Entry} <= kinds
+    assert list(net.state_dict()) == names
+    ordinary(net)
+    assert [type(m) for m in net.modules()] == before
+    assert not any("cell" in vars(m) for m in net.modules() if type(m) is nn.Sequential)
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.3])
+def test_training_ends_with_the_same_weights(drop_path: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.set_default_dtype(torch.float32)  # until the fixture ends
+    data = tiny_data(24)
+    space = DartsSpace(channels=16, cells=3, size=data.size, inputs=data.channels, outputs=len(data.classes))
+    protocol = replace(PROTOCOLS["smoke"], batch=8, drop_path=drop_path, auxiliary=0.0, lr=Constant(1e-3))
+    training = Training(space, Genotype.parse(PUBLISHED["DARTS_V2"], "darts"), data, protocol, 0)
+    seen: list[bool] = []
+    monkeypatch.setattr("oche.train.quicken", lambda net: (quicken(net), seen.append(True)))
+    fast = retrain(training).state_dict()
+    assert seen
+    assert type(retrain(training).body) is type(network().body)
+    monkeypatch.setattr("oche.train.quicken", lambda net: None)
+    slow = retrain(training).state_dict()
+    for name, t in slow.items():
+        torch.testing.assert_close(fast[name], t, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_half_precision_and_one_image() -> None:
+    torch.set_default_dtype(torch.float32)  # until the fixture ends
+    op = OPS["sep_conv_3x3"](16, 1, True)
+    own = copy.deepcopy(op)
+    quicken(own)
+    x = torch.randn(4, 16, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = own.train()(x.bfloat16())
+    exact = op.train()(x.bfloat16().float())
+    assert float((out - exact).detach().norm() / exact.detach().norm()) < 1e-2
+    alone = torch.randn(1, 16, 8, 8)
+    assert torch.equal(own(alone), op(alone))
+
+
+def test_without_gradients_torch_s_own() -> None:
+    net, untouched = network().double(), network().double()
+    quicken(net)
+    x = torch.rand(4, 2, 8, 8)
+    with torch.no_grad():
+        assert torch.equal(net.train()(x), untouched.train()(x))
