@@ -69,7 +69,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--forms", nargs="+", default=["NCHW", "channels_last", "kernels", "bf16"], choices=sorted(FORMS))
+    parser.add_argument(
+        "--forms", nargs="+", default=["NCHW", "channels_last", "kernels", "bf16"], choices=sorted(FORMS)
+    )
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
