@@ -68,10 +68,10 @@ def _ops(count: int) -> tuple[str, ...]:
 
 
 ROWS: list[Row] = [
-    _supernet("goal/darts", "--batch", "64", *ONE),
-    _supernet("goal/exact", "--order", "exact", "--batch", "16", *ONE),
-    _supernet("goal/finite", "--order", "finite", "--batch", "16", *ONE),
-    _supernet("goal/pcdarts", "--method", "pcdarts", "--batch", "64", *ONE),
+    _supernet("goal/darts", "--batch", "64", *FEW),
+    _supernet("goal/exact", "--order", "exact", "--batch", "16", *FEW),
+    _supernet("goal/finite", "--order", "finite", "--batch", "16", *FEW),
+    _supernet("goal/pcdarts", "--method", "pcdarts", "--batch", "64", *FEW),
     _supernet("goal/nb201", "--space", "nb201", "--batch", "64", *FEW),
     _supernet("goal/rf", "--method", "rf_darts", "--against", "all-weights", "--batch", "64", *FEW),
     Row("goal/augment", "augment.py"),
