@@ -149,11 +149,11 @@ def weight_step(state: SearchState, method: Method, losses: Bilevel, now: Batche
     draw, batch = state.draw("weight"), now.inner()
     alpha = state.alpha if joint else detached(state.alpha)
     weights = state.op_weights(alpha, draw)
+    for callback in method.callbacks:
+        weights = callback.before_inner_step(state, weights, alpha, batch)
     if state.packs and leaves_out(state.supernet, weights):
         state.unpack()  # what takes no part in a step is left as it is by that step
     theta = state.leaves
-    for callback in method.callbacks:
-        weights = callback.before_inner_step(state, weights, alpha, batch)
     loss, confusion = state.task_loss(weights, batch, draw, theta if state.packs else None)
     state.meter(weight_loss=loss, weight_confusion=confusion, weight_steps=1.0)
     for term in method.inner_terms + (method.outer_terms if joint else ()):

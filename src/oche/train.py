@@ -257,7 +257,7 @@ def begin(training: Training) -> TrainState:
             )
         network.load_state_dict(given)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if not training.protocol.compile:
+    if device.type == "cpu" and not training.protocol.compile:
         quicken(network)
     trunk = torch.compile(network.trunk, dynamic=False) if training.protocol.compile else network.trunk
     return TrainState(network, training.protocol.optimizer(list(network.parameters())), trunk)

@@ -77,8 +77,10 @@ class FusedCell(Cell):
 
     def leaves_out(self, w: Tensor) -> bool:
         """Whether a candidate that has weights takes no part under the op weights w (E, O)."""
-        zero = zeros(w)
-        return isinstance(self.layout, Layout) and any((u.edge, u.column) in zero for u in self.layout.units if u.norms)
+        if not isinstance(self.layout, Layout):
+            return False
+        zero, affine = zeros(w), self.layout.affine
+        return any((u.edge, u.column) in zero for u in self.layout.units if u.pointwise or (affine and u.norms))
 
     def _held(self) -> Weights | None:
         if self.taps is None or self.matrices is None:

@@ -54,13 +54,15 @@ def _fits(entry: nn.Module, x: Tensor, kernels: Kernels) -> TypeGuard[ReLUConvBN
     if not isinstance(entry, ReLUConvBN) or not of_batch(entry[2]) or not isinstance(entry[1], nn.Conv2d):
         return False
     conv = entry[1]
-    return (
-        (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), (0, 0), 1)
-        and conv.in_channels % LANES == conv.out_channels % LANES == 0
-        and conv.bias is None
-        and x.dtype == conv.weight.dtype
-        and rows.suit(kernels, [x])
-    )
+    return fills(conv) and x.dtype == conv.weight.dtype and rows.suit(kernels, [x])
+
+
+def fills(conv: nn.Module) -> bool:
+    """Whether it is a 1x1 convolution as these kernels have it, whose numbers of channels fill the vectors."""
+    if not isinstance(conv, nn.Conv2d) or conv.bias is not None:
+        return False
+    full = (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    return full and conv.in_channels % LANES == conv.out_channels % LANES == 0
 
 
 def single(x: Tensor) -> Tensor:

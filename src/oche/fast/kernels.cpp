@@ -26,8 +26,8 @@ struct Unit {  // one candidate of one edge, or the entry of a pool; offsets in 
     int64_t d1, p1, d2, p2;                 // depthwise offsets in D, pointwise numbers in P (HALVE: even, odd)
     int64_t norm1, norm2;                   // batch norm numbers, -1 without
     int64_t slot1, slot2;                   // where the sums of y1 and of the term T are kept
-    int64_t y1, term;                       // offsets of y1 and T in the saved buffer (SKIP: the state itself); a pool's counts from
-                                            // its start as well, as if all elements had one size
+    int64_t y1, term;                       // offsets of y1 and T in the saved buffer (SKIP: the state itself); of a pool, in the
+                                            // buffer of pools, counted on from the end of the saved one
     int64_t first;                          // pools: 1 for the unit that computes the shared pool
 };
 

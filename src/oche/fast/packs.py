@@ -31,7 +31,6 @@ class Pack:
     values: Tensor
     weights: Mapping[str, nn.Parameter]
     views: Mapping[str, View]
-
     addresses: list[int] = field(default_factory=list)
 
     @property

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from oche.base import Draw
-from oche.fast.entry import ENTRY, single
+from oche.fast.entry import ENTRY, fills, single
 from oche.fast.layout import SKIP, Layout, Unit, separable
 from oche.fast.native import kernels, switched_off
 from oche.fast.packed import LANES, Lanes, kept_type, planned, weights_of
@@ -30,7 +30,7 @@ def quicken(network: nn.Module) -> None:
         if type(module) is nn.Sequential and (cell := _cell(module)) is not None:
             module.cell = cell  # type: ignore[assignment]
             module.__class__ = Separable
-        elif type(module) is ReLUConvBN and _is_entry(module):
+        elif type(module) is ReLUConvBN and fills(module[1]) and _running(module[2]):
             module.__class__ = Entry
 
 
@@ -104,14 +104,6 @@ def _cell(op: nn.Sequential) -> Layout | None:
     if any((norm.eps, norm.affine) != (eps, affine) for norm in unit.norms):
         return None
     return Layout((unit,), 1, 1, unit.stride, 1, eps, affine, False, ((0, 0, 1),))
-
-
-def _is_entry(module: ReLUConvBN) -> bool:
-    conv = module[1]
-    if type(conv) is not nn.Conv2d or conv.bias is not None or not _running(module[2]):
-        return False
-    full = (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), (0, 0), 1)
-    return full and conv.in_channels % LANES == conv.out_channels % LANES == 0
 
 
 @torch.no_grad()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor
 
 from oche import loop
+from oche.base import Alpha, Batch, OpWeights
 from oche.bilevel import FiniteDifference, Unrolled
+from oche.callbacks import Callback
 from oche.fast.native import kernels
-from oche.fast.packs import Pack
+from oche.fast.packs import Pack, leaves_out
 from oche.loop import StepBatches, begin, bilevel, search, set_learning_rate, steps, streams
 from oche.method import Method
 from oche.methods.darts import darts
@@ -118,9 +120,27 @@ def test_a_weight_is_its_part_of_the_pack() -> None:
         assert torch.equal(pack.join(parts), pack.values)
 
 
-def test_what_takes_no_part_in_a_step_is_left_as_it_is() -> None:
-    """Neither weight decay nor momentum moves the weights of candidates that were not drawn."""
-    method = replace(darts(), relaxation=GumbelSoftmax(Constant(1.0), hard=True))
+@dataclass(frozen=True)
+class Without(Callback):
+    """Takes the dilated convolutions' op weights away, in the weight step alone."""
+
+    def before_inner_step(self, state: SearchState, weights: OpWeights, alpha: Alpha, batch: Batch) -> OpWeights:
+        (columns,) = {
+            tuple(op.startswith("dil_conv") for op in ops) for group in state.space.groups for ops in group.ops
+        }
+        return {name: w.masked_fill(torch.tensor(columns), 0.0) for name, w in weights.items()}
+
+
+LEAVING: dict[str, Callable[[], Method]] = {
+    "hard samples": lambda: replace(darts(), relaxation=GumbelSoftmax(Constant(1.0), hard=True)),
+    "a callback": lambda: replace(darts(), callbacks=(Without(),)),
+}
+
+
+@pytest.mark.parametrize("name", LEAVING)
+def test_what_takes_no_part_in_a_step_is_left_as_it_is(name: str) -> None:
+    """Neither weight decay nor momentum moves the weights of candidates that took no part."""
+    method = LEAVING[name]()
     state = begin(small(), method)
     assert state.packs
     before = {n: p.detach().clone() for n, p in state.supernet.named_parameters()}
@@ -131,6 +151,20 @@ def test_what_takes_no_part_in_a_step_is_left_as_it_is() -> None:
     assert moved & of_cells
     assert of_cells - moved
     assert not any(state.weight_optimizer.state.get(state.theta[n]) for n in of_cells - moved)
+
+
+def test_pools_without_weights_leave_packs_alone() -> None:
+    state = begin(small(), darts())
+    (columns,) = {
+        tuple("pool" in op or op == "none" for op in ops) for group in state.space.groups for ops in group.ops
+    }
+    weights = {
+        name: torch.ones(len(group.edges), group.width).masked_fill(torch.tensor(columns), 0.0)
+        for group in state.space.groups
+        for name in group.cells
+    }
+    assert not leaves_out(state.supernet, weights)
+    assert leaves_out(state.supernet, {name: 0 * w for name, w in weights.items()})
 
 
 def test_weights_that_stop_learning_lie_by_themselves_and_the_others_momentum_goes_on() -> None:
