@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oche.base import Alpha, Draw, counted
-from oche.edges import Candidate, Edge, EdgeFactory, _Partial
-from oche.method import Method
-from oche.ops import FactorizedReduce, Halving, Zero, run
+from oche.search.method import Method
 from oche.spaces import Space, Supernet
+from oche.spaces.edges import Candidate, Edge, EdgeFactory, _Partial
+from oche.spaces.ops import FactorizedReduce, Halving, Zero, run
 
 
 class _Reduced(FactorizedReduce):

@@ -26,17 +26,17 @@ from torch import Tensor, nn
 
 from oche.data import Data, ImageSet, for_search
 from oche.fast import coverage
-from oche.fast.combine import Moments, Term, combine, plain_combine
-from oche.fast.device import accelerator
-from oche.fast.separable import plain_separable, separable
-from oche.loop import StepBatches, begin, bilevel, recorded, search, set_learning_rate, steps, streams
-from oche.method import Method
+from oche.fast.backends.device import accelerator
+from oche.fast.portable.combine import Moments, Term, combine, plain_combine
+from oche.fast.portable.separable import plain_separable, separable
 from oche.optim import SGD
 from oche.run import Run
+from oche.search.loop import StepBatches, begin, bilevel, recorded, search, set_learning_rate, steps, streams
+from oche.search.method import Method
+from oche.search.state import Problem
+from oche.search.trainable import AllWeights, BatchNormOnly
 from oche.spaces import SPACES
-from oche.state import Problem
 from oche.tasks import Classify
-from oche.trainable import AllWeights, BatchNormOnly
 
 
 class EnoughForNow(Exception):

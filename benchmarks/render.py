@@ -114,7 +114,7 @@ def page(latest: dict[str, Result], rows: dict[str, Result], pictures: Sequence[
     if "start" in {name.rpartition("/")[2] for name in rows}:
         start = rows["goal/start"]
         said += ["", f"`import oche` takes {start['seconds']:.3f} s beyond torch (goal: under 0.2 s), "
-                 f"`import oche.api`, all that a search needs, another {start['api_seconds']:.2f} s."]  # fmt: skip
+                 f"`import oche.api.search`, all that a search needs, another {start['api_seconds']:.2f} s."]  # fmt: skip
     if "also/retrain" in rows:
         said += ["", "## Training the found network", "", *retraining(rows["also/retrain"])]
     titles = {

@@ -2,7 +2,7 @@
 
     python benchmarks/retrain.py --json
 
-The network is DARTS_V2's; a step is that of `oche train`: `oche.train.train_epoch` over one batch, auxiliary head and drop path on, clip
+The network is DARTS_V2's; a step is that of `oche train`: `train_epoch` over one batch, auxiliary head and drop path on, clip
 and optimiser included. Every form runs in this process, in turn (A B C, A B C); `seconds` are medians a step, `ratios` are to the first
 form. Compiling (`oche train --set train.compile=true`) takes minutes before the first step, so it is measured on request: `--forms`.
 """
@@ -21,9 +21,9 @@ from oche.base import Batch, counted
 from oche.data import Data, ImageSet, Stream, for_training
 from oche.fast import ordinary
 from oche.genotype import PUBLISHED, Genotype
-from oche.plan import fabric_for
+from oche.plan.resolve import fabric_for
 from oche.spaces import SPACES
-from oche.train import PROTOCOLS, Training, TrainState, begin, train_epoch
+from oche.training.train import PROTOCOLS, Training, TrainState, begin, train_epoch
 
 FORMS = {  # name -> (precision, channels_last, our kernels, torch.compile)
     "NCHW": ("32", False, False, False),

@@ -2,7 +2,7 @@
 
     python benchmarks/start.py --json
 
-In fresh processes, in turn: seconds of `import torch`, then of `import oche` after it, and of `import oche.api` (all that a search needs).
+In fresh processes, in turn: seconds of `import torch`, then of `import oche` after it, and of `oche.api.search` (all that a search needs).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import time
 stamps = [time.perf_counter()]
 import torch; stamps.append(time.perf_counter())
 import oche; stamps.append(time.perf_counter())
-import oche.api; stamps.append(time.perf_counter())
+import oche.api.search; stamps.append(time.perf_counter())
 print([b - a for a, b in zip(stamps, stamps[1:])])
 """
 
@@ -35,7 +35,9 @@ def main() -> None:
         runs.append(json.loads(done.stdout))
     torch, oche, api = (statistics.median(column) for column in zip(*runs[1:], strict=True))
     told = {"seconds": oche, "torch_seconds": torch, "api_seconds": api, "repeats": a.repeats}
-    print(json.dumps(told) if a.json else f"torch {torch:.2f} s, then oche {oche:.3f} s, then oche.api {api:.2f} s")
+    print(
+        json.dumps(told) if a.json else f"torch {torch:.2f} s, then oche {oche:.3f} s, then oche.api.search {api:.2f} s"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
     python benchmarks/supernet.py --against benchmarks/peers/darts_nchw.py
 
 An iteration is an architecture step and a weight step with their optimisers, on random images. Of oche it is one step of
-`oche.loop.search` itself, augmentation included. Each side runs in fresh processes, in turn (A B A B); seconds are medians over all
+`oche.search.loop.search` itself, augmentation included. Each side runs in fresh processes, in turn (A B A B); seconds are medians over all
 iterations but each process's first, memory is the process's highest during the iterations less what it held when the model stood.
 
 Sides, for `--tier` (what is measured) and `--against` (what it is compared with):
@@ -53,16 +53,16 @@ from counting import Operators, calls, peaks
 
 from oche import config
 from oche.base import counted
-from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
-from oche.callbacks import Callback
 from oche.data import Data, ImageSet, Stream, for_search
 from oche.fast import coverage
-from oche.loop import memory_mib, search
-from oche.method import Method
 from oche.methods import method_named
-from oche.plan import fabric_for
+from oche.plan.resolve import fabric_for
+from oche.search.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
+from oche.search.callbacks import Callback
+from oche.search.loop import memory_mib, search
+from oche.search.method import Method
+from oche.search.state import Problem, SearchState
 from oche.spaces import SPACES, Space
-from oche.state import Problem, SearchState
 from oche.tasks import Classify
 
 ENVIRONMENTS: dict[str, dict[str, str]] = {

@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from oche import config
-from oche.method import Method
 from oche.methods import METHODS, PUBLISHED
-from oche.papers import cite
-from oche.stages import Staged
-from oche.strategies import Searcher, method_of
+from oche.methods.papers import cite
+from oche.methods.searcher import Searcher, method_of
+from oche.search.method import Method
+from oche.search.stages import Staged
 
 FOLDER = Path(__file__).parent / "methods"
 MADE = "<!-- made by docs/make_methods.py from the method's docstring: change that -->"

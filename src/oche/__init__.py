@@ -17,24 +17,24 @@ from oche.errors import UserError
 from oche.genotype import Genotype
 
 if TYPE_CHECKING:
-    from oche.api import Found, Trained, resume, search, train
+    from oche.api.inference import evaluate_run, predict, segment
+    from oche.api.search import Found, Trained, resume, search, train
     from oche.data import load
-    from oche.inference import evaluate_run, predict, segment
-    from oche.method import Method
     from oche.methods import METHODS, random_features
+    from oche.search.method import Method
     from oche.spaces import SPACES
 
 _HOMES = {
-    "Found": "oche.api",
-    "Trained": "oche.api",
-    "evaluate_run": "oche.inference",
-    "predict": "oche.inference",
-    "resume": "oche.api",
-    "search": "oche.api",
-    "segment": "oche.inference",
-    "train": "oche.api",
+    "Found": "oche.api.search",
+    "Trained": "oche.api.search",
+    "evaluate_run": "oche.api.inference",
+    "predict": "oche.api.inference",
+    "resume": "oche.api.search",
+    "search": "oche.api.search",
+    "segment": "oche.api.inference",
+    "train": "oche.api.search",
     "load": "oche.data",
-    "Method": "oche.method",
+    "Method": "oche.search.method",
     "METHODS": "oche.methods",
     "random_features": "oche.methods",
     "SPACES": "oche.spaces",

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from oche.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
-from oche.edges import AuxiliarySkip, DropPath, EdgeFactory, PartialChannels, SampledOps, SkipDropout, WeightedSum
 from oche.methods import method_named
 from oche.methods.drnas import Dirichlet
 from oche.methods.idarts import ImplicitNeumann
+from oche.methods.searcher import Searcher
 from oche.methods.zarts import Trials
-from oche.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax
 from oche.schedule import Constant
-from oche.selection import Keep, PerEdgeArgmax, Selection, TopK
-from oche.strategies import Searcher
-from oche.trainable import AllWeights, BatchNormOnly, ClassifierOnly, Trainable, WeightSubset
+from oche.search.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
+from oche.search.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax
+from oche.search.selection import Keep, PerEdgeArgmax, Selection, TopK
+from oche.search.trainable import AllWeights, BatchNormOnly, ClassifierOnly, Trainable, WeightSubset
+from oche.spaces.edges import (
+    AuxiliarySkip,
+    DropPath,
+    EdgeFactory,
+    PartialChannels,
+    SampledOps,
+    SkipDropout,
+    WeightedSum,
+)
 
 RELAXATIONS: tuple[Relaxation, ...] = (
     Softmax(),

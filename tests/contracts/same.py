@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from contracts.registry import SMALL
 from oche.base import Params
-from oche.edges import plain_name
-from oche.loop import search
-from oche.method import Method
 from oche.optim import Adam
-from oche.state import Problem, SearchState
+from oche.search.loop import search
+from oche.search.method import Method
+from oche.search.state import Problem, SearchState
+from oche.spaces.edges import plain_name
 from reference.tiny import tiny_problem
 
 

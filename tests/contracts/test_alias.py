@@ -12,8 +12,6 @@ import pytest
 
 from contracts.same import assert_other_search, assert_same_search, moved, problem_of, step_alpha_from
 from oche.data import TrueTargets, Whole
-from oche.loop import advance, search
-from oche.method import Method
 from oche.methods import METHODS
 from oche.methods.beta_darts import beta_darts
 from oche.methods.cdarts import cdarts
@@ -49,10 +47,12 @@ from oche.methods.single_stage import single_stage
 from oche.methods.snas import snas
 from oche.methods.zarts import Trials, zarts
 from oche.optim import SGD, Adam, Descent
-from oche.relaxations import Gated
 from oche.schedule import Constant, Cosine, Poly
-from oche.stages import Staged, entered
-from oche.trainable import AllWeights
+from oche.search.loop import advance, search
+from oche.search.method import Method
+from oche.search.relaxations import Gated
+from oche.search.stages import Staged, entered
+from oche.search.trainable import AllWeights
 
 
 @dataclass(frozen=True)

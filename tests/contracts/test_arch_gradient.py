@@ -20,11 +20,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Params
-from oche.bilevel import ArchGradient, Bilevel, FiniteDifference, FirstOrder, Unrolled, gradient, packed, unpacked
-from oche.loop import StepBatches, begin, bilevel, set_learning_rate, streams
 from oche.methods.darts import darts
 from oche.optim import SGD, Adam, set_rate
-from oche.state import SearchState
+from oche.search.bilevel import (
+    ArchGradient,
+    Bilevel,
+    FiniteDifference,
+    FirstOrder,
+    Unrolled,
+    gradient,
+    packed,
+    unpacked,
+)
+from oche.search.loop import StepBatches, begin, bilevel, set_learning_rate, streams
+from oche.search.state import SearchState
 from reference.tiny import NoBatches, tiny_problem
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -15,9 +15,6 @@ import torch
 from contracts.registry import ARCH_GRADIENTS
 from contracts.same import problem_of
 from oche.base import Alpha, Params
-from oche.bilevel import ArchGradient, Bilevel, FiniteDifference, Unrolled, required
-from oche.loop import StepBatches, begin, bilevel, set_learning_rate, streams
-from oche.method import Method
 from oche.methods import METHODS
 from oche.methods.beta_darts import BetaDecay
 from oche.methods.cdarts import Evaluation, PoolsAndSkips
@@ -27,12 +24,15 @@ from oche.methods.darts_aer import Entropy as EntropyInBits
 from oche.methods.drnas import DirichletKL
 from oche.methods.fair_darts import ZeroOne
 from oche.methods.idarts import ImplicitNeumann
+from oche.methods.searcher import method_of
 from oche.methods.snas import Resource
-from oche.relaxations import Gated
 from oche.schedule import Constant
-from oche.state import SearchState
-from oche.strategies import method_of
-from oche.terms import Entropy, InputEntropy, Term, log_distance
+from oche.search.bilevel import ArchGradient, Bilevel, FiniteDifference, Unrolled, required
+from oche.search.loop import StepBatches, begin, bilevel, set_learning_rate, streams
+from oche.search.method import Method
+from oche.search.relaxations import Gated
+from oche.search.state import SearchState
+from oche.search.terms import Entropy, InputEntropy, Term, log_distance
 
 pytestmark = pytest.mark.usefixtures("float64")
 

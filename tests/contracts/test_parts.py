@@ -27,11 +27,13 @@ from contracts.registry import (
     epochs,
     small,
 )
-from oche import bilevel as gradients
-from oche import edges, relaxations, selection, trainable
-from oche.bilevel import ArchGradient, Bilevel, detached
-from oche.edges import EDGES, EdgeFactory, WeightedSum
-from oche.loop import (
+from oche.methods import METHODS, method_named
+from oche.methods.searcher import method_of
+from oche.schedule import Constant
+from oche.search import bilevel as gradients
+from oche.search import relaxations, selection, trainable
+from oche.search.bilevel import ArchGradient, Bilevel, detached
+from oche.search.loop import (
     SearchResult,
     StepBatches,
     arch_step,
@@ -42,17 +44,15 @@ from oche.loop import (
     streams,
     weight_step,
 )
-from oche.method import Method
-from oche.methods import METHODS, method_named
-from oche.relaxations import GumbelSoftmax, Relaxation
-from oche.schedule import Constant
-from oche.selection import Keep, Selection
-from oche.spaces import SPACES
-from oche.stages import Staged
-from oche.state import Problem, SearchState
-from oche.strategies import method_of
-from oche.trainable import TRAINABLES as TRAINABLES_BY_NAME
-from oche.trainable import Trainable
+from oche.search.method import Method
+from oche.search.relaxations import GumbelSoftmax, Relaxation
+from oche.search.selection import Keep, Selection
+from oche.search.stages import Staged
+from oche.search.state import Problem, SearchState
+from oche.search.trainable import TRAINABLES as TRAINABLES_BY_NAME
+from oche.search.trainable import Trainable
+from oche.spaces import SPACES, edges
+from oche.spaces.edges import EDGES, EdgeFactory, WeightedSum
 from reference.tiny import tiny_problem
 
 GRADIENTS = [

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from contracts.registry import epochs, small
-from oche.loop import search
-from oche.method import Method
 from oche.methods import METHODS
 from oche.methods.random_features import random_features
+from oche.methods.searcher import Searcher, method_of
 from oche.run import Run
-from oche.state import Problem
-from oche.strategies import Searcher, method_of
+from oche.search.loop import search
+from oche.search.method import Method
+from oche.search.state import Problem
 from reference.tiny import tiny_problem
 
 MEASURED = {"seconds", "images_per_second", "memory_mib"}

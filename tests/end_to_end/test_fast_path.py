@@ -16,13 +16,14 @@ import torch
 from torch import Tensor
 
 from oche.base import Draw
-from oche.callbacks import Callback
-from oche.fast import FusedCell, coverage, native
-from oche.loop import SearchResult, begin, search
-from oche.method import Method
+from oche.fast import FusedCell, coverage
+from oche.fast.backends import native
 from oche.methods import method_named
 from oche.optim import Adam
-from oche.state import SearchState
+from oche.search.callbacks import Callback
+from oche.search.loop import SearchResult, begin, search
+from oche.search.method import Method
+from oche.search.state import SearchState
 from reference.tiny import tiny_problem
 
 TIERS = {"fast": {}, "portable": {"OCHE_KERNELS": "off"}, "plain": {"OCHE_FAST": "off"}}
@@ -179,8 +180,8 @@ def test_results_do_not_depend_on_the_number_of_threads(space: str) -> None:
 SCRIPT = """
 import sys, torch
 torch.set_num_threads(1)
-from oche.loop import search
-from oche.method import Method
+from oche.search.loop import search
+from oche.search.method import Method
 from reference.tiny import tiny_problem
 state = search(tiny_problem("darts", cells=3, channels=4), Method()).state
 print([t.double().sum().item().hex() for t in (*state.alpha.values(), *state.supernet.parameters())])

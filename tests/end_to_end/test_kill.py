@@ -23,13 +23,13 @@ import pytest
 import torch
 
 from oche.base import counted
-from oche.loop import search
-from oche.method import Method
 from oche.methods import METHODS
-from oche.plan import fabric_for
+from oche.methods.searcher import sample
+from oche.plan.resolve import fabric_for
 from oche.run import Run
-from oche.strategies import sample
-from oche.train import PROTOCOLS, Training, retrain
+from oche.search.loop import search
+from oche.search.method import Method
+from oche.training.train import PROTOCOLS, Training, retrain
 from reference.tiny import tiny_data, tiny_problem, tiny_space
 
 MEASURED = {"seconds", "images_per_second", "memory_mib"}
@@ -313,8 +313,8 @@ def test_a_kill_between_the_checkpoints_of_the_last_epoch(site: str, n: int, tmp
 
 
 def test_a_search_with_its_comparison_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through `oche.api`: search, comparison, network; every record of the log once, in the same order."""
-    from oche import api
+    """Through `oche.api.search`: search, comparison, network; every record of the log once, in the same order."""
+    from oche.api import search as api
 
     monkeypatch.setattr(api, "available_formats", tuple)  # exporting takes seconds, and has tests of its own
 
@@ -338,8 +338,8 @@ def test_a_search_with_its_comparison_killed_and_resumed(tmp_path: Path, monkeyp
 
 
 def start(path: Path) -> Run:
-    from oche import api
-    from oche.plan import Request, resolve
+    from oche.api import search as api
+    from oche.plan.resolve import Request, resolve
 
     settings = {"train.epochs": 1}
     request = Request(
@@ -354,7 +354,7 @@ def test_the_command_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.Monk
     import subprocess
     import sys
 
-    oche = [sys.executable, "-m", "oche.cli"]
+    oche = [sys.executable, "-m", "oche.cli.main"]
     arguments = [
         "search",
         "rf_darts",

@@ -13,23 +13,24 @@ import pytest
 import torch
 from PIL import Image
 
-from oche import api, cli
+from oche.api import search as api
+from oche.api.overlay import as_picture, colours, overlaid
 from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL, Trial
 from oche.bench.trial import run_trial
+from oche.cli import main as cli
 from oche.data import Data, load
-from oche.data.folders import read_image
-from oche.data.overlay import as_picture, colours, overlaid
+from oche.data.reading.folders import read_image
 from oche.errors import UserError
-from oche.export import FORMATS, load_network
-from oche.loop import search
-from oche.method import Method
 from oche.methods import method_named
-from oche.plan import AUTO, Request, resolve
-from oche.preflight import estimate
-from oche.relaxations import Gated
+from oche.plan.resolve import AUTO, Request, resolve
 from oche.run import Run
+from oche.search.loop import search
+from oche.search.method import Method
+from oche.search.preflight import estimate
+from oche.search.relaxations import Gated
 from oche.tasks import Segment, balanced, mean_iou
-from oche.train import Score
+from oche.training.export import FORMATS, load_network
+from oche.training.train import Score
 from reference.tiny import tiny_data, tiny_masks, tiny_problem
 
 SMALL = {"space.layers": 2, "space.levels": 2, "space.channels": 4, "space.ops": ["mbconv_k3_e3", "skip_connect"]}
@@ -268,8 +269,8 @@ def test_a_seed_is_picked_by_mean_iou(tmp_path: Path, monkeypatch: pytest.Monkey
         counts = next(confusions)
         return Score("miou", Segment().metrics(torch.tensor(counts)), 0.0, counts)
 
-    monkeypatch.setattr("oche.pick.evaluate", score)
-    monkeypatch.setattr("oche.pick.retrain", lambda training: None)
+    monkeypatch.setattr("oche.api.pick.evaluate", score)
+    monkeypatch.setattr("oche.api.pick.retrain", lambda training: None)
     found = api.search(
         "darts", data=str(made(tmp_path / "discs")), budget="smoke", epochs=1, compare=0, seeds=2, device="cpu",
         settings=SMALL, out=tmp_path / "run",

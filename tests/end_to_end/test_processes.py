@@ -12,19 +12,19 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-from oche import loop
 from oche.base import counted
-from oche.bilevel import average
 from oche.data import SPLITS, Stream
-from oche.method import Method
 from oche.methods import METHODS
+from oche.methods.searcher import sample
 from oche.methods.single_stage import single_stage
 from oche.optim import SGD
 from oche.run import Run
 from oche.schedule import Constant
-from oche.state import Problem
-from oche.strategies import sample
-from oche.train import PROTOCOLS, Training, retrain
+from oche.search import loop
+from oche.search.bilevel import average
+from oche.search.method import Method
+from oche.search.state import Problem
+from oche.training.train import PROTOCOLS, Training, retrain
 from reference.tiny import tiny_data, tiny_problem, tiny_space
 
 pytestmark = pytest.mark.slow

@@ -15,17 +15,19 @@ import torch
 from PIL import Image
 
 import oche as library
-from oche import api, cli, inference
+from oche.api import inference
+from oche.api import search as api
 from oche.base import counted
+from oche.cli import main as cli
 from oche.data import Data, load
-from oche.data.folders import read_image
-from oche.export import FORMATS, export_network, load_network, save_network
+from oche.data.reading.folders import read_image
 from oche.genotype import Choice, Genotype
-from oche.plan import fabric_for
+from oche.methods.searcher import sample
+from oche.plan.resolve import fabric_for
 from oche.run import Run
 from oche.spaces import SPACES, Network
-from oche.strategies import sample
-from oche.train import PROTOCOLS, Training, retrain
+from oche.training.export import FORMATS, export_network, load_network, save_network
+from oche.training.train import PROTOCOLS, Training, retrain
 from reference.tiny import tiny_data, tiny_space
 
 MEASURED = {"seconds", "images_per_second", "memory_mib"}
@@ -180,7 +182,7 @@ def test_training_a_search_tests_on_images_that_the_search_never_saw(tmp_path: P
     found = api.search(
         "darts", space="toy", budget="smoke", epochs=1, seed=4, compare=0, settings=settings, out=tmp_path / "s"
     )
-    from oche.plan import TrainRequest
+    from oche.plan.resolve import TrainRequest
 
     plan = api.plan_training(TrainRequest(str(found.run.path), protocol="smoke", seed=9))
     searched, _ = api.reopen(found.run.path)

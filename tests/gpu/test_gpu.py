@@ -10,21 +10,21 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from oche import loop
 from oche.base import Draw, counted
 from oche.data import Augment
-from oche.edges import EdgeFactory, PartialChannels, WeightedSum
 from oche.fast import accelerate, coverage
-from oche.fast.combine import Moments, Term, combine, plain_combine
-from oche.fast.device import accelerator, check
-from oche.fast.separable import plain_separable, separable
-from oche.graphs import Recorded
-from oche.loop import search
-from oche.method import Method
+from oche.fast.backends.device import accelerator, check
+from oche.fast.portable.combine import Moments, Term, combine, plain_combine
+from oche.fast.portable.separable import plain_separable, separable
 from oche.methods import METHODS
+from oche.search import loop
+from oche.search.graphs import Recorded
+from oche.search.loop import search
+from oche.search.method import Method
+from oche.search.state import Problem
+from oche.search.trainable import BatchNormOnly
 from oche.spaces import SPACES
-from oche.state import Problem
-from oche.trainable import BatchNormOnly
+from oche.spaces.edges import EdgeFactory, PartialChannels, WeightedSum
 from reference.tiny import tiny_problem
 
 

@@ -13,16 +13,16 @@ from torch import Tensor
 from contracts.registry import SMALL
 from contracts.same import assert_other_search, assert_same_search, step_alpha_from
 from oche.base import Alpha, Draw, Group
-from oche.callbacks import Callback, OuterStep
 from oche.errors import UserError
-from oche.loop import StepBatches, arch_step, begin, bilevel, search, streams
 from oche.methods.cdarts import CELL, WEIGHT, Evaluation, PoolsAndSkips, cdarts, divergence, weights
 from oche.methods.darts import darts
-from oche.plan import fabric_for
-from oche.preflight import estimate
-from oche.relaxations import Softmax
+from oche.plan.resolve import fabric_for
 from oche.schedule import Linear
-from oche.state import SearchState
+from oche.search.callbacks import Callback, OuterStep
+from oche.search.loop import StepBatches, arch_step, begin, bilevel, search, streams
+from oche.search.preflight import estimate
+from oche.search.relaxations import Softmax
+from oche.search.state import SearchState
 from reference.tiny import tiny_problem
 
 

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from contracts.same import assert_other_search, assert_same_search, problem_of
 from oche.base import Batch
-from oche.bilevel import gradient
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
-from oche.loop import StepBatches, arch_step, begin, bilevel, search, streams
-from oche.method import Method
 from oche.methods.d_darts import Ablation, EdgeThreshold, d_darts, decode, deeper, encode, without
 from oche.methods.dartopti import DARTOPTI_OPS, RESIDUAL, dartopti
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
-from oche.state import Problem, SearchState
+from oche.search.bilevel import gradient
+from oche.search.loop import StepBatches, arch_step, begin, bilevel, search, streams
+from oche.search.method import Method
+from oche.search.state import Problem, SearchState
 
 pytestmark = pytest.mark.usefixtures("float64")
 

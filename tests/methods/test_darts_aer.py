@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oche.loop import begin
 from oche.methods.darts_aer import darts_aer
+from oche.search.loop import begin
 from reference.tiny import tiny_problem
 
 

@@ -13,11 +13,11 @@ from oche.base import Group
 from oche.data import batches, none
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.loop import begin
 from oche.methods.darts import darts
 from oche.methods.darts_pt import accuracy, crowded, darts_pt, decided, rounds
-from oche.selection import TopK
-from oche.state import Problem, SearchState
+from oche.search.loop import begin
+from oche.search.selection import TopK
+from oche.search.state import Problem, SearchState
 from reference.tiny import tiny_problem
 
 

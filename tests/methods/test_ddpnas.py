@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from oche.errors import UserError
-from oche.loop import begin, search
 from oche.methods.ddpnas import Place, Prune, ddpnas, told
-from oche.state import SearchState
+from oche.search.loop import begin, search
+from oche.search.state import SearchState
 from reference.tiny import tiny_problem
 
 

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from contracts.same import assert_other_search, problem_of
 from oche.base import Draw, Group
-from oche.loop import begin
 from oche.methods.drnas import Dirichlet, DirichletKL, Progressive, concentration, divergence, drnas, drnas_progressive
-from oche.relaxations import Softmax
-from oche.stages import Staged
-from oche.state import SearchState
+from oche.search.loop import begin
+from oche.search.relaxations import Softmax
+from oche.search.stages import Staged
+from oche.search.state import SearchState
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -188,7 +188,7 @@ def test_each_edge_keeps_its_strongest_ops_and_twice_the_channels() -> None:
 
 def test_new_channels_are_copies_and_momenta_go_with_them() -> None:
     from oche.methods.drnas import widened
-    from oche.stages import Stage, entered
+    from oche.search.stages import Stage, entered
 
     problem = problem_of("nb201", epochs=2, channels=8)
     method = drnas_progressive().method

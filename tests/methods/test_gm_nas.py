@@ -16,8 +16,6 @@ from contracts.test_resume import carry_on, content, run_with_kills
 from oche.base import Draw
 from oche.data import ImageSet
 from oche.errors import UserError
-from oche.loop import advance, begin, streams
-from oche.method import Method
 from oche.methods import method_named
 from oche.methods.gm_nas import (
     INNER,
@@ -33,8 +31,10 @@ from oche.methods.gm_nas import (
     unsplit,
 )
 from oche.run import Run
-from oche.stages import Stage, Staged, entered
-from oche.state import SearchState
+from oche.search.loop import advance, begin, streams
+from oche.search.method import Method
+from oche.search.stages import Stage, Staged, entered
+from oche.search.state import SearchState
 from reference.tiny import tiny_problem
 
 

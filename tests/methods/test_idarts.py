@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Params
-from oche.bilevel import Bilevel
-from oche.callbacks import Callback, InnerStep, OuterStep
-from oche.loop import search
-from oche.method import Method
 from oche.methods.darts import darts
 from oche.methods.idarts import ImplicitNeumann, idarts
-from oche.state import SearchState
+from oche.search.bilevel import Bilevel
+from oche.search.callbacks import Callback, InnerStep, OuterStep
+from oche.search.loop import search
+from oche.search.method import Method
+from oche.search.state import SearchState
 from reference.tiny import NoBatches, tiny_problem
 
 RATE = 0.1

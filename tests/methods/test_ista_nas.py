@@ -15,13 +15,13 @@ from contracts.same import assert_other_search, problem_of, searched
 from oche.base import Draw, Group
 from oche.data import Whole
 from oche.errors import UserError
-from oche.loop import StepBatches, arch_step, begin, bilevel, search, set_learning_rate, streams, weight_step
 from oche.methods.darts import darts
 from oche.methods.ista_nas import Recover, Support, candidate_norms, ista_nas, ista_nas_one_stage, norms
 from oche.methods.sparse_code import MEASUREMENTS, SparseCode, candidates, lasso, support_of
-from oche.ops import PoolBN
 from oche.optim import Adam
-from oche.state import SearchState
+from oche.search.loop import StepBatches, arch_step, begin, bilevel, search, set_learning_rate, streams, weight_step
+from oche.search.state import SearchState
+from oche.spaces.ops import PoolBN
 
 pytestmark = pytest.mark.usefixtures("float64")
 

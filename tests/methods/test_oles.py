@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oche.callbacks import OuterStep
-from oche.loop import begin, search
 from oche.methods.oles import BestEpoch, FreezeOverfitted, oles, operations, similarity
-from oche.selection import TopK
-from oche.state import SearchState
+from oche.search.callbacks import OuterStep
+from oche.search.loop import begin, search
+from oche.search.selection import TopK
+from oche.search.state import SearchState
 from reference.tiny import tiny_problem
 
 

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oche.edges import SkipDropout
-from oche.loop import begin
 from oche.methods.pdarts import AtMostSkips, Fading, Progressive, deeper, pdarts
+from oche.search.loop import begin
+from oche.search.stages import Stage
+from oche.search.state import SearchState
 from oche.spaces import SPACES
-from oche.stages import Stage
-from oche.state import SearchState
+from oche.spaces.edges import SkipDropout
 from reference.tiny import tiny_problem
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from oche.errors import UserError
-from oche.method import Method
 from oche.methods import METHODS, method_named, random_features
-from oche.strategies import RandomSampling
-from oche.trainable import BatchNormOnly
+from oche.methods.searcher import RandomSampling
+from oche.search.method import Method
+from oche.search.trainable import BatchNormOnly
 
 GRADIENT = [name for name, build in METHODS.items() if isinstance(build(), Method) and not name.startswith("rf_")]
 

@@ -13,23 +13,23 @@ import torch
 
 from contracts.same import assert_other_search, assert_same_search, moved
 from contracts.test_resume import content, run_with_kills
-from oche.bilevel import FirstOrder
-from oche.callbacks import Callback
-from oche.edges import DropPath
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.loop import begin, search
-from oche.method import Method
 from oche.methods.darts import darts, darts_2nd
 from oche.methods.darts_ada import RollBack, darts_ada
 from oche.methods.darts_es import Curvature, EigenvalueStop, darts_es
 from oche.methods.darts_plus import RankStop, SkipStop, darts_plus, order
 from oche.methods.rdarts import rdarts
-from oche.monitor import EigenvalueRule
 from oche.optim import SGD
 from oche.run import Run
-from oche.selection import TopK
-from oche.state import Problem, SearchState
+from oche.search.bilevel import FirstOrder
+from oche.search.callbacks import Callback
+from oche.search.loop import begin, search
+from oche.search.method import Method
+from oche.search.selection import TopK
+from oche.search.state import Problem, SearchState
+from oche.spaces.edges import DropPath
+from oche.watch.monitor import EigenvalueRule
 from reference.tiny import tiny_problem
 
 GOLDEN = {  # the eigenvalues that automl/RobustDARTS keeps, every second epoch -> epoch of the stop, epoch returned

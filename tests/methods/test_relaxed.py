@@ -10,15 +10,15 @@ import torch
 
 from contracts.same import assert_other_search, assert_same_search, problem_of
 from oche.base import Batch, Draw, Group
-from oche.bilevel import gradient
-from oche.edges import SampledOps, WeightedSum
-from oche.loop import StepBatches, begin, streams
 from oche.methods.beta_darts import BetaDecay, beta_darts
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
 from oche.methods.gdas import gdas
 from oche.methods.snas import Resource, snas
-from oche.relaxations import GumbelSoftmax, Sigmoid, Softmax
 from oche.schedule import Constant, Linear
+from oche.search.bilevel import gradient
+from oche.search.loop import StepBatches, begin, streams
+from oche.search.relaxations import GumbelSoftmax, Sigmoid, Softmax
+from oche.spaces.edges import SampledOps, WeightedSum
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -92,7 +92,7 @@ def test_running_the_drawn_ops_alone_gives_the_loss_and_the_drawn_op_s_derivativ
 
 
 def test_the_code_s_scalars_give_every_weight_the_sum_of_the_output_s_gradient() -> None:
-    from oche.ops import OPS
+    from oche.spaces.ops import OPS
 
     edge = SampledOps(scalars=True)(
         ("skip_connect", "max_pool_3x3", "avg_pool_3x3"), 2, 1, lambda op, c: OPS[op](c, 1, False)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from contracts.same import assert_other_search, problem_of
-from oche.loop import StepBatches, arch_step, begin, bilevel, streams
 from oche.methods.darts import darts
 from oche.methods.sdarts import Perturbation, normalised, sdarts_adv, sdarts_rs
 from oche.schedule import Constant, Linear
+from oche.search.loop import StepBatches, arch_step, begin, bilevel, streams
 
 pytestmark = pytest.mark.usefixtures("float64")
 

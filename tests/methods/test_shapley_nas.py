@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from oche.loop import begin, search
 from oche.methods.shapley_nas import Game, marginals, normal, shapley_nas
+from oche.search.loop import begin, search
 from reference.tiny import tiny_problem
 
 WORTH = torch.tensor([0.1, 0.3, 0.05, 0.2], dtype=torch.float64)

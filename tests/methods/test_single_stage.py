@@ -16,14 +16,12 @@ from torch import Tensor
 
 from contracts.registry import SMALL
 from contracts.test_resume import content, run_with_kills
-from oche import api, inference
+from oche.api import inference
+from oche.api import search as api
 from oche.data import Fractions, Stream
 from oche.errors import UserError
-from oche.export import load_network
-from oche.freeze import decided, frozen_mask
-from oche.loop import advance, begin
-from oche.method import Method
 from oche.methods import METHODS
+from oche.methods.freezing import decided, frozen_mask
 from oche.methods.pcdarts import pcdarts
 from oche.methods.single_stage import (
     SingleStage,
@@ -32,15 +30,18 @@ from oche.methods.single_stage import (
     penalty,
     single_stage,
 )
-from oche.plan import Request, resolve
-from oche.relaxations import Gated
+from oche.plan.resolve import Request, resolve
 from oche.run import Run
 from oche.schedule import Constant, Ramp
-from oche.selection import Keep
-from oche.stages import Staged, entered
-from oche.state import Problem, SearchState
-from oche.terms import Entropy, InputEntropy, log_distance
-from oche.train import inherited
+from oche.search.loop import advance, begin
+from oche.search.method import Method
+from oche.search.relaxations import Gated
+from oche.search.selection import Keep
+from oche.search.stages import Staged, entered
+from oche.search.state import Problem, SearchState
+from oche.search.terms import Entropy, InputEntropy, log_distance
+from oche.training.export import load_network
+from oche.training.train import inherited
 from reference.tiny import tiny_data, tiny_masks, tiny_problem
 
 VARIANTS: tuple[Variant, ...] = ("soft", "prune", "one_hot")

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from oche.base import Batch
-from oche.bilevel import FiniteDifference, Unrolled
-from oche.loop import StepBatches, arch_step, begin, bilevel, search, set_learning_rate, streams, weight_step
-from oche.method import Method
 from oche.methods.darts import darts, darts_2nd
 from oche.methods.pcdarts import pcdarts
 from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
 from oche.optim import SGD
-from oche.state import Problem, SearchState
+from oche.search.bilevel import FiniteDifference, Unrolled
+from oche.search.loop import StepBatches, arch_step, begin, bilevel, search, set_learning_rate, streams, weight_step
+from oche.search.method import Method
+from oche.search.state import Problem, SearchState
 from reference.darts_step import GRADIENTS, DartsReference, Reference, ToyReference
 from reference.tiny import tiny_problem
 

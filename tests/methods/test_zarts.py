@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Draw, Params
-from oche.bilevel import Bilevel
-from oche.loop import search
 from oche.methods.zarts import Trials, loss_after, zarts
 from oche.schedule import Constant
+from oche.search.bilevel import Bilevel
+from oche.search.loop import search
 from reference.tiny import NoBatches, tiny_problem
 
 pytestmark = pytest.mark.usefixtures("float64")

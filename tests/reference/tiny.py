@@ -6,8 +6,8 @@ import torch
 
 from oche.base import Batch
 from oche.data import Augment, Data, ImageSet
+from oche.search.state import Problem
 from oche.spaces import SPACES, Space
-from oche.state import Problem
 from oche.tasks import Classify, Segment
 
 

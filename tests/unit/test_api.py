@@ -9,11 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-from oche import api, inference
+from oche.api import inference
+from oche.api import search as api
 from oche.data import Data
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.plan import Request, TrainRequest, requested, resolve
+from oche.plan.resolve import Request, TrainRequest, requested, resolve
 from oche.run import Run
 from reference.tiny import tiny_data
 
@@ -74,7 +75,7 @@ def test_a_finished_search_is_not_done_again(tmp_path: Path, monkeypatch: pytest
     found = searched(tmp_path / "run", compare=1, compare_seeds=1, protocol="smoke")
     before = found.run.read(Run.LOG)
     monkeypatch.setattr(api, "find", lambda *_: pytest.fail("searched again"))
-    monkeypatch.setattr("oche.compare.retrain", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("oche.training.compare.retrain", lambda *_: pytest.fail("trained again"))
     api.resume(found.run.path, SMALL)
     assert found.run.read(Run.LOG) == before
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from oche import api, cli
+from oche.api import search as api
+from oche.cli import main as cli
 from oche.genotype import PUBLISHED, Genotype
 from oche.methods import METHODS
 from oche.run import Run
@@ -98,7 +99,7 @@ def test_help_needs_no_torch() -> None:
     code = f"""
 import sys
 from typer.testing import CliRunner
-from oche import cli
+from oche.cli import main as cli
 for words in [[], *([c] for c in {COMMANDS!r})]:
     assert CliRunner().invoke(cli.app, [*words, "--help"]).exit_code == 0, words
 assert not {{"torch", "numpy", "matplotlib", "plotly"}} & set(sys.modules), "help imported too much"

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from oche import compare as module
 from oche.base import counted
-from oche.compare import FOUND, Comparison, compare, interval
 from oche.genotype import Choice, Genotype
-from oche.plan import fabric_for
+from oche.methods.searcher import sample
+from oche.plan.resolve import fabric_for
 from oche.run import Run
 from oche.spaces import Network
-from oche.strategies import sample
-from oche.train import PROTOCOLS, Training, evaluate, retrain
+from oche.training import compare as module
+from oche.training.compare import FOUND, Comparison, compare, interval
+from oche.training.train import PROTOCOLS, Training, evaluate, retrain
 from reference.tiny import tiny_data, tiny_space
 
 CELL = Genotype("toy", {"cell": (Choice(0, 1, "nor_conv_3x3"), Choice(0, 2, "skip_connect"), Choice(1, 2, "none"))})

@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from oche.base import counted
-from oche.cost import Cost, candidates, cost, multiply_adds, parameters
 from oche.genotype import PUBLISHED, Choice, Genotype
+from oche.methods.searcher import sample
 from oche.spaces import SPACES
-from oche.strategies import sample
+from oche.spaces.cost import Cost, candidates, cost, multiply_adds, parameters
 from reference.tiny import tiny_data, tiny_space
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from oche import cli, doctor
-from oche.doctor import HALF, TIERS, examine, rows
-from oche.fast import native
+from oche.cli import doctor
+from oche.cli import main as cli
+from oche.cli.doctor import HALF, TIERS, examine, rows
+from oche.fast.backends import native
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +119,7 @@ def test_a_search_without_a_compiler_says_so_once_and_works(tmp_path: Path) -> N
     environment = {**os.environ, "PATH": str(tmp_path), "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     environment.pop("CXX", None)
     done = subprocess.run(
-        [sys.executable, "-m", "oche.cli", *asked], capture_output=True, text=True, check=False, env=environment
+        [sys.executable, "-m", "oche.cli.main", *asked], capture_output=True, text=True, check=False, env=environment
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("no C++ compiler was found") == 1

@@ -10,12 +10,20 @@ import torch
 from torch import nn
 
 from oche.base import Draw
-from oche.edges import AuxiliarySkip, DropPath, EdgeFactory, PartialChannels, SampledOps, SkipDropout, WeightedSum
-from oche.loop import begin, search
 from oche.methods.darts import darts
-from oche.ops import OPS
 from oche.schedule import Constant, Linear
+from oche.search.loop import begin, search
 from oche.spaces.darts import DARTS_OPS
+from oche.spaces.edges import (
+    AuxiliarySkip,
+    DropPath,
+    EdgeFactory,
+    PartialChannels,
+    SampledOps,
+    SkipDropout,
+    WeightedSum,
+)
+from oche.spaces.ops import OPS
 from reference.tiny import tiny_problem
 
 C = 4
@@ -119,7 +127,7 @@ def test_a_wrapped_supernet_s_weights_are_inherited(factory: EdgeFactory) -> Non
     network = problem.space.network(found.genotype)
     theta = dict(found.state.supernet.named_parameters())
     problem.space.inherit(network, theta, [])
-    from oche.edges import plain_name
+    from oche.spaces.edges import plain_name
 
     known = {plain_name(name): t for name, t in theta.items()}
     convolutions = [n for n, p in network.named_parameters() if p.dim() == 4]
@@ -130,7 +138,7 @@ def test_a_wrapped_supernet_s_weights_are_inherited(factory: EdgeFactory) -> Non
 
 
 def test_wrapped_supernets_have_the_names_of_plain_ones() -> None:
-    from oche.edges import plain_name
+    from oche.spaces.edges import plain_name
 
     problem = tiny_problem("darts", channels=4, cells=3, nodes=1)
     plain = set(dict(begin(problem, darts()).supernet.named_parameters()))

@@ -14,14 +14,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from oche import export
 from oche.base import counted
 from oche.errors import UserError
-from oche.export import CARD, FORMATS, WEIGHTS, Deployed, export_network, load_network, save_network
 from oche.genotype import Choice, Genotype
+from oche.methods.searcher import sample
 from oche.run import Run
 from oche.spaces import Network, Space
-from oche.strategies import sample
+from oche.training import export
+from oche.training.export import CARD, FORMATS, WEIGHTS, Deployed, export_network, load_network, save_network
 from reference.tiny import tiny_data, tiny_space
 
 DATA = tiny_data()

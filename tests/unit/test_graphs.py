@@ -14,16 +14,17 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from oche import loop, optim
+from oche import optim
 from oche.base import Alpha, Draw, Group, Params
-from oche.bilevel import Batches, Bilevel, FiniteDifference, Unrolled, detached, gradient
-from oche.graphs import WARM, Recorded, Step
-from oche.loop import SearchResult, search
-from oche.method import Method
 from oche.methods import METHODS
-from oche.relaxations import Softmax
-from oche.state import Problem, SearchState
-from oche.watch import Watch, watched
+from oche.search import loop
+from oche.search.bilevel import Batches, Bilevel, FiniteDifference, Unrolled, detached, gradient
+from oche.search.graphs import WARM, Recorded, Step
+from oche.search.loop import SearchResult, search
+from oche.search.method import Method
+from oche.search.relaxations import Softmax
+from oche.search.state import Problem, SearchState
+from oche.watch.named import Watch, watched
 from reference.tiny import tiny_problem
 
 Call = Callable[[], None]
@@ -200,10 +201,10 @@ def test_what_changes_from_step_to_step_is_not_frozen(
 ) -> None:
     method, problem = replace(METHODS_THAT_RECORD["darts"], relaxation=relaxation), tiny_problem(epochs=3)  # type: ignore[type-var]
     recorder = FakeRecorder()
-    with caplog.at_level(logging.INFO, logger="oche.graphs"):
+    with caplog.at_level(logging.INFO, logger="oche.search.graphs"):
         found, _ = recorded_search(monkeypatch, problem, method, recorder)
     assert not recorder.tapes
-    said = [r.getMessage() for r in caplog.records if r.name == "oche.graphs"]
+    said = [r.getMessage() for r in caplog.records if r.name == "oche.search.graphs"]
     assert len(said) == 2, "once a kind of step"
     assert "the step asks for the draw's" in said[0]
     assert_same_search(found, search(problem, method))

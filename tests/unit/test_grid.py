@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oche.base import Batch, Draw, counted
-from oche.cost import cost
-from oche.edges import PartialChannels, WeightedSum
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
-from oche.ops import OPS, MBConv
-from oche.relaxations import Gated, ReluTanhGate, SigmoidGate, SoftmaxGate
+from oche.methods.searcher import sample
 from oche.report.draw import draw, draw_text
+from oche.search.relaxations import Gated, ReluTanhGate, SigmoidGate, SoftmaxGate
 from oche.spaces import GridSpace, Supernet
+from oche.spaces.cost import cost
+from oche.spaces.edges import PartialChannels, WeightedSum
 from oche.spaces.grid import MBCONVS
-from oche.strategies import sample
+from oche.spaces.ops import OPS, MBConv
 
 DRAW = Draw(seed=5)
 SMALL = {

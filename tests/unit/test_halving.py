@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from oche.ops import Halving
+from oche.spaces.ops import Halving
 
 
 @pytest.mark.parametrize("size", [(4, 6), (5, 7)])
@@ -29,7 +29,7 @@ def test_it_is_a_1x1_convolution_of_stride_2(size: tuple[int, int]) -> None:
 
 FAULT = """
 import torch
-from oche.ops import Halving
+from oche.spaces.ops import Halving
 torch.set_num_threads(1)
 conv = Halving(4, 8).to(memory_format=torch.channels_last)
 for _ in range(8):

@@ -19,18 +19,18 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from oche import loop
 from oche.base import Alpha, Draw, Group
-from oche.bilevel import FiniteDifference, Unrolled
-from oche.callbacks import Callback
 from oche.data import Augment, ImageSet, Parts
-from oche.edges import PartialChannels
-from oche.fast.device import Triton
-from oche.loop import StepBatches, arch_step, begin, bilevel, streams, weight_step
-from oche.method import Method
+from oche.fast.backends.device import Triton
 from oche.methods import METHODS
-from oche.relaxations import EdgeNormalised, Softmax
-from oche.state import Problem, SearchState
+from oche.search import loop
+from oche.search.bilevel import FiniteDifference, Unrolled
+from oche.search.callbacks import Callback
+from oche.search.loop import StepBatches, arch_step, begin, bilevel, streams, weight_step
+from oche.search.method import Method
+from oche.search.relaxations import EdgeNormalised, Softmax
+from oche.search.state import Problem, SearchState
+from oche.spaces.edges import PartialChannels
 from reference.tiny import tiny_problem
 
 META = torch.device("meta")

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, OpWeights, Params
-from oche.bilevel import FirstOrder, detached
-from oche.callbacks import Callback, InnerStep, OuterStep
 from oche.data import RandomTargets, Whole
 from oche.errors import UserError
-from oche.loop import (
+from oche.methods.darts import darts
+from oche.optim import SGD, Descent
+from oche.schedule import Constant
+from oche.search.bilevel import FirstOrder, detached
+from oche.search.callbacks import Callback, InnerStep, OuterStep
+from oche.search.loop import (
     STATUS,
     StepBatches,
     arch_step,
@@ -27,12 +30,9 @@ from oche.loop import (
     streams,
     weight_step,
 )
-from oche.method import Method
-from oche.methods.darts import darts
-from oche.optim import SGD, Descent
-from oche.schedule import Constant
-from oche.selection import PerEdgeArgmax, TopK
-from oche.state import Problem, SearchState
+from oche.search.method import Method
+from oche.search.selection import PerEdgeArgmax, TopK
+from oche.search.state import Problem, SearchState
 from reference.tiny import tiny_problem
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -291,7 +291,7 @@ def test_all_images_for_both_levels() -> None:
 
 
 def test_single_level_refuses_another_gradient() -> None:
-    from oche.bilevel import Unrolled
+    from oche.search.bilevel import Unrolled
 
     with pytest.raises(UserError, match="single-level"):
         replace(darts(), single_level=True, arch_gradient=Unrolled())
@@ -343,6 +343,6 @@ def test_an_earlier_alpha_can_be_looked_at() -> None:
 def test_a_process_does_not_count_its_parents_memory() -> None:
     """getrusage gives a child the highest that its parent had, as long as it has not had more itself."""
     held = torch.ones(2**27, dtype=torch.float64)
-    ask = "import torch; from oche.loop import memory_mib; print(memory_mib(torch.device('cpu')))"
+    ask = "import torch; from oche.search.loop import memory_mib; print(memory_mib(torch.device('cpu')))"
     said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, timeout=60).stdout
     assert 10 < float(said) < held.numel() * 8 / 2**20

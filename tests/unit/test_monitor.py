@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from oche.benchmarks import Table
-from oche.callbacks import Callback
 from oche.genotype import Genotype
-from oche.loop import begin, search
 from oche.methods.darts import darts
 from oche.methods.random_features import random_features
-from oche.monitor import (
+from oche.run import Run
+from oche.search.callbacks import Callback
+from oche.search.loop import begin, search
+from oche.search.state import SearchState
+from oche.tables import Table
+from oche.watch.monitor import (
     Eigenvalue,
     EigenvalueRule,
     Gap,
@@ -28,8 +30,6 @@ from oche.monitor import (
     TableAccuracy,
     warning,
 )
-from oche.run import Run
-from oche.state import SearchState
 from reference.tiny import tiny_problem
 
 EPOCHS = [*range(0, 50, 2), 49]

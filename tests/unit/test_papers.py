@@ -11,8 +11,8 @@ import pytest
 
 from oche.errors import UserError
 from oche.methods import METHODS
-from oche.papers import cite, entries
-from oche.strategies import RandomSampling
+from oche.methods.papers import cite, entries
+from oche.methods.searcher import RandomSampling
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from oche import api, cli
+from oche.api import search as api
+from oche.cli import main as cli
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.plan import Request, resolve
+from oche.plan.resolve import Request, resolve
 from oche.run import Run
-from oche.state import nobody
-from oche.train import Score
+from oche.search.state import nobody
+from oche.training.train import Score
 
 SETTINGS = {
     "space.channels": 4, "split.weights": 0.05, "split.arch": 0.05, "data.val": 0.1, "train.epochs": 1, "train.batch": 128,
@@ -25,7 +26,7 @@ SETTINGS = {
 def _few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drawing takes longer than all the rest: only the outer run called `run` is drawn."""
     render = api.render
-    monkeypatch.setattr("oche.api.render", lambda run: render(run) if run.path.name == "run" else run.path)
+    monkeypatch.setattr("oche.api.search.render", lambda run: render(run) if run.path.name == "run" else run.path)
 
 
 def search(out: Path, listener: Callable[[str, Mapping[str, object]], None] = nobody, seeds: int = 3) -> api.Found:
@@ -49,8 +50,8 @@ def test_the_best_on_validation_is_picked_though_test_disagrees(
     def score(*_: object) -> Score:
         return Score("accuracy", {"accuracy": next(scores)}, 0.0, ())
 
-    monkeypatch.setattr("oche.pick.evaluate", score)
-    monkeypatch.setattr("oche.pick.retrain", lambda training: None)
+    monkeypatch.setattr("oche.api.pick.evaluate", score)
+    monkeypatch.setattr("oche.api.pick.retrain", lambda training: None)
     found = search(tmp_path / "run")
     records = lines(found.run)
     assert [r["seed"] for r in records] == [5, 6, 7]

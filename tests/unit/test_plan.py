@@ -10,15 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from oche import api, config
-from oche.bilevel import FiniteDifference, FirstOrder, Unrolled
+from oche import config
+from oche.api import search as api
 from oche.data import Data, none
-from oche.edges import PartialChannels, WeightedSum
 from oche.errors import UserError
-from oche.method import Method
 from oche.methods import METHODS
+from oche.methods.searcher import RandomSampling, method_of
 from oche.optim import SGD, Adam
-from oche.plan import (
+from oche.plan.resolve import (
     Plan,
     Request,
     TrainRequest,
@@ -31,14 +30,16 @@ from oche.plan import (
     threads_for,
     training_table,
 )
-from oche.relaxations import EdgeNormalised, Softmax
 from oche.run import Run
 from oche.schedule import Cosine
+from oche.search.bilevel import FiniteDifference, FirstOrder, Unrolled
+from oche.search.method import Method
+from oche.search.relaxations import EdgeNormalised, Softmax
+from oche.search.stages import Staged
+from oche.search.state import Problem
+from oche.search.trainable import AllWeights, BatchNormOnly
 from oche.spaces import SPACES
-from oche.stages import Staged
-from oche.state import Problem
-from oche.strategies import RandomSampling, method_of
-from oche.trainable import AllWeights, BatchNormOnly
+from oche.spaces.edges import PartialChannels, WeightedSum
 from reference.tiny import tiny_data, tiny_masks
 
 SMALL, MASKS = tiny_data(), tiny_masks()

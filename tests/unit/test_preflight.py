@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from oche import preflight
 from oche.errors import UserError
-from oche.loop import begin, streams
-from oche.method import Method
 from oche.methods import METHODS, random_features
-from oche.preflight import Estimate, estimate, free_bytes, memory_bytes
-from oche.state import Problem, SearchState
+from oche.search import preflight
+from oche.search.loop import begin, streams
+from oche.search.method import Method
+from oche.search.preflight import Estimate, estimate, free_bytes, memory_bytes
+from oche.search.state import Problem, SearchState
 from reference.tiny import tiny_problem
 
 SPACES = {"nb201": {"cells": 1, "channels": 8}, "darts": {"cells": 3, "channels": 4}, "toy": {}}

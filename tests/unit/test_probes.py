@@ -13,15 +13,19 @@ from scipy.stats import kendalltau
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Params
-from oche.benchmarks import Table
 from oche.data import batches, none
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
-from oche.loop import begin, bilevel, score, search, streams
-from oche.method import Method
 from oche.methods import METHODS
 from oche.methods.darts import darts
-from oche.probes import (
+from oche.search.loop import begin, bilevel, score, search, streams
+from oche.search.method import Method
+from oche.search.relaxations import Gated
+from oche.search.selection import TopK, argmax
+from oche.search.state import Problem, SearchState
+from oche.spaces import GridSpace, NB201Space
+from oche.tables import Table
+from oche.watch.numbers import (
     active_depth,
     active_strides,
     closed_gates,
@@ -35,10 +39,6 @@ from oche.probes import (
     supernet_accuracy,
     validation_loss,
 )
-from oche.relaxations import Gated
-from oche.selection import TopK, argmax
-from oche.spaces import GridSpace, NB201Space
-from oche.state import Problem, SearchState
 from reference.tiny import tiny_problem
 
 CELLS = [f"|{a}~0|+|{b}~0|{c}~1|" for a, b, c in [

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oche.base import Draw, Group, counted
-from oche.relaxations import EdgeNormalised, Gated, Relaxation, Sigmoid, Softmax, masked_softmax
+from oche.search.relaxations import EdgeNormalised, Gated, Relaxation, Sigmoid, Softmax, masked_softmax
 from oche.spaces import SPACES
 from reference.derivation import shares, softmax
 

@@ -10,14 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from oche.budgets import NAMES, QUICK, SMOKE, budget
 from oche.errors import UserError
-from oche.loop import begin, set_learning_rate
 from oche.methods import PUBLISHED, budgets
+from oche.methods.budgets import NAMES, QUICK, SMOKE, budget
 from oche.methods.darts import darts
 from oche.methods.pcdarts import pcdarts
 from oche.schedule import Constant, Cosine, Geometric, Linear, LinearTail, Schedule
-from oche.state import SearchState
+from oche.search.loop import begin, set_learning_rate
+from oche.search.state import SearchState
 from reference.tiny import tiny_problem
 
 SCHEDULES: list[Schedule] = [

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from oche.bilevel import FiniteDifference, Unrolled
-from oche.edges import WeightedSum
+from oche.search.bilevel import FiniteDifference, Unrolled
 from oche.spaces.base import Supernet
+from oche.spaces.edges import WeightedSum
 from unit.fast.networks import SPACE, arch_gradient
 
 

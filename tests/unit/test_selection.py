@@ -13,14 +13,14 @@ from torch import Tensor
 
 from oche.base import Group, counted
 from oche.genotype import Choice, Genotype
-from oche.loop import begin
 from oche.methods.darts import darts
 from oche.methods.pcdarts import pcdarts
-from oche.selection import PerEdgeArgmax, TopK, argmax, leading, strongest
+from oche.search.loop import begin
+from oche.search.selection import PerEdgeArgmax, TopK, argmax, leading, strongest
+from oche.search.state import Problem, SearchState
 from oche.spaces import SPACES
 from oche.spaces.darts import DARTS_OPS
 from oche.spaces.nb201 import NB201_OPS
-from oche.state import Problem, SearchState
 from reference.derivation import nb201_genotype, parse, parse_partial
 from reference.tiny import tiny_problem
 

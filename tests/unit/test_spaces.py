@@ -20,18 +20,18 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from oche.base import Batch, Draw, Group, counted
-from oche.cost import cost, multiply_adds, parameters
-from oche.edges import PartialChannels, WeightedSum
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
-from oche.ops import OPS, FactorizedReduce, Noise, PoolBN
+from oche.methods.searcher import sample
+from oche.search.trainable import AllWeights, BatchNormOnly
 from oche.spaces import SPACES, Space, estimate_statistics
+from oche.spaces.cost import cost, multiply_adds, parameters
 from oche.spaces.darts import DARTS_OPS, DartsSpace
+from oche.spaces.edges import PartialChannels, WeightedSum
 from oche.spaces.nb201 import NB201_OPS, NB201Space
+from oche.spaces.ops import OPS, FactorizedReduce, Noise, PoolBN
 from oche.spaces.robust import S1, S4
 from oche.spaces.toy import ToySpace
-from oche.strategies import sample
-from oche.trainable import AllWeights, BatchNormOnly
 
 DRAW = Draw(seed=5)
 

@@ -12,16 +12,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from oche.edges import PartialChannels
 from oche.errors import UserError
-from oche.loop import begin, search
-from oche.method import Method
 from oche.methods.darts import darts
 from oche.methods.random_features import random_features
 from oche.run import Run
 from oche.schedule import Linear
-from oche.stages import Stage, Staged
-from oche.state import Problem, SearchState, same_shape
+from oche.search.loop import begin, search
+from oche.search.method import Method
+from oche.search.stages import Stage, Staged
+from oche.search.state import Problem, SearchState, same_shape
+from oche.spaces.edges import PartialChannels
 from reference.tiny import tiny_problem
 
 

@@ -13,11 +13,11 @@ from scipy.stats import chisquare
 
 from oche.base import counted
 from oche.genotype import Genotype
+from oche.methods.searcher import RandomSampling, sample
 from oche.run import Run
 from oche.spaces import SPACES, Space
 from oche.spaces.darts import DartsSpace
 from oche.spaces.toy import ToySpace
-from oche.strategies import RandomSampling, sample
 from reference.tiny import tiny_problem
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from oche.base import Batch
-from oche.loop import begin
-from oche.method import Method
-from oche.relaxations import EdgeNormalised, Gated
 from oche.schedule import Constant
-from oche.terms import Entropy, InputEntropy, log_distance, normalised_entropy
+from oche.search.loop import begin
+from oche.search.method import Method
+from oche.search.relaxations import EdgeNormalised, Gated
+from oche.search.terms import Entropy, InputEntropy, log_distance, normalised_entropy
 from reference.tiny import tiny_problem
 
 NOTHING = Batch(torch.zeros(0), torch.zeros(0))

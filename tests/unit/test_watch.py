@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from oche import api
-from oche.benchmarks import TABLES, Table
+from oche.api import search as api
 from oche.config import describe, restore
 from oche.errors import UserError
-from oche.loop import search
-from oche.method import Method
 from oche.methods import METHODS
-from oche.plan import Request, resolve
+from oche.plan.resolve import Request, resolve
 from oche.run import Run
-from oche.watch import PROBES, Watch, checked, watched
+from oche.search.loop import search
+from oche.search.method import Method
+from oche.tables import TABLES, Table
+from oche.watch.named import PROBES, Watch, checked, watched
 from reference.tiny import tiny_problem
 
 ALL = ("gap", "eigenvalue", "tau", "table")

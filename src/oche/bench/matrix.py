@@ -13,9 +13,9 @@ from typing import Literal
 from oche import config
 from oche.bench.tables import Table, known
 from oche.errors import UserError, unknown
-from oche.plan import Request, searcher_named
-from oche.strategies import method_of
-from oche.train import PROTOCOLS
+from oche.methods.searcher import method_of
+from oche.plan.resolve import Request, searcher_named
+from oche.training.train import PROTOCOLS
 
 SUPERNET, SUPERNET_TRAIN, TRAINED_VAL, TRAINED_TEST = "supernet/val", "supernet/train", "trained/val", "trained/test"
 """What a bench measures itself, in percent, beside the table's metrics: of the supernet, and of the retrained network."""
@@ -50,7 +50,7 @@ class Matrix:
       scores whose best cell is reported (by default all that belong to the first metric's data set).
     - `settings` are `--set`'s, for all methods (those without a supernet get what concerns space, data and training); `settings_of`
       holds more for one method or arm: `{"rf_darts": {"trainable.classifier": True}}`.
-    - `probes` are measured after each epoch of a search with a supernet (`oche.watch`); set as `probe.every` and so on.
+    - `probes` are measured after each epoch of a search with a supernet (`oche.watch.named`); set as `probe.every` and so on.
     - `threads` are torch's in each trial, the same wherever it runs; `cpus` and `gpus` what a trial takes of a Ray cluster.
     """
 

@@ -14,8 +14,8 @@ from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, Matrix
 from oche.bench.result import BenchResult, Finished, Place, Row
 from oche.bench.stats import Interval
 from oche.genotype import Genotype
-from oche.probes import parameter_free
 from oche.report.page import duration
+from oche.watch.numbers import parameter_free
 
 COLUMNS = (
     "space", "data", "budget", "metric", "method", "seeds", "mean", "std", "best", "low", "high", "picked", "rank", "regret",

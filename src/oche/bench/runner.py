@@ -16,11 +16,11 @@ from oche.bench.pool import Done, Work, here, in_processes, on_ray
 from oche.bench.result import BenchFolder, BenchResult, Finished, finished, matrix_of, read
 from oche.bench.tables import Table, facts, values, zero_cost_scores
 from oche.bench.trial import Outcome, run_trial
-from oche.benchmarks import TABLES
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
-from oche.plan import resolve
+from oche.plan.resolve import resolve
 from oche.run import Run
+from oche.tables import TABLES
 
 Listener = Callable[[str, Mapping[str, object]], None]
 """Told ("begin", {total, missing, folder}), `missing` being those to run now; then as each trial ends ("trial", {...}) or
@@ -107,7 +107,7 @@ def show(path: str | Path) -> BenchResult:
 
 
 def table_named(name: str, folder: str | None = None) -> Table:
-    """A table of `oche.benchmarks` by its name, its files in `folder` or where OCHE_DATA says. Raises UserError."""
+    """A table of `oche.tables` by its name, its files in `folder` or where OCHE_DATA says. Raises UserError."""
     if name not in TABLES:
         raise unknown("table", name, TABLES)
     return TABLES[name](Path(folder) if folder else None)

@@ -1,6 +1,6 @@
 """What a bench asks of a table of all cells, and what it takes from it once: the optimum, and the choices that need no search.
 
-`oche.benchmarks` holds such tables; any object with these attributes will do.
+`oche.tables` holds such tables; any object with these attributes will do.
 """
 
 from __future__ import annotations

@@ -11,18 +11,18 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from oche import config
-from oche.api import cpu_threads, out_of_memory, problem_of, reopen
+from oche.api.search import cpu_threads, out_of_memory, problem_of, reopen
 from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL, Trial, asked
-from oche.cost import cost
 from oche.data import Data, none
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.plan import Plan, TrainRequest, resolve, resolve_training, searched_size, training_table
+from oche.methods.searcher import find
+from oche.plan.resolve import Plan, TrainRequest, resolve, resolve_training, searched_size, training_table
 from oche.run import Run
 from oche.spaces import Space
-from oche.strategies import find
+from oche.spaces.cost import cost
 from oche.tasks import Task
-from oche.train import Training, evaluate, retrain
+from oche.training.train import Training, evaluate, retrain
 
 NUMBERS = (
     "entropy",

@@ -11,11 +11,11 @@ What a data set is (`images`), how any pixels get one form (`pixels`), how a sou
 `recipes`), in which order they come (`stream`).
 """
 
-from oche.data.augment import Augment, Augmentation
-from oche.data.augment_masks import AugmentMasks
+from oche.data.augmentation.augment import Augment, Augmentation
+from oche.data.augmentation.augment_masks import AugmentMasks
+from oche.data.augmentation.recipes import for_search, for_training, none
 from oche.data.images import ArraySource, Data, ImageSet, LazySource, Source
-from oche.data.readers import SETS, load
-from oche.data.recipes import for_search, for_training, none
+from oche.data.reading.readers import SETS, load
 from oche.data.splits import SPLITS, Fractions, Parts, Released, Split, UntilFreeze, Whole, halves
 from oche.data.stream import Stream, batches
 from oche.data.targets import RandomTargets, Targets, TrueTargets

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from oche.base import Batch, counted, sent
-from oche.data.augment import Augmentation
+from oche.data.augmentation.augment import Augmentation
 from oche.data.images import ImageSet
 
 

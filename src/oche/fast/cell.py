@@ -8,17 +8,17 @@ import torch
 from torch import Tensor
 
 from oche.base import Draw
-from oche.fast.buffers import shared
-from oche.fast.dense import DenseLayout, dense_layout, run_dense
-from oche.fast.device import Backend, accelerator
-from oche.fast.entry import enter, single
-from oche.fast.layout import Layout, layout
-from oche.fast.native import Kernels, kernels, switched_off
-from oche.fast.packed import Weights
-from oche.fast.packed_op import run_packed
-from oche.fast.partial import run_partial
-from oche.fast.portable import refusal, run_portable, zeros
-from oche.fast.program import Program
+from oche.fast.backends.buffers import shared
+from oche.fast.backends.device import Backend, accelerator
+from oche.fast.backends.native import Kernels, kernels, switched_off
+from oche.fast.kernels.dense import DenseLayout, dense_layout, run_dense
+from oche.fast.kernels.entry import enter, single
+from oche.fast.kernels.layout import Layout, layout
+from oche.fast.kernels.packed import Weights
+from oche.fast.kernels.packed_op import run_packed
+from oche.fast.kernels.partial import run_partial
+from oche.fast.portable.mixed import refusal, run_portable, zeros
+from oche.fast.portable.program import Program
 from oche.spaces.base import Cell, Supernet
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from oche.base import OpWeights
 from oche.fast.cell import FusedCell
-from oche.fast.layout import Layout
-from oche.fast.packed import Parts, Weights, stack
+from oche.fast.kernels.layout import Layout
+from oche.fast.kernels.packed import Parts, Weights, stack
 from oche.spaces.base import Supernet
 
 View = Callable[[Tensor], Tensor]

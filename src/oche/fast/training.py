@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from oche.base import Draw
-from oche.fast.entry import ENTRY, fills, single
-from oche.fast.layout import SKIP, Layout, Unit, separable
-from oche.fast.native import kernels, switched_off
-from oche.fast.packed import LANES, Lanes, kept_type, planned, weights_of
-from oche.fast.packed_op import PACKED
-from oche.ops import ReLUConvBN
+from oche.fast.backends.native import kernels, switched_off
+from oche.fast.kernels.entry import ENTRY, fills, single
+from oche.fast.kernels.layout import SKIP, Layout, Unit, separable
+from oche.fast.kernels.packed import LANES, Lanes, kept_type, planned, weights_of
+from oche.fast.kernels.packed_op import PACKED
+from oche.spaces.ops import ReLUConvBN
 
 
 def quicken(network: nn.Module) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from oche.budgets import QUICK as OURS_QUICK
-from oche.budgets import Budget
 from oche.config import build
 from oche.errors import unknown
 from oche.methods.beta_darts import PUBLISHED as BETA_DARTS
 from oche.methods.beta_darts import beta_darts
+from oche.methods.budgets import QUICK as OURS_QUICK
+from oche.methods.budgets import Budget
 from oche.methods.cdarts import cdarts
 from oche.methods.d_darts import PUBLISHED as D_DARTS
 from oche.methods.d_darts import d_darts
@@ -59,6 +59,7 @@ from oche.methods.rlnas import PUBLISHED as RLNAS
 from oche.methods.rlnas import rlnas
 from oche.methods.sdarts import PUBLISHED as SDARTS
 from oche.methods.sdarts import sdarts_adv, sdarts_rs
+from oche.methods.searcher import RandomSampling, Searcher
 from oche.methods.shapley_nas import PUBLISHED as SHAPLEY_NAS
 from oche.methods.shapley_nas import shapley_nas
 from oche.methods.single_stage import BUDGETS as SINGLE_STAGE
@@ -66,7 +67,6 @@ from oche.methods.single_stage import single_stage
 from oche.methods.snas import PUBLISHED as SNAS
 from oche.methods.snas import snas
 from oche.methods.zarts import zarts
-from oche.strategies import RandomSampling, Searcher
 
 METHODS: dict[str, Callable[..., Searcher]] = {
     "darts": darts,

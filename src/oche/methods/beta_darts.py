@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Params
-from oche.budgets import Budget
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import darts
-from oche.state import SearchState
+from oche.search.method import Method
+from oche.search.state import SearchState
 
 _SOURCE = "Sunshine-Ye/Beta-DARTS"
 

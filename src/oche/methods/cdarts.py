@@ -30,17 +30,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Params, counted
-from oche.bilevel import average
-from oche.callbacks import Callback, OuterStep
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.method import Method
 from oche.methods.darts import darts
 from oche.optim import Adam
 from oche.schedule import Cosine, Linear, Schedule
-from oche.selection import Selection, TopK
+from oche.search.bilevel import average
+from oche.search.callbacks import Callback, OuterStep
+from oche.search.method import Method
+from oche.search.selection import Selection, TopK
+from oche.search.state import SearchState
 from oche.spaces import Network, Space
-from oche.state import SearchState
 
 CELL, CYCLE, LOSS, WEIGHT, MOMENTUM = (f"cdarts/{key}" for key in ("cell", "cycle", "loss", "weight/", "momentum/"))
 

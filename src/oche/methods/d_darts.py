@@ -42,18 +42,18 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from oche.base import Alpha, Batch, Draw, OpWeights, Params
-from oche.budgets import Budget
-from oche.callbacks import Callback
 from oche.data import batches, none
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
-from oche.probes import sample
 from oche.schedule import Cosine, Schedule
-from oche.selection import Selection, argmax
+from oche.search.callbacks import Callback
+from oche.search.method import Method
+from oche.search.selection import Selection, argmax
+from oche.search.state import Problem, SearchState
 from oche.spaces import Space
-from oche.state import Problem, SearchState
+from oche.watch.numbers import sample
 
 _SOURCE = "aheuillet/D-DARTS @ e3ad5d9"
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Draw, Group
-from oche.method import Method
 from oche.methods.d_darts import Gene, d_darts
-from oche.relaxations import Relaxation, Sigmoid
+from oche.search.method import Method
+from oche.search.relaxations import Relaxation, Sigmoid
 from oche.spaces.darts import DARTS_OPS
 
 DARTOPTI_OPS = (

@@ -22,9 +22,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from oche.bilevel import FiniteDifference, FirstOrder, Unrolled
-from oche.budgets import Budget
-from oche.method import Method
+from oche.methods.budgets import Budget
+from oche.search.bilevel import FiniteDifference, FirstOrder, Unrolled
+from oche.search.method import Method
 
 NB201_SETTINGS = {
     "space.cells": 5,

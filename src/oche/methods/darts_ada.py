@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from oche.callbacks import Callback
-from oche.method import Method
 from oche.methods.darts import darts_2nd
 from oche.methods.darts_es import Curvature, curvatures
-from oche.monitor import EigenvalueRule
-from oche.state import SearchState
+from oche.search.callbacks import Callback
+from oche.search.method import Method
+from oche.search.state import SearchState
+from oche.watch.monitor import EigenvalueRule
 
 
 @dataclass(frozen=True)

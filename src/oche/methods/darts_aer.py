@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Params
-from oche.method import Method
 from oche.methods.darts import darts
-from oche.relaxations import masked_softmax
 from oche.schedule import Cosine, Schedule
-from oche.state import SearchState
+from oche.search.method import Method
+from oche.search.relaxations import masked_softmax
+from oche.search.state import SearchState
 
 
 @dataclass(frozen=True)

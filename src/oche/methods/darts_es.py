@@ -20,13 +20,13 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from oche.callbacks import Callback
 from oche.genotype import Genotype
-from oche.method import Method
 from oche.methods.darts import darts_2nd
-from oche.monitor import Eigenvalue, EigenvalueRule, Probe
-from oche.selection import Selection, TopK
-from oche.state import Problem, SearchState
+from oche.search.callbacks import Callback
+from oche.search.method import Method
+from oche.search.selection import Selection, TopK
+from oche.search.state import Problem, SearchState
+from oche.watch.monitor import Eigenvalue, EigenvalueRule, Probe
 
 Series = tuple[list[int], list[float]]
 

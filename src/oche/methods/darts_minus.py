@@ -17,10 +17,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from oche.edges import AuxiliarySkip
-from oche.method import Method
 from oche.methods.darts import darts
 from oche.schedule import Linear
+from oche.search.method import Method
+from oche.spaces.edges import AuxiliarySkip
 
 
 def darts_minus(beta: float = 1.0) -> Method:

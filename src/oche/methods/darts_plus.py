@@ -22,12 +22,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from oche.callbacks import Callback
 from oche.genotype import FREE, Genotype
-from oche.method import Method
 from oche.methods.darts import darts
 from oche.methods.darts_es import Returned, give_back
-from oche.state import SearchState
+from oche.search.callbacks import Callback
+from oche.search.method import Method
+from oche.search.state import SearchState
 
 When = Literal["before", "at"]
 

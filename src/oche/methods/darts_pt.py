@@ -29,17 +29,17 @@ import torch
 from torch import Tensor
 
 from oche.base import Group, counted
-from oche.budgets import Budget
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import darts
-from oche.probes import supernet_accuracy
-from oche.relaxations import Softmax
 from oche.schedule import Schedule
+from oche.search.method import Method
+from oche.search.relaxations import Softmax
+from oche.search.stages import Stage, Staged, carry_on
+from oche.search.state import Problem, SearchState
 from oche.spaces import Space
-from oche.stages import Stage, Staged, carry_on
-from oche.state import Problem, SearchState
+from oche.watch.numbers import supernet_accuracy
 
 _DARTS = Budget(130, 64, {"space.cells": 8, "space.channels": 16}, "ruocwang/darts-pt")
 PUBLISHED = {

@@ -28,17 +28,17 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Draw, Group, counted
-from oche.budgets import Budget
-from oche.callbacks import Callback
 from oche.data import Fractions
-from oche.edges import SampledOps
 from oche.errors import UserError
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS
 from oche.optim import SGD
-from oche.probes import supernet_accuracy
-from oche.relaxations import Relaxation
-from oche.state import SearchState
+from oche.search.callbacks import Callback
+from oche.search.method import Method
+from oche.search.relaxations import Relaxation
+from oche.search.state import SearchState
+from oche.spaces.edges import SampledOps
+from oche.watch.numbers import supernet_accuracy
 
 _OURS = {"weight_optimizer.weight_decay": 5e-4}
 

@@ -31,16 +31,16 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Draw, Group, Params, counted
-from oche.budgets import Budget
-from oche.edges import PartialChannels
 from oche.errors import UserError
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import darts
 from oche.optim import Adam
-from oche.relaxations import Relaxation, Softmax
-from oche.selection import leading
-from oche.stages import Stage, Staged
-from oche.state import Problem, SearchState
+from oche.search.method import Method
+from oche.search.relaxations import Relaxation, Softmax
+from oche.search.selection import leading
+from oche.search.stages import Stage, Staged
+from oche.search.state import Problem, SearchState
+from oche.spaces.edges import PartialChannels
 
 LEAST = 1e-6
 

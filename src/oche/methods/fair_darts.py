@@ -23,15 +23,15 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Group, Params
-from oche.budgets import Budget
 from oche.genotype import Choice, Genotype
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import darts
 from oche.optim import Adam
-from oche.relaxations import Sigmoid
 from oche.schedule import Cosine
-from oche.selection import argmax, strongest
-from oche.state import Problem, SearchState
+from oche.search.method import Method
+from oche.search.relaxations import Sigmoid
+from oche.search.selection import argmax, strongest
+from oche.search.state import Problem, SearchState
 
 _SOURCE = "xiaomi-automl/FairDARTS"
 

@@ -20,12 +20,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from oche.budgets import Budget
-from oche.edges import SampledOps
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS, darts
-from oche.relaxations import GumbelSoftmax
 from oche.schedule import Linear
+from oche.search.method import Method
+from oche.search.relaxations import GumbelSoftmax
+from oche.spaces.edges import SampledOps
 
 _SOURCE = "D-X-Y/AutoDL-Projects @ f46486e"
 

@@ -38,21 +38,21 @@ import torch
 from torch import Tensor
 
 from oche.base import Group
-from oche.bilevel import average, detached
-from oche.budgets import Budget
-from oche.callbacks import Callback
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.loop import streams
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS, darts, darts_2nd
 from oche.methods.drnas import drnas
 from oche.methods.gdas import gdas
 from oche.methods.pcdarts import pcdarts
-from oche.probes import one_hot, supernet_accuracy
-from oche.selection import Selection
-from oche.stages import Stage, Staged
-from oche.state import Problem, SearchState, same_shape
+from oche.search.bilevel import average, detached
+from oche.search.callbacks import Callback
+from oche.search.loop import streams
+from oche.search.method import Method
+from oche.search.selection import Selection
+from oche.search.stages import Stage, Staged
+from oche.search.state import Problem, SearchState, same_shape
+from oche.watch.numbers import one_hot, supernet_accuracy
 
 EdgeScore = Literal["cut_max", "within_min"]
 INNER: dict[str, Callable[[], Method]] = {

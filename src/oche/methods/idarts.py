@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Params
-from oche.bilevel import Batches, Bilevel, required
-from oche.budgets import Budget
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS, darts
 from oche.methods.darts import PUBLISHED as DARTS_PUBLISHED
+from oche.search.bilevel import Batches, Bilevel, required
+from oche.search.method import Method
 
 PUBLISHED = {
     **DARTS_PUBLISHED,

@@ -40,20 +40,20 @@ import torch
 from torch import Tensor, nn
 
 from oche.base import Alpha, Group
-from oche.budgets import Budget
-from oche.callbacks import Callback, OuterStep
 from oche.data import Whole
-from oche.edges import Candidate, Edge, EdgeFactory, SampledOps
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import darts
 from oche.methods.sparse_code import MEASUREMENTS, SparseCode, candidates, support_of
-from oche.ops import PoolBN
 from oche.optim import Adam
 from oche.schedule import Constant, Cosine
-from oche.selection import argmax
-from oche.state import Problem, SearchState
+from oche.search.callbacks import Callback, OuterStep
+from oche.search.method import Method
+from oche.search.selection import argmax
+from oche.search.state import Problem, SearchState
+from oche.spaces.edges import Candidate, Edge, EdgeFactory, SampledOps
+from oche.spaces.ops import PoolBN
 
 _SOURCE = "iboing/ISTA-NAS @ 226e49f"
 

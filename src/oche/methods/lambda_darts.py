@@ -32,14 +32,14 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, OpWeights, Params
-from oche.bilevel import average
-from oche.budgets import Budget
-from oche.callbacks import Callback, InnerStep
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS, darts
 from oche.methods.darts import PUBLISHED as DARTS_PUBLISHED
 from oche.schedule import Linear, Schedule
-from oche.state import SearchState
+from oche.search.bilevel import average
+from oche.search.callbacks import Callback, InnerStep
+from oche.search.method import Method
+from oche.search.state import SearchState
 
 PUBLISHED = {
     **DARTS_PUBLISHED,

@@ -25,14 +25,14 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Params
-from oche.bilevel import FirstOrder
-from oche.callbacks import Callback, InnerStep, OuterStep
 from oche.genotype import Genotype
-from oche.loop import score
-from oche.method import Method
 from oche.methods.darts import darts
-from oche.selection import Selection, TopK
-from oche.state import Problem, SearchState
+from oche.search.bilevel import FirstOrder
+from oche.search.callbacks import Callback, InnerStep, OuterStep
+from oche.search.loop import score
+from oche.search.method import Method
+from oche.search.selection import Selection, TopK
+from oche.search.state import Problem, SearchState
 
 
 @dataclass(frozen=True)

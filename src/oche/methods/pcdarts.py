@@ -18,12 +18,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from oche.budgets import Budget
-from oche.edges import PartialChannels
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import PUBLISHED as DARTS_PUBLISHED
 from oche.methods.darts import darts
-from oche.relaxations import EdgeNormalised
+from oche.search.method import Method
+from oche.search.relaxations import EdgeNormalised
+from oche.spaces.edges import PartialChannels
 
 _OURS = {"arch_start": 0.3, "space.cells": 8, "space.channels": 16}
 

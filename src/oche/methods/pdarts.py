@@ -27,18 +27,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from oche.budgets import Budget
-from oche.edges import SkipDropout
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import PUBLISHED as DARTS_PUBLISHED
 from oche.methods.darts import darts
 from oche.schedule import Cosine
-from oche.selection import derived, leading
+from oche.search.method import Method
+from oche.search.selection import derived, leading
+from oche.search.stages import Stage, Staged
+from oche.search.state import Problem, SearchState
 from oche.spaces import Space
-from oche.stages import Stage, Staged
-from oche.state import Problem, SearchState
+from oche.spaces.edges import SkipDropout
 
 PUBLISHED = {
     **DARTS_PUBLISHED,

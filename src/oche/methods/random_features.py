@@ -20,14 +20,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from oche.budgets import Budget
 from oche.errors import UserError
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import darts
 from oche.methods.pcdarts import pcdarts
-from oche.stages import Staged
-from oche.strategies import Searcher
-from oche.trainable import BatchNormOnly, Initialiser
+from oche.methods.searcher import Searcher
+from oche.search.method import Method
+from oche.search.stages import Staged
+from oche.search.trainable import BatchNormOnly, Initialiser
 
 _SLOW = {"trainable.classifier": True, "weight_lr.start": 0.5, "arch_start": 0.4, "arch_optimizer.lr": 3e-2}
 

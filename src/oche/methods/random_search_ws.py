@@ -27,14 +27,14 @@ from torch import Tensor
 
 from oche.base import Alpha, Draw, Group, counted
 from oche.data import ImageSet
-from oche.edges import SampledOps
 from oche.genotype import Choice, Genotype
-from oche.loop import score
-from oche.method import Method
-from oche.relaxations import Relaxation
-from oche.selection import derived
-from oche.state import Problem, SearchState
-from oche.strategies import sample
+from oche.methods.searcher import sample
+from oche.search.loop import score
+from oche.search.method import Method
+from oche.search.relaxations import Relaxation
+from oche.search.selection import derived
+from oche.search.state import Problem, SearchState
+from oche.spaces.edges import SampledOps
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from oche.edges import DropPath
 from oche.errors import UserError
-from oche.method import Method
 from oche.methods.darts import darts_2nd
 from oche.optim import SGD
 from oche.schedule import Linear
+from oche.search.method import Method
+from oche.spaces.edges import DropPath
 
 
 def rdarts(regularisation: Literal["l2", "dp"] = "l2", strength: float | None = None) -> Method:

@@ -29,17 +29,17 @@ import torch
 from torch import Tensor, nn
 
 from oche.base import Group, counted
-from oche.budgets import Budget
-from oche.callbacks import Callback
 from oche.data import RandomTargets, Whole
-from oche.edges import SampledOps
 from oche.genotype import Choice, Genotype
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS
 from oche.methods.random_search_ws import OneCell
+from oche.methods.searcher import sample
+from oche.search.callbacks import Callback
+from oche.search.method import Method
+from oche.search.state import Problem, SearchState
 from oche.spaces.base import Cell
-from oche.state import Problem, SearchState
-from oche.strategies import sample
+from oche.spaces.edges import SampledOps
 
 PUBLISHED = {
     "darts": Budget(250, 64, {"space.cells": 8, "space.channels": 16}, "megvii-model/RLNAS @ 6a6d838"),

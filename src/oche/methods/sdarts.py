@@ -25,13 +25,13 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, OpWeights
-from oche.bilevel import detached
-from oche.budgets import Budget
-from oche.callbacks import Callback
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import darts
 from oche.schedule import Linear, Schedule
-from oche.state import SearchState
+from oche.search.bilevel import detached
+from oche.search.callbacks import Callback
+from oche.search.method import Method
+from oche.search.state import SearchState
 
 _SOURCE = "xiangning-chen/SmoothDARTS @ d3dbfed"
 

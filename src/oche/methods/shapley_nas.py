@@ -28,13 +28,13 @@ import torch
 from torch import Tensor
 
 from oche.base import counted
-from oche.budgets import Budget
-from oche.callbacks import Callback
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import PUBLISHED as DARTS_PUBLISHED
 from oche.methods.darts import darts
-from oche.probes import supernet_accuracy
-from oche.state import SearchState
+from oche.search.callbacks import Callback
+from oche.search.method import Method
+from oche.search.state import SearchState
+from oche.watch.numbers import supernet_accuracy
 
 PUBLISHED = {
     **DARTS_PUBLISHED,

@@ -32,8 +32,8 @@ In Python:
     searcher = single_stage(variant="prune", threshold=0.1)                    # a Staged of two stages: until the freeze, and after it
     result = searcher.search(problem)                                          # SearchResult: genotype, state, history
     result.genotype                                                            # soft: Choice.coefficient; edge type "kept"
-    network = oche.train.inherited(result.state, result.genotype)              # eval mode, running statistics re-estimated
-    frozen = oche.freeze.frozen_mask(state, threshold)                         # what "prune" leaves, {group: (E, O) bool}
+    network = oche.training.train.inherited(result.state, result.genotype)              # eval mode, running statistics re-estimated
+    frozen = oche.methods.freezing.frozen_mask(state, threshold)                         # what "prune" leaves, {group: (E, O) bool}
     in_one_stage(some_method, SingleStage(freeze=0.5))                         # the same protocol around another method
 
 `state.trajectory` holds alpha after every epoch; `stages/0.pt` in the run's folder is the checkpoint at the freeze, before anything is
@@ -55,18 +55,17 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Draw, Group
-from oche.budgets import Budget
-from oche.callbacks import Callback
 from oche.data import Released, UntilFreeze
-from oche.edges import WeightedSum
 from oche.errors import UserError
-from oche.freeze import decided, frozen_mask
 from oche.genotype import Genotype
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import darts
-from oche.monitor import Degeneration
+from oche.methods.freezing import decided, frozen_mask
 from oche.optim import SGD, Adam
-from oche.relaxations import (
+from oche.schedule import Constant, Poly, Ramp, Schedule
+from oche.search.callbacks import Callback
+from oche.search.method import Method
+from oche.search.relaxations import (
     Gate,
     Gated,
     Relaxation,
@@ -76,12 +75,13 @@ from oche.relaxations import (
     Softmax,
     SoftmaxGate,
 )
-from oche.schedule import Constant, Poly, Ramp, Schedule
-from oche.selection import Keep
-from oche.stages import Stage, Staged, carry_on
-from oche.state import Problem, SearchState
-from oche.terms import Entropy, InputEntropy, Term, log_distance
-from oche.trainable import AllWeights
+from oche.search.selection import Keep
+from oche.search.stages import Stage, Staged, carry_on
+from oche.search.state import Problem, SearchState
+from oche.search.terms import Entropy, InputEntropy, Term, log_distance
+from oche.search.trainable import AllWeights
+from oche.spaces.edges import WeightedSum
+from oche.watch.monitor import Degeneration
 
 Variant = Literal["soft", "prune", "one_hot"]
 Form = Literal["shannon", "ssr", "da2s"]

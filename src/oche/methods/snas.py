@@ -29,15 +29,15 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Params
-from oche.budgets import Budget
-from oche.cost import candidates
 from oche.data import Whole
-from oche.method import Method
+from oche.methods.budgets import Budget
 from oche.methods.darts import darts
-from oche.relaxations import GumbelSoftmax
 from oche.schedule import Linear
-from oche.selection import PerEdgeArgmax
-from oche.state import SearchState
+from oche.search.method import Method
+from oche.search.relaxations import GumbelSoftmax
+from oche.search.selection import PerEdgeArgmax
+from oche.search.state import SearchState
+from oche.spaces.cost import candidates
 
 _SOURCE = "SNAS-Series"
 

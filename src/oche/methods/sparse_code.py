@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from oche.base import Alpha, Draw, Group
-from oche.relaxations import Relaxation
+from oche.search.relaxations import Relaxation
 
 
 class Measurement(Protocol):

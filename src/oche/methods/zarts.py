@@ -27,11 +27,11 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Params
-from oche.bilevel import Batches, Bilevel, FirstOrder, detached, gradient, packed, required, unpacked
-from oche.method import Method
 from oche.methods.darts import darts
 from oche.optim import Descent
 from oche.schedule import Cosine, Schedule
+from oche.search.bilevel import Batches, Bilevel, FirstOrder, detached, gradient, packed, required, unpacked
+from oche.search.method import Method
 
 
 @dataclass(frozen=True)

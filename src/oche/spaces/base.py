@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from oche.base import Batch, Draw, Group, OpWeights, Params
-from oche.edges import EDGES, KEPT, Edge, EdgeFactory, plain_name
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
-from oche.ops import OPS, BatchNorm, Drawn, PoolBN, Zero, run
+from oche.spaces.edges import EDGES, KEPT, Edge, EdgeFactory, plain_name
+from oche.spaces.ops import OPS, BatchNorm, Drawn, PoolBN, Zero, run
 
 Through = Callable[[int, nn.Module, Tensor], Tensor]
 """How a cell evaluates one of its edges: (edge number, edge, x) -> output."""

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from oche.base import Group
 from oche.errors import UserError
-from oche.ops import FactorizedReduce, ReLUConvBN
 from oche.spaces.base import Body, BuildEdge, Cell, RunCell, Space, with_pool_norm
+from oche.spaces.ops import FactorizedReduce, ReLUConvBN
 
 DARTS_OPS = (
     "none",

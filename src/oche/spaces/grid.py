@@ -23,11 +23,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from oche.base import Draw, Group, OpWeights
-from oche.edges import Edge, EdgeFactory, WeightedSum
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.ops import Zero
 from oche.spaces.base import Body, BuildEdge, Cell, Chosen, Kept, RunCell, Space, Through
+from oche.spaces.edges import Edge, EdgeFactory, WeightedSum
+from oche.spaces.ops import Zero
 from oche.spaces.segmentation import Aspp, TopDown, align, stem
 
 MBCONVS = tuple(f"mbconv_k{k}_e{e}" for k in (3, 5, 7) for e in (3, 6))

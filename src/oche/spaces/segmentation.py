@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oche.ops import Halving
+from oche.spaces.ops import Halving
 
 
 def conv_bn_relu(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from oche.base import Group
 from oche.errors import unknown
-from oche.relaxations import Gated, Relaxation, SoftmaxGate, gated, one_hot_of, openings
+from oche.search.relaxations import Gated, Relaxation, SoftmaxGate, gated, one_hot_of, openings
 
 
 class Decoding(Protocol):

@@ -1,4 +1,4 @@
-"""Whether a search degenerates, in numbers after each of its epochs; most of them are those of `oche.probes`.
+"""Whether a search degenerates, in numbers after each of its epochs; most of them are those of `oche.watch.numbers`.
 
 Which numbers, and from where on it is called degenerated, is our choice: most of the derived operations without weights, or a derived
 network with less than a third of the weights of a random one.
@@ -11,15 +11,15 @@ from functools import cache
 from statistics import median
 
 from oche.base import counted
-from oche.cost import cost
 from oche.genotype import Genotype
-from oche.probes import active_depth, active_strides, closed_gates, parameter_free
-from oche.relaxations import gated
+from oche.methods.searcher import sample
 from oche.run import Run
-from oche.selection import TopK
+from oche.search.relaxations import gated
+from oche.search.selection import TopK
+from oche.search.state import SearchState
 from oche.spaces import Space
-from oche.state import SearchState
-from oche.strategies import sample
+from oche.spaces.cost import cost
+from oche.watch.numbers import active_depth, active_strides, closed_gates, parameter_free
 
 FREE_SHARE, GATES, DEPTH, STRIDES = "free share", "closed gates", "depth", "strides"
 PARAMETERS, MACS, GAP = "parameters", "multiply-adds", "loss gap"

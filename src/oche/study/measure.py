@@ -19,27 +19,27 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from oche.api import problem_of
+from oche.api.search import problem_of
 from oche.base import Group
 from oche.bench.matrix import Trial
 from oche.bench.trial import Judged, scores_of, trained_network
 from oche.data import none
-from oche.edges import WeightedSum
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.method import Method
+from oche.methods.searcher import find, method_of
 from oche.optim import SGD
-from oche.plan import Plan
-from oche.relaxations import gated, openings
+from oche.plan.resolve import Plan
 from oche.run import Run
 from oche.schedule import Constant
-from oche.selection import kept
+from oche.search.method import Method
+from oche.search.relaxations import gated, openings
+from oche.search.selection import kept
+from oche.search.state import SearchState
 from oche.spaces import Network, Space
-from oche.state import SearchState
-from oche.strategies import find, method_of
+from oche.spaces.edges import WeightedSum
 from oche.study.decode import Decoding, decoding
 from oche.study.degeneration import cells_of, series_of, usual_parameters
-from oche.train import Protocol, Training, evaluate, inherited, retrain
+from oche.training.train import Protocol, Training, evaluate, inherited, retrain
 
 RAW, ANEW, CONTINUOUS = "raw", "re-estimated", "continuous"
 USUAL = "usual parameters"

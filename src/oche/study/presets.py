@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
-from oche.budgets import NAMES
 from oche.errors import UserError, unknown
+from oche.methods.budgets import NAMES
 from oche.study.claims import Roles
 from oche.study.measure import Measure
 

@@ -19,10 +19,10 @@ from oche.bench.result import BenchFolder, BenchResult, read
 from oche.bench.runner import Listener, silent
 from oche.bench.trial import run_trial
 from oche.errors import UserError
-from oche.plan import resolve
+from oche.methods.searcher import method_of
+from oche.plan.resolve import resolve
 from oche.run import Run
 from oche.spaces import SPACES
-from oche.strategies import method_of
 from oche.study.claims import Roles, judged
 from oche.study.decode import decoding
 from oche.study.measure import DECODED, Measure, measured, unfit

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from oche import cli
+from oche.cli import main as cli
 
 TABLE = pytest.mark.skipif("OCHE_DATA" not in os.environ, reason="NAS-Bench-201's table is where OCHE_DATA says")
 SMALL = ("--method", "darts", "--space", "toy", "--budget", "smoke")

@@ -9,9 +9,9 @@ import pytest
 
 from oche.bench.matrix import Matrix, check, matrix_from, slug, trials
 from oche.errors import UserError
-from oche.method import Method
-from oche.plan import resolve
-from oche.trainable import ClassifierOnly
+from oche.plan.resolve import resolve
+from oche.search.method import Method
+from oche.search.trainable import ClassifierOnly
 from reference.small_bench import ToyTable
 
 TOML = """

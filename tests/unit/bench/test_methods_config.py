@@ -9,10 +9,10 @@ import pytest
 
 from oche.bench.matrix import flat, matrix_from
 from oche.data import Whole
-from oche.method import Method
 from oche.methods import budgets, method_named
+from oche.methods.searcher import method_of
 from oche.optim import Adam
-from oche.strategies import method_of
+from oche.search.method import Method
 
 MATRIX = matrix_from(Path(__file__).parents[3] / "benchmarks" / "methods_nb201.toml")
 HERE = 30 * 35

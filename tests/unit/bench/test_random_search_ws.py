@@ -10,8 +10,6 @@ import torch
 
 from oche.base import Draw, Group, counted
 from oche.data import ImageSet
-from oche.edges import WeightedSum
-from oche.loop import StepBatches, begin, bilevel, search, streams, weight_step
 from oche.methods.random_search_ws import (
     BestOfSampled,
     GivenCell,
@@ -21,10 +19,12 @@ from oche.methods.random_search_ws import (
     one_hot,
     random_search_ws,
 )
-from oche.ops import OPS
-from oche.selection import argmax
+from oche.methods.searcher import sample
+from oche.search.loop import StepBatches, begin, bilevel, search, streams, weight_step
+from oche.search.selection import argmax
 from oche.spaces import SPACES
-from oche.strategies import sample
+from oche.spaces.edges import WeightedSum
+from oche.spaces.ops import OPS
 from reference.tiny import tiny_problem
 
 

@@ -13,8 +13,8 @@ import pytest
 from scipy import stats
 
 from oche.bench import Matrix, run_bench
-from oche.benchmarks import TABLES
 from oche.genotype import Genotype
+from oche.tables import TABLES
 from reference.small_bench import ToyTable, pretend
 
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "results_page.py"

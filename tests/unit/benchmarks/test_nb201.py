@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 
-from oche.benchmarks import CONVERTERS, TABLES, Table
-from oche.benchmarks.nb201 import LATENCY, MAIN, ZEROCOST, convert, read, unique
-from oche.benchmarks.official import cells
-from oche.cost import cost
 from oche.errors import UserError
 from oche.genotype import Genotype
+from oche.spaces.cost import cost
 from oche.spaces.nb201 import NB201_OPS, NB201Space
+from oche.tables import CONVERTERS, TABLES, Table
+from oche.tables.nb201 import LATENCY, MAIN, ZEROCOST, convert, read, unique
+from oche.tables.official import cells
 
 TEST = ("cifar10/test", "cifar100/test", "imagenet16-120/test")
 SKIPS = "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|"

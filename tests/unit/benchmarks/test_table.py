@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from oche.benchmarks import Table
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
+from oche.tables import Table
 
 CELLS = tuple(f"|{op}~0|" for op in ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3"))
 

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from oche.base import counted
 from oche.data import Augment, Data, ImageSet, for_search, for_training, none
-from oche.data.augment import AREA, ASPECT
+from oche.data.augmentation.augment import AREA, ASPECT
 
 PLAIN = Augment(mean=(0.0,), std=(1.0,))
 
@@ -142,8 +142,8 @@ def test_resized_crop_is_a_bilinear_window() -> None:
 
 
 def test_the_whole_window_is_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oche.data.augment.AREA", (1.0, 1.0))
-    monkeypatch.setattr("oche.data.augment.ASPECT", (1.0, 1.0))
+    monkeypatch.setattr("oche.data.augmentation.augment.AREA", (1.0, 1.0))
+    monkeypatch.setattr("oche.data.augmentation.augment.ASPECT", (1.0, 1.0))
     out = Augment((0.0,) * 3, (1.0,) * 3, resized_crop=True)(photographs(), counted("whole"))
     assert_close(out, photographs().permute(0, 3, 1, 2) / 255, atol=1e-5, rtol=0)
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from oche.base import counted
-from oche.data.pixels import channels_last, common_size, resized, scaled, with_channels
+from oche.data.reading.pixels import channels_last, common_size, resized, scaled, with_channels
 from oche.errors import UserError
 
 COLOUR = torch.randint(0, 256, (4, 20, 30, 3), generator=counted("colour"), dtype=torch.uint8)

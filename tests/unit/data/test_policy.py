@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from oche.data import Augment
-from oche.data.policy import CIFAR, OPERATIONS, augmented
+from oche.data.augmentation.policy import CIFAR, OPERATIONS, augmented
 
 
 def photographs(count: int = 4, height: int = 32, width: int = 28, channels: int = 3) -> Tensor:

@@ -206,7 +206,7 @@ def test_what_does_not_fit_in_memory_is_decoded_on_demand(tmp_path: Path, monkey
     root = write_folder(tmp_path / "folder", images, labels)
     eager = load(root)
     assert isinstance(eager.train.source, ArraySource)
-    monkeypatch.setattr("oche.data.folders.MEMORY_LIMIT", 30 * 8 * 8 * 3 - 1)
+    monkeypatch.setattr("oche.data.reading.folders.MEMORY_LIMIT", 30 * 8 * 8 * 3 - 1)
     for lazy in (load(root), load(Pictures(images, labels))):
         assert isinstance(lazy.train.source, LazySource)
         assert_same(eager, lazy)

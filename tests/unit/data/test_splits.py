@@ -15,8 +15,8 @@ from torch import Tensor
 from oche.data import SPLITS, Augment, Fractions, ImageSet, Parts, Released, Split, Stream, UntilFreeze, Whole, halves
 from oche.data.splits import ByGroup, OneLevel, Redrawn, Swapped, stratified
 from oche.errors import UserError
-from oche.loop import streams
 from oche.methods.darts import darts
+from oche.search.loop import streams
 from reference.tiny import tiny_problem
 
 

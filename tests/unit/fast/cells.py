@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from oche.base import Draw, Group
-from oche.edges import EdgeFactory, WeightedSum
 from oche.fast.cell import FusedCell
-from oche.ops import OPS, ReLUConvBN
 from oche.spaces.base import Body, Cell, Supernet, with_pool_norm
+from oche.spaces.edges import EdgeFactory, WeightedSum
+from oche.spaces.ops import OPS, ReLUConvBN
 
 EDGES = ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 

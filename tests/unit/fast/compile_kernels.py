@@ -21,7 +21,7 @@ Job = tuple[Any, dict[str, Any], dict[str, Any]]
 
 def jobs() -> list[Job]:
     """Each kernel with its arguments' types and constants; 16-bit tensors among them."""
-    from oche.fast import triton_rows, triton_separable
+    from oche.fast.backends import triton_rows, triton_separable
 
     found: list[Job] = [
         (triton_rows._tile_moments, {"x": NARROW, "step": "i32", "means": WIDE, "squares": WIDE, **ROWS}, TILE),

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from oche.base import Alpha, Batch, Draw, Params
-from oche.bilevel import ArchGradient, Bilevel
 from oche.optim import SGD
+from oche.search.bilevel import ArchGradient, Bilevel
 from oche.spaces.base import Supernet
 from oche.spaces.darts import DartsSpace
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from oche.base import Draw
-from oche.edges import PartialChannels, WeightedSum
 from oche.fast import FusedCell, accelerate, coverage
-from oche.fast import native as fast_native
-from oche.fast.buffers import Buffers
+from oche.fast.backends import native as fast_native
+from oche.fast.backends.buffers import Buffers
 from oche.spaces import SPACES, Space, Supernet
+from oche.spaces.edges import PartialChannels, WeightedSum
 
 
 def _run(supernet: Supernet, space: Space, x: Tensor, w: dict[str, Tensor]) -> tuple[Tensor, list[Tensor]]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from oche.base import Draw
-from oche.bilevel import Bilevel, FiniteDifference, detached
-from oche.edges import EdgeFactory, PartialChannels, WeightedSum
 from oche.methods import method_named
+from oche.search.bilevel import Bilevel, FiniteDifference, detached
 from oche.spaces import SPACES
+from oche.spaces.edges import EdgeFactory, PartialChannels, WeightedSum
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"
 DEVICE = torch.device("cpu")

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from oche.base import Draw
-from oche.fast import buffers
 from oche.fast import cell as fast_cell
-from oche.fast.buffers import Buffers
-from oche.fast.dense import DenseLayout
-from oche.fast.native import kernels
+from oche.fast.backends import buffers
+from oche.fast.backends.buffers import Buffers
+from oche.fast.backends.native import kernels
+from oche.fast.kernels.dense import DenseLayout
 from oche.spaces.nb201 import NB201_OPS
 from unit.fast.cells import Sample, assert_same, errors, fused, outcome, sample
 

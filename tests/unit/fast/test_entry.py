@@ -11,8 +11,8 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from oche.fast import entry
-from oche.fast.native import kernels
+from oche.fast.backends.native import kernels
+from oche.fast.kernels import entry
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no compiler on this machine")
 

@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from oche.base import Draw
-from oche.edges import EdgeFactory, PartialChannels, WeightedSum
 from oche.fast import cell as fast_cell
-from oche.fast.entry import enter
-from oche.fast.native import kernels
-from oche.ops import ReLUConvBN
+from oche.fast.backends.native import kernels
+from oche.fast.kernels.entry import enter
 from oche.spaces.darts import DARTS_OPS
+from oche.spaces.edges import EdgeFactory, PartialChannels, WeightedSum
 from oche.spaces.nb201 import NB201_OPS
+from oche.spaces.ops import ReLUConvBN
 from unit.fast.cells import assert_same, errors, fused, outcome, sample
 
 MODES = [frozenset(m) for m in ({"w"}, {"theta"}, {"inputs"}, {"inputs", "w", "theta"})]

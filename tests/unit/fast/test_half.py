@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from oche.base import Alpha, Draw, Group
-from oche.bilevel import gradient
-from oche.edges import EdgeFactory, PartialChannels, WeightedSum
 from oche.fast import coverage
-from oche.fast.combine import Moments
-from oche.fast.native import kernels
-from oche.loop import StepBatches, begin, bilevel, search, streams
+from oche.fast.backends.native import kernels
+from oche.fast.portable.combine import Moments
 from oche.methods.darts import darts
-from oche.ops import BatchNorm, batch_norm
-from oche.plan import fabric_for
-from oche.relaxations import Softmax
+from oche.plan.resolve import fabric_for
+from oche.search.bilevel import gradient
+from oche.search.loop import StepBatches, begin, bilevel, search, streams
+from oche.search.relaxations import Softmax
+from oche.search.state import Problem
 from oche.spaces.darts import DARTS_OPS
-from oche.state import Problem
+from oche.spaces.edges import EdgeFactory, PartialChannels, WeightedSum
+from oche.spaces.ops import BatchNorm, batch_norm
 from reference.tiny import tiny_problem
 from unit.fast.cells import sample
 

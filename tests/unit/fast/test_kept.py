@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from oche.base import Draw
-from oche.edges import EdgeFactory, PartialChannels, WeightedSum
 from oche.fast import cell as fast_cell
-from oche.fast import packed_op, partial
-from oche.fast.entry import enter
-from oche.fast.layout import Layout
-from oche.fast.native import kernels
-from oche.fast.packed import Arguments, Lanes, planned, weights_of
-from oche.ops import PoolBN, ReLUConvBN
+from oche.fast.backends.native import kernels
+from oche.fast.kernels import packed_op, partial
+from oche.fast.kernels.entry import enter
+from oche.fast.kernels.layout import Layout
+from oche.fast.kernels.packed import Arguments, Lanes, planned, weights_of
 from oche.spaces.base import Cell
 from oche.spaces.darts import DARTS_OPS
+from oche.spaces.edges import EdgeFactory, PartialChannels, WeightedSum
+from oche.spaces.ops import PoolBN, ReLUConvBN
 from unit.fast.cells import Sample, assert_same, errors, fused, outcome, sample
 from unit.fast.test_fused_cell import MODES
 from unit.fast.test_second import product

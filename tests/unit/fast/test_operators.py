@@ -8,11 +8,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from oche.base import Draw
-from oche.edges import PartialChannels
-from oche.fast import rows
-from oche.fast.entry import ENTRY
-from oche.fast.native import kernels
+from oche.fast.backends import rows
+from oche.fast.backends.native import kernels
+from oche.fast.kernels.entry import ENTRY
 from oche.spaces.darts import DARTS_OPS
+from oche.spaces.edges import PartialChannels
 from oche.spaces.nb201 import NB201_OPS
 from unit.fast.cells import Sample, fused, sample
 

@@ -9,23 +9,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from oche import loop
 from oche.base import Alpha, Batch, OpWeights
-from oche.bilevel import FiniteDifference, Unrolled
-from oche.callbacks import Callback
-from oche.fast.native import kernels
+from oche.fast.backends.native import kernels
 from oche.fast.packs import Pack, leaves_out
-from oche.loop import StepBatches, begin, bilevel, search, set_learning_rate, steps, streams
-from oche.method import Method
 from oche.methods.darts import darts
 from oche.methods.pcdarts import pcdarts
 from oche.methods.random_features import rf_darts
 from oche.optim import SGD
-from oche.relaxations import GumbelSoftmax
 from oche.schedule import Constant
+from oche.search import loop
+from oche.search.bilevel import FiniteDifference, Unrolled
+from oche.search.callbacks import Callback
+from oche.search.loop import StepBatches, begin, bilevel, search, set_learning_rate, steps, streams
+from oche.search.method import Method
+from oche.search.relaxations import GumbelSoftmax
+from oche.search.state import Problem, SearchState
+from oche.search.trainable import BatchNormOnly
 from oche.spaces.base import Supernet
-from oche.state import Problem, SearchState
-from oche.trainable import BatchNormOnly
 from reference.tiny import tiny_problem
 
 pytestmark = [

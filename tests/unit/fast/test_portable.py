@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from oche.base import Draw
-from oche.edges import PartialChannels
-from oche.fast.combine import _dot
-from oche.fast.depthwise import Geometry, depthwise, thinned
-from oche.fast.portable import _average
+from oche.fast.portable.combine import _dot
+from oche.fast.portable.depthwise import Geometry, depthwise, thinned
+from oche.fast.portable.mixed import _average
+from oche.spaces.edges import PartialChannels
 from unit.fast.cells import assert_same, fused, outcome, sample
 
 

@@ -12,24 +12,25 @@ from torch import Tensor, nn
 from torch._dynamo.backends.debugging import aot_eager
 
 from oche.base import Draw
-from oche.bilevel import ArchGradient, FiniteDifference, Unrolled
-from oche.edges import EdgeFactory, PartialChannels, WeightedSum
 from oche.errors import UserError
-from oche.fast import FusedCell, accelerate, coverage, program
-from oche.fast.program import Program
-from oche.loop import begin, search, streams
-from oche.method import Method
+from oche.fast import FusedCell, accelerate, coverage
+from oche.fast.portable import program
+from oche.fast.portable.program import Program
 from oche.methods.darts import darts
 from oche.methods.idarts import idarts
-from oche.ops import OPS
 from oche.optim import Adam
-from oche.plan import Request, resolve
-from oche.preflight import memory_bytes
-from oche.probes import hessian_eigenvalue, validation_loss
+from oche.plan.resolve import Request, resolve
+from oche.search.bilevel import ArchGradient, FiniteDifference, Unrolled
+from oche.search.loop import begin, search, streams
+from oche.search.method import Method
+from oche.search.preflight import memory_bytes
+from oche.search.state import Problem
 from oche.spaces import SPACES
 from oche.spaces.base import _Mixed
 from oche.spaces.darts import DARTS_OPS
-from oche.state import Problem
+from oche.spaces.edges import EdgeFactory, PartialChannels, WeightedSum
+from oche.spaces.ops import OPS
+from oche.watch.numbers import hessian_eigenvalue, validation_loss
 from reference.tiny import tiny_problem
 from unit.fast.cells import Sample, assert_same, errors, fused, outcome, sample
 

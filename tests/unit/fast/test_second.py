@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from oche.base import Draw
-from oche.bilevel import ArchGradient, FiniteDifference, Unrolled
-from oche.edges import WeightedSum
-from oche.fast import accelerate, coverage, packed_op
-from oche.fast.native import kernels
+from oche.fast import accelerate, coverage
+from oche.fast.backends.native import kernels
+from oche.fast.kernels import packed_op
+from oche.search.bilevel import ArchGradient, FiniteDifference, Unrolled
 from oche.spaces.base import Cell
 from oche.spaces.darts import DARTS_OPS
+from oche.spaces.edges import WeightedSum
 from unit.fast.cells import Sample, assert_same, fused, sample
 from unit.fast.networks import SPACE, arch_gradient
 

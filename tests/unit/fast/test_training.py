@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from oche.fast import ordinary, quicken
-from oche.fast.native import kernels
+from oche.fast.backends.native import kernels
 from oche.fast.training import Entry, Separable
 from oche.genotype import PUBLISHED, Genotype
-from oche.ops import OPS, ReLUConvBN
 from oche.schedule import Constant
 from oche.spaces import Network
 from oche.spaces.darts import DartsSpace
-from oche.train import PROTOCOLS, Training, retrain
+from oche.spaces.ops import OPS, ReLUConvBN
+from oche.training.train import PROTOCOLS, Training, retrain
 from reference.tiny import tiny_data
 
 pytestmark = [
@@ -112,11 +112,11 @@ def test_training_ends_with_the_same_weights(drop_path: float, monkeypatch: pyte
     protocol = replace(PROTOCOLS["smoke"], batch=8, drop_path=drop_path, auxiliary=0.0, lr=Constant(1e-3))
     training = Training(space, Genotype.parse(PUBLISHED["DARTS_V2"], "darts"), data, protocol, 0)
     seen: list[bool] = []
-    monkeypatch.setattr("oche.train.quicken", lambda net: (quicken(net), seen.append(True)))
+    monkeypatch.setattr("oche.training.train.quicken", lambda net: (quicken(net), seen.append(True)))
     fast = retrain(training).state_dict()
     assert seen
     assert type(retrain(training).body) is type(network().body)
-    monkeypatch.setattr("oche.train.quicken", lambda net: None)
+    monkeypatch.setattr("oche.training.train.quicken", lambda net: None)
     slow = retrain(training).state_dict()
     for name, t in slow.items():
         torch.testing.assert_close(fast[name], t, rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")

@@ -16,15 +16,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from oche.base import counted
-from oche.fast.combine import Moments, Term, combine, plain_combine
-from oche.fast.device import Triton, accelerator, check
-from oche.fast.separable import plain_separable, run_separable, separable
+from oche.fast.backends.device import Triton, accelerator, check
+from oche.fast.portable.combine import Moments, Term, combine, plain_combine
+from oche.fast.portable.separable import plain_separable, run_separable, separable
 from oche.spaces import SPACES
 from unit.fast.cells import EDGES, assert_same, fused, outcome, sample
 
 triton = pytest.importorskip("triton")
 
-from oche.fast import rows, triton_rows, triton_separable  # noqa: E402  (these import triton)
+from oche.fast.backends import rows, triton_rows, triton_separable  # noqa: E402  (these import triton)
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6, torch.bfloat16: 2e-2}
 ON_CPU = torch.device("cpu")
@@ -273,7 +273,7 @@ def test_a_whole_cell_equals_the_plain_one(monkeypatch: pytest.MonkeyPatch, ops:
     made = fused(s.cell)
     monkeypatch.setattr("oche.fast.cell.kernels", Triton)
     used = []
-    monkeypatch.setattr("oche.fast.portable.run_separable", lambda op, x: used.append(op) or run_separable(op, x))
+    monkeypatch.setattr("oche.fast.portable.mixed.run_separable", lambda op, x: used.append(op) or run_separable(op, x))
     assert_same(outcome(made, s), wanted)
     assert len(used) == sum("conv" in op for op in chosen) * len(EDGES)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from oche.base import Draw, Group
 from oche.errors import UserError
-from oche.relaxations import Gated, Softmax, SoftmaxGate, openings
+from oche.search.relaxations import Gated, Softmax, SoftmaxGate, openings
 from oche.spaces import GridSpace, NB201Space
 from oche.study.decode import Best, Decoding, best_path, decoding
 

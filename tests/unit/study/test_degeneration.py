@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from oche.loop import begin
-from oche.method import Method
 from oche.methods.darts import darts
-from oche.relaxations import Gated
 from oche.run import Run
-from oche.state import SearchState
+from oche.search.loop import begin
+from oche.search.method import Method
+from oche.search.relaxations import Gated
+from oche.search.state import SearchState
 from oche.study.degeneration import cells_of, degenerated, series_of
 from reference.tiny import tiny_problem
 

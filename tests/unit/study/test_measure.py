@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from oche.data import Stream, batches, none
 from oche.errors import UserError
-from oche.loop import begin
-from oche.method import Method
 from oche.methods.darts import darts
-from oche.relaxations import Gated, Softmax, SoftmaxGate
 from oche.run import Run
+from oche.search.loop import begin
+from oche.search.method import Method
+from oche.search.relaxations import Gated, Softmax, SoftmaxGate
+from oche.search.trainable import AllWeights
 from oche.spaces import Network
 from oche.study import measure
 from oche.study.decode import Decoding, decoding
 from oche.study.measure import ANEW, RAW, Measure, Searched, decoded
-from oche.trainable import AllWeights
 from reference.tiny import tiny_problem
 
 SIZES = {

@@ -11,7 +11,7 @@ from oche import config
 from oche.bench.matrix import TRAINED_VAL, trials
 from oche.bench.result import BenchResult
 from oche.errors import UserError
-from oche.plan import resolve
+from oche.plan.resolve import resolve
 from oche.run import Run
 from oche.study import run_study, show, study_from
 from oche.study.presets import STUDIES, preset

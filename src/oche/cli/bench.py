@@ -1,0 +1,153 @@
+"""`oche bench`: runs a bench, renders it again, and asks a benchmark's table. Words around `oche.bench` and `oche.tables`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from oche.cli.show import console
+from oche.config import assignment
+from oche.errors import UserError, unknown
+from oche.run import Run
+
+if TYPE_CHECKING:
+    from oche.bench import BenchResult
+
+bench = typer.Typer(help="Compare methods fairly: methods x spaces x data x seeds, resumable.", rich_markup_mode=None)
+
+Benchmark = Annotated[str, typer.Argument(help="A benchmark: nb201.")]
+Folder = Annotated[Path | None, typer.Option(help="The benchmark's files. Default: what OCHE_DATA names.")]
+
+
+@bench.callback(invoke_without_command=True)
+def run(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="A TOML file with the fields of a bench; docs/bench.md.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="A method, as often as you like.")] = None,
+    space: Annotated[list[str] | None, typer.Option(help="A space, as often as you like.")] = None,
+    data: Annotated[list[str] | None, typer.Option(help="A data set, as often as you like.")] = None,
+    budget: Annotated[list[str] | None, typer.Option(help="A budget, as often as you like.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Default: the budget's.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")] = None,
+    evaluate: Annotated[str | None, typer.Option(help="table, train or both.")] = None,
+    table: Annotated[str | None, typer.Option(help="The benchmark that cells are looked up in.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="A metric of the table, the most important first.")] = None,
+    select: Annotated[str | None, typer.Option(help="The metric that selects; never a test metric.")] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(help="gap, eigenvalue, tau or table, as often as you like; measured after each epoch."),
+    ] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", help="PART.FIELD=VALUE for all methods.")] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="Run this method or arm now and leave the rest; as often as you like.")
+    ] = None,
+    workers: Annotated[int, typer.Option(help="Processes that work at a time.")] = 1,
+    address: Annotated[str | None, typer.Option(help="A Ray cluster's address, or local (extra `ray`).")] = None,
+    cpus: Annotated[float | None, typer.Option(help="What a trial takes of the Ray cluster. Default: 1.")] = None,
+    gpus: Annotated[float | None, typer.Option(help="The same; 0.5 where two fit on one. Default: 0.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The bench's folder; one that exists is carried on with.")] = None,
+) -> None:
+    """Run what is missing of a bench, and render its table."""
+    if context.invoked_subcommand is not None:
+        return
+    from oche.bench import matrix_from, run_bench
+
+    if config is None and not method:
+        raise UserError("A bench needs `--config FILE.toml` or at least one `--method`; see docs/bench.md.")
+    lists = {"methods": method, "spaces": space, "data": data, "budgets": budget, "metrics": metric, "probes": probe}
+    given: dict[str, object] = {name: tuple(values) for name, values in lists.items() if values}
+    given |= {
+        "seeds": seeds,
+        "epochs": epochs,
+        "device": device,
+        "evaluate": evaluate,
+        "table": table,
+        "select": select,
+        "cpus": cpus,
+        "gpus": gpus,
+    }
+    matrix = matrix_from(config, {**given, "settings": dict(map(assignment, settings or []))})
+    result = run_bench(matrix, out or Path("runs") / f"bench-{matrix.name}", workers, address, _listen, only=only or ())
+    _print(result)
+
+
+@bench.command()
+def show(folder: Annotated[Path, typer.Argument(help="A bench's folder.")]) -> None:
+    """Render a bench anew, from its files alone."""
+    from oche.bench import show as render
+
+    _print(render(folder))
+
+
+@bench.command()
+def query(
+    benchmark: Benchmark,
+    genotype: Annotated[str, typer.Argument(help="A genotype string, file, published name, or a run's folder.")],
+    metric: Annotated[
+        list[str] | None, typer.Option(help="A metric, as often as you like. Default: a summary.")
+    ] = None,
+    folder: Folder = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Look one cell up in a benchmark's table."""
+    from oche.genotype import Genotype
+    from oche.tables import TABLES
+
+    if benchmark not in TABLES:
+        raise unknown("benchmark", benchmark, TABLES)
+    path = Path(genotype)
+    short = len(genotype) < 250
+    if short and path.is_dir():
+        path = Run.open(path).file(Run.GENOTYPE)
+    text = path.read_text(errors="replace") if short and path.is_file() else genotype
+    answer = TABLES[benchmark](folder).answer(Genotype.parse(text), metric)
+    if as_json:
+        typer.echo(json.dumps(answer))
+        return
+    for data, values in answer.items():
+        console.print(f"{data}: " + ", ".join(f"{name} {value}" for name, value in values.items()))
+
+
+@bench.command()
+def convert(
+    benchmark: Benchmark,
+    download: Annotated[Path, typer.Argument(help="The official download.")],
+    folder: Annotated[Path, typer.Argument(help="Where the compact file goes.")],
+) -> None:
+    """Convert a benchmark's official download to the compact form, once."""
+    from oche.tables import CONVERTERS
+
+    if benchmark not in CONVERTERS:
+        raise unknown("benchmark", benchmark, CONVERTERS)
+    console.print(str(CONVERTERS[benchmark](download, folder)), soft_wrap=True)
+
+
+def _listen(event: str, record: Mapping[str, Any]) -> None:
+    if event == "begin":
+        console.print(f"{record['missing']} of {record['total']} trials to run, in {record['folder']}", soft_wrap=True)
+    elif event == "trial":
+        place = f"{record['method']} {record['space']} {record['data']} seed {record['seed']}"
+        console.print(
+            f"{place}: {record['value']:.2f} {record['metric']}  {record['genotype']}", markup=False, soft_wrap=True
+        )
+    else:
+        console.print(f"failed {record['name']}: {record['reason']}", markup=False, soft_wrap=True)
+
+
+def _print(result: BenchResult) -> None:
+    """The notes and the first table; the others lie in the folder."""
+    from oche.bench.render import to_markdown
+
+    head, first, *_ = to_markdown(result).split("\n## ")
+    console.print(f"{head}\n## {first}", markup=False, soft_wrap=True)
+    path = result.folder.path
+    console.print(
+        f"Everything lies in {path}; open {path / Run.REPORT}, or read {path / result.folder.MARKDOWN}.",
+        markup=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,49 @@
+"""Which augmentation a search, a training and an evaluation use, by what the data holds."""
+
+from __future__ import annotations
+
+from oche.data.augmentation.augment import NO_JITTER, Augment, Augmentation
+from oche.data.augmentation.augment_masks import AugmentMasks
+from oche.data.images import Data
+
+LARGE = 128
+IMAGENET_JITTER = (0.4, 0.4, 0.4, 0.2)
+
+
+def for_search(data: Data) -> Augmentation:
+    """The search protocol of DARTS: crop padded by 4 at 32 pixels, in proportion at other sizes; flip; no cutout.
+
+    Masks: scale 0.5 to 2, crop of the image's size, flip (as FasterSeg and Dynamic Routing).
+    """
+    if data.ignore is not None:
+        return _for_masks(data, NO_JITTER)
+    return Augment(data.mean, data.std, pad=_scaled(4, data), flip=data.flip)
+
+
+def for_training(data: Data, cutout: int = 16, policy: bool = False) -> Augmentation:
+    """The retraining protocol of DARTS.
+
+    Below 128 pixels as in the search, with cutout, whose side shrinks in proportion below 32 pixels. From 128 pixels on
+    the ImageNet protocol: resized crop, flip, jitter of 0.4 0.4 0.4 0.2, and no cutout. `policy` adds AutoAugment.
+    Masks: as in the search, with jitter.
+    """
+    if data.ignore is not None:
+        return _for_masks(data, IMAGENET_JITTER)
+    if data.size[0] >= LARGE:
+        return Augment(data.mean, data.std, flip=data.flip, resized_crop=True, jitter=IMAGENET_JITTER, policy=policy)
+    side = cutout if data.size[0] >= 32 else round(cutout * data.size[0] / 32)
+    return Augment(data.mean, data.std, pad=_scaled(4, data), flip=data.flip, cutout=side, policy=policy)
+
+
+def none(data: Data) -> Augment:
+    """Normalisation only."""
+    return Augment(data.mean, data.std)
+
+
+def _for_masks(data: Data, jitter: tuple[float, float, float, float]) -> Augmentation:
+    assert data.ignore is not None
+    return AugmentMasks(data.mean, data.std, data.size, ignore=data.ignore, flip=data.flip, jitter=jitter)
+
+
+def _scaled(pixels: int, data: Data) -> int:
+    return max(1, round(pixels * data.size[0] / 32))

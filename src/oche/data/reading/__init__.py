@@ -1,0 +1,1 @@
+"""Readers: from files to arrays, one reader for each layout."""

@@ -1,0 +1,1 @@
+"""Cells in plain PyTorch operators that share and fuse work."""

@@ -1,0 +1,207 @@
+"""How one edge of a supernet mixes its candidates. An edge sees its input and its row of op weights, nothing else.
+
+An edge type is a frozen dataclass; called with the candidates it builds the module: `PartialChannels(K=4)(ops, C, stride, build)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from oche.base import Draw
+from oche.errors import UserError
+from oche.schedule import Constant, Linear, Schedule
+from oche.spaces.ops import Drawn, Zero, run
+
+Candidate = Callable[[str, int], nn.Module]
+"""(op name, channels) -> module; the space closes over stride, affine, and what it puts behind a pool."""
+
+
+class Edge(nn.Module):
+    """One edge: `edge(x, w, draw)` with x (B, C, H, W), w (O,) -> (B, C, H', W'). `ops` holds the candidates by name."""
+
+    ops: nn.ModuleDict
+
+
+class EdgeFactory(Protocol):
+    """Builds one edge over its candidates."""
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge: ...
+
+
+class _Sum(Edge):
+    def __init__(self, ops: nn.ModuleDict) -> None:
+        super().__init__()
+        self.ops = ops
+
+    def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
+        return _mix(self.ops, x, w, draw)
+
+
+@dataclass(frozen=True)
+class WeightedSum:
+    """sum_o w_o op_o(x), over all channels (DARTS, eq. 2)."""
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        return _Sum(nn.ModuleDict({op: build(op, channels) for op in ops}))
+
+
+class _Partial(Edge):
+    def __init__(self, ops: nn.ModuleDict, share: int, stride: int) -> None:
+        super().__init__()
+        self.ops, self.share, self.stride = ops, share, stride
+
+    def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
+        active, bypass = x.tensor_split([x.shape[1] // self.share], dim=1)
+        if self.stride > 1:
+            bypass = F.max_pool2d(bypass, 2, 2, ceil_mode=True)
+        mixed = torch.cat([_mix(self.ops, active, w, draw), bypass * w.sum()], dim=1)
+        batch, channels, height, width = mixed.shape
+        groups = mixed.view(batch, self.share, channels // self.share, height, width)
+        return groups.transpose(1, 2).reshape(batch, channels, height, width)
+
+
+@dataclass(frozen=True)
+class PartialChannels:
+    """1/K of the channels go through the candidates, the rest pass by; then the channels are shuffled in K groups (PC-DARTS).
+
+    At stride 2 the bypass is a 2x2 max pool. It is multiplied by the sum of the row, which is 1 for a softmax and the edge's
+    own weight under edge normalisation, as in the authors' code where beta multiplies the whole mixed output.
+    """
+
+    K: int = 4
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        if self.K < 1 or channels % self.K:
+            raise UserError(f"{channels=} is not divisible by K={self.K}: choose channels or K so that it is.")
+        if self.K == 1:
+            return WeightedSum()(ops, channels, stride, build)
+        return _Partial(nn.ModuleDict({op: build(op, channels // self.K) for op in ops}), self.K, stride)
+
+
+class _Sampled(Edge):
+    def __init__(self, ops: nn.ModuleDict, scalars: bool, stride: int) -> None:
+        super().__init__()
+        self.ops, self.scalars, self.stride = ops, scalars, stride
+
+    def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
+        modules = list(self.ops.values())
+        terms = [w[o] * run(modules[o], x, draw) for o in w.nonzero().flatten().tolist()]
+        mixed = sum(terms[1:], terms[0]) if terms else run(Zero(self.stride), x, draw)
+        return mixed + w[w == 0].sum() if self.scalars else mixed
+
+
+@dataclass(frozen=True)
+class SampledOps:
+    """sum_o w_o op_o(x) over the ops whose weight is not zero: the others are not computed, and their weights do not step.
+
+    Of an edge whose weights are all zero nothing is computed but zeros. An op that was not computed has no derivative in its weight
+    either: of a straight-through sample, the drawn op's p alone gets one.
+    `scalars` adds the weights of the others, that is zero, to every value, so that each has some derivative (GDAS's code).
+    """
+
+    scalars: bool = False
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        return _Sampled(nn.ModuleDict({op: build(op, channels) for op in ops}), self.scalars, stride)
+
+
+# ------------------------------------------------------------------ wrappers: another edge, changed a little
+
+
+class _Auxiliary(Edge):
+    def __init__(self, inner: Edge, skip: nn.Module, beta: Schedule) -> None:
+        super().__init__()
+        self.ops, self.skip, self.beta = inner.ops, skip, beta
+        self._inner = (inner,)  # in a tuple: its operations keep the names they have without the wrapper
+
+    def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
+        mixed: Tensor = self._inner[0](x, w, draw)
+        beta = self.beta(draw.progress) if draw else 0.0
+        return mixed + beta * run(self.skip, x, draw) if beta else mixed
+
+
+@dataclass(frozen=True)
+class AuxiliarySkip:
+    """inner(x) + beta(progress) skip(x): a skip connection beside the candidates that alpha has no say in (DARTS-, eq. 5)."""
+
+    inner: EdgeFactory = WeightedSum()
+    beta: Schedule = Linear(1.0, 0.0)
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        return _Auxiliary(self.inner(ops, channels, stride, build), build("skip_connect", channels), self.beta)
+
+
+class Dropped(Drawn):
+    """An operation of whose output a share `rate(progress)` is dropped in training, and the rest scaled up: of whole images, or values."""
+
+    def __init__(self, op: nn.Module, rate: Schedule, images: bool) -> None:
+        super().__init__()
+        self.dropped, self.rate, self.images = op, rate, images
+
+    def forward(self, x: Tensor, draw: Draw | None = None) -> Tensor:
+        out = run(self.dropped, x, draw)
+        rate = self.rate(draw.progress) if draw and draw.phase != "eval" else 0.0
+        if rate <= 0 or draw is None:
+            return out
+        shape = (len(out), 1, 1, 1) if self.images else out.shape
+        kept = torch.rand(shape, generator=draw.generator(self.path, out.device), device=out.device) >= rate
+        return out * (kept / (1 - rate)).to(out.dtype)
+
+
+@dataclass(frozen=True)
+class DropPath:
+    """`inner` with every candidate but the identity lost to an image with probability rate(progress) (R-DARTS, drop path)."""
+
+    inner: EdgeFactory = WeightedSum()
+    rate: Schedule = Linear(0.0, 0.2)
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        def candidate(op: str, width: int) -> nn.Module:
+            module = build(op, width)
+            return module if isinstance(module, nn.Identity | Zero) else Dropped(module, self.rate, images=True)
+
+        return self.inner(ops, channels, stride, candidate)
+
+
+@dataclass(frozen=True)
+class SkipDropout:
+    """`inner` with dropout behind the identity (P-DARTS); a skip connection of stride 2 has weights and none."""
+
+    inner: EdgeFactory = WeightedSum()
+    rate: Schedule = Constant(0.0)
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        def candidate(op: str, width: int) -> nn.Module:
+            module = build(op, width)
+            return Dropped(module, self.rate, images=False) if isinstance(module, nn.Identity) else module
+
+        return self.inner(ops, channels, stride, candidate)
+
+
+def plain_name(name: str) -> str:
+    """A weight's name without the wrappers around its edge or operation: the name it has in any other supernet or network."""
+    return name.replace(".dropped.", ".").replace(".mixed.", ".")
+
+
+def _mix(ops: nn.ModuleDict, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
+    """The weighted sum; zeros add nothing and are not computed unless they stand alone."""
+    modules = list(ops.values())
+    terms = [w[o] * run(op, x, draw) for o, op in enumerate(modules) if not isinstance(op, Zero)]
+    return sum(terms[1:], terms[0]) if terms else w[0] * run(modules[0], x, draw)
+
+
+KEPT = "kept"
+"""The edge type of a genotype whose network is what a supernet was: with its candidates, though one alone is left on every edge."""
+
+EDGES: dict[str, Callable[..., EdgeFactory]] = {
+    "weighted_sum": WeightedSum,
+    "partial_channels": PartialChannels,
+    KEPT: WeightedSum,
+}
+"""Edge types by the name that a genotype with soft coefficients keeps."""

@@ -1,0 +1,119 @@
+"""Is the found cell better than chance? It is trained beside random cells of its space, under one protocol, with paired seeds.
+
+Random cells that no signal can pass (NAS-Bench-201 has some) are drawn again: beating a network that outputs a constant is no merit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy import stats
+
+from oche.base import counted
+from oche.data import none
+from oche.genotype import Genotype
+from oche.methods.searcher import sample
+from oche.run import Run
+from oche.search.state import nobody
+from oche.spaces import Network
+from oche.spaces.cost import cost
+from oche.tasks import named
+from oche.training.train import Training, evaluate, retrain
+
+FOUND = "found"
+
+Keep = Callable[[Network, float], None]
+"""Takes a trained network and its test score."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Test scores in [0, 1] (`metric`) by cell, one a seed, the found cell first; the seeds are the same for every cell."""
+
+    accuracies: dict[str, tuple[float, ...]]
+    metric: str = "accuracy"
+
+    @property
+    def found(self) -> tuple[float, ...]:
+        return self.accuracies[FOUND]
+
+    @property
+    def random(self) -> tuple[float, ...]:
+        """The random cells' mean accuracy, by seed."""
+        return tuple(float(a) for a in np.mean([a for name, a in self.accuracies.items() if name != FOUND], axis=0))
+
+    @property
+    def improvements(self) -> tuple[float, ...]:
+        """RI = 100 (found - random) / random in percent, by seed (Yang et al., ICLR 2020, arXiv 1912.12522)."""
+        return tuple(100 * (f - r) / r for f, r in zip(self.found, self.random, strict=True))
+
+    def record(self) -> dict[str, object]:
+        """What the log keeps; intervals are Student's, 95 %, over seeds."""
+        return {
+            "kind": "comparison",
+            "metric": self.metric,
+            "found_mean": float(np.mean(self.found)),
+            "found_interval": interval(self.found),
+            "random_mean": float(np.mean(self.random)),
+            "random_interval": interval(self.random),
+            "relative_improvement": float(np.mean(self.improvements)),
+            "relative_improvement_interval": interval(self.improvements),
+        }
+
+
+def compare(training: Training, *, cells: int, seeds: int, keep: Keep) -> Comparison:
+    """Trains `training.genotype` and `cells` random cells `seeds` times each, on the same seeds.
+
+    `keep` is handed the found cell's first network with its test accuracy. What the run's log already holds is not trained again.
+    """
+    run, name_of_score = training.run, f"test_{training.task.metric}"
+    done = dict(_done(training.run, name_of_score))
+    accuracies: dict[str, list[float]] = {}
+    for name, genotype in _cells(training, cells):
+        price = cost(training.space, genotype)
+        for seed in range(training.seed, training.seed + seeds):
+            if (name, seed) not in done:
+                network = retrain(replace(training, genotype=genotype, seed=seed, run=None, listener=nobody))
+                test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
+                if name == FOUND and seed == training.seed:
+                    keep(network, test.value)
+                record: dict[str, object] = {
+                    "kind": "trained",
+                    "cell": name,
+                    "genotype": str(genotype),
+                    "seed": seed,
+                    **named(test.metrics, "test"),
+                    "parameters": price.parameters,
+                    "multiply_adds": price.multiply_adds,
+                }
+                if run and training.fabric.is_global_zero:
+                    run.log(record)
+                training.listener("trained", record)
+                done[name, seed] = test.value
+            accuracies.setdefault(name, []).append(done[name, seed])
+    return Comparison({name: tuple(values) for name, values in accuracies.items()}, training.task.metric)
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> list[float]:
+    """Student's confidence interval of the mean; of one value, or of equal ones, that value twice."""
+    mean, error = float(np.mean(values)), float(stats.sem(values)) if len(values) > 1 else 0.0
+    half = float(stats.t.ppf((1 + level) / 2, len(values) - 1)) * error if error > 0 else 0.0
+    return [mean - half, mean + half]
+
+
+def _cells(training: Training, cells: int) -> Iterator[tuple[str, Genotype]]:
+    yield FOUND, training.genotype
+    for i in range(1, cells + 1):
+        rng = counted(training.seed, "compare", i)
+        drawn = sample(training.space, rng)
+        while not drawn.connected:
+            drawn = sample(training.space, rng)
+        yield f"random {i}", drawn
+
+
+def _done(run: Run | None, score: str) -> Iterator[tuple[tuple[str, int], float]]:
+    for record in run.records() if run else []:
+        if record.get("kind") == "trained":
+            yield (str(record["cell"]), int(str(record["seed"]))), float(str(record[score]))

@@ -1,0 +1,227 @@
+"""A trained network as files that need no oche: safetensors with a card, torch.export's .pt2, and ONNX checked against onnxruntime.
+
+What leaves the house takes images as (B, C, H, W) floats in [0, 1] and normalises them itself, so nobody has to know the constants.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load as safetensors_load
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor, nn
+
+from oche.config import describe, restore
+from oche.data import Augment, Data
+from oche.errors import UserError, unknown
+from oche.genotype import Genotype
+from oche.run import Run
+from oche.spaces import SPACES, Network, Space
+from oche.spaces.cost import cost
+
+CARD, WEIGHTS = f"{Run.NETWORK}/card.json", f"{Run.NETWORK}/weights.safetensors"
+FORMATS = ("pt2", "onnx")
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A network with its weights, in eval mode, and what must be known to use it; `card` is the JSON beside the weights."""
+
+    network: Network
+    space: Space
+    genotype: Genotype
+    classes: tuple[str, ...]
+    augment: Augment
+    card: Mapping[str, object]
+
+
+class Deployed(nn.Module):
+    """Images (B, C, H, W) in [0, 1] -> class scores (B, classes), or (B, classes, H, W): normalisation and network in one plain module."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.network((images - self.mean) / self.std)
+        return out
+
+
+def save_network(
+    run: Run, network: Network, space: Space, genotype: Genotype, data: Data, metrics: Mapping[str, object]
+) -> None:
+    """Writes the run's `network/`: the weights without the auxiliary head, and the card that rebuilds the network around them."""
+    price = cost(space, genotype)
+    card = {
+        "oche": version("oche"),
+        "task": space.task,
+        "genotype": json.loads(genotype.to_json()),
+        "space": describe(space),
+        "classes": list(data.classes),
+        "input": {
+            "shape": ["batch", data.channels, *data.size],
+            "range": [0.0, 1.0],
+            "mean": list(data.mean),
+            "std": list(data.std),
+        },
+        "parameters": price.parameters,
+        "multiply_adds": price.multiply_adds,
+        "metrics": dict(metrics),
+    }
+    weights = {
+        name: t.detach().cpu().contiguous()
+        for name, t in network.state_dict().items()
+        if not name.startswith("auxiliary.")
+    }
+    run.write(WEIGHTS, safetensors_bytes(weights, metadata={"genotype": genotype.hash}))
+    run.write(CARD, json.dumps(card, indent=1).encode())
+
+
+def load_network(run: Run) -> Loaded:
+    """The run's trained network. Raises UserError where there is none, or where card and weights do not belong together."""
+    if not run.has(CARD):
+        raise UserError(f"{run.path} holds no trained network; train one with `oche train {run.path}`.")
+    try:
+        card = json.loads(run.read(CARD))
+        given, classes, described = card["input"], tuple(card["classes"]), card["space"]
+        mean, std, chosen = tuple(given["mean"]), tuple(given["std"]), json.dumps(card["genotype"])
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{run.file(CARD)} is damaged: train the network again.") from None
+    genotype = Genotype.from_json(chosen)
+    if genotype.space not in SPACES:
+        raise unknown("space", genotype.space, SPACES)
+    space = restore(SPACES[genotype.space](), described, "card.json: space")
+    network = space.network(genotype)
+    try:
+        network.load_state_dict(safetensors_load(run.read(WEIGHTS)))
+        with safe_open(run.file(WEIGHTS), "pt") as weights:
+            trained = (weights.metadata() or {}).get("genotype")
+    except (RuntimeError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{run.file(WEIGHTS)} does not hold the weights of the network in its card ({reason}): train it again."
+        ) from None
+    if trained != genotype.hash:
+        raise UserError(f"{run.file(WEIGHTS)} was trained for another genotype than that of its card: train it again.")
+    return Loaded(network.eval(), space, genotype, classes, Augment(mean, std), card)
+
+
+def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
+    """Writes the run's network as `network/model.pt2` and `network/model.onnx`, both with a free batch size.
+
+    Every file is loaded again and compared with the module on batches of 1 and 3. Raises UserError for an unknown format, a
+    missing extra, or a file whose scores differ by more than 1e-4 of the largest.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise unknown("export format", name, FORMATS)
+    trained = load_network(run)
+    module = Deployed(trained.network, trained.augment.mean, trained.augment.std).eval()
+    size = (trained.space.inputs, *trained.space.size)
+    written = []
+    for name in formats:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"model.{name}"
+            (_to_pt2 if name == "pt2" else _to_onnx)(module, size, path)
+            _compare(module, _runner(name, path), size, name)
+            run.write(f"{Run.NETWORK}/model.{name}", path.read_bytes())
+        written.append(run.file(f"{Run.NETWORK}/model.{name}"))
+    return written
+
+
+def available_formats() -> tuple[str, ...]:
+    """The formats that can be written here: ONNX needs the extra `onnx`."""
+    there = all(find_spec(name) for name in ("onnxruntime", "onnxscript"))
+    return FORMATS if there else tuple(name for name in FORMATS if name != "onnx")
+
+
+def _to_pt2(module: nn.Module, size: tuple[int, ...], path: Path) -> None:
+    torch.export.save(_program(module, size), path)
+
+
+def _program(module: nn.Module, size: tuple[int, ...]) -> torch.export.ExportedProgram:
+    images = torch.zeros(2, *size)
+    return torch.export.export(module, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+
+
+def _to_onnx(module: nn.Module, size: tuple[int, ...], path: Path) -> None:
+    if "onnx" not in available_formats():
+        raise UserError("Exporting to ONNX needs the extra `onnx`: pip install 'oche[onnx]'.")
+    with _without_chatter():
+        torch.onnx.export(
+            module,
+            (torch.zeros(2, *size),),
+            path,
+            dynamo=True,
+            external_data=False,
+            input_names=["images"],
+            output_names=["scores"],
+            dynamic_shapes={"images": {0: "batch"}},
+            verbose=False,
+        )
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keeps torch's exporter from speaking of torchvision and of its own deprecations, which no user can mend."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _runner(name: str, path: Path) -> nn.Module:
+    if name == "pt2":
+        loaded = torch.export.load(path).module()
+        assert isinstance(loaded, nn.Module)
+        return loaded
+    return _Onnx(path)
+
+
+class _Onnx(nn.Module):
+    """An ONNX file, called like the module it came from."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        import onnxruntime
+
+        self.session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+
+    def forward(self, images: Tensor) -> Tensor:
+        (scores,) = self.session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(scores)
+
+
+@torch.no_grad()
+def _compare(module: nn.Module, other: nn.Module, size: tuple[int, ...], name: str) -> None:
+    for batch in (1, 3):
+        images = torch.rand(batch, *size, generator=torch.Generator().manual_seed(batch))
+        wanted, got = module(images), other(images)
+        gap = float((wanted - got).abs().max() / wanted.abs().max().clamp_min(1.0))
+        if not gap <= TOLERANCE:  # NaN is refused too
+            raise UserError(
+                f"The {name} file's scores differ from the network's by {gap:.1e} of the largest; it was not written. Report this."
+            )

@@ -1,0 +1,1 @@
+"""Numbers measured beside a search, and the monitor that reads them."""

@@ -1,0 +1,84 @@
+"""What is measured beside a search after its epochs: probes by their names, how they are set, and the monitor that reads them.
+
+oche search darts --probe eigenvalue --probe gap --set probe.every=5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from oche.errors import UserError, unknown
+from oche.search.callbacks import Callback
+from oche.search.method import Method
+from oche.tables import TABLES, Table
+from oche.watch.monitor import Eigenvalue, Gap, Monitor, ParameterFree, Probe, Probes, RankCorrelation, TableAccuracy
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Which probes, after every `every`-th epoch and the last. Nothing here changes the search.
+
+    - `images`: validation images that an accuracy is measured on; `hessian_images` those of the eigenvalue.
+    - `table`, its files in `folder` or where OCHE_DATA says, and `metric`: what a cell is worth. A test metric is allowed, for a
+      probe selects nothing.
+    - `cells`: how many of the table's cells, always the same and no two isomorphic, are ranked for Kendall's tau.
+    """
+
+    names: tuple[str, ...] = ()
+    every: int = 1
+    images: int = 500
+    hessian_images: int = 64
+    cells: int = 20
+    table: str = "nb201"
+    folder: str | None = None
+    metric: str = "cifar10/test"
+
+    def read(self) -> Table:
+        """The table. Raises UserError."""
+        return TABLES[self.table](Path(self.folder) if self.folder else None)
+
+
+PROBES: dict[str, Callable[[Watch], Probe]] = {
+    "gap": lambda w: Gap(w.images),
+    "eigenvalue": lambda w: Eigenvalue(w.hessian_images),
+    "tau": lambda w: RankCorrelation(w.read(), w.metric, w.cells, w.images),
+    "table": lambda w: TableAccuracy(w.read(), w.metric),
+}
+"""By name, for `--probe NAME`. Skips, the parameter-free share and alpha's entropy cost nothing and are always there."""
+
+ASKING = ("tau", "table")
+"""Those that ask a table."""
+
+
+def checked(watch: Watch, space: str, steps: bool) -> Watch:
+    """The same. Raises UserError for what cannot be measured in this space, or of a method that has no `steps` to stop between."""
+    for name in watch.names:
+        if name not in PROBES:
+            raise unknown("probe", name, PROBES)
+    if watch.names and not steps:
+        raise UserError("Probes look at a supernet after its epochs, and this method trains none: leave `--probe` out.")
+    if min(watch.every, watch.images, watch.hessian_images, watch.cells) < 1 or watch.images < 2:
+        raise UserError("probe: every, hessian_images and cells must be at least 1, images at least 2.")
+    if any(name in ASKING for name in watch.names):
+        if watch.table not in TABLES:
+            raise unknown("table", watch.table, TABLES)
+        table = watch.read()
+        if table.space != space:
+            raise UserError(
+                f"The probes {' and '.join(ASKING)} ask the table {table.name}, which holds cells of {table.space}, not of {space}."
+            )
+        if watch.metric not in table.metrics:
+            raise unknown(f"metric of {table.name}", watch.metric, table.metrics)
+        if "tau" in watch.names:
+            table.sample(watch.cells)
+    return watch
+
+
+def watched(method: Method, watch: Watch) -> Method:
+    """The method with the probes, and the monitor behind them, in its callbacks."""
+    own: tuple[Callback, ...] = (Probes((ParameterFree(),)),)
+    if watch.names:
+        own += (Probes(tuple(PROBES[name](watch) for name in watch.names), watch.every),)
+    return replace(method, callbacks=(*method.callbacks, *own, Monitor()))
