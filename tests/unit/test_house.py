@@ -3,51 +3,26 @@
 from __future__ import annotations
 
 import ast
+import pydoc
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parents[2] / "src" / "oche"
+import oche
+from house import INSIDE, LAYERS, SOURCE, House, all_circles, figures, hidden_imports, methods_named, unplaced, upward
+from oche.methods import METHODS
 
-LAYERS = (  # a module imports from the rows above its own, or from its own package; design.md has the same list
-    ("errors",),
-    ("genotype",),
-    ("run", "config", "budgets", "papers"),
-    ("base",),
-    ("schedule",),
-    ("optim",),
-    ("ops",),
-    ("edges", "data", "tasks"),
-    ("spaces",),
-    ("fast", "relaxations", "bilevel"),
-    ("cost", "benchmarks"),
-    ("state",),
-    ("probes", "graphs"),
-    ("trainable", "terms", "selection", "freeze", "callbacks"),
-    ("monitor",),
-    ("method",),
-    ("loop", "train", "watch"),
-    ("stages",),
-    ("preflight", "strategies"),
-    ("compare", "methods"),
-    ("plan",),
-    ("export", "pick"),
-    ("inference",),
-    ("testing", "report"),
-    ("api",),
-    ("bench",),
-    ("study",),
-    ("show", "doctor"),
-    ("bench_cli",),
-    ("study_cli",),
-    ("cli",),
-    ("__main__",),
-)
-ROW = {name: row for row, names in enumerate(LAYERS) for name in names}
+HOUSE = House.of()
+
+NOT_YET = [  # imports against the order that remain to be carved; nothing may be added
+    "training.compare -> methods.searcher",
+    "training.compare -> search.state",
+    "training.train -> search.bilevel",
+    "training.train -> search.state",
+]
 
 TORCH_FREE = (
     "oche",
@@ -55,7 +30,6 @@ TORCH_FREE = (
     "oche.genotype",
     "oche.run",
     "oche.config",
-    "oche.methods.papers",
     "oche.report",
     "oche.cli.main",
 )
@@ -79,65 +53,121 @@ def place(path: Path, line: int) -> str:
 # ---------------------------------------------------------------------- import order
 
 
-def imported(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    """(line, module or name directly below oche) of every import, those inside functions too."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module == "oche":
-            names = [f"oche.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module]
-        else:
-            continue
-        for name in names:
-            head, _, rest = name.partition(".")
-            if head == "oche":
-                yield node.lineno, rest.partition(".")[0] or "__init__"
-
-
-def wrong_way(name: str, text: str) -> list[str]:
-    """What a module of that name imports against the order."""
-    wrong = []
-    for line, target in imported(ast.parse(text)):
-        if target not in ROW:
-            wrong.append(f"{line}: {target} is no module of the list; say `from oche.module import name`")
-        elif target != name and ROW[target] >= ROW[name]:
-            wrong.append(f"{line}: {name} may not import {target}")
-    return wrong
-
-
-def test_every_module_has_a_place_in_the_order() -> None:
-    assert {unit(path) for path in modules()} - {"__init__"} <= set(ROW)
-
-
-def test_imports_go_one_way_only() -> None:
-    wrong = {
-        str(path.relative_to(SOURCE)): found
-        for path in modules()
-        if unit(path) != "__init__" and (found := wrong_way(unit(path), path.read_text()))  # __init__ resolves lazily
+def broken(house: House, layers: list[str] = LAYERS) -> set[str]:
+    """The rules that a house breaks."""
+    found = {
+        "place": unplaced(house, layers),
+        "order": [line for line in upward(house, layers) if line not in NOT_YET],
+        "circle": all_circles(house),
+        "hidden": hidden_imports(house),
+        "method": methods_named(house, list(METHODS)),
     }
-    assert not wrong
+    return {rule for rule, places in found.items() if places}
+
+
+def test_the_house_keeps_its_rules() -> None:
+    assert not unplaced(HOUSE)
+    assert upward(HOUSE) == NOT_YET
+    assert not all_circles(HOUSE)
+    assert not hidden_imports(HOUSE)
+    assert not methods_named(HOUSE, list(METHODS))
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("rule", "module", "added"),
     [
-        "import oche.search.loop",
-        "from oche.search.loop import search",
-        "from oche import loop",
-        "from oche import search",
-        "import oche",
-        "def f():\n    from oche.methods.darts import darts",
-        "if TYPE_CHECKING:\n    from oche.spaces.edges import Edge",  # ops comes before edges
+        ("order", "spaces.ops", "import oche.search.loop"),
+        ("order", "spaces.ops", "from oche.search.loop import search"),
+        ("order", "spaces.ops", "from oche import methods"),
+        ("order", "spaces.ops", "from oche import search"),
+        ("order", "spaces.ops", "import oche"),
+        ("order", "spaces.ops", "def f():\n    from oche.methods.darts import darts"),
+        ("order", "errors", "if TYPE_CHECKING:\n    from oche.spaces.edges import Edge"),
+        ("order", "training.train", "from oche.search.loop import begin"),
+        ("order", "__init__", "from oche.cli.main import main"),
+        ("order", "__init__", "_HOMES['main'] = 'oche.cli.main'"),
+        ("order", "__init__", "import_module(f'oche.cli.{name}')"),
+        (
+            "order",
+            "search.state",
+            "from oche.search.preflight import estimate",
+        ),  # wrong way inside a folder, and no circle
+        ("order", "search.relaxations", "from oche.search import terms"),
+        ("circle", "search.state", "from oche.search.loop import search"),
+        ("circle", "spaces.ops", "from oche.spaces.edges import Edge"),  # in a folder without a declared order
+        ("circle", "spaces.base", "from oche.spaces import SPACES"),
+        ("circle", "data.images", "def f():\n    import oche.data.reading.parts"),
+        ("circle", "errors", "from oche.genotype import Genotype"),
+        ("hidden", "spaces.ops", "from importlib import import_module"),
+        ("hidden", "spaces.ops", "import importlib\nimportlib.import_module('oche.search.loop')"),
+        ("hidden", "spaces.ops", "__import__('oche.search.loop')"),
+        ("hidden", "spaces.ops", "getattr(importlib, 'import_module')('oche.search.loop')"),
+        ("place", "novelties", "x = 1"),
+        ("place", "novelties.deep", "x = 1"),
+        ("place", "search.novelty", "x = 1"),  # a folder whose order is declared
     ],
 )
-def test_the_order_is_enforced(text: str) -> None:
-    assert wrong_way("ops", text)
+def test_a_breach_is_found(rule: str, module: str, added: str) -> None:
+    assert not broken(HOUSE)
+    assert rule in broken(HOUSE.changed(module, added))
 
 
-def test_the_order_allows_earlier_layers_and_the_own_package() -> None:
-    assert not wrong_way("spaces", "from oche.spaces.ops import OPS\nfrom oche.spaces.base import Space\nimport torch")
+@pytest.mark.parametrize("name", [*METHODS, *(f"rf_{name}" for name in METHODS)])
+def test_the_loop_knows_no_method(name: str) -> None:
+    for line in (f"if method.name == {name!r}: pass", f"if {name!r} in method.name: pass"):
+        assert methods_named(House({"search.loop": line}), list(METHODS))
+
+
+@pytest.mark.parametrize("start", ["if method.name.startswith('rf_'): pass", "match m.name:\n case 'gdas': pass"])
+def test_nor_a_part_of_its_name(start: str) -> None:
+    assert broken(HOUSE.changed("search.loop", start)) == {"method"}
+
+
+def test_layers_exist() -> None:
+    assert broken(HOUSE, [*LAYERS, "attic"]) == {"place"}
+    assert "search.attic is in the order, but not in the package" in unplaced(
+        HOUSE, LAYERS, {**INSIDE, "search": [*INSIDE["search"], "attic"]}
+    )
+
+
+def test_the_order_allows_earlier_rooms_and_the_own_folder() -> None:
+    added = "from oche.spaces.ops import OPS\nfrom oche.errors import UserError\nimport torch"
+    assert not broken(HOUSE.changed("spaces.darts", added))
+
+
+def test_figures() -> None:
+    found = figures(HOUSE)
+    count = {name: value if isinstance(value, int) else len(value) for name, value in found.items()}
+    assert count["names at the root of the package"] <= 24
+    assert count["rooms"] <= 26
+    assert count["floors"] <= 14
+    assert count["imports between rooms"] <= 170
+    assert count["circles"] == 0
+
+
+# ---------------------------------------------------------------------- names of the package
+
+
+def test_importing_a_folder_leaves_the_verb_of_its_name() -> None:
+    import oche.search.loop
+
+    assert callable(oche.search)
+    assert oche.search.__module__ == "oche.api.search"
+    from oche.search import loop
+
+    assert loop.__name__ == "oche.search.loop"
+
+
+def test_dir_and_help_show_what_there_is() -> None:
+    assert dir(oche) == sorted(oche.__all__)
+    assert set(oche.__all__) == {*oche._HOMES, "Genotype", "UserError"}
+    assert "search(method: 'str' = " in pydoc.render_doc(oche, renderer=pydoc.plaintext)
+
+
+def test_the_package_is_a_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "oche", "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "search" in done.stdout
 
 
 # ---------------------------------------------------------------------- no copies

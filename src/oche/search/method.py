@@ -38,7 +38,7 @@ class Method:
     - `papers`: BibTeX keys, see `papers.py`.
     """
 
-    name: str = "darts"
+    name: str = "method"
     relaxation: Relaxation = Softmax()
     edge: EdgeFactory = WeightedSum()
     trainable: Trainable = AllWeights()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
 import os
 from collections.abc import Mapping, Sized
@@ -93,9 +92,11 @@ def _cifar(name: str, size: Size | None, channels: int | None) -> Parts:
 
 def _torchvision() -> ModuleType:
     try:
-        return importlib.import_module("torchvision.datasets")
+        from torchvision import datasets
     except ImportError as error:
         raise UserError("This data set needs torchvision, which is missing; run `pip install oche[vision]`.") from error
+    module: ModuleType = datasets
+    return module
 
 
 def _made(module: ModuleType, name: str, **options: str | bool) -> Any:
