@@ -39,4 +39,6 @@ def float64() -> Iterator[None]:
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the pictures out, which take longer than all the rest."""
-    monkeypatch.setattr("oche.bench.page.pictures", lambda result: {})
+    from oche.bench import page
+
+    monkeypatch.setattr(page, "pictures", lambda result: {})

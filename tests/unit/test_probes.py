@@ -25,7 +25,7 @@ from oche.search.selection import TopK, argmax
 from oche.search.state import Problem, SearchState
 from oche.spaces import GridSpace, NB201Space
 from oche.tables import Table
-from oche.watch.numbers import (
+from oche.watch.probes import (
     active_depth,
     active_strides,
     closed_gates,

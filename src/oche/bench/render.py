@@ -15,7 +15,7 @@ from oche.bench.result import BenchResult, Finished, Place, Row
 from oche.bench.stats import Interval
 from oche.genotype import Genotype
 from oche.report.page import duration
-from oche.watch.numbers import parameter_free
+from oche.watch.probes import parameter_free
 
 COLUMNS = (
     "space", "data", "budget", "metric", "method", "seeds", "mean", "std", "best", "low", "high", "picked", "rank", "regret",

@@ -53,7 +53,7 @@ from oche.search.method import Method
 from oche.search.selection import Selection, argmax
 from oche.search.state import Problem, SearchState
 from oche.spaces import Space
-from oche.watch.numbers import sample
+from oche.watch.probes import sample
 
 _SOURCE = "aheuillet/D-DARTS @ e3ad5d9"
 

@@ -39,7 +39,7 @@ from oche.search.relaxations import Softmax
 from oche.search.stages import Stage, Staged, carry_on
 from oche.search.state import Problem, SearchState
 from oche.spaces import Space
-from oche.watch.numbers import supernet_accuracy
+from oche.watch.probes import supernet_accuracy
 
 _DARTS = Budget(130, 64, {"space.cells": 8, "space.channels": 16}, "ruocwang/darts-pt")
 PUBLISHED = {

@@ -38,7 +38,7 @@ from oche.search.method import Method
 from oche.search.relaxations import Relaxation
 from oche.search.state import SearchState
 from oche.spaces.edges import SampledOps
-from oche.watch.numbers import supernet_accuracy
+from oche.watch.probes import supernet_accuracy
 
 _OURS = {"weight_optimizer.weight_decay": 5e-4}
 

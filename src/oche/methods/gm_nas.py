@@ -52,7 +52,7 @@ from oche.search.method import Method
 from oche.search.selection import Selection
 from oche.search.stages import Stage, Staged
 from oche.search.state import Problem, SearchState, same_shape
-from oche.watch.numbers import one_hot, supernet_accuracy
+from oche.watch.probes import one_hot, supernet_accuracy
 
 EdgeScore = Literal["cut_max", "within_min"]
 INNER: dict[str, Callable[[], Method]] = {

@@ -34,7 +34,7 @@ from oche.methods.darts import darts
 from oche.search.callbacks import Callback
 from oche.search.method import Method
 from oche.search.state import SearchState
-from oche.watch.numbers import supernet_accuracy
+from oche.watch.probes import supernet_accuracy
 
 PUBLISHED = {
     **DARTS_PUBLISHED,

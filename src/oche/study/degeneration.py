@@ -1,4 +1,4 @@
-"""Whether a search degenerates, in numbers after each of its epochs; most of them are those of `oche.watch.numbers`.
+"""Whether a search degenerates, in numbers after each of its epochs; most of them are those of `oche.watch.probes`.
 
 Which numbers, and from where on it is called degenerated, is our choice: most of the derived operations without weights, or a derived
 network with less than a third of the weights of a random one.
@@ -19,7 +19,7 @@ from oche.search.selection import TopK
 from oche.search.state import SearchState
 from oche.spaces import Space
 from oche.spaces.cost import cost
-from oche.watch.numbers import active_depth, active_strides, closed_gates, parameter_free
+from oche.watch.probes import active_depth, active_strides, closed_gates, parameter_free
 
 FREE_SHARE, GATES, DEPTH, STRIDES = "free share", "closed gates", "depth", "strides"
 PARAMETERS, MACS, GAP = "parameters", "multiply-adds", "loss gap"

@@ -20,7 +20,7 @@ from oche.run import Run
 from oche.search.callbacks import Callback
 from oche.search.state import Problem, SearchState
 from oche.tables import Table
-from oche.watch.numbers import (
+from oche.watch.probes import (
     IMAGES,
     active_depth,
     active_strides,

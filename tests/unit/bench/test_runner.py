@@ -18,7 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from oche.bench import BenchResult, Matrix, run_bench, show
+from oche.bench import BenchResult, Matrix, pool, run_bench, show
+from oche.bench import page as benchs_page
 from oche.bench.matrix import Trial
 from oche.bench.pictures import front, pictures
 from oche.bench.render import NOT_RUN, overview, searches, tables, trial_table
@@ -127,7 +128,7 @@ def test_training_instead_of_a_table(matrix: Matrix, tmp_path: Path) -> None:
 def test_the_page_needs_no_other_file(
     matrix: Matrix, table: ToyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oche.bench.page.pictures", pictures)
+    monkeypatch.setattr(benchs_page, "pictures", pictures)
     result = run_bench(matrix, tmp_path / "b", table=table, work=pretend)
     page = result.folder.file("report.html").read_text()
     assert not re.findall(r'(?:src|href)="(?!#)', page)
@@ -444,7 +445,7 @@ def test_a_lost_process_is_started_again(matrix: Matrix, table: ToyTable, tmp_pa
 def test_a_trial_that_always_dies_takes_no_other_with_it(
     matrix: Matrix, table: ToyTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("oche.bench.pool.RETRIES", 1)
+    monkeypatch.setattr(pool, "RETRIES", 1)
     result = run_bench(replace(matrix, seeds=1, methods=("darts",)), tmp_path / "b", 2, table=table, work=dies)
     assert result.missing == ("darts-toy-digits-smoke-0",)
     assert "lost its process 2 times" in result.failures[result.missing[0]]

@@ -30,7 +30,7 @@ from oche.spaces.base import _Mixed
 from oche.spaces.darts import DARTS_OPS
 from oche.spaces.edges import EdgeFactory, PartialChannels, WeightedSum
 from oche.spaces.ops import OPS
-from oche.watch.numbers import hessian_eigenvalue, validation_loss
+from oche.watch.probes import hessian_eigenvalue, validation_loss
 from reference.tiny import tiny_problem
 from unit.fast.cells import Sample, assert_same, errors, fused, outcome, sample
 

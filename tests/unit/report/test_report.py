@@ -292,9 +292,9 @@ def test_importing_the_report_is_light_and_rendering_needs_no_torch(tmp_path: Pa
     run = new_run(tmp_path)
     log_alphas(run, 2)
     code = (
-        "import sys, pathlib; import oche.report; from oche.run import Run\n"
+        "import sys, pathlib; from oche.report import render; from oche.run import Run\n"
         "assert not {'torch', 'matplotlib', 'plotly', 'numpy'} & set(sys.modules)\n"
-        f"oche.report.render(Run(pathlib.Path({str(run.path)!r})))\n"
+        f"render(Run(pathlib.Path({str(run.path)!r})))\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(Path(__file__).parents[3] / "src")})
