@@ -61,7 +61,7 @@ class Group:
         return torch.tensor([[o < len(ops) and ops[o] == op for o in range(self.width)] for ops in self.ops])
 
     def entry(self, source: int, target: int, op: str) -> tuple[int, int]:
-        """Where in an (E, O) matrix the candidate of that name on that edge stands."""
+        """The (row, column) of a candidate, by edge and name, in an (E, O) matrix."""
         e = self.edges.index((source, target))
         return e, self.ops[e].index(op)
 

@@ -1,4 +1,4 @@
-"""A user's mistake, told in one sentence; the command line prints it and exits with 2."""
+"""An error that a user can mend, said in one sentence; the command line prints it and exits with 2."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """What was given, what was expected and what to do, in one sentence."""
+    """Says in one sentence what was given, what was expected and what to do."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:

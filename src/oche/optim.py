@@ -1,4 +1,4 @@
-"""Optimisers as parts: what steps the weights and alpha, and what a weight step would do before it is done.
+"""Optimisers of the weights and alpha as parts, and the look-ahead of a weight step.
 
 The optimisers themselves are torch's: over all tensors at once (`foreach`), or on an NVIDIA GPU its fused ones, with a learning rate
 and a count of steps that are tensors, so that a recorded step (`graphs`) follows the schedule. `SGD.look_ahead` is the same step as
@@ -114,7 +114,7 @@ class Descent:
 
 
 def on_gpu(tensors: Sequence[Tensor]) -> bool:
-    """Whether all of them are where torch's fused optimisers can be recorded."""
+    """True if all tensors are on a device where torch's fused optimisers can be captured."""
     return bool(tensors) and all(t.is_cuda for t in tensors)
 
 

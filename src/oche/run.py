@@ -3,7 +3,7 @@
     runs/<name>[-2]/   run.toml  log.jsonl  alphas.npz  genotypes/epoch_000.json  genotype.json  state.pt  stages/0.pt ...
                        network/  report.html  figures/
 
-Callers pass bytes. Whatever moment a process is killed at, a file is whole: the old one or the new one.
+Callers pass bytes. If a process is killed at any moment, a file is whole: the old one or the new one.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Run:
     # ------------------------------------------------------------------ files
 
     def file(self, name: str) -> Path:
-        """Where `name` lies, whether it exists or not."""
+        """The path of `name`, which need not exist."""
         return self.path / name
 
     def has(self, name: str) -> bool:
@@ -140,7 +140,7 @@ class Run:
         return records
 
     def lines(self) -> int:
-        """How many complete lines the log has, all of them on the disk by now: a saved state may rely on the number."""
+        """The number of complete lines of the log, flushed to disk first: a saved state may rely on it."""
         if self.has(Run.LOG):
             with self.file(Run.LOG).open("rb+") as stream:
                 os.fsync(stream.fileno())

@@ -107,7 +107,7 @@ class LinearTail:
 
 @dataclass(frozen=True)
 class Geometric:
-    """start * (end / start) ** progress: the same factor at each step (DARTS on ImageNet: x0.97 an epoch)."""
+    """start * (end / start) ** progress: the same factor at each step (DARTS on ImageNet: x0.97 per epoch)."""
 
     start: float
     end: float

@@ -1,4 +1,4 @@
-"""What is true of a data set and worth knowing before a run: mean and spread, imbalance, leaks between its parts."""
+"""Facts about a data set before a run: mean and spread, imbalance, leaks between its parts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a data set is once it has been read: three parts, each a view of a source of pixels.
+"""Data sets as they are once read: three parts, each a view of a source of pixels.
 
 Pixels are stored as they lie in files, (B, H, W, C); they become (B, C, H, W) floats in `augment.py` alone.
 """
@@ -60,7 +60,7 @@ class ImageSet:
 
     `targets` (N,) int64 are the classes of the N images of this part, `index` (N,) int64 their numbers in the source.
     Where there are `masks` (class numbers by pixel, by the same numbers), they are what is learned and the N targets are 0.
-    `groups` (N,) int64 tells which images belong together: of one city, or one film.
+    `groups` (N,) int64 tells which images belong together, such as frames of one film.
 
     >>> part = ImageSet.of(torch.zeros(4, 8, 8, 1, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
     >>> len(part), part.subset(torch.tensor([1, 3])).targets
@@ -116,7 +116,7 @@ class Data:
     Attributes:
         size: (H, W) of every image.
         mean, std: of the channels of `train`, pixels in [0, 1].
-        flip: whether an image keeps its class when mirrored left to right (digits do not).
+        flip: True if an image keeps its class when mirrored left to right (digits do not).
         ignore: the label of mask pixels that count nowhere; None where images have classes instead of masks.
         notes: sentences about how it was read, and what to beware of, for the table printed before a run.
     """
@@ -136,7 +136,7 @@ class Data:
 
     @property
     def task(self) -> Literal["classify", "segment"]:
-        """What can be learned from it: one class an image, or one a pixel."""
+        """The task that the data are for: "classify" (one class per image) or "segment" (one per pixel)."""
         return "classify" if self.ignore is None else "segment"
 
     def to(self, device: torch.device | str) -> Data:
@@ -149,7 +149,7 @@ class Data:
         return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
 
     def _bytes(self) -> int:
-        """Of the pixels of all parts, as they would lie on a device."""
+        """Bytes of the pixels of all parts, as they would lie on a device."""
         parts = [
             (len(part), part.source.images)
             for part in (self.train, self.val, self.test)

@@ -1,4 +1,4 @@
-"""Who sees which images: the weights' part of the training images and alpha's, fixed or drawn anew every epoch.
+"""Splits of the training images: the weights' part and alpha's, fixed or drawn anew every epoch.
 
     fixed S0, full S1, redrawn S2, unequal S3, group S4, one_level S5, until_freeze S6, swap S7
 
@@ -61,7 +61,7 @@ class Fractions:
 
     @property
     def shares(self) -> tuple[float, float]:
-        """Of the weights and of the architecture."""
+        """The parts of the weights and of the architecture."""
         return self.weights, 1 - self.weights if self.arch is None else self.arch
 
     def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts:
@@ -139,7 +139,7 @@ class UntilFreeze:
 
 @dataclass(frozen=True)
 class Released:
-    """All training images for the weights, each once an epoch but for those that fill up its last batch; there is no alpha to step."""
+    """All training images for the weights, each once per epoch but for those that fill up its last batch; there is no alpha to step."""
 
     def __call__(self, train: ImageSet, seed: int, epoch: int = 0) -> Parts:
         return Parts(train, None, anew=True)

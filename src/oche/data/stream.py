@@ -20,14 +20,14 @@ from oche.data.images import ImageSet
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """An endless sequence of full batches: a permutation of the images an epoch, one behind the other.
+    """An endless sequence of full batches: one permutation of the images per epoch, in turn.
 
     Batch i of rank r takes entries ((i - first) world + r) batch, ... of that sequence. A batch may lie across the border of two
     epochs, so all are full, even where the part is smaller than a batch; over all ranks, every image is seen exactly
-    once an epoch.
+    once per epoch.
 
     Attributes:
-        batch: images a batch and rank.
+        batch: images per batch and rank.
         purpose: sets apart streams that share a seed ("weight", "alpha").
         first: the number of its first batch, where it does not begin with 0.
         device: where the batches are made; images are best there already (`Data.to`).
@@ -83,5 +83,5 @@ def batches(images: ImageSet, batch: int, augment: Augmentation, device: torch.d
 
 @lru_cache(maxsize=8)
 def _permutation(count: int, seed: int, epoch: int, purpose: str, device: torch.device) -> Tensor:
-    """Drawn on the CPU, so that every device sees the same order, and sent once an epoch."""
+    """Drawn on the CPU, so that every device sees the same order, and sent once per epoch."""
     return sent(torch.randperm(count, generator=counted(seed, epoch, purpose)), device)

@@ -1,4 +1,4 @@
-"""What the search is told about its train images: their labels, or something else in the labels' place."""
+"""Targets of the search's train images: their labels, or something else in their place."""
 
 from __future__ import annotations
 

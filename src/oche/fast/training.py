@@ -1,4 +1,4 @@
-"""How does a discretised network train on the compiled kernels? Its separable convolutions and 1x1 entries run as a supernet's do.
+"""Trains a discretised network on the compiled kernels: its separable convolutions and 1x1 entries run as a supernet's do.
 
 `quicken(network)` changes what those modules do in a training step and nothing else: parameters, names, running statistics and evaluation
 are as they were, and `ordinary` takes it back. A separable convolution is a cell of one input, one node and one candidate
@@ -85,13 +85,13 @@ class Entry(ReLUConvBN):
 
 
 def _in_kernels(op: nn.Sequential, x: Tensor) -> bool:
-    """Whether this is a training step that the kernels can take. A batch of one is left to torch, which refuses single numbers."""
+    """True if this is a training step that the kernels can take. A batch of one is left to torch, which refuses single numbers."""
     fits = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.dtype == op[1].weight.dtype
     return op.training and torch.is_grad_enabled() and len(x) > 1 and fits
 
 
 def _running(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether it is a batch norm that averages its statistics with a fixed weight."""
+    """True if it is a batch norm that averages its statistics with a fixed weight."""
     return isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.momentum is not None
 
 

@@ -47,7 +47,7 @@ def draw(genotype: Genotype, fmt: str = "svg") -> bytes:
 
 
 def draw_text(genotype: Genotype) -> str:
-    """The cells as text, a line a node with what it reads: `2 <- sep_conv_3x3(0), skip_connect(1)`.
+    """The cells as text, one line per node with its inputs: `2 <- sep_conv_3x3(0), skip_connect(1)`.
 
     >>> print(draw_text(Genotype.parse("|nor_conv_3x3~0|+|none~0|skip_connect~1|")))
     cell
@@ -66,7 +66,7 @@ def draw_text(genotype: Genotype) -> str:
 
 
 def family(op: str) -> str:
-    """What kind an operation is, a key of FAMILIES."""
+    """The family of an operation, a key of FAMILIES."""
     for sign, name in (("none", "none"), ("noise", "none"), ("skip", "skip"), ("pool", "pool"), ("dil", "dilated")):
         if sign in op:
             return name
@@ -113,7 +113,7 @@ def _draw_chain(axes: Axes, cell: Layout, chain: Sequence[Box], x: float, y: flo
 
 
 def _port(node: Box, source: Box) -> float:
-    """Where on a node's left side a line arrives, from its centre: lines arrive in the order they come in, apart."""
+    """The height, from a node's centre, at which a line reaches its left side: lines keep their order and a distance."""
     order = sorted(node.before, key=lambda box: -box.y)
     i = next(i for i, box in enumerate(order) if box is source)
     return ((len(order) - 1) / 2 - i) * PORT

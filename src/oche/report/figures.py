@@ -1,4 +1,4 @@
-"""What a run's pictures show: plain numbers from its log and its alphas; `static` and `interactive` draw them."""
+"""The numbers behind a run's pictures, from its log and its alphas; `static` and `interactive` draw them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Confusion:
-    """How often an image of a class (row) was taken for another (column)."""
+    """The confusion matrix: how often an image of a class (row) was taken for another (column)."""
 
     title: str
     classes: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Where each box of a cell's drawing goes: a layered layout, left to right, in which nothing can overlap.
+"""The layout of a cell's drawing: layered, left to right, in which nothing can overlap.
 
 Every operation is a box of its own, in a layer of its own between the layers of the nodes, and an edge that passes a
 layer passes it through a bend that keeps a lane free. Lines are curved only in the gaps between layers, so they cross
@@ -170,7 +170,7 @@ def _place(layers: list[list[Box]]) -> None:
 
 
 def _wanted(box: Box) -> float:
-    """The neighbours' mean height; bends of one line pull hardest, so that it runs straight."""
+    """The neighbours' mean height; bends of the same line pull hardest, so that it runs straight."""
     pulls = [((1, 3, 12)[(not box.text) + (not other.text)], other.y) for other in box.before + box.after]
     return sum(pull * y for pull, y in pulls) / sum(pull for pull, _ in pulls) if pulls else box.y
 

@@ -25,7 +25,7 @@ SWAPPED = {INK: "ink", GREY: "grey", LINE: "line", SOFT: "soft", PAPER: "paper"}
 
 FILES = {
     Run.CONFIG: "every resolved value; `oche search --config` repeats the run",
-    Run.LOG: "one JSON object a line: losses, metrics, memory, time",
+    Run.LOG: "one JSON object per line: losses, metrics, memory, time",
     Run.ALPHAS: "the architecture parameters of every epoch",
     "genotypes": "the cells that each epoch would have chosen",
     Run.GENOTYPE: "the result",
@@ -243,7 +243,7 @@ def _flat(table: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]
 
 
 def _commands(run: Run) -> list[tuple[str, str]]:
-    """What one would type next, (command, what it does)."""
+    """Suggested next commands, (command, what it does)."""
     path = shlex.quote(str(run.path))
     if run.has(Run.NETWORK):
         return [(f"oche predict {path} IMAGES", "predict with the network"), (f"oche export {path}", "export it")]

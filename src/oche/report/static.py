@@ -104,7 +104,7 @@ def _curves(plot: Curves) -> Figure:
 
 
 def zero_based(plot: Curves) -> bool:
-    """Whether the axis begins at 0: all but percentages, where the last few count."""
+    """True if the axis begins at 0: every axis but percentages, where the last few count."""
     return plot.unit != "%"
 
 
@@ -134,7 +134,7 @@ def _strips(plot: Strips) -> Figure:
 
 
 def columns_of(plot: Strips) -> int:
-    """How many edges stand side by side: fewer where each needs the names of its own operations."""
+    """The number of edges side by side: fewer where each needs the names of its own operations."""
     return 4 if len({strip.ops for strip in plot.strips}) == 1 else 2
 
 

@@ -1,4 +1,4 @@
-"""What a search space is, and the two networks it builds: the supernet with all candidates, and the one a genotype chose.
+"""Search spaces and the two networks they build: the supernet with all candidates, and the network of a genotype.
 
 Both hang their edges into the same body (stem, cells, head), so a network's weights have the names they had in the
 supernet and can be inherited from it. Architecture parameters live in neither.
@@ -120,7 +120,7 @@ class _Mixed(nn.Module):
 def _recomputed(cell: Cell, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
     """`cell.mixed` under activation checkpointing. Randomness is counted, so the second run draws what the first drew.
 
-    The weights are handed over, for when the cell runs again, whoever called the supernet with others has put its own back.
+    The weights are arguments: when the cell runs again, `functional_call` has put the supernet's own back.
     """
     held = dict([*cell.named_parameters(), *cell.named_buffers()])
     module, names = _Mixed(cell), [f"cell.{name}" for name in held]
@@ -256,7 +256,7 @@ class Space(ABC):
         """Stem, cells and head, the cells' edges from `build`; `affine` for the batch norms inside cells."""
 
     def mixing(self, group: Group, e: int, edge: EdgeFactory) -> EdgeFactory:
-        """How the edge e of a group mixes its candidates, where the method's or the genotype's edge type is `edge`."""
+        """Returns the edge type of edge e of a group, where the method's or the genotype's is `edge`."""
         return edge
 
     def candidate(self, op: str, channels: int, stride: int, affine: bool) -> nn.Module:
@@ -275,7 +275,7 @@ class Space(ABC):
 
     @property
     def groups(self) -> tuple[Group, ...]:
-        """Cells that share alpha: all of a kind, or each cell by itself (`sharing="cell"`, D-DARTS)."""
+        """The groups of cells that share alpha: all cells of a kind, or each cell by itself (`sharing="cell"`, D-DARTS)."""
         kinds = self.kinds()
         if self.without:
             kinds = tuple(
@@ -290,7 +290,7 @@ class Space(ABC):
         return {cell: group for group in self.groups for cell in group.cells}
 
     def cardinality(self) -> int:
-        """The number of genotypes that can be derived: `keep` edges a node with one op other than `none` each, or one op an edge."""
+        """The number of genotypes that can be derived: `keep` edges per node with one op other than `none` each, or one op per edge."""
         return math.prod(_derivable(group) for group in self.groups)
 
     def spread(self, by_group: Mapping[str, Tensor]) -> OpWeights:

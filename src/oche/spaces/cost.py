@@ -1,4 +1,4 @@
-"""What a network costs: parameters and multiply-adds, counted, not guessed."""
+"""Costs of a network: parameters and multiply-adds, counted."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from oche.spaces.edges import WeightedSum
 
 @dataclass(frozen=True)
 class Cost:
-    """`parameters` of the network without its auxiliary head; `multiply_adds` of one image."""
+    """`parameters` of the network without its auxiliary head; `multiply_adds` for one image."""
 
     parameters: int
     multiply_adds: int

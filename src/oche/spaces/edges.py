@@ -1,4 +1,4 @@
-"""How one edge of a supernet mixes its candidates. An edge sees its input and its row of op weights, nothing else.
+"""Edges of a supernet: how one mixes its candidates. An edge sees its input and its row of op weights, nothing else.
 
 An edge type is a frozen dataclass; called with the candidates it builds the module: `PartialChannels(K=4)(ops, C, stride, build)`.
 """
@@ -100,8 +100,8 @@ class _Sampled(Edge):
 class SampledOps:
     """sum_o w_o op_o(x) over the ops whose weight is not zero: the others are not computed, and their weights do not step.
 
-    Of an edge whose weights are all zero nothing is computed but zeros. An op that was not computed has no derivative in its weight
-    either: of a straight-through sample, the drawn op's p alone gets one.
+    An edge whose weights are all zero computes nothing and gives zeros. An op that was not computed has no derivative in its weight
+    either: in a straight-through sample only the drawn op's p gets one.
     `scalars` adds the weights of the others, that is zero, to every value, so that each has some derivative (GDAS's code).
     """
 
@@ -138,7 +138,7 @@ class AuxiliarySkip:
 
 
 class Dropped(Drawn):
-    """An operation of whose output a share `rate(progress)` is dropped in training, and the rest scaled up: of whole images, or values."""
+    """An operation with dropout: in training a share `rate(progress)` of its output is zero, whole images or values."""
 
     def __init__(self, op: nn.Module, rate: Schedule, images: bool) -> None:
         super().__init__()

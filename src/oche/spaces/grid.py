@@ -4,7 +4,7 @@ After section 2 of "The devil is in discretization discrepancy" (arXiv 2405.1661
 connections. The operations are those of DCNAS, stem and node existence those of Auto-DeepLab and Dynamic Routing; sizes, head and
 gates are our choice among theirs.
 
-How a grid speaks the language of cells: every node of the grid is a `Cell` with one incoming edge a predecessor, whose candidates are
+How a grid speaks the language of cells: every node of the grid is a `Cell` with one incoming edge per predecessor, whose candidates are
 `none` and `connect` (the gate), and one edge from their sum to its output, whose candidates are the operations. All of them are the
 edges of the one group "grid", so that a relaxation, a term or a selection sees the whole graph; node n reads into state 2n - 1 and
 writes state 2n, the stem writes state 0.
@@ -54,7 +54,7 @@ class GridSpace(Space):
       with `reach` > 1 also its own stride up to `reach` layers back (long-range connections).
     - `ops`: each node's candidates; add `skip_connect` to see degeneration, `..._se` for squeeze-excite.
     - `keep`: how many inputs a node keeps when a discrete network is derived.
-    - `stem`: "plain" (three 3x3 convolutions of strides 2, 1, 2) or "separable". `head`: "topdown" or "aspp" (one a stride, summed).
+    - `stem`: "plain" (three 3x3 convolutions of strides 2, 1, 2) or "separable". `head`: "topdown" or "aspp" (one per stride, summed).
     - `paths`: in steps, each node uses this share of its inputs, drawn anew for every forward and scaled up to keep the mean.
     - `checkpoint`: nodes are computed again in the backward pass instead of kept.
 
@@ -142,7 +142,7 @@ class GridSpace(Space):
     # ------------------------------------------------------------------ what a space defines
 
     def mixing(self, group: Group, e: int, edge: EdgeFactory) -> EdgeFactory:
-        """Gates multiply all channels, whatever the operations do."""
+        """Gates multiply all channels, independently of the operations."""
         return WeightedSum() if group.ops[e] == GATE else edge
 
     def check_inputs(self, genotype: Genotype) -> None:
@@ -240,7 +240,7 @@ class _Mixed(nn.Module):
 
 
 def _carries(edge: nn.Module | None) -> bool:
-    """Whether an edge is there and has another operation than zeros: `none`, or a candidate that a mask has left out."""
+    """True if an edge is there and has another operation than zeros: `none`, or a candidate that a mask has left out."""
     mixed = edge.mixed if isinstance(edge, Kept) else edge
     return isinstance(mixed, Edge | Chosen) and any(not isinstance(op, Zero) for op in mixed.ops.values())
 

@@ -1,6 +1,6 @@
 """The candidate operations, under their published names: `OPS[name](channels, stride, affine)` builds a module.
 
-Every operation keeps the number of channels, and at stride 2 turns H x W into ceil(H/2) x ceil(W/2) whatever the parity.
+Every operation keeps the number of channels, and at stride 2 turns H x W into ceil(H/2) x ceil(W/2), for odd sizes too.
 Sources: quark0/darts (DARTS space), D-X-Y/AutoDL-Projects (`nor_conv_*`), automl/RobustDARTS (`noise`), MobileNetV2 (`mbconv_*`).
 """
 
@@ -128,7 +128,7 @@ class FactorizedReduce(nn.Module):
         return out
 
     def halves(self, x: Tensor) -> Tensor:
-        """What goes into the batch norm. Pixels are taken before the ReLU, both kinds at once: half of them are never read."""
+        """The input of the batch norm. Pixels are selected before the ReLU, since half of them are never read."""
         spare = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
         pixels = (F.pad(x, spare) if any(spare) else x).permute(0, 2, 3, 1)  # a border of no width would be a copy
         batch, height, width, channels = pixels.shape

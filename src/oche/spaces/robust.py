@@ -12,7 +12,7 @@ _SEP3, _DIL3, _DIL5 = "sep_conv_3x3", "dil_conv_3x3", "dil_conv_5x5"
 
 @dataclass(frozen=True)
 class S1(DartsSpace):
-    """Two candidates an edge, found strongest by an earlier search: a list of its own for every edge."""
+    """Two candidates per edge, found strongest by an earlier search: a list of its own for every edge."""
 
     name: str = "s1"
     normal: tuple[tuple[str, ...], ...] = (

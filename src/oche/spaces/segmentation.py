@@ -1,4 +1,4 @@
-"""What a segmentation grid is made of besides its nodes: the stem, what fits one node's output to another's place, the heads."""
+"""Parts of a segmentation grid besides its nodes: the stem, the alignment between levels, the heads."""
 
 from __future__ import annotations
 

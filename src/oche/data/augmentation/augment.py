@@ -23,7 +23,7 @@ NO_JITTER = (0.0, 0.0, 0.0, 0.0)
 
 
 class Augmentation(Protocol):
-    """How images become a batch: `batch` varies them, `normalise` does not."""
+    """Turns images into a batch: `batch` varies them, `normalise` does not."""
 
     def batch(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Batch: ...
     def normalise(self, images: Tensor) -> Tensor: ...
@@ -94,7 +94,7 @@ class Augment:
         return normalised(images, self.mean, self.std)
 
     def describe(self) -> str:
-        """What is done, in a few words.
+        """A description in a few words.
 
         >>> Augment((0.5,), (0.2,), pad=4, flip=True).describe()
         'crop of the image padded by 4, flip, normalise'

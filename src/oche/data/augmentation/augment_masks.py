@@ -64,11 +64,11 @@ class AugmentMasks:
         return Batch(out, masks)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """As of `Augment`: (B, H, W, C) -> (B, C, H, W), of the image's own size."""
+        """Varies a batch as `Augment.batch` does: (B, H, W, C) -> (B, C, H, W), of the image's own size."""
         return normalised(images, self.mean, self.std)
 
     def describe(self) -> str:
-        """What is done, in a few words.
+        """A description in a few words.
 
         >>> AugmentMasks((0.5,), (0.2,), (64, 96), flip=True).describe()
         'scale 0.5 to 2, flip, crop of 64x96, normalise'

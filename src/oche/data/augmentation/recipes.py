@@ -1,4 +1,4 @@
-"""Which augmentation a search, a training and an evaluation use, by what the data holds."""
+"""The augmentation of a search, a training and an evaluation, by the kind of data."""
 
 from __future__ import annotations
 

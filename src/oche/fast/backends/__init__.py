@@ -1,1 +1,1 @@
-"""Where kernels come from: compiled libraries and Triton."""
+"""Backends: the compiled library and Triton."""

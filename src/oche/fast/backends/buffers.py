@@ -1,4 +1,4 @@
-"""Where does a cell keep what its backward needs? In buffers that the next step uses again.
+"""Buffers in which a cell keeps what its backward pass needs, and which the next step uses again.
 
 Fresh memory of this size costs a page fault every four kilobytes, a noticeable part of a step; so a buffer goes back to its pool when
 nothing refers to it any more, which is as soon as autograd has let go of it.
@@ -22,7 +22,7 @@ _Key = tuple[int, torch.dtype]
 
 @dataclass
 class Buffers:
-    """A pool of flat tensors by size and dtype. What is `held` is kept while nobody needs its memory."""
+    """A pool of flat tensors by size and dtype. What is `held` is kept until its memory is needed."""
 
     free: dict[_Key, list[Tensor]] = field(default_factory=dict)
     held: MutableMapping[Tensor, Tensor] = field(default_factory=WeakTensorKeyDictionary)
@@ -40,7 +40,7 @@ class Buffers:
         return self._lend(key, size)
 
     def scratch(self, size: int, dtype: torch.dtype) -> Tensor:
-        """Like `take`, for one call: the first elements of a larger buffer if one is free and none of this size is."""
+        """A buffer for one call: the first elements of a larger buffer if one is free and none of this size is."""
 
         def larger(keys: Iterable[_Key]) -> list[_Key]:
             return [key for key in keys if key[1] == dtype and key[0] >= size]
@@ -53,7 +53,7 @@ class Buffers:
         self.held[of] = lent
 
     def claim(self, of: Tensor) -> Tensor | None:
-        """What is held for it, once."""
+        """Returns what is held under the key, and lets go of it."""
         return self.held.pop(of, None)
 
     def _lend(self, key: _Key, size: int) -> Tensor:
@@ -83,7 +83,7 @@ _pools: weakref.WeakValueDictionary[str, Buffers] = weakref.WeakValueDictionary(
 
 
 def shared() -> Buffers:
-    """The pool of all compiled cells: it lives as long as somebody keeps it, which every fused cell does."""
+    """The pool of all compiled cells: it lives as long as any fused cell, each of which keeps it."""
     pool = _pools.get("cells")
     if pool is None:
         pool = _pools["cells"] = Buffers()

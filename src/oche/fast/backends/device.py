@@ -1,4 +1,4 @@
-"""Which kernels does an accelerator have? Triton's, where Triton is installed and its kernels give there what the formula says.
+"""The kernels of an accelerator: Triton's, where Triton is installed and its kernels pass a check against the formula.
 
 `accelerator(device)` tries them once on a small example: kernels that cannot be built or are wrong are never used, and the log says so.
 OCHE_KERNELS=off does without.
@@ -51,7 +51,7 @@ def accelerator(device: torch.device) -> Triton | None:
 
 
 def check(device: torch.device) -> list[str]:
-    """Which kernels do not give, on tensors of small whole numbers, exactly what the formula gives."""
+    """Returns the kernels that do not give exactly what the formula gives on tensors of small whole numbers."""
     from oche.fast.backends import triton_rows
 
     values = [torch.arange(120.0, device=device).reshape(2, 5, 4, 3).permute(0, 3, 1, 2) % m for m in (3, 5)]

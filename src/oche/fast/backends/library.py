@@ -1,4 +1,4 @@
-"""How do compiled kernels enter torch? As operators of `torch.library` with their derivatives registered: nothing else has to know.
+"""Registers compiled kernels as operators of `torch.library`, with their derivatives.
 
 `define` makes an operator of a function, `invoke` is what such a function calls the library with, and `derivative_of_derivative` serves
 operators that have no compiled derivative of that order.
@@ -24,7 +24,7 @@ Lengths = tuple[int, ...]
 
 
 class Context(Protocol):
-    """What autograd hands to `setup` and `backward`; `needs` says of each argument, or of each in a list, whether it needs a gradient."""
+    """The context that autograd hands to `setup` and `backward`; `needs` has a flag per argument or list entry: needs a gradient."""
 
     saved_tensors: tuple[Tensor | None, ...]
     needs_input_grad: tuple[bool, ...]
@@ -65,7 +65,7 @@ def define(
 def _derived(
     operator: torch._ops.OpOverload, setup: Callable[..., None], backward: Callable[..., tuple[object, ...]]
 ) -> Callable[..., object]:
-    """What the dispatcher calls above the operator, so that it has a derivative.
+    """The autograd function that the dispatcher calls above the operator.
 
     As `torch.library.register_autograd` does it, which flattens lists of tensors by a general tool and takes 0.2 to 0.4 ms a call.
     """
@@ -106,7 +106,7 @@ def _derived(
 
 
 def _lengths(values: Sequence[object]) -> Lengths:
-    """Of each value: how many tensors a list of tensors has, -1 for what is none."""
+    """For each value, the number of tensors in a list of tensors; -1 for anything else."""
     return tuple(len(v) if isinstance(v, list) and all(isinstance(t, Tensor) for t in v) else -1 for v in values)
 
 
@@ -154,7 +154,7 @@ def _passed(argument: object) -> object:
 
 
 def asked(weights: Tensor) -> bool:
-    """Whether this backward pass wants the weights' gradient: `needs_input_grad` only says that some pass may.
+    """True if this backward pass needs the weights' gradient: `needs_input_grad` only says that some pass may.
 
     The question torch.utils.checkpoint and FSDP ask of the engine, which knows no answer for leaves.
     """

@@ -1,4 +1,4 @@
-"""Where do the compiled kernels come from? `kernels()` compiles them once per machine, and says once where that is impossible.
+"""Compiles the kernels once per machine and loads them: `kernels()`. Where that is impossible, a warning says so once.
 
 The system's C++ compiler ($CXX, c++, g++ or clang++) builds the files of `SOURCES` at first use for the instruction set that
 this processor has; the result is kept in $OCHE_CACHE or the user's cache folder under a name made of the source, the compiler and the
@@ -74,7 +74,7 @@ def load() -> Kernels | str:
 
 
 def switched_off(variable: str) -> bool:
-    """Whether an environment variable says "off"."""
+    """True if an environment variable says "off"."""
     return os.environ.get(variable, "").lower() in ("off", "0", "no")
 
 

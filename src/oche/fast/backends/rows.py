@@ -1,4 +1,4 @@
-"""How do the compiled kernels of a node see tensors? As rows: one a pixel, its channels side by side, a fixed step apart.
+"""Tensors as the compiled kernels of a node read them: one row per pixel, its channels side by side, a fixed step apart.
 
 The four functions are those of `kernels.cpp` for `combine`; M is the number of rows, images times pixels. On the CPU they are operators
 of `torch.library` over tensors from `as_rows`, without derivatives: `combine` has those.
@@ -18,7 +18,7 @@ from oche.fast.backends.native import Kernels
 
 
 def suit(kernels: Backend | None, values: Sequence[Tensor]) -> bool:
-    """Whether there are kernels that can read them: those on the CPU all of one precision that they have, Triton any."""
+    """True if there are kernels that can read them: on the CPU they must share a precision that the kernels have; Triton reads any."""
     first = values[0]
     if isinstance(kernels, Kernels):
         exact = first.dtype in (torch.float32, torch.float64)

@@ -1,4 +1,4 @@
-"""How does an accelerator do what `rows` asks of the compiled kernels? The same four functions in Triton, over the same rows.
+"""The four functions that `rows` asks of the compiled kernels, in Triton, over the same rows.
 
 A program reads one tile of rows and channels once, from all n tensors, and keeps it in registers. Sums over rows are written a tile at
 a time and added up afterwards in a fixed order, without atomics, so that a result does not depend on who came first. Sums are in fp32,

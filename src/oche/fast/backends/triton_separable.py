@@ -1,4 +1,4 @@
-"""How does an accelerator compute ReLU, depthwise and pointwise convolution and the statistics of their result in one kernel? In Triton.
+"""ReLU, depthwise and pointwise convolution and the statistics of their result in one Triton kernel.
 
 A program makes one tile of output pixels: each tap's inputs are read, cut at zero and added up in registers, the tile is multiplied by
 the pointwise weights, stored, and measured. The depthwise result never reaches memory. Backward, with dz = dy P from torch's product of

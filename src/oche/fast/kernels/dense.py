@@ -1,13 +1,13 @@
-"""How does a cell of dense convolutions, average pools and skips reach the compiled kernels? As a plan and two operators.
+"""Runs cells of dense convolutions, average pools and skips in the compiled kernels: a plan and two operators.
 
 Notation: h_j the states, W_t a convolution's weight, T_t its output before batch norm, w_t op weights, g and s the batch norms' scale and
 shift (1 and 0 without), m and r = 1/sqrt(var + eps) over the M images and pixels. Forward, for each state in turn:
 
     T_t = W_t * relu(h_j)                        3x3 by Winograd's F(2x2, 3x3), sums of T and T^2 on the way
-    h_i = sum_t (a_t T_t + b_t) + sum_j w h_j + pool(sum_j w h_j)    a = w g r, b = w (s - g m r); one pool a node, for it is linear
+    h_i = sum_t (a_t T_t + b_t) + sum_j w h_j + pool(sum_j w h_j)    a = w g r, b = w (s - g m r); one pool per node, for it is linear
 
 Kept for the backward: h and T; in wide images T of a 1x1 is computed anew instead (costs what writing and reading it would). Backward,
-from the last state to the first, G_i = dh_i, and P_i = pool'(G_i) once a node:
+from the last state to the first, G_i = dh_i, and P_i = pool'(G_i) once per node:
 
     r1 = sum G, q_t = (sum G T_t - m r1) r;      dw = sum_c (g q + s r1), dg = w q, ds = w r1; identity <G, h>, pool <P, h>
     dT = a G - a (r1 - q m r)/M - (a q r/M) T    one affine map a channel, made as the convolution loads it
@@ -91,7 +91,7 @@ def dense_layout(cell: Cell) -> DenseLayout | str:
 
 
 def _unit(op: nn.Module) -> Unit | None:
-    """What kind of unit an operation is, or None."""
+    """Returns the kind of unit that an operation is, or None."""
     if isinstance(op, nn.Identity):
         return Unit(SKIP)
     if isinstance(op, nn.AvgPool2d):
@@ -131,12 +131,12 @@ class DensePlan(NamedTuple):
     saved: int  # elements of what is kept
 
     def structure(self, eps: float) -> CPlan:
-        """As the kernels read it."""
+        """The row of integers that the kernels read."""
         return CPlan(*self[: len(CPlan.NAMES)], eps)
 
     @property
     def place(self) -> Lanes:
-        """How channels lie in vectors."""
+        """The layout of channels in vectors."""
         return Lanes(self.channels, self.fold, self.lanes)
 
 
@@ -175,7 +175,7 @@ class _Dense(NamedTuple):
         return self.plan.structure(self.eps), self.table, images, *weights
 
     def room(self, *size: int) -> Tensor:
-        """Of the states' precision."""
+        """Lanes for the states' precision."""
         return self.states[0].new_empty(size)
 
     def moments(self) -> tuple[Tensor, Tensor]:
@@ -375,7 +375,7 @@ GRADIENT = define(
 
 
 def plain_dense(cell: _Dense) -> Tensor:
-    """What the kernels compute, from the same arguments, by torch's convolutions, pools and batch norms."""
+    """Computes what the kernels compute, from the same arguments, by torch's convolutions, pools and batch norms."""
     states, flat = list(cell.states), cell.w.flatten()
     for into in range(cell.plan.inputs, cell.plan.inputs + cell.plan.nodes):
         total = torch.zeros_like(states[0])

@@ -1,10 +1,10 @@
-"""How does an input enter a cell? ReLU, 1x1 convolution and batch norm as one differentiable operation that keeps no copy of the ReLU.
+"""An entry: ReLU, 1x1 convolution and batch norm as one differentiable operation that keeps no copy of the ReLU.
 
     y = W max(x, 0),  out = a y + b              a = g r, b = s - g m r; m and r = 1/sqrt(var + eps) over M images and pixels
     dy = a (dout - (r1 + (y - m) r q) / M)       r1 = sum dout, q = (sum dout y - m r1) r;  dg = q, ds = r1
     dx = (x > 0) W^T dy,  dW = dy max(x, 0)^T
 
-The input is kept by whoever made it; only y is kept here, or nothing where there is no g: then (y - m) r is what went out. The second
+The input is kept by the operation that made it; here only y is, or nothing where there is no g: then (y - m) r is what went out. The second
 derivative, along directions x', W', g', s' of the gradients, is as in `packed_op` with dout held: the tangent of out, which dout gets, then
 those of the lines above. [x > 0] does not move, and with k = mean(T^ y'), T^ = (y - m) r, the statistics do by m' = mean(y') and
 r' = -r r k; so
@@ -58,7 +58,7 @@ def _fits(entry: nn.Module, x: Tensor, kernels: Kernels) -> TypeGuard[ReLUConvBN
 
 
 def fills(conv: nn.Module) -> bool:
-    """Whether it is a 1x1 convolution as these kernels have it, whose numbers of channels fill the vectors."""
+    """True if it is a 1x1 convolution that these kernels take: its numbers of channels fill the vectors."""
     if not isinstance(conv, nn.Conv2d) or conv.bias is not None:
         return False
     full = (conv.kernel_size, conv.stride, conv.padding, conv.groups) == ((1, 1), (1, 1), (0, 0), 1)
@@ -66,7 +66,7 @@ def fills(conv: nn.Module) -> bool:
 
 
 def single(x: Tensor) -> Tensor:
-    """What autocast made half precision in single precision, in which the kernels are faster than torch is in bfloat16."""
+    """Casts to single precision what autocast made half precision, in which the kernels are faster than torch is in bfloat16."""
     return x.float() if torch.is_autocast_enabled("cpu") and x.dtype in (torch.bfloat16, torch.float16) else x
 
 

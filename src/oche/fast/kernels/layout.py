@@ -1,4 +1,4 @@
-"""Which cells do the compiled kernels of depthwise candidates take, and as which units? `layout` says, or why not."""
+"""The units into which a cell of depthwise candidates is divided for the compiled kernels: `layout`, or why it cannot be."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def layout(cell: Cell) -> Layout | str:
 
 
 def _unit(op: nn.Module) -> Unit | None:
-    """What kind of unit an operation is, or None."""
+    """Returns the kind of unit that an operation is, or None."""
     norm: tuple[nn.BatchNorm2d, ...] = ()
     if isinstance(op, PoolBN):
         if not of_batch(op.norm):

@@ -1,4 +1,4 @@
-"""How does a cell of depthwise candidates reach the compiled kernels? As a plan, a table of units, and packed weights.
+"""Describes a cell of depthwise candidates to the compiled kernels: a plan, a table of units, packed weights.
 
 Notation: h_j the states, T_t the candidates' outputs before their last batch norm, w_t op weights, g and s the batch norms' scale and shift
 (1 and 0 without), m and r = 1/sqrt(var + eps) over the M images and pixels. Forward, for each state in turn:
@@ -63,12 +63,12 @@ class Plan(NamedTuple):
     separable: int  # most separable units of one source
 
     def structure(self, eps: float) -> CPlan:
-        """As the kernels read it."""
+        """The row of integers that the kernels read."""
         return CPlan(*self[: len(CPlan.NAMES)], eps)
 
     @property
     def place(self) -> Lanes:
-        """How channels lie in vectors."""
+        """The layout of channels in vectors."""
         return Lanes(self.channels, self.fold, self.lanes)
 
 
@@ -81,7 +81,7 @@ class CPlan(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Lanes:
-    """How channels lie in vectors: `fold` images of `channels` side by side, then zeros up to `lanes`."""
+    """The layout of channels in vectors: `fold` images of `channels` side by side, then zeros up to `lanes`."""
 
     channels: int
     fold: int
@@ -137,7 +137,7 @@ GIVEN = (
 
 
 class Arguments(NamedTuple):
-    """What a cell is computed from: a row of integers a unit, sizes, op weights (E, O), packed weights, states (n, H, W, lanes), noise."""
+    """A cell's arguments: a row of integers per unit, sizes, op weights (E, O), packed weights, states (n, H, W, lanes), noise."""
 
     table: Tensor
     numbers: list[int]
@@ -188,13 +188,13 @@ class Arguments(NamedTuple):
 
 
 def kept_type(like: Tensor) -> torch.dtype:
-    """What y and T of a cell with such states are kept as: bfloat16 under autocast, where the kernels compute in single precision."""
+    """The type in which y and T of such states are kept: bfloat16 under autocast, where the kernels compute in single precision."""
     half = torch.is_autocast_enabled("cpu") and like.dtype == torch.float32
     return torch.bfloat16 if half else like.dtype
 
 
 class Weights(NamedTuple):
-    """A cell's weights, one tensor a kind, as `stack` makes them or as they lie (`packs`).
+    """A cell's weights, one tensor per kind, as `stack` makes them or as they lie (`packs`).
 
     taps (rows, C): the k k rows of a depthwise convolution one below the other, small kernels first; matrices (P, C, C), inputs times
     outputs, those of `FactorizedReduce`, even outputs beside odd ones, last; gamma and beta (norms * C,), None without.
@@ -206,7 +206,7 @@ class Weights(NamedTuple):
     beta: Tensor | None
 
     def laid(self, halves: int, place: Lanes) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """As the kernels read them: taps, flat; matrices (points, lanes, lanes), the last `halves` in two; rows (norms, lanes)."""
+        """The kernels' weights: taps, flat; matrices (points, lanes, lanes), the last `halves` in two; rows (norms, lanes)."""
         matrices, channels = self.matrices, place.channels
         if halves:
             even = (torch.arange(channels) < channels // 2).to(matrices)
@@ -257,7 +257,7 @@ def stack(units: Sequence[Unit], affine: bool, channels: int, like: Tensor) -> W
 def weights_of(
     cell: Layout, units: Sequence[Unit], held: Weights | None, place: Lanes, like: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """What the kernels read: of all the cell's units where they are `held`, else of these."""
+    """The weights as the kernels read them: of all the cell's units if they are `held`, else of these."""
     weights = held or stack(units, cell.affine, place.channels, like)
     return weights.laid(sum(unit.kind == HALVE for unit in (cell.units if held else units)), place)
 

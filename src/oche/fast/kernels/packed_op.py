@@ -1,4 +1,4 @@
-"""How does a cell of depthwise candidates run and derive? As operators of `torch.library`: `packed`, its gradient, its second derivative.
+"""A cell of depthwise candidates as operators of `torch.library`: `packed`, its gradient, its second derivative.
 
 Notation: that of `packed`. With B(x, G) the gradients there, x all arguments, and v directions of the same shapes, <B(x, G), v> is the
 derivative of <G, S(x + e v)> at e = 0. So its gradient in G is the tangent S' of the forward pass along v, and its gradient in x the
@@ -11,9 +11,9 @@ of maxima do not move; with T^ = (T - m) r and k = mean(T^ T'), the batch statis
     dT' = a' (G - r1/M - T^ q/M) + a (G' - r1'/M - (r (T' - m') - r k T^) q/M - T^ q'/M)
     dz' = P^T dT' + P'^T dT,   dh' = flipped D * dz' + flipped D' * dz,   dP' = z^T dT' + z'^T dT
 
-y and T, `values` below, are held between derivatives while nobody needs their memory (`buffers`), under the tensor `mean` that the passes
+y and T, `values` below, are held between derivatives while their memory is not needed (`buffers`), under the tensor `mean` that the passes
 share, and else computed once more: other passes may come between, and the nodes are a twentieth of them. The second derivative is that of
-unrounded values, whatever they were kept as. A third derivative is that of the same cell in plain torch.
+unrounded values, in whichever type they were kept. A third derivative is that of the same cell in plain torch.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _pools(cell: Arguments) -> Tensor:
 
 
 class Saved(Context):
-    """What `save` needs: sizes, and the number of tensors that are kept besides the arguments."""
+    """The sizes that `save` needs, and the number of tensors that are kept besides the arguments."""
 
     numbers: list[int]
     eps: float
@@ -72,7 +72,7 @@ def save(ctx: Saved, cell: Arguments, *more: Tensor) -> None:
 
 
 def saved(ctx: Saved) -> tuple[Arguments, list[Tensor]]:
-    """What `save` was given."""
+    """The tensors that `save` was given."""
     kept, inputs = ctx.saved_tensors, Plan(*ctx.numbers).inputs  # asked for once: a recomputed cell gives them once
     table, w, depth, point, gamma, beta, *rest = kept[ctx.more :]
     assert table is not None

@@ -1,9 +1,9 @@
-"""How does a cell whose edges pass most channels by (PC-DARTS) reach the compiled kernels?
+"""Runs cells of partial channels (PC-DARTS), whose edges pass most channels by, in the compiled kernels.
 
 The first C / K channels of every state, its head, are the state of a plain cell: `kernels.packed` plans it, images side by side in the
 vectors. Around it, for node i with b_e = sum_o w_eo and h through a 2x2 max pool where the edge halves:
 
-    S_i = shuffle [ candidates' sum | sum_e b_e h_src(e) ]      one sum and one shuffle a node: they commute
+    S_i = shuffle [ candidates' sum | sum_e b_e h_src(e) ]      one sum and one shuffle per node: they commute
     db_e = sum dS_i h_src(e), dh_src(e) += b_e dS_i             dS_i before the shuffle, without its head
 
 Whole states stay as torch has them; only heads are copied. Kept for the backward besides the plain cell's: states, heads, pools.

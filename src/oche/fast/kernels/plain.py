@@ -1,4 +1,4 @@
-"""What do the compiled cells compute? The same in plain torch, differentiable any number of times, from the same packed arguments."""
+"""The compiled cells in plain torch, differentiable any number of times, from the same packed arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a node sum its candidates? `combine`: batch norm of every candidate and their weighted sum as one operation.
+"""Sums a node's candidates: `combine` is the batch norm of every candidate and their weighted sum as one operation.
 
 For candidates T_t (B, C, H, W) into a node, their op weights w_t, and batch norms with scale g_t and shift s_t (1 and 0 where they
 are not affine; candidates without batch norm enter as they are):
@@ -100,7 +100,7 @@ def plain_combine(
 
 
 class _Context(Protocol):
-    """What autograd hands to both passes."""
+    """The context that autograd hands to both passes."""
 
     saved_tensors: tuple[Tensor, ...]
     needs_input_grad: tuple[bool, ...]
@@ -197,7 +197,7 @@ class _Combine(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Table:
-    """What the terms of a node are multiplied by, in fp64, (n, C) each: w g, s w, m, r; 0 and 1 without batch norm. normed (n, 1)."""
+    """The factors of a node's terms, in fp64, (n, C) each: w g, s w, m, r; 0 and 1 without batch norm. normed (n, 1)."""
 
     w: Tensor
     scale: Tensor
@@ -297,7 +297,7 @@ def _moments(t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _dot(grad: Tensor, value: Tensor, wide: torch.dtype) -> Tensor:
-    """sum grad value, in the wide type. On the CPU as one dot product an image, without a tensor of products."""
+    """sum grad value, in the wide type. On the CPU as one dot product per image, without a tensor of products."""
     if grad.device.type != "cpu":
         return (grad.to(wide) * value).sum()
     images, pixels = len(grad), grad[0].numel()

@@ -1,4 +1,4 @@
-"""How does plain torch get a depthwise convolution's derivatives quickly? `depthwise`: the same convolution, without its slow operators.
+"""A depthwise convolution whose derivatives avoid torch's slow operators: `depthwise`.
 
 On the CPU torch takes up to a hundred times as long for a backward pass as for the forward pass, but for kernels of at most three
 columns that are not dilated. So, with z = D x for taps D (C, 1, k, k'):
@@ -57,7 +57,7 @@ class Geometry:
 
 
 def is_depthwise(module: nn.Module, x: Tensor) -> TypeGuard[nn.Conv2d]:
-    """Whether it is a convolution of each channel by itself whose derivatives are worth taking here: on the CPU."""
+    """True if it is a depthwise convolution whose derivatives are worth taking here: on the CPU."""
     return (
         isinstance(module, nn.Conv2d)
         and module.groups == module.in_channels == module.out_channels > 1

@@ -1,4 +1,4 @@
-"""How is a cell computed with shared work, in plain torch? Any operation, any device, no compiler.
+"""Computes a cell with shared work in plain torch: any operation, any device, no compiler.
 
 Every candidate runs up to its batch norm, on a ReLU that all candidates of a state share; pools run once per state; each node is then
 one `combine`. A partial-channel cell sums its edges first and shuffles once per node, since the permutation commutes with the sum.
@@ -138,7 +138,7 @@ def _terms(op: nn.Module, state: State, weight: Tensor, draw: Draw, moments: Mom
 
 
 def _behind_relu(modules: Sequence[nn.Module], state: State) -> Tensor:
-    """What they make of the state's ReLU; a first one that sees every d-th pixel alone is given those."""
+    """Applies modules to the state's ReLU; a first one that reads only every d-th pixel is given only those."""
     first = modules[0]
     if is_depthwise(first, state.h) and (every := Geometry.of(first).every) > 1:
         return _through(modules[1:], depthwise(state.every(every).relu(), first.weight, Geometry.of(first).thinned()))
@@ -159,7 +159,7 @@ def _pool(pool: nn.Module, state: State) -> Tensor:
 
 
 def _averages(pool: nn.Module, h: Tensor) -> TypeGuard[nn.AvgPool2d]:
-    """Whether it is the usual average pool of stride 1, on the CPU in fp32: torch's own takes three times as long as a convolution."""
+    """True if it is the usual average pool of stride 1, on the CPU in fp32: torch's own takes three times as long as a convolution."""
     if torch.compiler.is_compiling():
         return False
     if not isinstance(pool, nn.AvgPool2d) or pool.ceil_mode or pool.count_include_pad or pool.divisor_override:
@@ -169,7 +169,7 @@ def _averages(pool: nn.Module, h: Tensor) -> TypeGuard[nn.AvgPool2d]:
 
 
 def _average(h: Tensor) -> Tensor:
-    """The mean over those of a pixel's 3x3 neighbours that lie inside: the sum of all, over how many there are."""
+    """The mean over those of each pixel's 3x3 neighbours that lie inside: the sum of all, over how many there are."""
     out: Tensor = _Average.apply(h)  # type: ignore[no-untyped-call]
     return out
 
@@ -214,7 +214,7 @@ def _bypass(share: int, stride: int) -> Callable[[Tensor], Tensor]:
 
 
 def zeros(w: Tensor) -> set[tuple[int, int]]:
-    """Entries of w that are exactly zero where nobody asks for their gradient: those candidates need not run.
+    """Entries of w that are exactly zero and need no gradient: those candidates need not run.
 
     On an accelerator none is skipped: to know them would make the host wait.
     """
@@ -235,12 +235,12 @@ def _stride(edge: _Sum | _Partial, h: Tensor) -> int:
 
 
 def of_batch(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
-    """Whether it is a batch norm that uses the batch's statistics and keeps none."""
+    """True if it is a batch norm that uses the batch's statistics and keeps none."""
     return isinstance(norm, nn.BatchNorm2d) and norm.running_mean is None
 
 
 def refusal(cell: Cell) -> str | None:
-    """Why the cell cannot be fused, or None."""
+    """Returns why the cell cannot be fused, or None."""
     kinds = {type(edge) for edge in cell.edges.values()}
     if kinds - {_Sum, _Partial}:
         return f"edges of type {', '.join(sorted(kind.__name__ for kind in kinds - {_Sum, _Partial}))}"

@@ -1,4 +1,4 @@
-"""Which portable cells does `torch.compile` make programs of, and which cells share one? `Program` says, and runs it or not.
+"""Compiles portable cells with `torch.compile`; cells of one structure share a program.
 
 A program is `run_portable`, forward and backward, with torch's plain formulas where that has fused forms of its own. The cell is an
 argument and its weights are inputs: cells of one structure and shape share a program, `functional_call` can give it other weights.
@@ -37,7 +37,7 @@ BACKEND = "inductor"
 
 @dataclass
 class Program:
-    """How a cell meets torch.compile: `candidates` (edge, column) are in the program; `refusal` is why there is none, or empty."""
+    """A cell's program of torch.compile: `candidates` (edge, column) are in the program; `refusal` is why there is none, or empty."""
 
     candidates: frozenset[tuple[int, int]]
     refusal: str
@@ -65,7 +65,7 @@ class Program:
         return "portable, compiled" + (f": {why}" if why else "")
 
     def run(self, cell: Cell, states: Sequence[Tensor], w: Tensor, zero: set[tuple[int, int]]) -> Tensor | None:
-        """Like `run_portable`; None where the cell is to run as it is."""
+        """Returns what `run_portable` returns, or None where the cell is to run without a program."""
         if self.refusal or not torch.is_grad_enabled() or zero & self.candidates:
             return None
         from torch._dynamo import config

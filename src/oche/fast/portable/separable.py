@@ -1,4 +1,4 @@
-"""Which candidates does one kernel compute up to their batch norm? Depthwise-separable convolutions, on an accelerator.
+"""Computes depthwise-separable candidates up to their batch norm in one kernel, on an accelerator.
 
 `separable` is ReLU, depthwise, pointwise and the result's statistics; `sep_conv` is two of them with a batch norm between. Twice
 differentiable: under `create_graph` the backward is that of the plain formula.
@@ -17,7 +17,7 @@ from oche.fast.backends.device import Backend, Triton
 
 
 def suits(op: nn.Module, kernels: Backend | None) -> TypeGuard[nn.Sequential]:
-    """Whether there are kernels for the candidate: blocks of ReLU, depthwise, pointwise, batch norm, of equal widths."""
+    """True if there are kernels for the candidate: blocks of ReLU, depthwise, pointwise, batch norm, of equal widths."""
     if not isinstance(kernels, Triton) or not isinstance(op, nn.Sequential) or not len(op) or len(op) % 4:
         return False
     return all(_block(*list(op)[first : first + 4]) for first in range(0, len(op), 4))
