@@ -3,6 +3,7 @@
     python benchmarks/cifar_npz.py FOLDER --out cifar10.npz
     python benchmarks/cifar_npz.py FOLDER --set cifar100 --out cifar100.npz
     python benchmarks/cifar_npz.py FOLDER --per-class 560 --size 16 --out cifar10_16.npz
+    python benchmarks/cifar_npz.py FOLDER --val-per-class 500 --out cifar10.npz
     oche search pcdarts --data cifar10.npz
 
 FOLDER (or the environment variable OCHE_DATA) holds cifar10/ and cifar100/, each with sheets of 32x32 tiles, row by
@@ -12,6 +13,9 @@ the 100 fine classes, which `load` splits three ways.
 
 For studies at a reduced budget, --per-class keeps that many images of each class, drawn by --seed, in their order; CIFAR-10's test
 images are all kept. --size makes them smaller: each pixel is the mean of a square of pixels, rounded to the nearest integer.
+
+`load` keeps a fifth of the train images for validation where there are none. For a search on all 50,000, as the papers have it,
+--val-per-class makes validation images of that many test images of each class, drawn by --seed; the other test images stay test images.
 """
 
 from __future__ import annotations
@@ -35,19 +39,24 @@ def main() -> None:
     parser.add_argument("--set", choices=("cifar10", "cifar100"), default="cifar10")
     parser.add_argument("--part", choices=("a", "b", "both"), default="both", help="half of CIFAR-10's train images")
     parser.add_argument("--per-class", type=int, help="keep this many images of each class; default: all")
+    parser.add_argument("--val-per-class", type=int, help="test images of each class that become validation images")
     parser.add_argument("--size", type=int, choices=(32, 16, 8), default=TILE, help="pixels a side")
-    parser.add_argument("--seed", type=int, default=0, help="draws the images that --per-class keeps")
+    parser.add_argument("--seed", type=int, default=0, help="draws the images of --per-class and --val-per-class")
     given = parser.parse_args()
     if not given.folder:
         parser.error("give FOLDER or set OCHE_DATA")
     if given.set == "cifar100" and given.part != "both":
         parser.error("--part is for cifar10")
+    if given.set == "cifar100" and given.val_per_class is not None:
+        parser.error("--val-per-class is for cifar10: of CIFAR-100 there is one set, which `load` splits three ways")
     root = Path(given.folder) / given.set
     if not (root / "index.npz").is_file():
         parser.error(f"there is no {root / 'index.npz'}")
     arrays = cifar10(root, given.part) if given.set == "cifar10" else cifar100(root)
     try:
         arrays = reduced(arrays, given.per_class, given.size, given.seed)
+        if given.val_per_class is not None:
+            arrays = held_out(arrays, given.val_per_class, given.seed)
     except ValueError as error:
         parser.error(str(error))
     np.savez(given.out, **arrays)  # type: ignore[arg-type]  # numpy's stub takes the names for options
@@ -87,6 +96,18 @@ def reduced(
         kept = balanced(arrays[f"y{part}"], per_class, np.random.default_rng(seed))
         arrays |= {f"{name}{part}": arrays[f"{name}{part}"][kept] for name in "xy"}
     return {name: smaller(array, TILE // size) if array.ndim == 4 else array for name, array in arrays.items()}
+
+
+def held_out(arrays: dict[str, NDArray[np.generic]], per_class: int, seed: int) -> dict[str, NDArray[np.generic]]:
+    """Moves `per_class` test images of each class to x_val, y_val. Raises ValueError where a class has fewer, or none would be left."""
+    labels = arrays["y_test"]
+    kept = balanced(labels, per_class, np.random.default_rng(seed))
+    rest = np.setdiff1d(np.arange(len(labels)), kept)
+    if not len(rest):
+        raise ValueError(f"{per_class} of each class are all test images; leave some")
+    return arrays | {
+        f"{name}_{part}": arrays[f"{name}_test"][of] for part, of in (("val", kept), ("test", rest)) for name in "xy"
+    }
 
 
 def balanced(labels: NDArray[np.generic], count: int, rng: np.random.Generator) -> NDArray[np.intp]:

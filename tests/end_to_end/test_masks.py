@@ -252,7 +252,8 @@ def test_a_bench_measures_mean_iou(tmp_path: Path) -> None:
     epochs = [r for r in records if r["kind"] == "epoch"]
     assert outcome.measured[SUPERNET] == pytest.approx(100 * supernet["val_miou"])
     assert outcome.measured[SUPERNET_TRAIN] == pytest.approx(100 * epochs[-1]["weight_miou"])
-    assert [value for _, value in outcome.probes["weight_miou"]] == [r["weight_miou"] for r in epochs]
+    for key in ("weight_miou", "arch_miou"):
+        assert [value for _, value in outcome.probes[key]] == [r[key] for r in epochs]
     trained = Run.open(tmp_path / "trial" / "trained")
     (epoch,) = (r for r in trained.records() if r["kind"] == "train_epoch")
     assert outcome.measured[TRAINED_VAL] == pytest.approx(100 * epoch["val_miou"])

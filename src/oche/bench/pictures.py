@@ -28,6 +28,8 @@ PROBES = {  # key of the number -> (title, unit)
     "entropy": ("Entropy of the operation weights", "0 decided, 1 undecided"),
     "weight_accuracy": ("Accuracy of the supernet on the images its weights see", "%"),
     "weight_miou": ("Mean IoU of the supernet on the images its weights see", "%"),
+    "arch_accuracy": ("Accuracy of the supernet on the images alpha sees", "%"),
+    "arch_miou": ("Mean IoU of the supernet on the images alpha sees", "%"),
     "eigenvalue": ("Largest Hessian eigenvalue of the validation loss in alpha", "eigenvalue"),
     "discretisation_gap": ("Supernet less derived network, un-retrained", "%"),
     "kendall_tau": ("Kendall's tau between supernet and table", "tau"),

@@ -29,6 +29,8 @@ NUMBERS = (
     "parameter_free",
     "weight_accuracy",
     "weight_miou",
+    "arch_accuracy",
+    "arch_miou",
     "eigenvalue",
     "discretisation_gap",
     "kendall_tau",

@@ -21,9 +21,9 @@ import pytest
 from oche.bench import BenchResult, Matrix, pool, run_bench, show
 from oche.bench import page as benchs_page
 from oche.bench.matrix import Trial
-from oche.bench.pictures import front, pictures
+from oche.bench.pictures import PROBES, front, pictures
 from oche.bench.render import NOT_RUN, overview, searches, tables, trial_table
-from oche.bench.trial import Outcome
+from oche.bench.trial import NUMBERS, Outcome
 from oche.errors import UserError
 from reference.small_bench import CELLS, ToyTable, dies, dies_once, pretend
 
@@ -533,6 +533,10 @@ def test_numbers_beside_the_search_are_kept_and_drawn(matrix: Matrix, table: Toy
     drawn = pictures(again)
     assert b"Largest Hessian eigenvalue" in drawn["eigenvalue"]
     assert "kendall_tau" not in drawn
+
+
+def test_each_number_that_is_kept_of_an_epoch_has_a_picture() -> None:
+    assert set(NUMBERS) == set(PROBES)
 
 
 def test_probes_may_be_added_to_a_bench_that_has_begun(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from oche.data import load
+from oche.data import halves, load
 
 Array = NDArray[np.uint8]
 SCRIPT = Path(__file__).parents[3] / "benchmarks" / "cifar_npz.py"
@@ -93,6 +93,58 @@ def test_fewer_and_smaller_images(
         for image, label in zip(archive["x_train"], archive["y_train"], strict=True):
             (found,) = np.flatnonzero((small == image).all((1, 2, 3)))
             assert labels[found] == label
+
+
+def test_validation_images_out_of_the_test_images_leave_all_train_images(
+    script: ModuleType, sheets: tuple[Path, Array, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, images, labels = sheets
+    out = folder / "out.npz"
+    monkeypatch.setattr(sys, "argv", ["cifar_npz.py", str(folder), "--val-per-class", "1", "--out", str(out)])
+    script.main()
+    with np.load(out) as archive:
+        assert sorted(archive["y_val"]) == sorted(archive["y_test"]) == [0, 1]
+        shown = np.concatenate([archive["x_val"], archive["x_test"]])
+        numbers = [int(np.flatnonzero((images == image).all((1, 2, 3)))[0]) for image in shown]
+        np.testing.assert_array_equal(labels[numbers], np.concatenate([archive["y_val"], archive["y_test"]]))
+    assert sorted(numbers) == [8, 9, 10, 11]
+    data = load(out)
+    assert (len(data.train), len(data.val), len(data.test)) == (8, 2, 2)
+
+
+def test_a_search_on_all_train_images_halves_them(
+    script: ModuleType, sheets: tuple[Path, Array, Array], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, *_ = sheets
+    out = folder / "out.npz"
+    monkeypatch.setattr(sys, "argv", ["cifar_npz.py", str(folder), "--val-per-class", "1", "--out", str(out)])
+    script.main()
+    parts = halves()(load(out).train, seed=0)
+    assert parts.arch is not None
+    assert (len(parts.weights), len(parts.arch)) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--val-per-class", "2"], "2 of each class are all test images; leave some"),
+        (["--val-per-class", "3"], "class 0 has 2 images; 3 of them cannot be kept"),
+        (["--val-per-class", "1", "--set", "cifar100"], "--val-per-class is for cifar10"),
+    ],
+)
+def test_validation_images_that_cannot_be_had(
+    script: ModuleType,
+    sheets: tuple[Path, Array, Array],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    said: str,
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["x", str(sheets[0]), *options, "--out", str(sheets[0] / "out.npz")])
+    with pytest.raises(SystemExit) as stop:
+        script.main()
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
 
 
 def test_more_images_than_there_are(
