@@ -13,8 +13,8 @@ from pathlib import Path
 from oche import config
 from oche.methods import METHODS, PUBLISHED
 from oche.methods.papers import cite
-from oche.methods.searcher import Searcher, method_of
 from oche.search.method import Method
+from oche.search.searcher import SearcherLike, as_searcher
 from oche.search.stages import Staged
 
 FOLDER = Path(__file__).parent / "methods"
@@ -52,9 +52,9 @@ def about(factory: object) -> str:
     return inspect.cleandoc((factory if inspect.isclass(factory) else inspect.getmodule(factory)).__doc__ or "").strip()
 
 
-def parts(searcher: Searcher) -> Iterator[str]:
+def parts(searcher: SearcherLike) -> Iterator[str]:
     """What differs from first-order DARTS, slot by slot."""
-    method = method_of(searcher)
+    method = as_searcher(searcher).method
     if method is None:
         return
     plain, own = config.describe(Method()), config.describe(method)

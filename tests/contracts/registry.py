@@ -5,11 +5,11 @@ from __future__ import annotations
 from oche.methods import method_named
 from oche.methods.drnas import Dirichlet
 from oche.methods.idarts import ImplicitNeumann
-from oche.methods.searcher import Searcher
 from oche.methods.zarts import Trials
 from oche.schedule import Constant
 from oche.search.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.search.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxation, Sigmoid, Softmax
+from oche.search.searcher import SearcherLike
 from oche.search.selection import Keep, PerEdgeArgmax, Selection, TopK
 from oche.search.trainable import AllWeights, BatchNormOnly, ClassifierOnly, Trainable, WeightSubset
 from oche.spaces.edges import (
@@ -91,7 +91,7 @@ EPOCHS: dict[str, dict[str, int]] = {
 """The fewest epochs that a method takes in each small space, where one does not do."""
 
 
-def small(name: str) -> Searcher:
+def small(name: str) -> SearcherLike:
     """The method with its options above."""
     return method_named(name, OPTIONS.get(name, {}))
 

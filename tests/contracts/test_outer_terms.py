@@ -24,13 +24,13 @@ from oche.methods.darts_aer import Entropy as EntropyInBits
 from oche.methods.drnas import DirichletKL
 from oche.methods.fair_darts import ZeroOne
 from oche.methods.idarts import ImplicitNeumann
-from oche.methods.searcher import method_of
 from oche.methods.snas import Resource
 from oche.schedule import Constant
 from oche.search.bilevel import ArchGradient, Bilevel, FiniteDifference, Unrolled, required
 from oche.search.loop import StepBatches, begin, bilevel, set_learning_rate, streams
 from oche.search.method import Method
 from oche.search.relaxations import Gated
+from oche.search.searcher import as_searcher
 from oche.search.state import SearchState
 from oche.search.terms import Entropy, InputEntropy, Term, log_distance
 
@@ -134,6 +134,6 @@ def test_a_term_of_the_weights_reaches_through_the_step(arch_gradient: ArchGradi
 def test_every_outer_term_is_here() -> None:
     used: set[type] = set()
     for build in METHODS.values():
-        method = method_of(build())
+        method = as_searcher(build()).method
         used |= {type(term) for term in method.outer_terms} if method else set()
     assert used <= {type(term) for term in (*OF_ALPHA, *OF_WEIGHTS)} | {Evaluation}

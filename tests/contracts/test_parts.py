@@ -28,7 +28,6 @@ from contracts.registry import (
     small,
 )
 from oche.methods import METHODS, method_named
-from oche.methods.searcher import method_of
 from oche.schedule import Constant
 from oche.search import bilevel as gradients
 from oche.search import relaxations, selection, trainable
@@ -46,6 +45,7 @@ from oche.search.loop import (
 )
 from oche.search.method import Method
 from oche.search.relaxations import GumbelSoftmax, Relaxation
+from oche.search.searcher import as_searcher
 from oche.search.selection import Keep, Selection
 from oche.search.stages import Staged
 from oche.search.state import Problem, SearchState
@@ -170,7 +170,7 @@ LONG = {
 SEARCHES = [
     pytest.param(name, space, marks=pytest.mark.slow if name in LONG and space != "toy" else (), id=f"{name}-{space}")
     for name, build in METHODS.items()
-    if (method := method_of(build())) is not None
+    if (method := as_searcher(build()).method) is not None
     for space in SMALL
     if space not in method.unfit
 ]

@@ -13,29 +13,20 @@ import torch
 from contracts.registry import epochs, small
 from oche.methods import METHODS
 from oche.methods.random_features import random_features
-from oche.methods.searcher import Searcher, method_of
 from oche.run import Run
-from oche.search.loop import search
-from oche.search.method import Method
+from oche.search.searcher import SearcherLike, as_searcher
 from oche.search.state import Problem
 from reference.tiny import tiny_problem
 
 MEASURED = {"seconds", "images_per_second", "memory_mib"}
-WITH_SUPERNET = [name for name, build in METHODS.items() if method_of(build()) is not None]
+WITH_SUPERNET = [name for name, build in METHODS.items() if as_searcher(build()).method is not None]
 
 
 class Killed(Exception):
     pass
 
 
-def carry_on(searcher: Searcher, problem: Problem) -> None:
-    if isinstance(searcher, Method):
-        search(problem, searcher)
-    else:
-        searcher.run(problem)
-
-
-def run_with_kills(searcher: Searcher, problem: Problem, every: int | None) -> int:
+def run_with_kills(searcher: SearcherLike, problem: Problem, every: int | None) -> int:
     """Carries on until it is done, killed each time after `every` steps; how often."""
     kills = 0
     while True:
@@ -47,7 +38,7 @@ def run_with_kills(searcher: Searcher, problem: Problem, every: int | None) -> i
                 raise Killed
 
         try:
-            carry_on(searcher, replace(problem, listener=listener))
+            as_searcher(searcher).run(replace(problem, listener=listener))
             return kills
         except Killed:
             kills += 1

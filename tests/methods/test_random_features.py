@@ -8,7 +8,7 @@ import pytest
 
 from oche.errors import UserError
 from oche.methods import METHODS, method_named, random_features
-from oche.methods.searcher import RandomSampling
+from oche.methods.random_sampling import RandomSampling
 from oche.search.method import Method
 from oche.search.trainable import BatchNormOnly
 

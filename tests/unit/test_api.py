@@ -74,7 +74,7 @@ def test_a_search_with_its_comparison(tmp_path: Path) -> None:
 def test_a_finished_search_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = searched(tmp_path / "run", compare=1, compare_seeds=1, protocol="smoke")
     before = found.run.read(Run.LOG)
-    monkeypatch.setattr(api, "find", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr("oche.search.searcher.MethodSearcher.run", lambda *_: pytest.fail("searched again"))
     monkeypatch.setattr("oche.training.compare.retrain", lambda *_: pytest.fail("trained again"))
     api.resume(found.run.path, SMALL)
     assert found.run.read(Run.LOG) == before

@@ -24,7 +24,7 @@ from oche.search.loop import SearchResult, search
 from oche.search.method import Method
 from oche.search.relaxations import Softmax
 from oche.search.state import Problem, SearchState
-from oche.watch.named import Watch, watched
+from oche.watch.named import Watch
 from reference.tiny import tiny_problem
 
 Call = Callable[[], None]
@@ -257,5 +257,5 @@ def test_probes_and_the_monitor_do_not_keep_a_search_from_graphs(name: str, can:
     """Every search from the command line has them; a term, a hook into the steps or a single level does."""
     method = METHODS[name]()
     assert isinstance(method, Method)
-    for searched in (method, watched(method, Watch())):
+    for searched in (method, replace(method, callbacks=(*method.callbacks, *Watch().callbacks()))):
         assert loop.recordable(searched) == can

@@ -12,7 +12,7 @@ import pytest
 from oche.errors import UserError
 from oche.methods import METHODS
 from oche.methods.papers import cite, entries
-from oche.methods.searcher import RandomSampling
+from oche.methods.random_sampling import RandomSampling
 
 DOCS = Path(__file__).parents[2] / "docs"
 

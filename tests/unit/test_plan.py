@@ -15,7 +15,7 @@ from oche.api import search as api
 from oche.data import Data, none
 from oche.errors import UserError
 from oche.methods import METHODS
-from oche.methods.searcher import RandomSampling, method_of
+from oche.methods.random_sampling import RandomSampling
 from oche.optim import SGD, Adam
 from oche.plan.resolve import (
     Plan,
@@ -35,6 +35,7 @@ from oche.schedule import Cosine
 from oche.search.bilevel import FiniteDifference, FirstOrder, Unrolled
 from oche.search.method import Method
 from oche.search.relaxations import EdgeNormalised, Softmax
+from oche.search.searcher import as_searcher
 from oche.search.stages import Staged
 from oche.search.state import Problem
 from oche.search.trainable import AllWeights, BatchNormOnly
@@ -119,7 +120,7 @@ def test_arch_gradients_are_the_methods_own() -> None:
 @pytest.mark.parametrize("space", SPACES)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_every_budget_in_every_space(method: str, space: str, budget: str) -> None:
-    built = method_of(METHODS[method]())
+    built = as_searcher(METHODS[method]()).method
     if built and space in built.unfit:
         assert built.unfit_why
         with pytest.raises(UserError, match=re.escape(f"not made for the space {space!r}: {built.unfit_why}; choose")):

@@ -13,7 +13,8 @@ from scipy.stats import chisquare
 
 from oche.base import counted
 from oche.genotype import Genotype
-from oche.methods.searcher import RandomSampling, sample
+from oche.methods.random_sampling import RandomSampling
+from oche.methods.searcher import sample
 from oche.run import Run
 from oche.spaces import SPACES, Space
 from oche.spaces.darts import DartsSpace
@@ -116,8 +117,8 @@ def test_samples_are_genotypes_of_the_space_and_repeatable(name: str) -> None:
 
 def test_random_sampling_depends_on_the_seed_and_writes_its_genotype(tmp_path: Path) -> None:
     problems = [tiny_problem("nb201", seed=seed) for seed in (0, 0, 1)]
-    a, b, c = (RandomSampling().run(problem) for problem in problems)
+    a, b, c = (RandomSampling().run(problem)[0] for problem in problems)
     assert a == b != c
     run = Run(tmp_path / "run")
-    kept = RandomSampling().run(replace(problems[0], run=run))
+    kept, _ = RandomSampling().run(replace(problems[0], run=run))
     assert Genotype.from_json((tmp_path / "run" / "genotype.json").read_text()) == kept == a

@@ -20,7 +20,7 @@ from oche.run import Run
 from oche.search.loop import search
 from oche.search.method import Method
 from oche.tables import TABLES, Table
-from oche.watch.named import PROBES, Watch, checked, watched
+from oche.watch.named import PROBES, Watch, checked
 from reference.tiny import tiny_problem
 
 ALL = ("gap", "eigenvalue", "tau", "table")
@@ -42,7 +42,8 @@ def test_a_watched_search_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> 
     method = METHODS[name]()
     assert isinstance(method, Method)
     problem = replace(tiny_problem(epochs=2), run=Run.create(tmp_path / "run"))
-    seen = search(problem, watched(method, Watch(ALL, images=8, hessian_images=4, cells=2)))
+    own = Watch(ALL, images=8, hessian_images=4, cells=2).callbacks()
+    seen = search(problem, replace(method, callbacks=(*method.callbacks, *own)))
     plain = search(replace(problem, run=None), method)
     assert str(seen.genotype) == str(plain.genotype)
     for a, b in zip(seen.state.alpha.values(), plain.state.alpha.values(), strict=True):

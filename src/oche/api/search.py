@@ -20,7 +20,6 @@ from oche.api.pick import picked
 from oche.data import Data, for_search, none
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.methods.searcher import find, keeps_weights, method_of
 from oche.plan.resolve import (
     Plan,
     Request,
@@ -35,6 +34,7 @@ from oche.plan.resolve import (
 from oche.report import render
 from oche.run import Run
 from oche.search.preflight import Estimate, estimate
+from oche.search.searcher import as_searcher
 from oche.search.state import Listener, Problem, SearchState, nobody
 from oche.spaces import Network
 from oche.tasks import named
@@ -215,13 +215,13 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = nobody) 
 def measured(plan: Plan) -> Estimate | None:
     """Memory and time of a plan, from one measured step; None where nothing is searched by steps. Raises UserError if it cannot fit."""
     with cpu_threads(plan.request.threads):
-        method = method_of(plan.searcher)
+        method = as_searcher(plan.searcher).method
         return estimate(problem_of(plan), method) if method else None
 
 
 def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
     """Searches, compares, exports the network, writes the report; what a run already holds is not done again."""
-    problem, keeps = problem_of(plan, run, listener), keeps_weights(plan.searcher)
+    problem, keeps = problem_of(plan, run, listener), as_searcher(plan.searcher).keeps_weights
     with out_of_memory(plan.batch), cpu_threads(plan.request.threads):
         if run.has(Run.GENOTYPE) and (run.has(CARD) or not keeps):
             genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode())
@@ -233,7 +233,7 @@ def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
 
             genotype = picked(plan, run, one, listener)
         else:
-            genotype, state = find(plan.searcher, problem, plan.watch)
+            genotype, state = as_searcher(plan.searcher).run(problem, plan.watch.callbacks())
             if keeps and state:
                 keep_supernet(run, state, genotype)
         comparison = None

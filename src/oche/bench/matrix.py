@@ -13,8 +13,8 @@ from typing import Literal
 from oche import config
 from oche.bench.tables import Table, known
 from oche.errors import UserError, unknown
-from oche.methods.searcher import method_of
 from oche.plan.resolve import Request, searcher_named
+from oche.search.searcher import as_searcher
 from oche.training.train import PROTOCOLS
 
 SUPERNET, SUPERNET_TRAIN, TRAINED_VAL, TRAINED_TEST = "supernet/val", "supernet/train", "trained/val", "trained/test"
@@ -212,7 +212,7 @@ def check(matrix: Matrix, table: Table | None = None) -> None:
 def trials(matrix: Matrix) -> tuple[Trial, ...]:
     """Every trial, seeds outermost: whenever a bench is stopped, all methods have about as many of them. Raises UserError."""
     searchers = {name: searcher_named(matrix.arm(name).method) for name in matrix.searched}
-    settings = {name: dict(_settings(matrix, name, method_of(s) is not None)) for name, s in searchers.items()}
+    settings = {name: dict(_settings(matrix, name, as_searcher(s).method is not None)) for name, s in searchers.items()}
     counts = {name: matrix.seeds_for(name) for name in matrix.searched}
     found = []
     for index, budget, data, space, method in itertools.product(
@@ -235,7 +235,7 @@ def trials(matrix: Matrix) -> tuple[Trial, ...]:
             compare=0,
             protocol=matrix.protocol,
             settings=settings[method],
-            probes=matrix.probes if method_of(searchers[method]) else (),
+            probes=matrix.probes if as_searcher(searchers[method]).method else (),
         )
         found.append(Trial(method, space, data, budget, seed, request, matrix.evaluate != "table"))
     return tuple(found)

@@ -16,9 +16,9 @@ from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VA
 from oche.data import Data, none
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.methods.searcher import find
 from oche.plan.resolve import Plan, TrainRequest, resolve, resolve_training, searched_size, training_table
 from oche.run import Run
+from oche.search.searcher import as_searcher
 from oche.spaces import Space
 from oche.spaces.cost import cost
 from oche.tasks import Task
@@ -147,7 +147,8 @@ def _searched(plan: Plan, run: Run) -> tuple[Genotype, float]:
             mark = time.perf_counter()
 
     problem = problem_of(plan, run, listen)
-    return find(plan.searcher, problem, plan.watch)[0], time.perf_counter() - mark
+    genotype, _ = as_searcher(plan.searcher).run(problem, plan.watch.callbacks())
+    return genotype, time.perf_counter() - mark
 
 
 def trained_network(

@@ -38,9 +38,9 @@ class Show:
     def preflight(self, plan: Plan, out: Path | None) -> None:
         from oche.api import search as api
         from oche.data import for_search, for_training
-        from oche.methods.searcher import keeps_weights
+        from oche.search.searcher import as_searcher
 
-        estimate, keeps = api.measured(plan), keeps_weights(plan.searcher)
+        estimate, keeps = api.measured(plan), as_searcher(plan.searcher).keeps_weights
         if self.quiet:
             return
         request, space = plan.request, plan.space
@@ -286,9 +286,9 @@ def data_rows(data: Data) -> list[tuple[str, str]]:
 
 def _split(plan: Plan) -> str:
     from oche.data import UntilFreeze
-    from oche.methods.searcher import method_of
+    from oche.search.searcher import as_searcher
 
-    method = method_of(plan.searcher)
+    method = as_searcher(plan.searcher).method
     if method is None:
         return "nothing is trained in the search"
     parts, count = method.split(plan.data.train, plan.request.seed), len(plan.data.train)

@@ -53,13 +53,13 @@ from oche.methods.pdarts import PUBLISHED as PDARTS
 from oche.methods.pdarts import SMOKE as PDARTS_SMOKE
 from oche.methods.pdarts import pdarts
 from oche.methods.random_features import QUICK, random_features, rf_darts, rf_pcdarts
+from oche.methods.random_sampling import RandomSampling
 from oche.methods.random_search_ws import random_search_ws
 from oche.methods.rdarts import rdarts
 from oche.methods.rlnas import PUBLISHED as RLNAS
 from oche.methods.rlnas import rlnas
 from oche.methods.sdarts import PUBLISHED as SDARTS
 from oche.methods.sdarts import sdarts_adv, sdarts_rs
-from oche.methods.searcher import RandomSampling, Searcher
 from oche.methods.shapley_nas import PUBLISHED as SHAPLEY_NAS
 from oche.methods.shapley_nas import shapley_nas
 from oche.methods.single_stage import BUDGETS as SINGLE_STAGE
@@ -67,8 +67,9 @@ from oche.methods.single_stage import single_stage
 from oche.methods.snas import PUBLISHED as SNAS
 from oche.methods.snas import snas
 from oche.methods.zarts import zarts
+from oche.search.searcher import SearcherLike
 
-METHODS: dict[str, Callable[..., Searcher]] = {
+METHODS: dict[str, Callable[..., SearcherLike]] = {
     "darts": darts,
     "darts_2nd": darts_2nd,
     "pcdarts": pcdarts,
@@ -152,7 +153,7 @@ def budgets(name: str) -> dict[str, Mapping[str, Budget]]:
     return own if base == name else {**own, "quick": QUICK}
 
 
-def method_named(name: str, options: Mapping[str, object] | None = None) -> Searcher:
+def method_named(name: str, options: Mapping[str, object] | None = None) -> SearcherLike:
     """The method of that name with its options; `rf_NAME` is `random_features(NAME)`. Raises UserError for an unknown one."""
     if name in METHODS:
         return build(METHODS[name], options or {}, f"method {name}")

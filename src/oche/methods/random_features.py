@@ -24,9 +24,8 @@ from oche.errors import UserError
 from oche.methods.budgets import Budget
 from oche.methods.darts import darts
 from oche.methods.pcdarts import pcdarts
-from oche.methods.searcher import Searcher
 from oche.search.method import Method
-from oche.search.stages import Staged
+from oche.search.searcher import SearcherLike, around, as_searcher
 from oche.search.trainable import BatchNormOnly, Initialiser
 
 _SLOW = {"trainable.classifier": True, "weight_lr.start": 0.5, "arch_start": 0.4, "arch_optimizer.lr": 3e-2}
@@ -40,20 +39,19 @@ QUICK = {
 
 
 def random_features(
-    searcher: Searcher,
+    searcher: SearcherLike,
     *,
     classifier: bool = False,
     stem: bool = False,
     pool_bn: bool = True,
     initialiser: Initialiser = "pytorch",
-) -> Method | Staged:
+) -> SearcherLike:
     """Any method with its convolutions frozen at random; the switches are BatchNormOnly's. Raises UserError without a supernet."""
     trainable = BatchNormOnly(classifier=classifier, stem=stem, pool_bn=pool_bn, initialiser=initialiser)
-    if isinstance(searcher, Staged):
-        return replace(searcher, name=f"rf_{searcher.name}", method=frozen(searcher.method, trainable))
-    if not isinstance(searcher, Method):
+    method = as_searcher(searcher).method
+    if method is None:
         raise UserError(f"Random features need a supernet, and {searcher.name} trains none: choose a gradient method.")
-    return frozen(searcher, trainable)
+    return around(searcher, frozen(method, trainable), f"rf_{searcher.name}")
 
 
 def frozen(method: Method, trainable: BatchNormOnly) -> Method:

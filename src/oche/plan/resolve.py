@@ -28,10 +28,9 @@ from oche.fast.portable.program import needs_compiler
 from oche.genotype import Genotype
 from oche.methods import METHODS, budgets, method_named
 from oche.methods.budgets import budget
-from oche.methods.searcher import Searcher, keeps_weights, method_of
 from oche.run import Run
 from oche.search.method import Method
-from oche.search.stages import Staged
+from oche.search.searcher import Searcher, SearcherLike, around, as_searcher
 from oche.search.trainable import TRAINABLES
 from oche.spaces import SPACES, Space
 from oche.tasks import Classify, Segment, Task, balanced
@@ -86,7 +85,7 @@ class Plan:
     """A request resolved: everything that a search and the comparison after it need."""
 
     request: Request
-    searcher: Searcher
+    searcher: SearcherLike
     space: Space
     data: Data
     protocol: Protocol
@@ -151,7 +150,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
     )
     chosen = budget(request.budget, key, tables)
     given = _by_part({k: v for k, v in chosen.settings.items() if k.rpartition(".")[2] not in options})
-    method = method_of(searcher)
+    method = as_searcher(searcher).method
     if method and request.space in method.unfit:
         raise UserError(
             f"{request.method} is not made for the space {request.space!r}: {method.unfit_why}; choose another method or space."
@@ -160,7 +159,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
     space = _space(request.space, data, {**usual, **given.pop("space", {}), **parts.pop("space", {})})
     protocol = named_protocol(request.protocol, parts.pop("train", {}))
     watch = config.build(Watch, {"names": request.probes, **parts.pop("probe", {})}, "probe")
-    if isinstance(searcher, Method | Staged):
+    if method:
         for settings, mine in ((given, False), (parts, True)):
             searcher = _with(searcher, settings, request.method, strict=mine)
     elif parts.keys() - {"method"}:
@@ -177,7 +176,7 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         for name, value in _table(recorded, "resolved").items():
             if name in ("epochs", "batch"):
                 chosen = config.override(chosen, name, value, "run.toml: resolved")
-    watch = checked(watch, request.space, method_of(searcher) is not None)
+    watch = checked(watch, request.space, as_searcher(searcher).method is not None)
     batch = chosen.batch if request.batch is None else request.batch
     epochs = chosen.epochs if request.epochs is None else request.epochs
     if batch < 2 or epochs < 1:
@@ -185,14 +184,14 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
             f"A search needs at least one epoch and batches of two images; given epochs={epochs}, batch={batch}."
         )
     if request.compare is None:
-        request = replace(request, compare=0 if request.budget == "paper" or keeps_weights(searcher) else 3)
+        request = replace(request, compare=0 if request.budget == "paper" or as_searcher(searcher).keeps_weights else 3)
     if request.compare and (request.compare < 0 or request.compare_seeds < 1):
         raise UserError(
             f"A comparison needs random cells and at least one seed; given {request.compare} and {request.compare_seeds}: "
             "`--compare 0` goes without."
         )
     if request.compile:
-        if method_of(searcher) is None:
+        if as_searcher(searcher).method is None:
             raise UserError(f"--compile is for cells of a supernet, and {searcher.name} has none: leave it out.")
         needs_compiler(fabric.device)
     request = replace(request, threads=threads_for(request.threads, data))
@@ -311,18 +310,18 @@ def searched_size(table: Mapping[str, object]) -> dict[str, object]:
     return {k: v for k, v in _table(table, "space").items() if k not in ("type", "name", "inputs", "outputs", "size")}
 
 
-def searcher_named(name: str, options: Mapping[str, object] | None = None) -> Searcher:
+def searcher_named(name: str, options: Mapping[str, object] | None = None) -> SearcherLike:
     """A method by its name, or `file.py:function` for one of your own. Raises UserError."""
     factory = _factory(name)
     if factory is None or ".py:" not in name:
         return method_named(name, options)
     built = config.build(factory, options or {}, name)
-    if not isinstance(built, Method | Staged):
-        raise UserError(f"{name} returned {type(built).__name__}; expected an oche.Method.")
+    if not isinstance(built, Method | Searcher):
+        raise UserError(f"{name} returned {type(built).__name__}; expected an oche.Method, or a searcher.")
     return built
 
 
-def _factory(name: str) -> Callable[..., Searcher] | None:
+def _factory(name: str) -> Callable[..., SearcherLike] | None:
     """What builds the method of that name, or the function in `file.py:function`; None where there is neither."""
     path, _, function = name.rpartition(":")
     if not path.endswith(".py"):
@@ -336,7 +335,7 @@ def _factory(name: str) -> Callable[..., Searcher] | None:
     spec.loader.exec_module(module)
     if function not in vars(module):
         raise unknown(f"function in {path}", function, [n for n, f in vars(module).items() if inspect.isfunction(f)])
-    return cast(Callable[..., Searcher], vars(module)[function])
+    return cast(Callable[..., SearcherLike], vars(module)[function])
 
 
 def named_protocol(name: str, settings: Mapping[str, object]) -> Protocol:
@@ -447,17 +446,16 @@ def _options(name: str, settings: Mapping[str, object]) -> dict[str, object]:
 
 
 def _with(
-    searcher: Method | Staged, settings: Mapping[str, Mapping[str, object]], name: str, *, strict: bool
-) -> Method | Staged:
+    searcher: SearcherLike, settings: Mapping[str, Mapping[str, object]], name: str, *, strict: bool
+) -> SearcherLike:
     """The searcher with fields changed: of a staged one `stages.X` is its plan's, and all else the method's that it varies."""
-    if isinstance(searcher, Method):
-        return _changed(searcher, settings, name, strict=strict)
-    slots = settings.get("slot", {})
-    own = {path: value for path, value in slots.items() if path.startswith("stages.")}
+    slots, method = settings.get("slot", {}), as_searcher(searcher).method
+    assert method is not None
+    own = {path: value for path, value in slots.items() if path.startswith("stages.")} if method != searcher else {}
     for path, value in own.items():
         searcher = config.override(searcher, path, value, name)
     rest = {**settings, "slot": {path: value for path, value in slots.items() if path not in own}}
-    return replace(searcher, method=_changed(searcher.method, rest, name, strict=strict))
+    return around(searcher, _changed(method, rest, name, strict=strict), searcher.name)
 
 
 def _changed(method: Method, settings: Mapping[str, Mapping[str, object]], name: str, *, strict: bool) -> Method:

@@ -8,7 +8,7 @@ ended ones from there, asks the plan anew, which depends on nothing else, and ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from oche.genotype import Genotype
 from oche.run import Run
+from oche.search.callbacks import Callback
 from oche.search.loop import SearchResult, advance, begin, checkpoint, conclude, resume
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState, same_shape
@@ -93,12 +94,17 @@ class Staged:
     def papers(self) -> tuple[str, ...]:
         return self.method.papers
 
-    def run(self, problem: Problem) -> Genotype:
-        """Searches, from wherever the run stands. Raises UserError where a checkpoint is damaged or of other settings."""
-        return self.search(problem).genotype
+    def run(self, problem: Problem, watch: Sequence[Callback] = ()) -> tuple[Genotype, SearchState | None]:
+        """Searches, or carries on; `watch` are further callbacks of every stage. Returns the genotype and the last stage's state.
+
+        Raises UserError where a checkpoint is damaged or of other settings.
+        """
+        watched = replace(self.method, callbacks=(*self.method.callbacks, *watch))
+        result = replace(self, method=watched).search(problem)
+        return result.genotype, result.state
 
     def search(self, problem: Problem) -> SearchResult:
-        """Like `run`, with the last stage's state and the whole history."""
+        """Searches as `run` does, and returns the whole history too."""
         ended: tuple[SearchState, ...] = ()
         method = self.method
         while stage := self.stages(problem, self.method, ended):

@@ -26,13 +26,13 @@ from oche.bench.trial import Judged, scores_of, trained_network
 from oche.data import none
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.methods.searcher import find, method_of
 from oche.optim import SGD
 from oche.plan.resolve import Plan
 from oche.run import Run
 from oche.schedule import Constant
 from oche.search.method import Method
 from oche.search.relaxations import gated, openings
+from oche.search.searcher import as_searcher
 from oche.search.selection import kept
 from oche.search.state import SearchState
 from oche.spaces import Network, Space
@@ -144,7 +144,8 @@ class Searched:
 
 def measured(trial: Trial, plan: Plan, run: Run, genotype: Genotype, measure: Measure) -> Judged:
     """What comes after a study's search (`bench.trial.After`)."""
-    method, (_, state) = method_of(plan.searcher), find(plan.searcher, problem_of(plan, run), plan.watch)
+    searcher = as_searcher(plan.searcher)
+    method, (_, state) = searcher.method, searcher.run(problem_of(plan, run), plan.watch.callbacks())
     if method is None or state is None:  # a cell drawn at random: there is nothing to decode
         scores, training, seconds = trained_network(plan, run, genotype)
         return Judged(scores, genotype, training.space, seconds)

@@ -19,9 +19,9 @@ from oche.bench.result import BenchFolder, BenchResult, read
 from oche.bench.runner import Listener, silent
 from oche.bench.trial import run_trial
 from oche.errors import UserError
-from oche.methods.searcher import method_of
 from oche.plan.resolve import resolve
 from oche.run import Run
+from oche.search.searcher import as_searcher
 from oche.spaces import SPACES
 from oche.study.claims import Roles, judged
 from oche.study.decode import decoding
@@ -142,7 +142,7 @@ def check(study: Study) -> None:
             f"The arm {both[0]!r} is to be retrained from scratch and from inherited weights; name it once."
         )
     plans = [resolve(t.request) for t in {t.method: t for t in trials(matrix)}.values()] if study.asked else []
-    searched = [(plan.space, method) for plan in plans if (method := method_of(plan.searcher))]
+    searched = [(plan.space, method) for plan in plans if (method := as_searcher(plan.searcher).method)]
     for name in study.asked:
         reasons = [unfit(decoding(name), space, method) for space, method in searched]
         if reasons and all(reasons):

@@ -6,12 +6,11 @@ oche search darts --probe eigenvalue --probe gap --set probe.every=5
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from oche.errors import UserError, unknown
 from oche.search.callbacks import Callback
-from oche.search.method import Method
 from oche.tables import TABLES, Table
 from oche.watch.monitor import Eigenvalue, Gap, Monitor, ParameterFree, Probe, Probes, RankCorrelation, TableAccuracy
 
@@ -38,6 +37,13 @@ class Watch:
     def read(self) -> Table:
         """The table. Raises UserError."""
         return TABLES[self.table](Path(self.folder) if self.folder else None)
+
+    def callbacks(self) -> tuple[Callback, ...]:
+        """The probes, and the monitor behind them, to be added to a method's callbacks."""
+        own: tuple[Callback, ...] = (Probes((ParameterFree(),)),)
+        if self.names:
+            own += (Probes(tuple(PROBES[name](self) for name in self.names), self.every),)
+        return (*own, Monitor())
 
 
 PROBES: dict[str, Callable[[Watch], Probe]] = {
@@ -74,11 +80,3 @@ def checked(watch: Watch, space: str, steps: bool) -> Watch:
         if "tau" in watch.names:
             table.sample(watch.cells)
     return watch
-
-
-def watched(method: Method, watch: Watch) -> Method:
-    """The method with the probes, and the monitor behind them, in its callbacks."""
-    own: tuple[Callback, ...] = (Probes((ParameterFree(),)),)
-    if watch.names:
-        own += (Probes(tuple(PROBES[name](watch) for name in watch.names), watch.every),)
-    return replace(method, callbacks=(*method.callbacks, *own, Monitor()))

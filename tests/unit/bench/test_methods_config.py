@@ -10,9 +10,9 @@ import pytest
 from oche.bench.matrix import flat, matrix_from
 from oche.data import Whole
 from oche.methods import budgets, method_named
-from oche.methods.searcher import method_of
 from oche.optim import Adam
 from oche.search.method import Method
+from oche.search.searcher import as_searcher
 
 MATRIX = matrix_from(Path(__file__).parents[3] / "benchmarks" / "methods_nb201.toml")
 HERE = 30 * 35
@@ -26,7 +26,7 @@ SPACE = {"pdarts": "darts"}
 
 
 def method(name: str, T: object = None) -> Method:
-    found = method_of(method_named(name, {"T": T} if T else {}))
+    found = as_searcher(method_named(name, {"T": T} if T else {})).method
     assert found is not None
     return found
 
@@ -58,7 +58,7 @@ def here(arm: str) -> float:
 ARMS = [
     arm
     for arm in MATRIX.arms
-    if (m := method_of(method_named(MATRIX.arm(arm).method)))
+    if (m := as_searcher(method_named(MATRIX.arm(arm).method)).method)
     and isinstance(m.arch_optimizer, Adam)
     and m.arch_start < 1
 ]
