@@ -25,7 +25,7 @@ INSIDE = {  # a module imports from those before it; in folders that are not lis
     "training": ["train", "compare", "export"],
     "search": [
         *("relaxations", "state", "bilevel", "callbacks", "terms", "selection", "trainable", "method"),
-        *("graphs", "loop", "stages", "preflight"),
+        *("graphs", "loop", "stages", "searcher", "preflight"),
     ],
 }
 
