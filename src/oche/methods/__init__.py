@@ -46,6 +46,7 @@ from oche.methods.ista_nas import PUBLISHED as ISTA_NAS
 from oche.methods.ista_nas import ista_nas, ista_nas_one_stage
 from oche.methods.lambda_darts import PUBLISHED as LAMBDA_DARTS
 from oche.methods.lambda_darts import lambda_darts
+from oche.methods.oles import PUBLISHED as OLES
 from oche.methods.oles import oles
 from oche.methods.pcdarts import PUBLISHED as PCDARTS
 from oche.methods.pcdarts import pcdarts
@@ -66,6 +67,7 @@ from oche.methods.single_stage import BUDGETS as SINGLE_STAGE
 from oche.methods.single_stage import single_stage
 from oche.methods.snas import PUBLISHED as SNAS
 from oche.methods.snas import snas
+from oche.methods.zarts import PUBLISHED as ZARTS
 from oche.methods.zarts import zarts
 from oche.search.searcher import SearcherLike
 
@@ -127,12 +129,14 @@ PUBLISHED: dict[str, Mapping[str, Budget]] = {
     "ista_nas": ISTA_NAS,
     "ista_nas_one_stage": ISTA_NAS_ONE_STAGE,
     "lambda_darts": LAMBDA_DARTS,
+    "oles": OLES,
     "pdarts": PDARTS,
     "rlnas": RLNAS,
     "sdarts_adv": SDARTS,
     "sdarts_rs": SDARTS,
     "shapley_nas": SHAPLEY_NAS,
     "snas": SNAS,
+    "zarts": ZARTS,
 }
 """Published settings of each method, by space, for `--budget paper`."""
 

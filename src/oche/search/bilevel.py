@@ -27,7 +27,8 @@ class Bilevel:
     """`inner` and `outer` losses, and `descend(theta, grads)`: the weights after the next weight step, differentiable in grads.
 
     `mean` averages tensors over processes; alone it does nothing. `rate` is the present learning rate of the weights, `draw` the
-    randomness and the progress of this step. `keep` is handed d outer / d theta by a gradient that takes it along.
+    randomness and the progress of this step. `keep` is handed d outer / d theta by a gradient that takes it along, `meter` numbers by
+    name that the epoch's record is to sum up.
     """
 
     inner: Loss
@@ -37,6 +38,7 @@ class Bilevel:
     rate: Callable[[], float] = float
     draw: Callable[[], Draw] = partial(Draw, 0)
     keep: Callable[[Params], object] = dict
+    meter: Callable[..., object] = dict
 
 
 class Batches(Protocol):

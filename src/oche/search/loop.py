@@ -210,7 +210,8 @@ def bilevel(state: SearchState, method: Method) -> Bilevel:
             raise NotRepeatable("the step asks for the learning rate")
         return float(state.weight_optimizer.param_groups[0]["lr"])
 
-    return Bilevel(inner, outer, descend, partial(average, state.problem.fabric), rate, partial(state.draw, "alpha"))
+    mean, draw = partial(average, state.problem.fabric), partial(state.draw, "alpha")
+    return Bilevel(inner, outer, descend, mean, rate, draw, meter=state.meter)
 
 
 def derivatives(loss: Tensor, *trees: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
