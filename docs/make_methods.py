@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from oche import config
-from oche.methods import METHODS, PUBLISHED
+from oche.methods import ENTRIES, METHODS
 from oche.methods.papers import cite
 from oche.search.method import Method
 from oche.search.searcher import SearcherLike, as_searcher
@@ -73,7 +73,7 @@ def parts(searcher: SearcherLike) -> Iterator[str]:
 
 def published(name: str) -> Iterator[str]:
     """The settings of `--budget paper`."""
-    tables = PUBLISHED.get(name.removeprefix("rf_"), {})
+    tables = ENTRIES[name.removeprefix("rf_")].budgets.get("paper", {})
     if tables:
         yield from ("## Published settings (`--budget paper`)", "", "| space | epochs | batch | settings | from |")
         yield "|---|---|---|---|---|"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oche.errors import UserError
-from oche.methods import PUBLISHED, budgets
+from oche.methods import ENTRIES, budgets
 from oche.methods.budgets import NAMES, QUICK, SMOKE, budget
 from oche.methods.darts import darts
 from oche.methods.pcdarts import pcdarts
@@ -19,6 +19,8 @@ from oche.schedule import Constant, Cosine, Geometric, Linear, LinearTail, Sched
 from oche.search.loop import begin, set_learning_rate
 from oche.search.state import SearchState
 from reference.tiny import tiny_problem
+
+PUBLISHED = {name: entry.budgets.get("paper", {}) for name, entry in ENTRIES.items()}
 
 SCHEDULES: list[Schedule] = [
     Constant(0.1),

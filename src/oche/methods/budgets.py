@@ -13,12 +13,21 @@ from oche.errors import unknown
 
 @dataclass(frozen=True)
 class Budget:
-    """`epochs` and `batch`, and `settings` such as `{"space.cells": 8, "weight_lr.start": 0.1}`; `source` says where from."""
+    """`epochs` and `batch`, and `settings` as on the command line; `source` says where they come from.
+
+    `settings` may name a field of the space (`"space.cells": 8`, `"space.without": ("none",)`), an option of the method's factory
+    (`"method.K": 2`), a field of the method, be it a switch (`"arch_first": False`) or a whole part (`"weight_lr": Cosine(0.1)`), or
+    a field of a part (`"weight_lr.start": 0.1`). What the user gives goes before all of them (`oche.plan.settings`).
+    """
 
     epochs: int
     batch: int
     settings: Mapping[str, object] = field(default_factory=dict)
     source: str = "our choice"
+
+
+Budgets = Mapping[str, Mapping[str, Budget]]
+"""Budget's name -> space -> budget. A method's row stands in the place of the space's own, and takes nothing over from it."""
 
 
 QUICK: dict[str, Budget] = {
@@ -47,8 +56,8 @@ OTHERS: dict[str, Budget] = {
 NAMES = ("paper", "quick", "smoke")
 
 
-def budget(name: str, space: str, own: Mapping[str, Mapping[str, Budget]]) -> Budget:
-    """The budget of that name in that space; `own` are a method's own tables, budget's name -> space -> budget.
+def budget(name: str, space: str, own: Budgets) -> Budget:
+    """The budget of that name in that space; `own` are a method's own.
 
     Spaces without an entry take that in `OTHERS`, or that of `darts`. Raises UserError for an unknown name.
     """

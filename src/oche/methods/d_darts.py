@@ -63,6 +63,7 @@ PUBLISHED = {
         50, 96, {"space.cells": 5, "space.channels": 16}, f"{_SOURCE}'s settings; none are published for it"
     ),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 # ------------------------------------------------------------------ the cell losses
 

@@ -39,6 +39,7 @@ PUBLISHED = {
     "darts": Budget(50, 64, {"space.cells": 8, "space.channels": 16}, "quark0/darts @ f276dd3"),
     "nb201": Budget(50, 64, NB201_SETTINGS, "D-X-Y/AutoDL-Projects @ f46486e, NAS-Bench-201 scripts"),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 
 def darts() -> Method:

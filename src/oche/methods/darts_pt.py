@@ -31,6 +31,7 @@ from torch import Tensor
 from oche.base import Group, counted
 from oche.errors import UserError
 from oche.genotype import Genotype
+from oche.methods.budgets import QUICK as OURS
 from oche.methods.budgets import Budget
 from oche.methods.darts import darts
 from oche.schedule import Schedule
@@ -54,6 +55,7 @@ SMOKE = {
 }
 QUICK = {"grid": Budget(100, 8, {"space.layers": 6, "space.channels": 8, "arch_optimizer.lr": 3e-3})}
 """Our choice: an epoch between two decisions, of which a grid has many."""
+BUDGETS = {"paper": PUBLISHED, "quick": {**OURS, **QUICK}, "smoke": SMOKE}
 
 Mask = dict[str, Tensor]
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from oche.base import Alpha, Draw, Group, counted
 from oche.data import Fractions
 from oche.errors import UserError
+from oche.methods.budgets import QUICK as OURS
 from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS
 from oche.optim import SGD
@@ -53,6 +54,7 @@ SMOKE = {
 }
 QUICK = {"darts": Budget(40, 64, {"space.cells": 5, "space.channels": 8})}
 """Our choice: one sweep a round takes so many epochs."""
+BUDGETS = {"paper": PUBLISHED, "quick": {**OURS, **QUICK}, "smoke": SMOKE}
 
 
 @dataclass(frozen=True)

@@ -178,6 +178,7 @@ PUBLISHED = {
         50, 64, {"space.cells": 8, "space.channels": 16, **_DARTS}, f"{_SOURCE}, its settings without stages"
     ),
 }
+BUDGETS = {"paper": PUBLISHED}
 PROGRESSIVE = {
     "nb201": Budget(
         100,
@@ -199,6 +200,7 @@ PROGRESSIVE = {
         _SOURCE,
     ),
 }
+PROGRESSIVE_BUDGETS = {"paper": PROGRESSIVE}
 
 
 def drnas(kl: bool = False, by_mean: bool = False) -> Method:

@@ -41,6 +41,7 @@ PUBLISHED = {
         50, 128, {"space.cells": 5, "space.channels": 16}, f"{_SOURCE}'s settings; none are published for it"
     ),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 
 @dataclass(frozen=True)

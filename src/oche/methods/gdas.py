@@ -33,6 +33,7 @@ PUBLISHED = {
     "nb201": Budget(250, 64, NB201_SETTINGS, _SOURCE),
     "darts": Budget(250, 256, {"space.cells": 8, "space.channels": 16}, _SOURCE),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 
 def gdas(start: float = 10.0, end: float = 0.1, scalars: bool = False) -> Method:

@@ -81,6 +81,7 @@ SMOKE = {
     "darts": Budget(3, 16, {"space.cells": 3, "space.channels": 4, "stages.batches": 1, "stages.first_kind": True}),
 }
 """Our choice: a search in stages needs an epoch for each."""
+BUDGETS = {"paper": PUBLISHED, "smoke": SMOKE}
 
 
 # ------------------------------------------------------------------ the plan

@@ -39,6 +39,7 @@ PUBLISHED = {
         120, 64, {**NB201_SETTINGS, "weight_lr.start": 0.01, "weight_lr.end": 0.001}, "MiaoZhang0525/iDARTS @ 419a67b"
     ),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 
 @dataclass(frozen=True)

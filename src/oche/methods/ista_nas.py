@@ -63,12 +63,14 @@ PUBLISHED = {
         50, 256, {"space.cells": 5, "space.channels": 16}, f"{_SOURCE}'s settings; none are published for it"
     ),
 }
+BUDGETS = {"paper": PUBLISHED}
 ONE_STAGE = {
     "darts": Budget(600, 96, {"space.cells": 20, "space.channels": 36}, _SOURCE),
     "nb201": Budget(
         200, 96, {"space.cells": 5, "space.channels": 16}, f"{_SOURCE}'s settings; none are published for it"
     ),
 }
+ONE_STAGE_BUDGETS = {"paper": ONE_STAGE}
 
 # ------------------------------------------------------------------ the schedule
 

@@ -55,6 +55,7 @@ PUBLISHED = {
         "dr-faustus/Lambda-DARTS",
     ),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 
 @dataclass(frozen=True)

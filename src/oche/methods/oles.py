@@ -50,6 +50,7 @@ PUBLISHED = {
     "darts": Budget(50, 64, {"space.cells": 8, "space.channels": 16}, "PasaLab/oles @ d90455c"),
     "nb201": Budget(100, 64, {"space.cells": 5, "space.channels": 16}, "ours, after xiangning-chen/DrNAS @ f2caa4d"),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 
 @dataclass(frozen=True)

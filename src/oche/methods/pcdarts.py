@@ -58,6 +58,7 @@ PUBLISHED = {
         for space in ("s1", "s2", "s3", "s4")
     },
 }
+BUDGETS = {"paper": PUBLISHED}
 
 
 def pcdarts(K: int = 4) -> Method:

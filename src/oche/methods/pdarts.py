@@ -51,6 +51,7 @@ SMOKE = {
     "darts": Budget(3, 16, {"space.cells": 3, "space.channels": 4}),
 }
 """Our choice: an epoch a stage."""
+BUDGETS = {"paper": PUBLISHED, "smoke": SMOKE}
 
 DEPTHS = (5, 11, 17)
 CANDIDATES = (8, 5, 3)

@@ -45,6 +45,7 @@ PUBLISHED = {
     "darts": Budget(250, 64, {"space.cells": 8, "space.channels": 16}, "megvii-model/RLNAS @ 6a6d838"),
     "nb201": Budget(250, 64, NB201_SETTINGS, "megvii-model/RLNAS @ 6a6d838"),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 Products = dict[str, Tensor]
 """Group -> (E, O, 3): <v_0, v_T>, <v_0, v_0> and <v_T, v_T> of every candidate, summed over the group's cells."""

@@ -39,6 +39,7 @@ PUBLISHED = {
     "nb201": Budget(100, 64, {"space.cells": 5, "space.channels": 16}, _SOURCE),
     "darts": Budget(50, 64, {"space.cells": 8, "space.channels": 16}, _SOURCE),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 
 def normalised(p: Tensor, clean: Tensor) -> Tensor:

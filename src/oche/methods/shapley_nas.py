@@ -45,6 +45,7 @@ PUBLISHED = {
         "Euphoria16/Shapley-NAS",
     ),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 
 @dataclass(frozen=True)

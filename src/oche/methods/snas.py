@@ -47,6 +47,7 @@ PUBLISHED = {
         150, 96, {"space.cells": 5, "space.channels": 16}, f"{_SOURCE}'s settings; none are published for it"
     ),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,7 @@ PUBLISHED = {
     "darts": Budget(50, 64, {"space.cells": 8, "space.channels": 16}, "vicFigure/ZARTS @ 38bb2a6"),
     "nb201": Budget(50, 64, {"space.cells": 5, "space.channels": 16}, "ours"),
 }
+BUDGETS = {"paper": PUBLISHED}
 
 
 @dataclass(frozen=True)
