@@ -23,7 +23,8 @@ from oche.fast import ordinary
 from oche.genotype import PUBLISHED, Genotype
 from oche.plan.resolve import fabric_for
 from oche.spaces import SPACES
-from oche.training.train import PROTOCOLS, Training, TrainState, begin, train_epoch
+from oche.training.protocols import PROTOCOLS
+from oche.training.train import Training, TrainState, begin, train_epoch
 
 FORMS = {  # name -> (precision, channels_last, our kernels, torch.compile)
     "NCHW": ("32", False, False, False),

@@ -22,10 +22,10 @@ LAYERS = [  # a room imports from those before it, and from itself
 ]
 
 INSIDE = {  # a module imports from those before it; in folders that are not listed here, circles alone are refused
-    "training": ["train", "compare", "export"],
+    "training": ["protocols", "evaluate", "train", "compare", "export"],
     "search": [
         *("relaxations", "state", "bilevel", "callbacks", "terms", "selection", "trainable", "method"),
-        *("graphs", "loop", "stages", "searcher", "preflight"),
+        *("graphs", "loop", "stages", "searcher", "preflight", "inherit"),
     ],
 }
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
 
 from oche.base import Params
@@ -125,3 +126,12 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"].fill_(rate)
         else:
             group["lr"] = rate
+
+
+def average(fabric: Fabric, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The mean of each tensor over all processes, in one message. Explicit, since DDP's hooks do not see `autograd.grad`."""
+    if fabric.world_size == 1 or not tensors:
+        return list(tensors)
+    flat = fabric.all_reduce(torch.cat([t.flatten() for t in tensors]), reduce_op="mean")
+    assert isinstance(flat, Tensor)
+    return [part.view_as(t) for part, t in zip(torch.split(flat, [t.numel() for t in tensors]), tensors, strict=True)]

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +23,14 @@ from oche.errors import UserError
 
 STALE = 600.0
 """Seconds after which a temporary file belongs to nobody: a report may open a run that a search is writing to."""
+
+
+Listener = Callable[[str, Mapping[str, object]], None]
+"""Called with ("step", {...}) after every step, ("epoch", record) after every epoch, and so on."""
+
+
+def silent(event: str, record: Mapping[str, object]) -> None:
+    """Ignores every event (the default)."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +167,18 @@ class Run:
     def _complete_lines(self) -> list[bytes]:
         content = self.read(Run.LOG) if self.has(Run.LOG) else b""
         return [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+@contextmanager
+def damaged() -> Iterator[None]:
+    """Turns an error of `torch.load` into a UserError of one sentence."""
+    try:
+        yield
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or ["end of file"])[0]
+        raise UserError(
+            f"The checkpoint state.pt is truncated or damaged ({reason}): delete it to start that run anew."
+        ) from None
 
 
 def _sweep(folder: Path) -> None:

@@ -24,12 +24,13 @@ import torch
 
 from oche.base import counted
 from oche.methods import METHODS
-from oche.methods.searcher import sample
 from oche.plan.resolve import fabric_for
 from oche.run import Run
 from oche.search.loop import search
 from oche.search.method import Method
-from oche.training.train import PROTOCOLS, Training, retrain
+from oche.spaces.sampling import sample
+from oche.training.protocols import PROTOCOLS
+from oche.training.train import Training, retrain
 from reference.tiny import tiny_data, tiny_problem, tiny_space
 
 MEASURED = {"seconds", "images_per_second", "memory_mib"}

@@ -29,8 +29,8 @@ from oche.search.method import Method
 from oche.search.preflight import estimate
 from oche.search.relaxations import Gated
 from oche.tasks import Segment, balanced, mean_iou
+from oche.training.evaluate import Score
 from oche.training.export import FORMATS, load_network
-from oche.training.train import Score
 from reference.tiny import tiny_data, tiny_masks, tiny_problem
 
 SMALL = {"space.layers": 2, "space.levels": 2, "space.channels": 4, "space.ops": ["mbconv_k3_e3", "skip_connect"]}

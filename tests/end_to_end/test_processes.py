@@ -15,16 +15,16 @@ from lightning_fabric import Fabric
 from oche.base import counted
 from oche.data import SPLITS, Stream
 from oche.methods import METHODS
-from oche.methods.searcher import sample
 from oche.methods.single_stage import single_stage
-from oche.optim import SGD
+from oche.optim import SGD, average
 from oche.run import Run
 from oche.schedule import Constant
 from oche.search import loop
-from oche.search.bilevel import average
 from oche.search.method import Method
 from oche.search.state import Problem
-from oche.training.train import PROTOCOLS, Training, retrain
+from oche.spaces.sampling import sample
+from oche.training.protocols import PROTOCOLS
+from oche.training.train import Training, retrain
 from reference.tiny import tiny_data, tiny_problem, tiny_space
 
 pytestmark = pytest.mark.slow

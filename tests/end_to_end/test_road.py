@@ -22,12 +22,13 @@ from oche.cli import main as cli
 from oche.data import Data, load
 from oche.data.reading.folders import read_image
 from oche.genotype import Choice, Genotype
-from oche.methods.searcher import sample
 from oche.plan.resolve import fabric_for
 from oche.run import Run
 from oche.spaces import SPACES, Network
+from oche.spaces.sampling import sample
 from oche.training.export import FORMATS, export_network, load_network, save_network
-from oche.training.train import PROTOCOLS, Training, retrain
+from oche.training.protocols import PROTOCOLS
+from oche.training.train import Training, retrain
 from reference.tiny import tiny_data, tiny_space
 
 MEASURED = {"seconds", "images_per_second", "memory_mib"}

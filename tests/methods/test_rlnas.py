@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from oche.base import counted
 from oche.genotype import Genotype
 from oche.methods.rlnas import KeepInitial, WidestAngle, angle, mixed, paths, products, rlnas
-from oche.methods.searcher import sample
 from oche.search.loop import begin, search, streams
 from oche.search.state import SearchState
 from oche.spaces.base import Cell
+from oche.spaces.sampling import sample
 from reference.tiny import tiny_problem
 
 pytestmark = pytest.mark.usefixtures("float64")

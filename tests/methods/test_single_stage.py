@@ -33,6 +33,7 @@ from oche.methods.single_stage import (
 from oche.plan.resolve import Request, resolve
 from oche.run import Run
 from oche.schedule import Constant, Ramp
+from oche.search.inherit import inherited
 from oche.search.loop import advance, begin
 from oche.search.method import Method
 from oche.search.relaxations import Gated
@@ -41,7 +42,6 @@ from oche.search.stages import Staged, entered
 from oche.search.state import Problem, SearchState
 from oche.search.terms import Entropy, InputEntropy, log_distance
 from oche.training.export import load_network
-from oche.training.train import inherited
 from reference.tiny import tiny_data, tiny_masks, tiny_problem
 
 VARIANTS: tuple[Variant, ...] = ("soft", "prune", "one_hot")

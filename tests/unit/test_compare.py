@@ -12,13 +12,15 @@ from scipy import stats
 
 from oche.base import counted
 from oche.genotype import Choice, Genotype
-from oche.methods.searcher import sample
 from oche.plan.resolve import fabric_for
 from oche.run import Run
 from oche.spaces import Network
+from oche.spaces.sampling import sample
 from oche.training import compare as module
 from oche.training.compare import FOUND, Comparison, compare, interval
-from oche.training.train import PROTOCOLS, Training, evaluate, retrain
+from oche.training.evaluate import evaluate
+from oche.training.protocols import PROTOCOLS
+from oche.training.train import Training, retrain
 from reference.tiny import tiny_data, tiny_space
 
 CELL = Genotype("toy", {"cell": (Choice(0, 1, "nor_conv_3x3"), Choice(0, 2, "skip_connect"), Choice(1, 2, "none"))})

@@ -8,9 +8,9 @@ from torch import nn
 
 from oche.base import counted
 from oche.genotype import PUBLISHED, Choice, Genotype
-from oche.methods.searcher import sample
 from oche.spaces import SPACES
 from oche.spaces.cost import Cost, candidates, cost, multiply_adds, parameters
+from oche.spaces.sampling import sample
 from reference.tiny import tiny_data, tiny_space
 
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from oche.base import counted
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
-from oche.methods.searcher import sample
 from oche.run import Run
 from oche.spaces import Network, Space
+from oche.spaces.sampling import sample
 from oche.training import export
 from oche.training.export import CARD, FORMATS, WEIGHTS, Deployed, export_network, load_network, save_network
 from reference.tiny import tiny_data, tiny_space

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from oche.base import Batch, Draw, counted
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
-from oche.methods.searcher import sample
 from oche.report.draw import draw, draw_text
 from oche.search.relaxations import Gated, ReluTanhGate, SigmoidGate, SoftmaxGate
 from oche.spaces import GridSpace, Supernet
@@ -22,6 +21,7 @@ from oche.spaces.cost import cost
 from oche.spaces.edges import PartialChannels, WeightedSum
 from oche.spaces.grid import MBCONVS
 from oche.spaces.ops import OPS, MBConv
+from oche.spaces.sampling import sample
 
 DRAW = Draw(seed=5)
 SMALL = {

@@ -13,9 +13,8 @@ from oche.cli import main as cli
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.plan.resolve import Request, resolve
-from oche.run import Run
-from oche.search.state import nobody
-from oche.training.train import Score
+from oche.run import Run, silent
+from oche.training.evaluate import Score
 
 SETTINGS = {
     "space.channels": 4, "split.weights": 0.05, "split.arch": 0.05, "data.val": 0.1, "train.epochs": 1, "train.batch": 128,
@@ -29,7 +28,7 @@ def _few_reports(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("oche.api.search.render", lambda run: render(run) if run.path.name == "run" else run.path)
 
 
-def search(out: Path, listener: Callable[[str, Mapping[str, object]], None] = nobody, seeds: int = 3) -> api.Found:
+def search(out: Path, listener: Callable[[str, Mapping[str, object]], None] = silent, seeds: int = 3) -> api.Found:
     return api.search(
         "darts", space="toy", budget="smoke", epochs=1, seed=5, compare=0, protocol="smoke", settings=SETTINGS, seeds=seeds,
         device="cpu", out=out, listener=listener,

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from oche.base import Batch, Draw, Group, counted
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
-from oche.methods.searcher import sample
 from oche.search.trainable import AllWeights, BatchNormOnly
 from oche.spaces import SPACES, Space, estimate_statistics
 from oche.spaces.cost import cost, multiply_adds, parameters
@@ -31,6 +30,7 @@ from oche.spaces.edges import PartialChannels, WeightedSum
 from oche.spaces.nb201 import NB201_OPS, NB201Space
 from oche.spaces.ops import OPS, FactorizedReduce, Noise, PoolBN
 from oche.spaces.robust import S1, S4
+from oche.spaces.sampling import sample
 from oche.spaces.toy import ToySpace
 
 DRAW = Draw(seed=5)

@@ -14,10 +14,10 @@ from scipy.stats import chisquare
 from oche.base import counted
 from oche.genotype import Genotype
 from oche.methods.random_sampling import RandomSampling
-from oche.methods.searcher import sample
 from oche.run import Run
 from oche.spaces import SPACES, Space
 from oche.spaces.darts import DartsSpace
+from oche.spaces.sampling import sample
 from oche.spaces.toy import ToySpace
 from reference.tiny import tiny_problem
 

@@ -16,25 +16,16 @@ from oche.base import Draw, counted
 from oche.data import Data, Stream, for_training, none
 from oche.errors import UserError
 from oche.genotype import PUBLISHED, Choice, Genotype
-from oche.methods.searcher import sample
 from oche.optim import SGD
 from oche.plan.resolve import fabric_for
 from oche.run import Run
 from oche.schedule import Constant
 from oche.spaces import SPACES, Network
+from oche.spaces.sampling import sample
 from oche.tasks import Classify
-from oche.training.train import (
-    BEST,
-    LAST,
-    PROTOCOLS,
-    Protocol,
-    Training,
-    _stream,
-    begin,
-    evaluate,
-    retrain,
-    train_epoch,
-)
+from oche.training.evaluate import evaluate
+from oche.training.protocols import PROTOCOLS, Protocol
+from oche.training.train import BEST, LAST, Training, _stream, begin, retrain, train_epoch
 from reference.tiny import tiny_data, tiny_space
 
 CPU = fabric_for("cpu")

@@ -18,8 +18,9 @@ from oche.data.reading.pixels import resized, with_channels
 from oche.errors import UserError, unknown
 from oche.plan.resolve import fabric_for, requested, task_for
 from oche.run import Run
+from oche.training.evaluate import Score, evaluate
 from oche.training.export import Loaded, load_network
-from oche.training.train import BEST, LAST, Score, evaluate
+from oche.training.train import BEST, LAST
 
 
 @dataclass(frozen=True)

@@ -17,17 +17,17 @@ from oche import config
 from oche.data import none
 from oche.genotype import Genotype
 from oche.plan.resolve import Plan
-from oche.run import Run
-from oche.search.state import Listener, nobody
+from oche.run import Listener, Run, silent
 from oche.spaces import Network
 from oche.tasks import named
-from oche.training.train import Training, evaluate, retrain
+from oche.training.evaluate import evaluate
+from oche.training.train import Training, retrain
 
 Search = Callable[[Plan, Run], tuple[Genotype, Network | None]]
 """Carries a search out in its folder, from wherever that stands; with the network where the search keeps its weights."""
 
 
-def picked(plan: Plan, run: Run, search: Search, listener: Listener = nobody) -> Genotype:
+def picked(plan: Plan, run: Run, search: Search, listener: Listener = silent) -> Genotype:
     """The cell of the seed that is best on validation images; writes a line a seed, then the genotype."""
     done = {int(str(record["seed"])): record for record in run.records() if record.get("kind") == "seed"}
     for seed in range(plan.request.seed, plan.request.seed + plan.request.seeds):

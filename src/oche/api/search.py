@@ -32,13 +32,15 @@ from oche.plan.resolve import (
     training_table,
 )
 from oche.report import render
-from oche.run import Run
+from oche.run import Listener, Run, silent
+from oche.search.inherit import inherited
 from oche.search.preflight import Estimate, estimate
 from oche.search.searcher import as_searcher
-from oche.search.state import Listener, Problem, SearchState, nobody
+from oche.search.state import Problem, SearchState
 from oche.spaces import Network
 from oche.tasks import named
 from oche.training.compare import Comparison, compare
+from oche.training.evaluate import Score, evaluate
 from oche.training.export import (
     CARD,
     FORMATS,
@@ -49,7 +51,7 @@ from oche.training.export import (
     load_network,
     save_network,
 )
-from oche.training.train import START, Score, Training, evaluate, inherited, retrain
+from oche.training.train import START, Training, retrain
 from oche.training.train import begin as begin_training
 
 RUNS = Path("runs")
@@ -126,7 +128,7 @@ def search(
     recompute: bool = False,
     compile: bool = False,
     out: str | Path | None = None,
-    listener: Listener = nobody,
+    listener: Listener = silent,
 ) -> Found:
     """Searches a space for a cell that fits the data, and trains it beside `compare` random cells (None: 3).
 
@@ -185,7 +187,7 @@ def reopen(path: str | Path, data: Data | None = None) -> tuple[Plan, Run]:
     return resolve(request, data, table), run
 
 
-def resume(path: str | Path, data: Data | None = None, listener: Listener = nobody) -> Found | Trained:
+def resume(path: str | Path, data: Data | None = None, listener: Listener = silent) -> Found | Trained:
     """Carries on with a search or a training that was interrupted; a finished one is left as it is. Raises UserError."""
     run = Run.open(Path(path))
     request, table = requested(run)
@@ -194,7 +196,7 @@ def resume(path: str | Path, data: Data | None = None, listener: Listener = nobo
     return carry_out(resolve(request, data, table), run, listener)
 
 
-def problem_of(plan: Plan, run: Run | None = None, listener: Listener = nobody) -> Problem:
+def problem_of(plan: Plan, run: Run | None = None, listener: Listener = silent) -> Problem:
     """The search that a plan describes."""
     return Problem(
         space=plan.space,
@@ -219,7 +221,7 @@ def measured(plan: Plan) -> Estimate | None:
         return estimate(problem_of(plan), method) if method else None
 
 
-def carry_out(plan: Plan, run: Run, listener: Listener = nobody) -> Found:
+def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
     """Searches, compares, exports the network, writes the report; what a run already holds is not done again."""
     problem, keeps = problem_of(plan, run, listener), as_searcher(plan.searcher).keeps_weights
     with out_of_memory(plan.batch), cpu_threads(plan.request.threads):
@@ -300,7 +302,7 @@ def train(
     inherit: bool = False,
     settings: Mapping[str, object] | None = None,
     out: str | Path | None = None,
-    listener: Listener = nobody,
+    listener: Listener = silent,
 ) -> Trained:
     """Trains a genotype's network on the train images, from scratch, and scores it on the test images.
 
@@ -363,7 +365,7 @@ def plan_training(request: TrainRequest, data: Data | None = None) -> TrainPlan:
     )
 
 
-def finish_training(training: Training, run: Run, threads: int | None = None, listener: Listener = nobody) -> Trained:
+def finish_training(training: Training, run: Run, threads: int | None = None, listener: Listener = silent) -> Trained:
     """Trains from wherever the run stands, scores the result on the test images, exports it, writes the report."""
     start = safetensors_load(run.read(START)) if run.has(START) else None
     training = replace(training, run=run, listener=listener, start=start)

@@ -15,7 +15,7 @@ from oche.bench.tables import Table, known
 from oche.errors import UserError, unknown
 from oche.plan.resolve import Request, searcher_named
 from oche.search.searcher import as_searcher
-from oche.training.train import PROTOCOLS
+from oche.training.protocols import PROTOCOLS
 
 SUPERNET, SUPERNET_TRAIN, TRAINED_VAL, TRAINED_TEST = "supernet/val", "supernet/train", "trained/val", "trained/test"
 """What a bench measures itself, in percent, beside the table's metrics: of the supernet, and of the retrained network."""

@@ -19,20 +19,11 @@ from oche.bench.trial import Outcome, run_trial
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.plan.resolve import resolve
-from oche.run import Run
+from oche.run import Listener, Run, silent
 from oche.tables import TABLES
-
-Listener = Callable[[str, Mapping[str, object]], None]
-"""Told ("begin", {total, missing, folder}), `missing` being those to run now; then as each trial ends ("trial", {...}) or
-("failed", {name, reason})."""
-
 
 Render = Callable[[BenchResult], object]
 """Writes the files of a result; `page.write`, or one with more on its page."""
-
-
-def silent(event: str, record: Mapping[str, object]) -> None:
-    """The listener that does not listen."""
 
 
 def run_bench(

@@ -22,7 +22,8 @@ from oche.search.searcher import as_searcher
 from oche.spaces import Space
 from oche.spaces.cost import cost
 from oche.tasks import Task
-from oche.training.train import Training, evaluate, retrain
+from oche.training.evaluate import evaluate
+from oche.training.train import Training, retrain
 
 NUMBERS = (
     "entropy",

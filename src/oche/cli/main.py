@@ -406,7 +406,7 @@ def _budgets() -> dict[str, str]:
 
 
 def _protocols() -> dict[str, str]:
-    from oche.training.train import PROTOCOLS
+    from oche.training.protocols import PROTOCOLS
 
     return {name: f"{p.epochs} epochs, batch {p.batch}; {p.source}" for name, p in PROTOCOLS.items()}
 

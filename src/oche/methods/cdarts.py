@@ -33,9 +33,8 @@ from oche.base import Alpha, Batch, Params, counted
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.darts import darts
-from oche.optim import Adam
+from oche.optim import Adam, average
 from oche.schedule import Cosine, Linear, Schedule
-from oche.search.bilevel import average
 from oche.search.callbacks import Callback, OuterStep
 from oche.search.method import Method
 from oche.search.selection import Selection, TopK

@@ -45,7 +45,8 @@ from oche.methods.darts import NB201_SETTINGS, darts, darts_2nd
 from oche.methods.drnas import drnas
 from oche.methods.gdas import gdas
 from oche.methods.pcdarts import pcdarts
-from oche.search.bilevel import average, detached
+from oche.optim import average
+from oche.search.bilevel import detached
 from oche.search.callbacks import Callback
 from oche.search.loop import streams
 from oche.search.method import Method

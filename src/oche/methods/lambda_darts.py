@@ -35,8 +35,8 @@ from oche.base import Alpha, Batch, OpWeights, Params
 from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS, darts
 from oche.methods.darts import PUBLISHED as DARTS_PUBLISHED
+from oche.optim import average
 from oche.schedule import Linear, Schedule
-from oche.search.bilevel import average
 from oche.search.callbacks import Callback, InnerStep
 from oche.search.method import Method
 from oche.search.state import SearchState

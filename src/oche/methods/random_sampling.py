@@ -16,10 +16,10 @@ from dataclasses import dataclass
 
 from oche.base import counted
 from oche.genotype import Genotype
-from oche.methods.searcher import sample
 from oche.run import Run
 from oche.search.callbacks import Callback
 from oche.search.state import Problem
+from oche.spaces.sampling import sample
 
 
 @dataclass(frozen=True)

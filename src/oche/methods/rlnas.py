@@ -34,12 +34,12 @@ from oche.genotype import Choice, Genotype
 from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS
 from oche.methods.random_search_ws import OneCell
-from oche.methods.searcher import sample
 from oche.search.callbacks import Callback
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
 from oche.spaces.base import Cell
 from oche.spaces.edges import SampledOps
+from oche.spaces.sampling import sample
 
 PUBLISHED = {
     "darts": Budget(250, 64, {"space.cells": 8, "space.channels": 16}, "megvii-model/RLNAS @ 6a6d838"),

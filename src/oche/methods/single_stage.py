@@ -32,7 +32,7 @@ In Python:
     searcher = single_stage(variant="prune", threshold=0.1)                    # a Staged of two stages: until the freeze, and after it
     result = searcher.search(problem)                                          # SearchResult: genotype, state, history
     result.genotype                                                            # soft: Choice.coefficient; edge type "kept"
-    network = oche.training.train.inherited(result.state, result.genotype)              # eval mode, running statistics re-estimated
+    network = oche.search.inherit.inherited(result.state, result.genotype)              # eval mode, running statistics re-estimated
     frozen = oche.methods.freezing.frozen_mask(state, threshold)                         # what "prune" leaves, {group: (E, O) bool}
     in_one_stage(some_method, SingleStage(freeze=0.5))                         # the same protocol around another method
 

@@ -34,7 +34,8 @@ from oche.search.searcher import Searcher, SearcherLike, around, as_searcher
 from oche.search.trainable import TRAINABLES
 from oche.spaces import SPACES, Space
 from oche.tasks import Classify, Segment, Task, balanced
-from oche.training.train import PROTOCOLS, Protocol, Training
+from oche.training.protocols import PROTOCOLS, Protocol
+from oche.training.train import Training
 from oche.watch.named import Watch, checked
 
 AUTO = "auto"

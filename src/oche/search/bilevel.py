@@ -14,7 +14,6 @@ from functools import partial
 from typing import Protocol
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Draw, Params
@@ -161,15 +160,6 @@ def unpacked(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
     """`packed` undone: views into flat (N,) with the names and shapes of `like`."""
     parts = torch.split(flat, [t.numel() for t in like.values()])
     return {name: part.view(t.shape) for part, (name, t) in zip(parts, like.items(), strict=True)}
-
-
-def average(fabric: Fabric, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The mean of each tensor over all processes, in one message. Explicit, since DDP's hooks do not see `autograd.grad`."""
-    if fabric.world_size == 1 or not tensors:
-        return list(tensors)
-    flat = fabric.all_reduce(torch.cat([t.flatten() for t in tensors]), reduce_op="mean")
-    assert isinstance(flat, Tensor)
-    return [part.view_as(t) for part, t in zip(torch.split(flat, [t.numel() for t in tensors]), tensors, strict=True)]
 
 
 def gradient(loss: Tensor, tree: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -24,9 +24,9 @@ from oche.base import Alpha, Batch, NotRepeatable, Params, counted
 from oche.data import ImageSet, Stream, batches, none
 from oche.fast import accelerate, leaves_out
 from oche.genotype import Genotype
-from oche.optim import set_rate
+from oche.optim import average, set_rate
 from oche.run import Run
-from oche.search.bilevel import Batches, Bilevel, average, detached
+from oche.search.bilevel import Batches, Bilevel, detached
 from oche.search.callbacks import InnerStep, OuterStep, enters, sees_weights
 from oche.search.graphs import CudaRecorder, Recorded, Step
 from oche.search.method import Method

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -19,17 +17,10 @@ from oche.data import Augmentation, Data, ImageSet
 from oche.errors import UserError
 from oche.fast import Pack, packs
 from oche.optim import set_rate
-from oche.run import Run
+from oche.run import Listener, Run, damaged, silent
 from oche.search.relaxations import Relaxation
 from oche.spaces import Space, Supernet
 from oche.tasks import Task
-
-Listener = Callable[[str, Mapping[str, object]], None]
-"""Told ("step", {...}) after every step and ("epoch", record) after every epoch."""
-
-
-def nobody(event: str, record: Mapping[str, object]) -> None:
-    """The listener that does not listen."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +42,7 @@ class Problem:
     fabric: Fabric = field(default_factory=lambda: Fabric(accelerator="cpu", devices=1))
     run: Run | None = None
     checkpoint_every: int = 100
-    listener: Listener = nobody
+    listener: Listener = silent
     recompute: bool = False
     compile: bool = False
 
@@ -353,18 +344,6 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], ta
     set_rate(optimizer, float(table["groups"][0]["lr"]))
 
 
-@contextmanager
-def damaged() -> Iterator[None]:
-    """Turns what `torch.load` says of a file it cannot read into one sentence."""
-    try:
-        yield
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or ["end of file"])[0]
-        raise UserError(
-            f"The checkpoint state.pt is truncated or damaged ({reason}): delete it to start that run anew."
-        ) from None
-
-
 def quiet(problem: Problem) -> Problem:
-    """The same problem, kept nowhere and telling nobody."""
-    return replace(problem, run=None, listener=nobody)
+    """Returns the problem without a run's folder and without a listener."""
+    return replace(problem, run=None, listener=silent)

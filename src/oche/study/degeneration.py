@@ -12,13 +12,13 @@ from statistics import median
 
 from oche.base import counted
 from oche.genotype import Genotype
-from oche.methods.searcher import sample
 from oche.run import Run
 from oche.search.relaxations import gated
 from oche.search.selection import TopK
 from oche.search.state import SearchState
 from oche.spaces import Space
 from oche.spaces.cost import cost
+from oche.spaces.sampling import sample
 from oche.watch.probes import active_depth, active_strides, closed_gates, parameter_free
 
 FREE_SHARE, GATES, DEPTH, STRIDES = "free share", "closed gates", "depth", "strides"

@@ -30,6 +30,7 @@ from oche.optim import SGD
 from oche.plan.resolve import Plan
 from oche.run import Run
 from oche.schedule import Constant
+from oche.search.inherit import inherited
 from oche.search.method import Method
 from oche.search.relaxations import gated, openings
 from oche.search.searcher import as_searcher
@@ -39,7 +40,9 @@ from oche.spaces import Network, Space
 from oche.spaces.edges import WeightedSum
 from oche.study.decode import Decoding, decoding
 from oche.study.degeneration import cells_of, series_of, usual_parameters
-from oche.training.train import Protocol, Training, evaluate, inherited, retrain
+from oche.training.evaluate import evaluate
+from oche.training.protocols import Protocol
+from oche.training.train import Training, retrain
 
 RAW, ANEW, CONTINUOUS = "raw", "re-estimated", "continuous"
 USUAL = "usual parameters"

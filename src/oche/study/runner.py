@@ -16,11 +16,10 @@ from oche.bench.matrix import Matrix, matrix_in, trials
 from oche.bench.page import write
 from oche.bench.render import Sheet
 from oche.bench.result import BenchFolder, BenchResult, read
-from oche.bench.runner import Listener, silent
 from oche.bench.trial import run_trial
 from oche.errors import UserError
 from oche.plan.resolve import resolve
-from oche.run import Run
+from oche.run import Listener, Run, silent
 from oche.search.searcher import as_searcher
 from oche.spaces import SPACES
 from oche.study.claims import Roles, judged

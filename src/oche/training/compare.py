@@ -14,13 +14,13 @@ from scipy import stats
 from oche.base import counted
 from oche.data import none
 from oche.genotype import Genotype
-from oche.methods.searcher import sample
-from oche.run import Run
-from oche.search.state import nobody
+from oche.run import Run, silent
 from oche.spaces import Network
 from oche.spaces.cost import cost
+from oche.spaces.sampling import sample
 from oche.tasks import named
-from oche.training.train import Training, evaluate, retrain
+from oche.training.evaluate import evaluate
+from oche.training.train import Training, retrain
 
 FOUND = "found"
 
@@ -75,7 +75,7 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep) -> Compar
         price = cost(training.space, genotype)
         for seed in range(training.seed, training.seed + seeds):
             if (name, seed) not in done:
-                network = retrain(replace(training, genotype=genotype, seed=seed, run=None, listener=nobody))
+                network = retrain(replace(training, genotype=genotype, seed=seed, run=None, listener=silent))
                 test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
                 if name == FOUND and seed == training.seed:
                     keep(network, test.value)

@@ -1,171 +1,30 @@
-"""retrain(): a genotype's network from scratch, under a named protocol; inherited(): with a supernet's weights; evaluate(): its worth.
-
-The protocols are those of the DARTS line (auxiliary head, drop path, cutout, cosine, clip), sizes included, so that a number can be
-compared with a paper's; `quick` and `smoke` are ours.
-"""
+"""Trains a genotype's network from scratch, under a protocol."""
 
 from __future__ import annotations
 
 import io
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 from lightning_fabric import Fabric
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-from oche.base import Batch, Draw, Params, counted
-from oche.data import Augmentation, Data, ImageSet, Stream, batches, for_training, none
+from oche.base import Draw, counted
+from oche.data import Data, Stream, for_training, none
 from oche.errors import UserError
 from oche.fast import ordinary, quicken
 from oche.genotype import Genotype
-from oche.optim import SGD, set_rate
-from oche.run import Run
-from oche.schedule import Cosine, Geometric, LinearTail, Schedule
-from oche.search.bilevel import average
-from oche.search.state import Listener, SearchState, damaged, nobody
+from oche.optim import average, set_rate
+from oche.run import Listener, Run, damaged, silent
 from oche.spaces import Network, Space
-from oche.tasks import Classify, Task, accuracy, class_iou, named
-
-PIXELS = 2**22
-"""In one batch of an evaluation, at most."""
-
-STATISTICS = 500
-"""Batches over which running statistics are estimated, at most: one pass over the training images where they are fewer."""
+from oche.tasks import Classify, Task, named
+from oche.training.evaluate import evaluate
+from oche.training.protocols import Protocol
 
 START, LAST, BEST = (f"checkpoints/{name}.safetensors" for name in ("start", "last", "best"))
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How a network is trained from scratch.
-
-    `auxiliary` weighs the auxiliary head's loss, `drop_path` is that probability at the end of a linear ramp, `cutout` a side at 32
-    pixels, `policy` adds AutoAugment. `keep` says which weights are the result: the last epoch's, or those of the best validation score.
-    `cells`, `channels` and `stem_multiplier` set the network's size (None: as searched). `compile` has torch.compile make one program of
-    forward and backward: minutes before the first step (and again where drop path sets in), faster ones after it. `source` says where
-    the settings are from.
-    """
-
-    epochs: int
-    batch: int
-    lr: Schedule
-    optimizer: SGD = SGD()
-    clip: float | None = 5.0
-    auxiliary: float = 0.4
-    drop_path: float = 0.0
-    cutout: int = 0
-    policy: bool = False
-    label_smoothing: float = 0.0
-    keep: Literal["last", "best"] = "last"
-    cells: int | None = None
-    channels: int | None = None
-    stem_multiplier: int | None = None
-    compile: bool = False
-    source: str = "our choice"
-
-
-_CIFAR = Protocol(
-    600, 96, Cosine(0.025), drop_path=0.2, cutout=16, cells=20, channels=36, source="quark0/darts, CIFAR-10"
-)
-_BENCHMARK = "antoyang/NAS-Benchmark, CIFAR-10: "
-_BASE = replace(_CIFAR, auxiliary=0.0, drop_path=0.0, cutout=0, source=f"{_BENCHMARK}crop and flip alone")
-_CUTOUT = replace(_BASE, cutout=16, source=f"{_BENCHMARK}base with cutout")
-_POLICY = replace(_CIFAR, policy=True, source=f"{_BENCHMARK}darts_cifar with AutoAugment")
-_LONG = replace(_POLICY, epochs=1500, source=f"{_BENCHMARK}autoaugment for 1,500 epochs")
-
-TRICKS: dict[str, Protocol] = {
-    "base": _BASE,
-    "auxiliary": replace(_BASE, auxiliary=0.4, source=f"{_BENCHMARK}base with the auxiliary head"),
-    "drop_path": replace(_BASE, drop_path=0.2, source=f"{_BENCHMARK}base with drop path"),
-    "cutout": _CUTOUT,
-    "cutout_drop_path": replace(_CUTOUT, drop_path=0.2, source=f"{_BENCHMARK}cutout with drop path"),
-    "wide": replace(_CIFAR, channels=50, source=f"{_BENCHMARK}darts_cifar with 50 channels"),
-    "autoaugment": _POLICY,
-    "long": _LONG,
-    "long_wide": replace(_LONG, channels=50, source=f"{_BENCHMARK}long with 50 channels"),
-}
-"""The ladder of "NAS evaluation is frustratingly hard" (arXiv 1912.12522): each rung is one trick away from another; `darts_cifar`,
-cutout, drop path and auxiliary head, is the one between `cutout_drop_path` and `wide`. From foot to top random cells gain 2.9 points."""
-
-PROTOCOLS: dict[str, Protocol] = {
-    "quick": Protocol(30, 64, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
-    "brief": Protocol(12, 64, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
-    "smoke": Protocol(2, 32, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
-    "segment": Protocol(60, 8, Cosine(0.05), SGD(weight_decay=5e-4), auxiliary=0.0, keep="best"),
-    "segment_brief": Protocol(12, 8, Cosine(0.05), SGD(weight_decay=5e-4), auxiliary=0.0),
-    "segment_smoke": Protocol(2, 4, Cosine(0.05), SGD(weight_decay=5e-4), auxiliary=0.0),
-    "darts_cifar": _CIFAR,
-    "pcdarts_cifar": replace(_CIFAR, drop_path=0.3, source="yuhuixu1993/PC-DARTS, CIFAR-10"),
-    "robust_small": replace(_CIFAR, cells=8, channels=16, source="automl/RobustDARTS, S1-S4 at 8 cells of 16 channels"),
-    "darts_imagenet": Protocol(
-        250,
-        128,
-        Geometric(0.1, 0.1 * 0.97**250),
-        SGD(weight_decay=3e-5),
-        label_smoothing=0.1,
-        keep="best",
-        cells=14,
-        channels=48,
-        stem_multiplier=1,
-        source="quark0/darts, ImageNet",
-    ),
-    "pcdarts_imagenet": Protocol(
-        250,
-        1024,
-        LinearTail(0.5),
-        SGD(weight_decay=3e-5),
-        label_smoothing=0.1,
-        keep="best",
-        cells=14,
-        channels=48,
-        stem_multiplier=1,
-        source="yuhuixu1993/PC-DARTS, ImageNet",
-    ),
-    "nb201": Protocol(
-        200,
-        256,
-        Cosine(0.1),
-        SGD(nesterov=True, weight_decay=5e-4),
-        clip=None,
-        auxiliary=0.0,
-        cells=5,
-        channels=16,
-        source="NAS-Bench-201, 200 epochs",
-    ),
-    **TRICKS,
-}
-"""`oche train --protocol NAME`. Ours train at the searched size; the published ones set their own."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Of a network on images: the task's `metrics` in [0, 1], mean `loss`, and `confusion` (classes, classes), true class by row.
-
-    `value` is the metric that counts: accuracy, or mean IoU.
-    """
-
-    metric: str
-    metrics: Mapping[str, float]
-    loss: float
-    confusion: tuple[tuple[int, ...], ...]
-
-    @property
-    def value(self) -> float:
-        return self.metrics[self.metric]
-
-    @property
-    def accuracy(self) -> float:
-        """Right answers over all: of images, or of pixels."""
-        return accuracy(torch.tensor(self.confusion))
-
-    @property
-    def iou(self) -> tuple[float, ...]:
-        """Intersection over union of each class; NaN for one that is neither there nor predicted."""
-        return tuple(class_iou(torch.tensor(self.confusion)).tolist())
 
 
 @dataclass(frozen=True)
@@ -179,7 +38,7 @@ class Training:
     seed: int = 0
     fabric: Fabric = field(default_factory=lambda: Fabric(accelerator="cpu", devices=1))
     run: Run | None = None
-    listener: Listener = nobody
+    listener: Listener = silent
     task: Task = Classify()
     start: Mapping[str, torch.Tensor] | None = None
 
@@ -263,24 +122,6 @@ def begin(training: Training) -> TrainState:
     return TrainState(network, training.protocol.optimizer(list(network.parameters())), trunk)
 
 
-def inherited(state: SearchState, genotype: Genotype, count: int = STATISTICS) -> Network:
-    """The genotype's network with the weights of a search's supernet, in eval mode.
-
-    Its running statistics are the averages over at most `count` full batches of the training images, as they are when a network is
-    evaluated, not augmented (our choice).
-    """
-    problem, device = state.problem, state.problem.fabric.device
-    with torch.random.fork_rng(devices=[]):  # what is drawn is then replaced
-        network = problem.space.network(genotype)
-    network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    stream = Stream(problem.data.train, problem.batch, problem.seed, "statistics", none(problem.data), device)
-    theta: Params = dict(state.supernet.named_parameters())
-    dtype = next(iter(theta.values())).dtype
-    shown = (stream.at(i) for i in range(min(count, stream.steps_per_epoch)))
-    problem.space.inherit(network, theta, (Batch(batch.images.to(dtype), batch.targets) for batch in shown))
-    return network.eval()
-
-
 def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[float, float]:
     """One pass over the training images: (mean loss without the auxiliary head's, the task's score)."""
     protocol, fabric = training.protocol, training.fabric
@@ -308,34 +149,6 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
         confusion = confusion + task.confusion(outputs.detach(), batch.targets)
     total, count = sums.tolist()
     return total / count, task.score(confusion)
-
-
-@torch.no_grad()
-def evaluate(
-    network: nn.Module,
-    images: ImageSet,
-    augment: Augmentation,
-    fabric: Fabric,
-    task: Task = Classify(),
-    batch: int = 256,
-) -> Score:
-    """Scores a network in eval mode; `augment` normalises (`data.none`). The network's mode is left as it was.
-
-    The loss is the batches' mean, weighted by their images. Large images come in smaller batches, of at most `PIXELS` pixels.
-    """
-    height, width = images.take(torch.zeros(1, dtype=torch.int64))[0].shape[1:3]
-    batch = max(1, min(batch, PIXELS // (height * width)))
-    was_training = network.training
-    network.eval()
-    loss, confusion = 0.0, torch.zeros(1, 1, device=fabric.device, dtype=torch.int64)
-    for part in batches(images, batch, augment, fabric.device):
-        with fabric.autocast():
-            outputs = network(part.images).float()
-        loss += float(task.loss(outputs, part.targets)) * len(part.targets)
-        confusion = confusion + task.confusion(outputs, part.targets)
-    network.train(was_training)
-    rows = tuple(tuple(int(n) for n in row) for row in confusion.tolist())
-    return Score(task.metric, task.metrics(confusion), loss / len(images), rows)
 
 
 # ------------------------------------------------------------------ checkpoints

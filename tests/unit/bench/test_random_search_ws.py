@@ -19,12 +19,12 @@ from oche.methods.random_search_ws import (
     one_hot,
     random_search_ws,
 )
-from oche.methods.searcher import sample
 from oche.search.loop import StepBatches, begin, bilevel, search, streams, weight_step
 from oche.search.selection import argmax
 from oche.spaces import SPACES
 from oche.spaces.edges import WeightedSum
 from oche.spaces.ops import OPS
+from oche.spaces.sampling import sample
 from reference.tiny import tiny_problem
 
 

@@ -17,7 +17,8 @@ from oche.schedule import Constant
 from oche.spaces import Network
 from oche.spaces.darts import DartsSpace
 from oche.spaces.ops import OPS, ReLUConvBN
-from oche.training.train import PROTOCOLS, Training, retrain
+from oche.training.protocols import PROTOCOLS
+from oche.training.train import Training, retrain
 from reference.tiny import tiny_data
 
 pytestmark = [

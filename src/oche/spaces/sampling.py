@@ -1,4 +1,4 @@
-"""Draws genotypes of a space at random."""
+"""Draws genotypes of a space uniformly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 
 from oche.base import Group
 from oche.genotype import Choice, Genotype
-from oche.spaces import Space
+from oche.spaces.base import Space
 
 
 def sample(space: Space, rng: torch.Generator) -> Genotype:

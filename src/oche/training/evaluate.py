@@ -1,0 +1,71 @@
+"""Scores a network on images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from oche.data import Augmentation, ImageSet, batches
+from oche.tasks import Classify, Task, accuracy, class_iou
+
+PIXELS = 2**22
+"""In one batch of an evaluation, at most."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Of a network on images: the task's `metrics` in [0, 1], mean `loss`, and `confusion` (classes, classes), true class by row.
+
+    `value` is the metric that counts: accuracy, or mean IoU.
+    """
+
+    metric: str
+    metrics: Mapping[str, float]
+    loss: float
+    confusion: tuple[tuple[int, ...], ...]
+
+    @property
+    def value(self) -> float:
+        return self.metrics[self.metric]
+
+    @property
+    def accuracy(self) -> float:
+        """Right answers over all: of images, or of pixels."""
+        return accuracy(torch.tensor(self.confusion))
+
+    @property
+    def iou(self) -> tuple[float, ...]:
+        """Intersection over union of each class; NaN for one that is neither there nor predicted."""
+        return tuple(class_iou(torch.tensor(self.confusion)).tolist())
+
+
+@torch.no_grad()
+def evaluate(
+    network: nn.Module,
+    images: ImageSet,
+    augment: Augmentation,
+    fabric: Fabric,
+    task: Task = Classify(),
+    batch: int = 256,
+) -> Score:
+    """Scores a network in eval mode; `augment` normalises (`data.none`). The network's mode is left as it was.
+
+    The loss is the batches' mean, weighted by their images. Large images come in smaller batches, of at most `PIXELS` pixels.
+    """
+    height, width = images.take(torch.zeros(1, dtype=torch.int64))[0].shape[1:3]
+    batch = max(1, min(batch, PIXELS // (height * width)))
+    was_training = network.training
+    network.eval()
+    loss, confusion = 0.0, torch.zeros(1, 1, device=fabric.device, dtype=torch.int64)
+    for part in batches(images, batch, augment, fabric.device):
+        with fabric.autocast():
+            outputs = network(part.images).float()
+        loss += float(task.loss(outputs, part.targets)) * len(part.targets)
+        confusion = confusion + task.confusion(outputs, part.targets)
+    network.train(was_training)
+    rows = tuple(tuple(int(n) for n in row) for row in confusion.tolist())
+    return Score(task.metric, task.metrics(confusion), loss / len(images), rows)

@@ -1,0 +1,115 @@
+"""The named protocols of a training from scratch.
+
+Those of the DARTS line (auxiliary head, drop path, cutout, cosine, clip) set sizes too, so that a number can be compared with a paper's;
+`quick`, `brief`, `smoke` and `segment` are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from oche.optim import SGD
+from oche.schedule import Cosine, Geometric, LinearTail, Schedule
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a network is trained from scratch.
+
+    `auxiliary` weighs the auxiliary head's loss, `drop_path` is that probability at the end of a linear ramp, `cutout` a side at 32
+    pixels, `policy` adds AutoAugment. `keep` says which weights are the result: the last epoch's, or those of the best validation score.
+    `cells`, `channels` and `stem_multiplier` set the network's size (None: as searched). `compile` has torch.compile make one program of
+    forward and backward: minutes before the first step (and again where drop path sets in), faster ones after it. `source` says where
+    the settings are from.
+    """
+
+    epochs: int
+    batch: int
+    lr: Schedule
+    optimizer: SGD = SGD()
+    clip: float | None = 5.0
+    auxiliary: float = 0.4
+    drop_path: float = 0.0
+    cutout: int = 0
+    policy: bool = False
+    label_smoothing: float = 0.0
+    keep: Literal["last", "best"] = "last"
+    cells: int | None = None
+    channels: int | None = None
+    stem_multiplier: int | None = None
+    compile: bool = False
+    source: str = "our choice"
+
+
+_CIFAR = Protocol(
+    600, 96, Cosine(0.025), drop_path=0.2, cutout=16, cells=20, channels=36, source="quark0/darts, CIFAR-10"
+)
+_BENCHMARK = "antoyang/NAS-Benchmark, CIFAR-10: "
+_BASE = replace(_CIFAR, auxiliary=0.0, drop_path=0.0, cutout=0, source=f"{_BENCHMARK}crop and flip alone")
+_CUTOUT = replace(_BASE, cutout=16, source=f"{_BENCHMARK}base with cutout")
+_POLICY = replace(_CIFAR, policy=True, source=f"{_BENCHMARK}darts_cifar with AutoAugment")
+_LONG = replace(_POLICY, epochs=1500, source=f"{_BENCHMARK}autoaugment for 1,500 epochs")
+
+TRICKS: dict[str, Protocol] = {
+    "base": _BASE,
+    "auxiliary": replace(_BASE, auxiliary=0.4, source=f"{_BENCHMARK}base with the auxiliary head"),
+    "drop_path": replace(_BASE, drop_path=0.2, source=f"{_BENCHMARK}base with drop path"),
+    "cutout": _CUTOUT,
+    "cutout_drop_path": replace(_CUTOUT, drop_path=0.2, source=f"{_BENCHMARK}cutout with drop path"),
+    "wide": replace(_CIFAR, channels=50, source=f"{_BENCHMARK}darts_cifar with 50 channels"),
+    "autoaugment": _POLICY,
+    "long": _LONG,
+    "long_wide": replace(_LONG, channels=50, source=f"{_BENCHMARK}long with 50 channels"),
+}
+"""The ladder of "NAS evaluation is frustratingly hard" (arXiv 1912.12522): each rung is one trick away from another; `darts_cifar`,
+cutout, drop path and auxiliary head, is the one between `cutout_drop_path` and `wide`. From foot to top random cells gain 2.9 points."""
+
+PROTOCOLS: dict[str, Protocol] = {
+    "quick": Protocol(30, 64, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
+    "brief": Protocol(12, 64, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
+    "smoke": Protocol(2, 32, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
+    "segment": Protocol(60, 8, Cosine(0.05), SGD(weight_decay=5e-4), auxiliary=0.0, keep="best"),
+    "segment_brief": Protocol(12, 8, Cosine(0.05), SGD(weight_decay=5e-4), auxiliary=0.0),
+    "segment_smoke": Protocol(2, 4, Cosine(0.05), SGD(weight_decay=5e-4), auxiliary=0.0),
+    "darts_cifar": _CIFAR,
+    "pcdarts_cifar": replace(_CIFAR, drop_path=0.3, source="yuhuixu1993/PC-DARTS, CIFAR-10"),
+    "robust_small": replace(_CIFAR, cells=8, channels=16, source="automl/RobustDARTS, S1-S4 at 8 cells of 16 channels"),
+    "darts_imagenet": Protocol(
+        250,
+        128,
+        Geometric(0.1, 0.1 * 0.97**250),
+        SGD(weight_decay=3e-5),
+        label_smoothing=0.1,
+        keep="best",
+        cells=14,
+        channels=48,
+        stem_multiplier=1,
+        source="quark0/darts, ImageNet",
+    ),
+    "pcdarts_imagenet": Protocol(
+        250,
+        1024,
+        LinearTail(0.5),
+        SGD(weight_decay=3e-5),
+        label_smoothing=0.1,
+        keep="best",
+        cells=14,
+        channels=48,
+        stem_multiplier=1,
+        source="yuhuixu1993/PC-DARTS, ImageNet",
+    ),
+    "nb201": Protocol(
+        200,
+        256,
+        Cosine(0.1),
+        SGD(nesterov=True, weight_decay=5e-4),
+        clip=None,
+        auxiliary=0.0,
+        cells=5,
+        channels=16,
+        source="NAS-Bench-201, 200 epochs",
+    ),
+    **TRICKS,
+}
+"""`oche train --protocol NAME`. Ours train at the searched size; the published ones set their own."""
