@@ -42,8 +42,10 @@ def run_bench(
 
     `workers` processes work at a time; with an `address` the trials are tasks of that Ray cluster ("local": one on this machine).
     A trial that fails is told of and left missing; the others go on. `only` names the methods and arms to run now, all where it is
-    empty; the rest stays missing. `table` takes the place of the matrix's own, `work` that of
-    `run_trial`, `render` writes the result. Raises UserError for a matrix that contradicts itself, or a folder of another bench.
+    empty; the rest stays missing. `table` takes the place of the matrix's own, `work` that of `run_trial`, `render` writes the result.
+    `listener` is called with ("begin", {total, missing, folder}), `missing` being those to run now, then as each trial ends with
+    ("trial", {...}) or ("failed", {name, reason}).
+    Raises UserError for a matrix that contradicts itself, or a folder of another bench.
     """
     if workers < 1:
         raise UserError(f"A bench needs at least one worker; given {workers}.")
