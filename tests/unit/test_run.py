@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from oche.errors import UserError
-from oche.run import STALE, Run
+from oche.run import Run
+from oche.run.folder import STALE
 
 SOURCE = Path(__file__).parents[2] / "src"
 
