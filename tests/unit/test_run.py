@@ -180,7 +180,7 @@ def test_rewind_cuts_torn_and_later_lines(run: Run) -> None:
         stream.write(b'{"epoch": 4')
     run.rewind(2)
     run.log({"epoch": 2, "again": True})
-    assert [json.loads(line) for line in run.read(Run.LOG).splitlines()] == [
+    assert run.records() == [
         {"epoch": 0},
         {"epoch": 1},
         {"epoch": 2, "again": True},

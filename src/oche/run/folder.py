@@ -1,14 +1,15 @@
-"""The run directory: the only module that knows what lies where in it, and that replaces files atomically.
+"""The run folder: the only module that knows what lies where in it, and that replaces files atomically.
 
     runs/<name>[-2]/   run.toml  log.jsonl  alphas.npz  genotypes/epoch_000.json  genotype.json  state.pt  stages/0.pt ...
-                       network/  report.html  figures/
+                       network/  report.html  figures/  digests.json
 
-Callers pass bytes. If a process is killed at any moment, a file is whole: the old one or the new one.
+Callers pass bytes. If a process is killed at any moment, every file is whole: the old one or the new one. What is read back is checked
+against its digest (`digests`), and each line of the log against its checksum (`records`).
 """
 
 from __future__ import annotations
 
-import json
+import errno
 import os
 import pickle
 import secrets
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from oche.errors import UserError
+from oche.run import digests, records
 
 STALE = 600.0
-"""Seconds after which a temporary file belongs to nobody: a report may open a run that a search is writing to."""
+"""Seconds after which a temporary file is a killed process's: a report may open a run that a search is writing to."""
 
 
 Listener = Callable[[str, Mapping[str, object]], None]
@@ -98,18 +100,46 @@ class Run:
         return self.path / name
 
     def has(self, name: str) -> bool:
-        """True where the file or folder exists."""
+        """True if the file or folder exists."""
         return self.file(name).exists()
 
     def read(self, name: str) -> bytes:
-        """A file's content. Raises UserError where it is missing."""
+        """A file's content. Raises UserError where it is missing, or is not what was written."""
+        data = self._bytes(name)
+        if digests.covered(name):
+            digests.check(name, data, self._digests(), str(self.file(name)))
+        return data
+
+    def changed(self, name: str) -> bool:
+        """True if the file is not as oche wrote it. Raises UserError where it is missing."""
+        known = self._digests().get(name)
+        return bool(known) and digests.digest(self._bytes(name)) not in (known or ())
+
+    def write(self, name: str, data: bytes) -> None:
+        """Replaces a file atomically: a reader, and a process killed now, leave or find the old bytes or the new."""
+        if not digests.covered(name):
+            self._replace(name, data)
+            return
+        known, new = self._digests(), digests.digest(data)
+        if self.has(Run.LOG):
+            known[Run.LOG] = [str(self.file(Run.LOG).stat().st_size)]
+        self._replace(digests.FILE, digests.render(known | {name: [new, *known.get(name, [])]}))
+        self._replace(name, data)
+        self._replace(digests.FILE, digests.render(known | {name: [new]}), durable=False)
+
+    def _bytes(self, name: str) -> bytes:
         try:
             return self.file(name).read_bytes()
         except FileNotFoundError:
             raise UserError(f"The run {str(self.path)!r} has no {name}; it may not have come that far.") from None
 
-    def write(self, name: str, data: bytes) -> None:
-        """Replaces a file atomically: a reader, and a process killed now, leave or find the old bytes or the new."""
+    def _digests(self) -> digests.Digests:
+        if not self.has(digests.FILE):
+            return {}
+        return digests.parse(self.file(digests.FILE).read_bytes(), str(self.file(digests.FILE)))
+
+    def _replace(self, name: str, data: bytes, durable: bool = True) -> None:
+        """Replaces a file atomically; `durable`: it is on the disk afterwards, even if the power fails."""
         target = self.file(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
@@ -118,36 +148,38 @@ class Run:
             with temporary.open("xb") as stream:
                 stream.write(data)
                 stream.flush()
-                os.fsync(stream.fileno())
+                if durable:
+                    os.fsync(stream.fileno())
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
-        _sync_folder(target.parent)
+        if durable:
+            _sync_folder(target.parent)
 
     # ------------------------------------------------------------------ the log
 
     def log(self, record: Mapping[str, object]) -> None:
-        """Appends one JSON line in a single system call, so that lines of two processes never mix."""
-        line = json.dumps(dict(record)).encode() + b"\n"
+        """Appends one JSON line in a single system call, so that lines of two processes never mix.
+
+        Raises OSError, and leaves the log as it was, where the disk is full.
+        """
+        line = records.seal(record)
         stream = os.open(self.file(Run.LOG), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
-            if os.write(stream, line) != len(line):
-                raise OSError(f"could not append to {self.file(Run.LOG)}: the disk may be full")
+            before = os.fstat(stream).st_size
+            written = os.write(stream, line)
+            if written != len(line):
+                os.ftruncate(stream, before)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.file(Run.LOG)))
         finally:
             os.close(stream)
 
     def records(self) -> list[dict[str, object]]:
-        """The log's complete lines; one that a killed process left torn at the end does not count."""
-        records = []
-        for n, line in enumerate(self._complete_lines(), start=1):
-            try:
-                record = json.loads(line)
-            except ValueError:
-                record = None
-            if not isinstance(record, dict):
-                raise UserError(f"Line {n} of {str(self.file(Run.LOG))!r} is damaged; remove that line to go on.")
-            records.append(record)
-        return records
+        """The log's complete lines; one that a killed process left torn at the end does not count.
+
+        Raises UserError where a line is damaged, or lines that were there are gone.
+        """
+        return records.parse(self._complete_lines(), repr(str(self.file(Run.LOG))))
 
     def lines(self) -> int:
         """The number of complete lines of the log, flushed to disk first: a saved state may rely on it."""
@@ -161,12 +193,29 @@ class Run:
         kept = self._complete_lines()
         if len(kept) < lines:
             raise UserError(f"The log of {str(self.path)!r} was cut: {len(kept)} lines are left of {lines}.")
-        if self.has(Run.LOG):
-            self.write(Run.LOG, b"".join(kept[:lines]))
+        if not self.has(Run.LOG):
+            return
+        known = self._digests()
+        if known.pop(Run.LOG, None):  # first: a killed process must not leave a log that looks cut
+            self._replace(digests.FILE, digests.render(known))
+        self._replace(Run.LOG, b"".join(kept[:lines]))
+
+    def seal(self) -> None:
+        """Marks the log as it is as complete: from now on a log that is cut is found out. The last step of whatever wrote the run."""
+        if self.has(Run.LOG) and (known := self._digests()):
+            known[Run.LOG] = [str(self.file(Run.LOG).stat().st_size)]
+            self._replace(digests.FILE, digests.render(known))
 
     def _complete_lines(self) -> list[bytes]:
-        content = self.read(Run.LOG) if self.has(Run.LOG) else b""
-        return [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+        content = self._bytes(Run.LOG) if self.has(Run.LOG) else b""
+        known = self._digests().get(Run.LOG, ["0"])
+        least = int(known[0]) if known and known[0].isdigit() else 0
+        where = repr(str(self.file(Run.LOG)))
+        if len(content) < least:
+            raise UserError(
+                f"The log {where} was cut: it has {len(content)} bytes of at least {least}. Take it from a backup, or start the run anew."
+            )
+        return records.complete(content, where)
 
 
 @contextmanager
