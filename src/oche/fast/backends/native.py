@@ -2,7 +2,8 @@
 
 The system's C++ compiler ($CXX, c++, g++ or clang++) builds the files of `SOURCES` at first use for the instruction set that
 this processor has; the result is kept in $OCHE_CACHE or the user's cache folder under a name made of the source, the compiler and the
-instruction set, so that a home shared by several machines never runs a foreign instruction. OCHE_KERNELS=off does without.
+instruction set, so that a home shared by several machines never runs a foreign instruction, with its digest: a damaged file is
+compiled again. OCHE_KERNELS=off does without.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ log = logging.getLogger(__name__)
 CSRC = Path(__file__).parents[1] / "csrc"
 SOURCES = tuple(CSRC / name for name in ("kernels.cpp", "dense.cpp"))
 HEADERS = tuple(sorted(CSRC.glob("*.h")))
+SEAL = b"oche sha256"
+"""Stands behind a cached library, before the digest of all that precedes it; the loader ignores what lies behind the sections."""
+
 COMMON = ("-O3", "-std=c++17", "-fPIC", "-ffp-contract=fast")
 SETS: dict[str, tuple[str, ...]] = {  # torch's name of the processor's capability -> flags
     "AVX512": (
@@ -85,13 +89,38 @@ def build(compiler: str, instructions: str, folder: Path) -> Path:
     texts = [path.read_bytes() for path in (*SOURCES, *HEADERS)]
     key = hashlib.sha256(b"\0".join([*texts, version, " ".join(flags).encode()])).hexdigest()[:16]
     path = folder / f"kernels-{platform.machine()}-{instructions.lower()}-{key}.so"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _guard(folder)
+    if not _whole(path):
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / "kernels.so"
             _compile([compiler, *flags], made)
+            with made.open("ab") as stream:
+                stream.write(SEAL + hashlib.sha256(made.read_bytes()).digest())
+                stream.flush()
+                os.fsync(stream.fileno())
             os.replace(made, path)  # two processes may both get here: the last one wins, both files are whole
     return path
+
+
+def _guard(folder: Path) -> None:
+    """Takes the right to write to the folder away from everyone but its owner. Raises OSError where that is another user."""
+    if os.name != "posix":
+        return
+    found = folder.stat()
+    if found.st_uid not in (os.getuid(), 0):
+        raise OSError(f"the folder {folder} belongs to another user: set OCHE_CACHE to one of your own")
+    if found.st_mode & 0o022:
+        folder.chmod(found.st_mode & ~0o022)
+
+
+def _whole(path: Path) -> bool:
+    """True if the library is there and is what was compiled: damaged and foreign files are compiled anew."""
+    if not path.is_file():
+        return False
+    data = path.read_bytes()
+    body, seal, sealed = data[: -len(SEAL) - 32], data[-len(SEAL) - 32 : -32], data[-32:]
+    return seal == SEAL and hashlib.sha256(body).digest() == sealed
 
 
 def _compile(command: Sequence[str], made: Path) -> None:

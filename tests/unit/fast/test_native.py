@@ -1,0 +1,63 @@
+"""The cache of compiled kernels: a damaged library is compiled again, a folder that others can write to is closed or refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from oche.fast.backends import native
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Compilations, which here write a few bytes."""
+    made: list[Path] = []
+
+    def fake(command: object, to: Path) -> None:
+        to.write_bytes(b"library" * 100)
+        made.append(to)
+
+    monkeypatch.setattr(native, "_compile", fake)
+    monkeypatch.setattr(
+        native.subprocess, "run", lambda *a, **k: native.subprocess.CompletedProcess(a, 0, b"version 1")
+    )
+    return made
+
+
+def test_a_library_is_compiled_once(compiled: list[Path], tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    path = native.build("c++", "DEFAULT", folder)
+    assert native.build("c++", "DEFAULT", folder) == path
+    assert len(compiled) == 1
+    assert path.read_bytes().startswith(b"library" * 100 + native.SEAL)
+
+
+def test_every_flipped_bit_and_every_cut_compiles_it_again(compiled: list[Path], tmp_path: Path) -> None:
+    path = native.build("c++", "DEFAULT", tmp_path)
+    data = path.read_bytes()
+    damaged = [data[:length] for length in range(0, len(data), 45)]
+    for bit in range(0, 8 * len(data), 89):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for n, content in enumerate([*damaged, b"", data + b"x"], start=2):
+        path.write_bytes(content)
+        assert native.build("c++", "DEFAULT", tmp_path).read_bytes() == data
+        assert len(compiled) == n
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+def test_nobody_else_may_write_to_the_folder(
+    compiled: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tmp_path.chmod(0o777)
+    native.build("c++", "DEFAULT", tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    monkeypatch.setattr(os, "getuid", lambda: 4711)
+    os.chown(tmp_path, 4712, -1) if os.geteuid() == 0 else monkeypatch.setattr(
+        os, "getuid", lambda: os.stat(tmp_path).st_uid + 1
+    )
+    with pytest.raises(OSError, match="belongs to another user"):
+        native.build("c++", "DEFAULT", tmp_path)
