@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -16,6 +15,7 @@ import typer
 from rich.table import Table
 
 from oche.cli.bench import bench
+from oche.cli.boundary import guarded
 from oche.cli.show import TITLES, Show, console, data_rows, rows_table
 from oche.cli.study import study
 from oche.config import assignment
@@ -429,18 +429,9 @@ _LISTS: dict[str, Callable[[], dict[str, str]]] = {
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one sentence and exit code 2."""
+    """Runs the command line; see `boundary` for how it ends."""
     console.quiet = os.environ.get("LOCAL_RANK", "0") != "0"  # of several processes, one speaks
-    try:
-        app()
-    except UserError as error:
-        print(f"oche: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (KeyboardInterrupt, SystemExit) as stop:
-        if isinstance(stop, SystemExit) and stop.code != 130:  # 130 is what typer makes of Ctrl-C
-            raise
-        print("oche: interrupted; what was done is kept, `--resume RUN` carries on.", file=sys.stderr)
-        sys.exit(130)
+    guarded(app)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from filelock import FileLock, Timeout
+
 from oche.errors import UserError
 from oche.run import digests, records
 
@@ -49,6 +51,7 @@ class Run:
     NETWORK: ClassVar[str] = "network"
     REPORT: ClassVar[str] = "report.html"
     FIGURES: ClassVar[str] = "figures"
+    LOCK: ClassVar[str] = ".lock"
 
     @staticmethod
     def genotype(epoch: int) -> str:
@@ -71,7 +74,7 @@ class Run:
         """Makes `path`, or where that exists `path-2`, `path-3`, ...: no run is ever overwritten."""
         if not path.name:
             raise UserError(f"{str(path)!r} cannot name a run; give a folder to create, such as 'runs/first'.")
-        path.parent.mkdir(parents=True, exist_ok=True)
+        _make(path.parent)
         fresh, n = path, 1
         while True:
             try:
@@ -80,6 +83,8 @@ class Run:
             except FileExistsError:
                 n += 1
                 fresh = path.with_name(f"{path.name}-{n}")
+            except OSError as error:
+                raise _not_made(fresh, error) from error
 
     @staticmethod
     def open(path: Path) -> Run:
@@ -92,6 +97,21 @@ class Run:
         for folder in {path, *(entry for entry in path.iterdir() if entry.is_dir())}:
             _sweep(folder)
         return run
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other processes from writing to the run meanwhile; a killed process lets go of it. Raises UserError where one does."""
+        lock = FileLock(self.file(Run.LOCK))
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(
+                f"Another process is writing to the run {str(self.path)!r}: wait until it ends, or stop it, then try again."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
 
     # ------------------------------------------------------------------ files
 
@@ -228,6 +248,20 @@ def damaged() -> Iterator[None]:
         raise UserError(
             f"The checkpoint state.pt is truncated or damaged ({reason}): delete it to start that run anew."
         ) from None
+
+
+def _make(folder: Path) -> None:
+    """Makes a folder and those it lies in. Raises UserError where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _not_made(folder, error) from error
+
+
+def _not_made(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"The folder {str(folder)!r} cannot be made: {error.strerror or error}; choose another place with `--out FOLDER`."
+    )
 
 
 def _sweep(folder: Path) -> None:

@@ -1,0 +1,87 @@
+"""The boundary between oche and its surroundings: what a machine can do to a run ends in one sentence, never in a traceback.
+
+UserError                           2   the sentence itself
+full disk, no permission, ...       1   what failed, on which path, what to do; what was written before is kept
+not enough memory                   1
+killed worker or process            1
+Ctrl-C, SIGTERM                   130, 143
+anything else                       the traceback: a fault of oche's, to be reported
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+
+from oche.errors import UserError
+
+KEPT = "What was written before is kept; `oche search --resume RUN` (or `oche train --resume RUN`, `oche bench` again) carries on."
+
+_ADVICE = {
+    errno.ENOSPC: f"free some space and go on. {KEPT}",
+    errno.EDQUOT: f"free some of your quota and go on. {KEPT}",
+    errno.EFBIG: f"the file system or a limit (`ulimit -f`) allows no larger file. {KEPT}",
+    errno.EROFS: "it lies on a read-only file system; choose another place, with `--out FOLDER` for instance.",
+    errno.EACCES: "it may not be written or read; change its permissions, or choose another place.",
+    errno.EPERM: "it may not be written or read; change its permissions, or choose another place.",
+    errno.ENOENT: "it does not exist, or a folder on the way to it does not.",
+    errno.ENOTDIR: "a part of that path is a file, not a folder; choose another path.",
+    errno.EISDIR: "it is a folder where a file is expected.",
+    errno.ENAMETOOLONG: "choose a shorter name.",
+    errno.EMFILE: "raise the limit of open files (`ulimit -n`).",
+    errno.EIO: f"the disk reported an error. {KEPT}",
+}
+_MEMORY = ("bad_alloc", "can't allocate memory", "out of memory", "Cannot allocate memory", "paging file is too small")
+_FEWER = "a smaller `--batch`, smaller images (`--set data.size=64`) or a smaller space (`--set space.channels=8`) takes less."
+
+
+def explained(error: BaseException) -> str | None:
+    """The sentence for an error that the surroundings caused, or None for any other."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(m in str(error) for m in _MEMORY)):
+        return f"There is not enough memory ({_first_line(error)}): {_FEWER} {KEPT}"
+    if isinstance(error, OSError) and error.errno in _ADVICE:
+        path = error.filename2 or error.filename
+        what = f"{os.strerror(error.errno)}" + (f": {str(path)!r}" if path else "")
+        return f"{what}: {_ADVICE[error.errno]}"
+    return None
+
+
+def guarded(command: Callable[[], None]) -> None:
+    """Runs the command line. Exits as the module's table says."""
+    signal.signal(signal.SIGTERM, _terminated)
+    try:
+        command()
+    except UserError as error:
+        _end(str(error), 2)
+    except Terminated:
+        _end("terminated; what was done is kept, `--resume RUN` carries on.", 143)
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if isinstance(stop, SystemExit) and stop.code != 130:  # 130 is what typer makes of Ctrl-C
+            raise
+        _end("interrupted; what was done is kept, `--resume RUN` carries on.", 130)
+    except (OSError, MemoryError, RuntimeError) as error:
+        said = explained(error)
+        if said is None:
+            raise
+        _end(said, 1)
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived."""
+
+
+def _terminated(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def _end(sentence: str, code: int) -> None:
+    print(f"oche: {sentence}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or ["no more is known"])[0][:200]
