@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -78,10 +79,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(searched: Path, tmp_path: Path) -> Path:
-    """A copy of it, to be damaged."""
-    import shutil
-
-    return Path(shutil.copytree(searched, tmp_path / "run"))
+    """A copy of it, to be damaged; like a run from before digests it has none, so what lies behind them is tried."""
+    return Path(shutil.copytree(searched, tmp_path / "run", ignore=shutil.ignore_patterns("digests.json")))
 
 
 # ---------------------------------------------------------------------- help and lists
@@ -378,6 +377,16 @@ def test_a_truncated_checkpoint(share: float, oche: Oche, run: Path) -> None:
     whole = (run / Run.STATE).read_bytes()
     (run / Run.STATE).write_bytes(whole[: int(len(whole) * share)])
     assert_refused(oche("search", "--resume", run, "--quiet"), "state.pt", "truncated or damaged")
+
+
+@pytest.mark.parametrize("name", ["state.pt", "run.toml"])
+def test_a_flipped_bit_is_refused(name: str, oche: Oche, searched: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(searched, tmp_path / "run"))
+    (run / Run.GENOTYPE).unlink()
+    data = bytearray((run / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (run / name).write_bytes(data)
+    assert_refused(oche("search", "--resume", run, "--quiet"), name, "damaged or edited")
 
 
 def test_a_checkpoint_of_other_settings(oche: Oche, run: Path) -> None:
