@@ -1,5 +1,5 @@
 """The run folder: what lies where in it, how files are replaced, and how damage is found when they are read."""
 
-from oche.run.folder import Run
+from oche.run.folder import Listener, Run, damaged, silent
 
-__all__ = ["Run"]
+__all__ = ["Listener", "Run", "damaged", "silent"]
