@@ -30,13 +30,15 @@ class SGD:
     """Stochastic gradient descent with momentum; the learning rate comes from the method's schedule.
 
     Weight decay reaches all weights, as in DARTS, or where `decay_vectors` is false those of more than one dimension: neither batch norms
-    nor biases.
+    nor biases. A look-ahead leaves Nesterov out, as the one published code that has both does (AutoDL-Projects, DARTS-V2.py, lines 64 to
+    83), unless `nesterov_ahead` takes it along.
     """
 
     momentum: float = 0.9
     weight_decay: float = 3e-4
     nesterov: bool = False
     decay_vectors: bool = True
+    nesterov_ahead: bool = False
 
     def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
         fused = on_gpu(tensors)
@@ -54,7 +56,7 @@ class SGD:
         """theta after the optimiser's next step from `grads`, without taking it; differentiable in theta and grads.
 
         The optimiser's tensors must be in theta's order; its own weight decay counts, which a callback may have raised. Gradient
-        clipping is not part of it, as in the DARTS code.
+        clipping is not part of it, as in the DARTS code, nor by default is Nesterov.
         """
         (group,) = optimizer.param_groups
         here, gradients = tuple(theta.values()), tuple(grads[name] for name in theta)
@@ -64,7 +66,7 @@ class SGD:
         moving = [torch.zeros_like(t) if b is None else b for b, t in zip(buffers, here, strict=True)]
         still = all(b is None for b in buffers)
         velocity = step if still else torch._foreach_add(step, moving, alpha=self.momentum)
-        if self.nesterov:
+        if self.nesterov and self.nesterov_ahead:
             velocity = torch._foreach_add(step, velocity, alpha=self.momentum)
         ahead = torch._foreach_sub(here, torch._foreach_mul(velocity, group["lr"]))
         return dict(zip(theta, ahead, strict=True))

@@ -39,6 +39,7 @@ EDGE_TYPES: tuple[EdgeFactory, ...] = (
     SampledOps(),
     AuxiliarySkip(),
     DropPath(rate=Constant(0.3)),
+    DropPath(rate=Constant(0.3), whole=False),
     SkipDropout(rate=Constant(0.3)),
 )
 

@@ -21,6 +21,7 @@ from oche.methods.darts_es import Curvature, EigenvalueStop, darts_es
 from oche.methods.darts_plus import RankStop, SkipStop, darts_plus, order
 from oche.methods.rdarts import rdarts
 from oche.optim import SGD
+from oche.plan.resolve import Request, resolve
 from oche.run import Run
 from oche.search.bilevel import FirstOrder
 from oche.search.callbacks import Callback
@@ -30,7 +31,7 @@ from oche.search.selection import TopK
 from oche.search.state import Problem, SearchState
 from oche.spaces.edges import DropPath
 from oche.watch.monitor import EigenvalueRule
-from reference.tiny import tiny_problem
+from reference.tiny import tiny_data, tiny_masks, tiny_problem
 
 GOLDEN = {  # the eigenvalues that automl/RobustDARTS keeps, every second epoch -> epoch of the stop, epoch returned
     (22, 10): ".1788 .1482 .1703 .1464 .1211 .2488 .2311 .3595 .2246 .3859 .2085 .4298 .5083",
@@ -85,8 +86,22 @@ def test_the_strength_is_the_optimiser_s_or_the_edge_s() -> None:
     edge = rdarts("dp", 0.4).edge
     assert isinstance(edge, DropPath)
     assert [edge.rate(t) for t in (0.0, 0.5, 1.0)] == [0.0, 0.2, 0.4]
+    assert edge.whole
+    assert rdarts("dp", 0.4, whole=False).edge == replace(edge, whole=False)
     with pytest.raises(UserError, match="strength"):
         rdarts("dp", 1.0)
+
+
+@pytest.mark.parametrize("space", ["darts", "s1", "s4", "nb201", "grid"])
+@pytest.mark.parametrize("budget", ["paper", "quick", "smoke"])
+def test_the_strength_reaches_the_optimiser_in_every_space_and_budget(space: str, budget: str) -> None:
+    data = tiny_masks() if space == "grid" else tiny_data()
+    for given, expected in (({"method.strength": 0.0081}, 0.0081), ({}, 27e-4)):
+        found = resolve(Request("rdarts", space, "noise", budget, settings=given), data).searcher
+        assert isinstance(found, Method)
+        assert isinstance(found.weight_optimizer, SGD)
+        assert found.weight_optimizer.weight_decay == expected
+        assert found.arch_first
 
 
 # ---------------------------------------------------------------------- DARTS-ES
@@ -124,13 +139,24 @@ def test_a_search_measures_the_eigenvalue() -> None:
     assert state.memory["curvature"].isfinite().all()
 
 
+def test_published_constants_of_the_stop_and_of_the_return() -> None:
+    """RobustDARTS's args.py, and its script for DARTS-ADA."""
+    (stop,), (back,) = darts_es().callbacks, darts_ada().callbacks
+    assert isinstance(stop, EigenvalueStop)
+    assert isinstance(back, RollBack)
+    for part in (stop, back):
+        assert part.rule == EigenvalueRule(window=5, lag=4, ratio=1.3, start=10)
+        assert part.curvature.every == 2
+    assert (back.factor, back.most) == (10.0, 0.03)
+
+
 # ---------------------------------------------------------------------- DARTS-ADA
 
 NEAR = EigenvalueRule(window=1, lag=1, ratio=1.3, start=0)
 
 
 def ada(values: Sequence[float], enough: float = inf, most: float = 0.0243) -> Method:
-    callback = RollBack(NEAR, Curvature(1, Planted(tuple(values), 1, enough)), most=most)
+    callback = RollBack(NEAR, Curvature(1, Planted(tuple(values), 1, enough)), factor=3.0, most=most)
     return replace(darts_ada(), callbacks=(callback,))
 
 

@@ -92,7 +92,7 @@ def test_dropout_is_off_at_rate_zero_and_in_evaluation(wrapper: type[DropPath] |
 
 
 def test_drop_path_loses_whole_images_of_a_candidate_and_keeps_the_mean() -> None:
-    edge = build(DropPath(rate=Constant(0.4)))
+    edge = build(DropPath(rate=Constant(0.4), whole=False))
     many = torch.rand(2000, C, 4, 4)
     one = torch.zeros(len(DARTS_OPS))
     one[1] = 1.0  # a max pool
@@ -104,6 +104,24 @@ def test_drop_path_loses_whole_images_of_a_candidate_and_keeps_the_mean() -> Non
     identity = torch.zeros(len(DARTS_OPS))
     identity[3] = 1.0
     assert torch.equal(edge(many, identity, at(0)), many), "an identity is never dropped"
+
+
+def test_drop_path_loses_whole_mixed_edges_identity_and_all() -> None:
+    """One draw for all candidates of an edge, so that an image keeps either their whole sum, scaled up, or nothing."""
+    edge = build(DropPath(rate=Constant(0.4)))
+    many = torch.rand(2000, C, 4, 4)
+    ratio = (edge(many, w, at(0)) / build_like(edge)(many, w, at(0))).flatten(1)
+    assert set(ratio.flatten().round(decimals=6).unique().tolist()) == {0.0, round(1 / 0.6, 6)}
+    torch.testing.assert_close(ratio.std(1), torch.zeros(2000), atol=1e-9, rtol=0)
+    assert abs(float((ratio[:, 0] == 0).double().mean()) - 0.4) < 0.05
+    assert torch.equal(edge(many, w, at(0, "eval")), build_like(edge)(many, w, at(0)))
+
+
+def build_like(edge: nn.Module) -> nn.Module:
+    """The plain edge with the same weights."""
+    plain = build(WeightedSum())
+    plain.load_state_dict(edge.state_dict())
+    return plain
 
 
 def test_skip_dropout_drops_values_of_the_identity_alone() -> None:
@@ -119,7 +137,7 @@ def test_skip_dropout_drops_values_of_the_identity_alone() -> None:
     assert torch.equal(edge(many, conv, at(0)), edge.ops["sep_conv_3x3"](many))
 
 
-@pytest.mark.parametrize("factory", [AuxiliarySkip(), DropPath(), SkipDropout()], ids=repr)
+@pytest.mark.parametrize("factory", [AuxiliarySkip(), DropPath(), DropPath(whole=False), SkipDropout()], ids=repr)
 def test_a_wrapped_supernet_s_weights_are_inherited(factory: EdgeFactory) -> None:
     """Under the network's own names: no weight of a chosen candidate is left as the network drew it."""
     problem = tiny_problem("darts", channels=4, cells=3, nodes=1)
@@ -142,6 +160,6 @@ def test_wrapped_supernets_have_the_names_of_plain_ones() -> None:
 
     problem = tiny_problem("darts", channels=4, cells=3, nodes=1)
     plain = set(dict(begin(problem, darts()).supernet.named_parameters()))
-    for factory in (DropPath(), SkipDropout(), SampledOps()):
+    for factory in (DropPath(), DropPath(whole=False), SkipDropout(), SampledOps()):
         own = dict(begin(problem, replace(darts(), edge=factory)).supernet.named_parameters())
         assert {plain_name(n) for n in own} == plain

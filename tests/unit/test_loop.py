@@ -16,7 +16,7 @@ from oche.errors import UserError
 from oche.methods.darts import darts
 from oche.optim import SGD, Descent
 from oche.schedule import Constant
-from oche.search.bilevel import FirstOrder, detached
+from oche.search.bilevel import Batches, Bilevel, FirstOrder, detached
 from oche.search.callbacks import Callback, InnerStep, OuterStep
 from oche.search.loop import (
     STATUS,
@@ -161,6 +161,32 @@ def test_later_batches_are_those_of_the_later_steps() -> None:
     assert torch.equal(now.inner(2).images, later.inner().images)
     assert not torch.equal(now.inner(2).images, now.inner().images)
     assert now.inner(2) is now.inner(2)
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_the_architecture_step_sees_the_coming_weight_steps_batch(first: bool) -> None:
+    """`inner()` is the batch of the next weight step from now: this step's where alpha goes first, else the next one's."""
+    problem, asked = tiny_problem("toy"), []
+
+    @dataclass(frozen=True)
+    class Asking:
+        def __call__(self, problem: Bilevel, theta: Params, alpha: Alpha, now: Batches) -> tuple[Tensor, Alpha]:
+            asked.append((now.inner(), now.inner(1), now.outer()))
+            return FirstOrder()(problem, theta, alpha, now)
+
+    method = replace(darts(), arch_first=first, arch_gradient=Asking())
+    state, now = ready(problem, method)
+    steps(state, method, bilevel(state, method), now, due=True)
+    ((inner, ahead, outer),) = asked
+    for batch, stream, step in ((inner, now.weights, 1 - first), (ahead, now.weights, 2 - first), (outer, now.arch, 0)):
+        assert torch.equal(batch.images, stream.at(step).images)
+
+
+def test_with_one_stream_alpha_takes_the_batch_of_its_own_step() -> None:
+    _, now = ready(tiny_problem("toy"), darts())
+    shared = replace(now, arch=now.weights, kept={})
+    assert torch.equal(shared.after().outer().images, now.weights.at(0).images)
+    assert shared.after().outer() is shared.inner()
 
 
 # ---------------------------------------------------------------------- what may change

@@ -71,7 +71,8 @@ PUBLISHED = {
     ("darts_2nd", "darts"): (50, 64, 8, 16, ALPHA, WEIGHTS, COSINE, False, True, 0.0, None),
     ("pcdarts", "darts"): (50, 256, 8, 16, replace(ALPHA, lr=6e-4), WEIGHTS, Cosine(0.1, 0.0), False, True, 0.3, 4),
     ("pcdarts", "s1"): (50, 64, 8, 16, ALPHA, WEIGHTS, COSINE, False, True, 0.3, 4),
-    ("darts", "nb201"): (50, 64, 5, 16, ALPHA, SGD(0.9, 5e-4, True), COSINE, True, False, 0.0, None),
+    ("darts", "nb201"): (50, 64, 5, 16, ALPHA, SGD(0.9, 5e-4, True), COSINE, False, False, 0.0, None),
+    ("darts_2nd", "nb201"): (50, 64, 5, 16, ALPHA, SGD(0.9, 5e-4, True), COSINE, False, True, 0.0, None),
     **{("darts", f"s{n}"): (50, 64, 8, 16, ALPHA, WEIGHTS, COSINE, False, True, 0.0, None) for n in (1, 2, 3, 4)},
     **{("pcdarts", f"s{n}"): (50, 64, 8, 16, ALPHA, WEIGHTS, COSINE, False, True, 0.3, 4) for n in (1, 2, 3, 4)},
 }

@@ -19,7 +19,7 @@ from oche.methods.d_darts import BUDGETS as D_DARTS
 from oche.methods.d_darts import d_darts
 from oche.methods.dartopti import dartopti
 from oche.methods.darts import BUDGETS as DARTS
-from oche.methods.darts import darts, darts_2nd
+from oche.methods.darts import SECOND_ORDER, darts, darts_2nd
 from oche.methods.darts_ada import darts_ada
 from oche.methods.darts_aer import darts_aer
 from oche.methods.darts_es import darts_es
@@ -55,6 +55,7 @@ from oche.methods.random_features import QUICK as RF_QUICK
 from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
 from oche.methods.random_sampling import RandomSampling
 from oche.methods.random_search_ws import random_search_ws
+from oche.methods.rdarts import BUDGETS as RDARTS
 from oche.methods.rdarts import rdarts
 from oche.methods.rlnas import BUDGETS as RLNAS
 from oche.methods.rlnas import rlnas
@@ -81,17 +82,17 @@ class Entry:
 
 ENTRIES: dict[str, Entry] = {
     "darts": Entry(darts, DARTS),
-    "darts_2nd": Entry(darts_2nd, DARTS),
+    "darts_2nd": Entry(darts_2nd, SECOND_ORDER),
     "pcdarts": Entry(pcdarts, PCDARTS),
     "rf_darts": Entry(rf_darts, {**DARTS, "quick": RF_QUICK}),
     "rf_pcdarts": Entry(rf_pcdarts, {**PCDARTS, "quick": RF_QUICK}),
     "beta_darts": Entry(beta_darts, BETA_DARTS),
     "cdarts": Entry(cdarts),
-    "darts_ada": Entry(darts_ada),
+    "darts_ada": Entry(darts_ada, SECOND_ORDER),
     "d_darts": Entry(d_darts, D_DARTS),
     "dartopti": Entry(dartopti, D_DARTS),
     "darts_aer": Entry(darts_aer),
-    "darts_es": Entry(darts_es),
+    "darts_es": Entry(darts_es, SECOND_ORDER),
     "darts_minus": Entry(darts_minus),
     "darts_plus": Entry(darts_plus),
     "darts_pt": Entry(darts_pt, DARTS_PT),
@@ -107,7 +108,7 @@ ENTRIES: dict[str, Entry] = {
     "lambda_darts": Entry(lambda_darts, LAMBDA_DARTS),
     "oles": Entry(oles, OLES),
     "pdarts": Entry(pdarts, PDARTS),
-    "rdarts": Entry(rdarts),
+    "rdarts": Entry(rdarts, RDARTS),
     "rlnas": Entry(rlnas, RLNAS),
     "sdarts_adv": Entry(sdarts_adv, SDARTS),
     "sdarts_rs": Entry(sdarts_rs, SDARTS),

@@ -5,12 +5,13 @@
 
 looked at once that epoch is 10 or later, so a search stops after epoch 22 at the earliest. Second-order DARTS otherwise.
 
-Published and taken from code (automl/RobustDARTS): all numbers; the paper states the inverse ratio as 0.75.
+Published and taken from code (automl/RobustDARTS @ 3dec3fe, src/search/args.py:54-58 and src/utils.py:67-140): all numbers; the paper
+states the inverse ratio as 0.75. The settings for NAS-Bench-201 are ours, those of `darts_2nd` there.
 
 Deviations from the paper: none known.
-Deviations from the authors' code: the eigenvalue is of the validation loss on the same 64 validation images each time,
-by Lanczos, where the code takes the whole Hessian on the last batch and adds alpha's weight decay, 1e-3, to it; the last epoch's probe is
-looked at too.
+Deviations from the script of the published numbers: the eigenvalue is of the validation loss on the same 64 validation images each time,
+by Lanczos, where the code takes the whole Hessian on the last batch (src/search/train_search.py:393) and adds alpha's weight decay, 1e-3,
+to it, since one batch for all epochs has less noise; the last epoch's probe is looked at too.
 Cost against DARTS: that of the second order; a probe is some tens of double backward passes of one batch, every second epoch.
 """
 

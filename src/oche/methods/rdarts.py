@@ -3,18 +3,23 @@
 Second-order DARTS collapses where the validation loss is sharp in alpha; a stronger regularisation of the weights keeps it flat.
 
     l2:  weight decay `strength`, one of 3e-4, 9e-4, 27e-4, 81e-4          (3e-4 is DARTS)
-    dp:  every candidate but the identity is lost to an image with probability strength * progress, one of 0, 0.2, 0.4, 0.6   (0 is DARTS)
+    dp:  an image loses a whole mixed edge with probability strength * progress, one of 0, 0.2, 0.4, 0.6          (0 is DARTS)
 
 This is one search at one strength. R-DARTS proper searches at each of the four, three seeds each, trains the cells briefly and keeps
 the best on validation images: `oche search rdarts --set method.strength=27e-4 --seeds 3 --pick validation`, once for each strength, and
 of the four runs the one with the highest `val_accuracy` among the seeds in its `log.jsonl`: with the same --seed all four hold the same
 images back. The supernet's own accuracy cannot choose the strength: it is best where the cell has the most skip connections.
 
-Published and taken from code (automl/RobustDARTS): the strengths, 50 epochs, all else as second-order DARTS. The default strengths, 27e-4
-and 0.2, are our choice. DARTS space, CIFAR-10 error 2.95 +- 0.21 % (`l2`, from other papers' tables).
+`whole=False` drops each candidate but the identity by itself, as drop path does in the network that is trained in the end.
+
+Published and taken from code (automl/RobustDARTS @ 3dec3fe, scripts/start_search.sh:5-6): the strengths, 50 epochs, all else as
+second-order DARTS. The default strengths, 27e-4 and 0.2, are our choice, and so are the settings for NAS-Bench-201 and the grid, whose
+weight decay is the strength. DARTS space, CIFAR-10 error 2.95 +- 0.21 % (`l2`, from other papers' tables).
 
 Deviations from the paper: no cutout in the search; there its probability grows with drop path's.
-Deviations from the authors' code: drop path grows at every step, not every epoch; else those of `darts_2nd`.
+Deviations from the script of the published numbers: cutout (src/search/train_search.py:113), as above, since a method has no say in how
+images are varied; drop path grows at every step up to its end, theirs per epoch and reaches it in the last one (train_search.py:112);
+else those of `darts_2nd`.
 Cost against DARTS: that of the second order; the paper's protocol is 12 searches.
 """
 
@@ -24,17 +29,30 @@ from dataclasses import replace
 from typing import Literal
 
 from oche.errors import UserError
+from oche.methods.budgets import Budget
 from oche.methods.darts import darts_2nd
 from oche.optim import SGD
 from oche.schedule import Linear
 from oche.search.method import Method
 from oche.spaces.edges import DropPath
 
+PUBLISHED = {
+    "darts": Budget(50, 64, {"space.cells": 8, "space.channels": 16}, "automl/RobustDARTS @ 3dec3fe"),
+    "nb201": Budget(
+        50,
+        64,
+        {"space.cells": 5, "space.channels": 16, "arch_first": True, "weight_optimizer.nesterov": True},
+        "ours, after D-X-Y/AutoDL-Projects @ f46486e, DARTS-V2.py",
+    ),
+    "grid": Budget(200, 8, {"arch_optimizer.lr": 3e-3, "arch_optimizer.weight_decay": 0.0}, "ours"),
+}
+BUDGETS = {"paper": PUBLISHED}
 
-def rdarts(regularisation: Literal["l2", "dp"] = "l2", strength: float | None = None) -> Method:
+
+def rdarts(regularisation: Literal["l2", "dp"] = "l2", strength: float | None = None, whole: bool = True) -> Method:
     """Second-order DARTS, more regularised, at one strength.
 
-    By more weight decay (`l2`) or by drop path (`dp`).
+    By more weight decay (`l2`) or by drop path (`dp`), of `whole` mixed edges or of single candidates.
     """
     method = replace(darts_2nd(), name="rdarts", papers=("liu2019darts", "zela2020understanding"))
     if strength is not None and not 0 <= strength < 1:
@@ -43,4 +61,5 @@ def rdarts(regularisation: Literal["l2", "dp"] = "l2", strength: float | None = 
         )
     if regularisation == "l2":
         return replace(method, weight_optimizer=SGD(weight_decay=27e-4 if strength is None else strength))
-    return replace(method, edge=DropPath(rate=Linear(0.0, 0.2 if strength is None else strength)))
+    rate = Linear(0.0, 0.2 if strength is None else strength)
+    return replace(method, edge=DropPath(rate=rate, whole=whole))

@@ -98,7 +98,7 @@ def steps(
     state: SearchState,
     method: Method,
     losses: Bilevel,
-    now: Batches,
+    now: StepBatches,
     due: bool,
     graphs: tuple[Step, Step] | None = None,
 ) -> None:
@@ -112,7 +112,7 @@ def steps(
         arch(now)
     weight(now)
     if due and not method.arch_first:
-        arch(now)
+        arch(now.after())
 
 
 def recorded(state: SearchState, method: Method, losses: Bilevel) -> tuple[Step, Step] | None:
@@ -306,20 +306,29 @@ def streams(problem: Problem, method: Method, epoch: int = 0, begun: int = 0) ->
 
 @dataclass
 class StepBatches:
-    """The two batches of one step, each made when first asked for; one batch where the two streams are one."""
+    """The two batches of one step, each made when first asked for; one batch where the two streams are one.
+
+    `done` counts the weight steps of this step that have been done.
+    """
 
     weights: Stream
     arch: Stream
     step: int
+    done: int = 0
     kept: dict[int, Batch] = field(default_factory=dict)
 
     def inner(self, ahead: int = 0) -> Batch:
-        if ahead not in self.kept:
-            self.kept[ahead] = self.weights.at(self.step + ahead)
-        return self.kept[ahead]
+        number = self.done + ahead
+        if number not in self.kept:
+            self.kept[number] = self.weights.at(self.step + number)
+        return self.kept[number]
 
     def outer(self) -> Batch:
-        return self.inner() if self.arch is self.weights else self.arch.at(self.step)
+        return self.inner(-self.done) if self.arch is self.weights else self.arch.at(self.step)
+
+    def after(self) -> StepBatches:
+        """The same step behind its weight step: the next one's batch is the inner one."""
+        return replace(self, done=self.done + 1)
 
 
 def set_learning_rate(state: SearchState, method: Method, steps_per_epoch: int) -> None:

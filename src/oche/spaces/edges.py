@@ -145,23 +145,46 @@ class Dropped(Drawn):
         self.dropped, self.rate, self.images = op, rate, images
 
     def forward(self, x: Tensor, draw: Draw | None = None) -> Tensor:
-        out = run(self.dropped, x, draw)
-        rate = self.rate(draw.progress) if draw and draw.phase != "eval" else 0.0
-        if rate <= 0 or draw is None:
-            return out
-        shape = (len(out), 1, 1, 1) if self.images else out.shape
-        kept = torch.rand(shape, generator=draw.generator(self.path, out.device), device=out.device) >= rate
-        return out * (kept / (1 - rate)).to(out.dtype)
+        return thinned(run(self.dropped, x, draw), self.rate, draw, self.path, self.images)
+
+
+def thinned(out: Tensor, rate: Schedule, draw: Draw | None, path: str, images: bool) -> Tensor:
+    """`out` (B, C, H, W) with a share of its images, or of its values, at zero and the rest scaled up; as it is in evaluation."""
+    share = rate(draw.progress) if draw and draw.phase != "eval" else 0.0
+    if share <= 0 or draw is None:
+        return out
+    shape = (len(out), 1, 1, 1) if images else out.shape
+    kept = torch.rand(shape, generator=draw.generator(path, out.device), device=out.device) >= share
+    return out * (kept / (1 - share)).to(out.dtype)
+
+
+class Pathed(Drawn, Edge):
+    """A mixed edge that is lost to a share `rate(progress)` of the images in training; the rest is scaled up."""
+
+    def __init__(self, inner: Edge, rate: Schedule) -> None:
+        super().__init__()
+        self.ops, self.rate = inner.ops, rate
+        self._inner = (inner,)  # in a tuple: its operations keep the names they have without the wrapper
+
+    def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
+        return thinned(self._inner[0](x, w, draw), self.rate, draw, self.path, images=True)
 
 
 @dataclass(frozen=True)
 class DropPath:
-    """`inner` with every candidate but the identity lost to an image with probability rate(progress) (R-DARTS, drop path)."""
+    """`inner` lost to an image with probability rate(progress), the whole mixed edge, identity and all (R-DARTS's code).
+
+    With `whole=False` every candidate but the identity is lost by itself, as drop path does it in a network of one candidate per edge.
+    """
 
     inner: EdgeFactory = WeightedSum()
     rate: Schedule = Linear(0.0, 0.2)
+    whole: bool = True
 
     def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        if self.whole:
+            return Pathed(self.inner(ops, channels, stride, build), self.rate)
+
         def candidate(op: str, width: int) -> nn.Module:
             module = build(op, width)
             return module if isinstance(module, nn.Identity | Zero) else Dropped(module, self.rate, images=True)
