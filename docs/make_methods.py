@@ -48,8 +48,8 @@ def first_line(factory: object) -> str:
 
 
 def about(factory: object) -> str:
-    """The docstring of the method's file; that of the class, where a searcher shares its file with others."""
-    return inspect.cleandoc((factory if inspect.isclass(factory) else inspect.getmodule(factory)).__doc__ or "").strip()
+    """The docstring of the method's file."""
+    return inspect.cleandoc(inspect.getmodule(factory).__doc__ or "").strip()
 
 
 def parts(searcher: SearcherLike) -> Iterator[str]:

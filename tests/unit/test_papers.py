@@ -12,7 +12,6 @@ import pytest
 from oche.errors import UserError
 from oche.methods import METHODS
 from oche.methods.papers import cite, entries
-from oche.methods.random_sampling import RandomSampling
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -40,8 +39,6 @@ def test_a_method_s_page_says_what_it_rests_on(name: str) -> None:
     """Its rule's source and evidence, how it deviates, its cost; and in `oche list methods` it takes one line of 80 columns."""
     made = script()
     assert len(made.first_line(METHODS[name])) <= 60
-    if METHODS[name] is RandomSampling:
-        return  # no paper's rule
     text = made.about(METHODS[name])
     assert re.search(r"Published|Taken from code|[Ff]rom code|Stated by the paper|Recalled", text)
     for heading in ("Deviations from the paper: ", "Deviations from the authors' code: ", "Cost against DARTS: "):

@@ -5,20 +5,24 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from oche import config
-from oche.bench.tables import Table, known
+from oche.bench.tables import known
 from oche.errors import UserError, unknown
+from oche.methods.ask_tell import AskTell
 from oche.plan.resolve import Request, searcher_named
-from oche.search.searcher import as_searcher
+from oche.search.searcher import SearcherLike, as_searcher
+from oche.tables import TableLike
 from oche.training.protocols import PROTOCOLS
 
 SUPERNET, SUPERNET_TRAIN, TRAINED_VAL, TRAINED_TEST = "supernet/val", "supernet/train", "trained/val", "trained/test"
 """What a bench measures itself, in percent, beside the table's metrics: of the supernet, and of the retrained network."""
+
+OWN = (SUPERNET, SUPERNET_TRAIN, TRAINED_VAL, TRAINED_TEST)
 
 AXES = ("methods", "spaces", "data", "budgets")
 FREE = {*AXES, "arms", "seeds", "first_seed", "settings", "settings_of", "probes", "table_folder", "cpus", "gpus"}
@@ -101,8 +105,7 @@ class Matrix:
     @property
     def looked_up(self) -> tuple[str, ...]:
         """The table's metrics that a trial's cell is looked up by: those reported, and the one that selects."""
-        own = (SUPERNET, SUPERNET_TRAIN, TRAINED_VAL, TRAINED_TEST)
-        return tuple(dict.fromkeys((*self.metrics, *([] if self.selector in own else [self.selector]))))
+        return tuple(dict.fromkeys((*self.metrics, *([] if self.selector in OWN else [self.selector]))))
 
     @property
     def reported(self) -> tuple[str, ...]:
@@ -114,6 +117,11 @@ class Matrix:
         """`select`, or the retrained network's validation accuracy."""
         return self.select or TRAINED_VAL
 
+    @property
+    def selects_by_table(self) -> bool:
+        """True if the metric that selects is one of the table's."""
+        return self.evaluate != "train" and self.selector not in OWN
+
     def written(self) -> dict[str, object]:
         """The `[bench]` table of run.toml."""
         return {key: "none" if value is None else value for key, value in asdict(self).items()}
@@ -123,7 +131,8 @@ class Matrix:
 class Trial:
     """One search and the evaluation of its cell, in plain values, so that it can be sent to another machine.
 
-    `method` (an arm's name where it is one) and the rest are as the matrix names them; the request has paths from the root.
+    `method` (an arm's name where it is one) and the rest are as the matrix names them; the request has paths from the root. `given` is
+    the bench's table, where that is an object without a name.
     """
 
     method: str
@@ -133,6 +142,7 @@ class Trial:
     seed: int
     request: Request
     train: bool
+    given: TableLike | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -179,7 +189,7 @@ def matrix_in(table: Mapping[str, object], where: str, overrides: Mapping[str, o
     return matrix
 
 
-def check(matrix: Matrix, table: Table | None = None) -> None:
+def check(matrix: Matrix, table: TableLike | None = None) -> None:
     """Raises UserError where the matrix contradicts itself or the table, or would select on test data."""
     for axis in AXES:
         names = (*matrix.methods, *matrix.arms) if axis == "methods" else getattr(matrix, axis)
@@ -212,7 +222,7 @@ def check(matrix: Matrix, table: Table | None = None) -> None:
 def trials(matrix: Matrix) -> tuple[Trial, ...]:
     """Every trial, seeds outermost: whenever a bench is stopped, all methods have about as many of them. Raises UserError."""
     searchers = {name: searcher_named(matrix.arm(name).method) for name in matrix.searched}
-    settings = {name: dict(_settings(matrix, name, as_searcher(s).method is not None)) for name, s in searchers.items()}
+    settings = {name: _settings(matrix, name, s) for name, s in searchers.items()}
     counts = {name: matrix.seeds_for(name) for name in matrix.searched}
     found = []
     for index, budget, data, space, method in itertools.product(
@@ -266,7 +276,7 @@ def slug(text: str) -> str:
 # ------------------------------------------------------------------ helpers
 
 
-def _check_table(matrix: Matrix, table: Table | None) -> None:
+def _check_table(matrix: Matrix, table: TableLike | None) -> None:
     if matrix.table is None or not matrix.metrics:
         names: Collection[str] = table.metrics if table else ()
         there = f"; {table.name} has {', '.join(names)}" if table else ""
@@ -278,14 +288,24 @@ def _check_table(matrix: Matrix, table: Table | None) -> None:
                 raise UserError(f"The table {table.name} holds cells of {table.space}, not of {space}.")
 
 
-def _settings(matrix: Matrix, name: str, supernet: bool) -> Iterator[tuple[str, object]]:
-    """A method's or arm's settings: those for all that it has parts for, then its own."""
-    arm = matrix.arm(name)
+def _settings(matrix: Matrix, name: str, searcher: SearcherLike) -> dict[str, object]:
+    """A method's or arm's settings: those for all that it has parts for, then its own.
+
+    A search that asks for cells one by one asks the bench's table, by the metric that selects, unless it has an evaluator of its own.
+    """
+    asks, supernet = isinstance(searcher, AskTell), as_searcher(searcher).method is not None
+    arm, found = matrix.arm(name), dict[str, object]()
     for path, value in matrix.settings.items():
-        if supernet or path.partition(".")[0] in ("space", "data", "train"):
-            yield path, value
-    yield from flat(arm.settings).items()
-    yield from flat(matrix.settings_of.get(name, {})).items()
+        part = path.partition(".")[0]
+        if part in ("space", "data", "train") or (asks if part in ("queries", "evaluator") else supernet):
+            found[path] = value
+    found |= {**flat(arm.settings), **flat(matrix.settings_of.get(name, {}))}
+    own = any(path.removeprefix("method.").partition(".")[0] == "evaluator" for path in found)
+    if isinstance(searcher, AskTell) and searcher.evaluator is None and not own and matrix.selects_by_table:
+        folder = "none" if matrix.table_folder is None else matrix.table_folder
+        found |= {"evaluator": "table", "evaluator.table": matrix.table, "evaluator.metric": matrix.selector}
+        found |= {"evaluator.folder": folder}
+    return found
 
 
 def _absolute(text: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oche.bench.result import BenchResult, Finished
+from oche.bench.trial import BEST
 from oche.report.static import GREY, INK, LINE, SERIES, save, style
 
 if TYPE_CHECKING:
@@ -33,18 +34,23 @@ PROBES = {  # key of the number -> (title, unit)
     "eigenvalue": ("Largest Hessian eigenvalue of the validation loss in alpha", "eigenvalue"),
     "discretisation_gap": ("Supernet less derived network, un-retrained", "%"),
     "kendall_tau": ("Kendall's tau between supernet and table", "tau"),
+    BEST: ("Best validation score so far", "score"),
 }
 
 
 @dataclass(frozen=True)
 class Panels:
-    """A panel a method, all on one scale: (T, seeds) values against the epoch, a thin line for each seed and a thick one for their mean."""
+    """A panel per method, all on one scale: (T, seeds) values against the epoch, a thin line per seed and a thick one for their mean.
+
+    The methods in `queries` have their values against the number of queries instead.
+    """
 
     title: str
     unit: str
     epochs: Mapping[str, Sequence[int]]
     values: Mapping[str, NDArray[np.float64]]
     levels: tuple[Level, ...] = ()
+    queries: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -135,6 +141,8 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
     metric = result.matrix.reported[0]
     optimum = result.facts.optimum.get(metric)
     levels: list[Level] = [("optimum of the table", optimum)] if optimum is not None else []
+    queries = frozenset(trial.method for trial in here if BEST in trial.probes)
+    after = " or query" if queries else ""
     final: dict[str, list[float]] = {}
     for trial in here:
         if (value := trial.values.get(metric)) is not None:
@@ -144,14 +152,16 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
     if final:
         yield "seeds", Seeds(f"{metric} of each seed's cell", f"{metric}, %", final, tuple(levels))
     if bands := over_epochs(here, lambda trial: {p[0]: p[2] for p in trial.curve if p[2] is not None}):
-        yield "anytime", Panels(f"{metric} of the cell chosen after each epoch", "%", *bands, tuple(levels))
+        title = f"{metric} of the cell chosen after each epoch{after}"
+        yield "anytime", Panels(title, "%", *bands, tuple(levels), queries)
     if bands := over_epochs(here, lambda trial: {p[0]: float(p[1]) for p in trial.curve}):
-        yield "skips", Panels("Skip connections of the cell chosen after each epoch", "skip connections", *bands)
+        title = f"Skip connections of the cell chosen after each epoch{after}"
+        yield "skips", Panels(title, "skip connections", *bands, queries=queries)
     for key, (title, unit) in PROBES.items():
         if bands := over_epochs(here, partial(Finished.probe, key=key)):
             factor = 100.0 if unit == "%" else 1.0
             epochs, values = bands
-            yield key, Panels(title, unit, epochs, {method: factor * v for method, v in values.items()})
+            yield key, Panels(title, unit, epochs, {m: factor * v for m, v in values.items()}, queries=queries)
     costs: dict[str, tuple[str, Callable[[Finished], float]]] = {
         "pareto_network": (
             "million multiply-adds, at the size searched or trained",
@@ -191,23 +201,26 @@ def _panels(figure: Figure, plot: Panels, look: Mapping[str, Look]) -> None:
     down = -(-len(plot.values) // across)
     figure.set_size_inches(6.4, 0.8 + 1.35 * down)
     figure.suptitle(plot.title, x=0.01, ha="left", fontweight="bold", fontsize=9.5, color=INK)
-    panels = figure.subplots(down, across, sharex=True, sharey=True, squeeze=False).ravel()
+    asked = plot.queries & plot.values.keys()
+    mixed = bool(asked) and asked != plot.values.keys()  # epochs and queries have no common scale
+    panels = figure.subplots(down, across, sharex=not mixed, sharey=True, squeeze=False).ravel()
     for axes in panels[len(plot.values) :]:
         axes.set_axis_off()
     for i, (axes, (method, values)) in enumerate(zip(panels, plot.values.items(), strict=False)):
         epochs, colour = plot.epochs[method], look[method].colour
-        axes.set_title(method, fontsize=7.5, fontweight="normal")
+        axes.set_title(method + ", queries" * (mixed and method in asked), fontsize=7.5, fontweight="normal")
         axes.plot(epochs, values, color=colour, linewidth=0.8, alpha=0.55)
         axes.plot(epochs, values.mean(axis=1), color=colour, linewidth=1.9)
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
-        axes.tick_params(labelbottom=i + across >= len(plot.values))
+        axes.tick_params(labelbottom=mixed or i + across >= len(plot.values))
         for (_, value), line in zip(plot.levels, DASHES.values(), strict=False):
             axes.axhline(value, color=GREY, linewidth=0.9, linestyle=line)
+    against = "epoch of search, or query" if mixed else "query" if asked else "epoch of search"
     lines = [f"{how}: {name}" for how, (name, _) in zip(DASHES, plot.levels, strict=False)]
     figure.supylabel(plot.unit, fontsize=8, color=GREY)
-    figure.supxlabel(", ".join(["epoch of search; thin: a seed", "thick: their mean", *lines]), fontsize=8, color=GREY)
+    figure.supxlabel(", ".join([f"{against}; thin: one seed", "thick: their mean", *lines]), fontsize=8, color=GREY)
 
 
 def _seeds(figure: Figure, plot: Seeds, look: Mapping[str, Look]) -> None:

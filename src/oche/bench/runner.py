@@ -14,13 +14,13 @@ from oche.bench.matrix import FREE, Matrix, Trial, check, trials
 from oche.bench.page import write
 from oche.bench.pool import Done, Work, here, in_processes, on_ray
 from oche.bench.result import BenchFolder, BenchResult, Finished, finished, matrix_of, read
-from oche.bench.tables import Table, facts, values, zero_cost_scores
+from oche.bench.tables import facts, values, zero_cost_scores
 from oche.bench.trial import Outcome, run_trial
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.plan.resolve import resolve
 from oche.run import Listener, Run, silent
-from oche.tables import TABLES
+from oche.tables import TableLike, table_named
 
 Render = Callable[[BenchResult], object]
 """Writes the files of a result; `page.write`, or one with more on its page."""
@@ -34,7 +34,7 @@ def run_bench(
     listener: Listener = silent,
     *,
     only: Sequence[str] = (),
-    table: Table | None = None,
+    table: TableLike | None = None,
     work: Work = run_trial,
     render: Render = write,
 ) -> BenchResult:
@@ -57,11 +57,12 @@ def run_bench(
         raise UserError(
             f"Ray hides the GPUs from a trial that asks for none: device={matrix.device!r} needs --gpus 1, or a part."
         )
+    given = table
     if table is None and matrix.evaluate != "train" and matrix.table is not None:
         table = table_named(matrix.table, matrix.table_folder)
     check(matrix, table)
     folder = _fitting(Path(out), matrix)
-    everything = trials(matrix)
+    everything = tuple(replace(trial, given=given) for trial in trials(matrix))
     for name in only:
         if name not in matrix.searched:
             raise unknown("method or arm of this bench", name, matrix.searched)
@@ -97,13 +98,6 @@ def show(path: str | Path) -> BenchResult:
         raise UserError(f"{str(path)!r} holds a study, whose page says more: `oche study show {path}`.")
     write(result)
     return result
-
-
-def table_named(name: str, folder: str | None = None) -> Table:
-    """A table of `oche.tables` by its name, its files in `folder` or where OCHE_DATA says. Raises UserError."""
-    if name not in TABLES:
-        raise unknown("table", name, TABLES)
-    return TABLES[name](Path(folder) if folder else None)
 
 
 # ------------------------------------------------------------------ before the trials
@@ -146,7 +140,7 @@ def _one_of_a_kind(missing: Sequence[Trial]) -> Iterator[Trial]:
     yield from {(t.method, t.space, t.data, t.budget): t for t in reversed(missing)}.values()
 
 
-def _scores(table: Table, matrix: Matrix) -> tuple[str, ...]:
+def _scores(table: TableLike, matrix: Matrix) -> tuple[str, ...]:
     return zero_cost_scores(table, matrix.metrics[0])
 
 
@@ -161,7 +155,7 @@ def _run(
     return here(missing, folder, work) if workers == 1 else in_processes(missing, folder, work, workers)
 
 
-def _line(trial: Trial, outcome: Outcome, matrix: Matrix, table: Table | None) -> Finished:
+def _line(trial: Trial, outcome: Outcome, matrix: Matrix, table: TableLike | None) -> Finished:
     """The trial's line: its outcome, with what the table says of its cell and of each epoch's."""
 
     def looked_up(cell: str, metrics: Sequence[str]) -> dict[str, float | None]:

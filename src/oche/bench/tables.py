@@ -1,14 +1,10 @@
-"""What a bench asks of a table of all cells, and what it takes from it once: the optimum, and the choices that need no search.
-
-`oche.tables` holds such tables; any object with these attributes will do.
-"""
+"""What a bench takes from a table of all cells once: each metric's optimum and mean, and the choices that need no search."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,22 +12,7 @@ from numpy.typing import NDArray
 from oche.config import build
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
-
-
-class Table(Protocol):
-    """Every cell of a space with its metrics; those in `smaller` are better when smaller."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def space(self) -> str: ...
-    @property
-    def metrics(self) -> Collection[str]: ...
-    @property
-    def smaller(self) -> Collection[str]: ...
-    def value(self, genotype: Genotype, metric: str, /) -> float: ...
-    def column(self, metric: str, /) -> NDArray[np.floating]: ...
-    def genotype(self, i: int, /) -> Genotype: ...
+from oche.tables import TableLike
 
 
 @dataclass(frozen=True)
@@ -66,7 +47,7 @@ class Facts:
         return build(Facts, {**given, "fixed": tuple(build(Fixed, row, "table.json") for row in rows)}, "table.json")
 
 
-def facts(table: Table, metrics: Sequence[str], select: str, zero_cost: Sequence[str]) -> Facts:
+def facts(table: TableLike, metrics: Sequence[str], select: str, zero_cost: Sequence[str]) -> Facts:
     """The optimum and the mean of `metrics`; the oracle, which is the best cell by `select`; the best cell by each score.
 
     What selects may be measured by the bench itself (`trained/val`): then no cell is known to be the best, and there is no oracle.
@@ -83,7 +64,7 @@ def facts(table: Table, metrics: Sequence[str], select: str, zero_cost: Sequence
     )
 
 
-def values(table: Table, genotype: Genotype, metrics: Sequence[str]) -> Iterator[tuple[str, float | None]]:
+def values(table: TableLike, genotype: Genotype, metrics: Sequence[str]) -> Iterator[tuple[str, float | None]]:
     """(metric, the cell's value, or None where the table holds none)."""
     for metric in metrics:
         value = float(table.value(genotype, metric))
@@ -96,7 +77,7 @@ def finite(column: NDArray[np.floating]) -> NDArray[np.float64]:
     return np.where(np.isfinite(numbers), numbers, np.nan)
 
 
-def known(table: Table, metrics: Sequence[str]) -> None:
+def known(table: TableLike, metrics: Sequence[str]) -> None:
     """Raises UserError for a metric that the table does not have, or of which less is better."""
     for metric in metrics:
         if metric not in table.metrics:
@@ -105,6 +86,6 @@ def known(table: Table, metrics: Sequence[str]) -> None:
             raise UserError(f"{metric} is a cost; a bench reports and selects by metrics of which more is better.")
 
 
-def zero_cost_scores(table: Table, metric: str) -> tuple[str, ...]:
+def zero_cost_scores(table: TableLike, metric: str) -> tuple[str, ...]:
     """The table's scores without training that belong to a metric's data set: `zerocost/cifar10/...` for `cifar10/test`."""
     return tuple(name for name in table.metrics if name.startswith(f"zerocost/{metric.partition('/')[0]}/"))

@@ -16,11 +16,14 @@ from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VA
 from oche.data import Data, none
 from oche.errors import UserError
 from oche.genotype import Genotype
+from oche.methods.ask_tell import AskTell
+from oche.methods.evaluators import TableScore
 from oche.plan.resolve import Plan, TrainRequest, resolve, resolve_training, searched_size, training_table
 from oche.run import Run
-from oche.search.searcher import as_searcher
+from oche.search.searcher import SearcherLike, as_searcher
 from oche.spaces import Space
 from oche.spaces.cost import cost
+from oche.tables import TableLike
 from oche.tasks import Task
 from oche.training.evaluate import evaluate
 from oche.training.train import Training, retrain
@@ -41,7 +44,9 @@ NUMBERS = (
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of a trial, in plain values: the cell, what was measured, and (epoch, skips, cell) after every epoch of the search.
+    """A trial's result in plain values: the cell, what was measured, and (epoch, skips, cell) after every epoch of the search.
+
+    Of a search that asks for cells one by one, `epochs` has (query, skips, cell) after every query.
 
     `probes` are (epoch, value) by the number's key in the record; `warning` is what the monitor said.
 
@@ -76,6 +81,9 @@ class Judged:
     cells: tuple[Genotype, ...] = ()
 
 
+BEST = "best_validation"
+"""The best score so far, by query, among the numbers of a trial whose search asks for cells one by one."""
+
 After = Callable[[Trial, Plan, Run, Genotype], Judged]
 """What comes after a search in its run folder. Called again after a kill, it carries on."""
 
@@ -92,10 +100,11 @@ def run_trial(trial: Trial, folder: Path, after: After = trained) -> Outcome:
     """Searches, then `after`, from wherever the folder stands. Raises UserError where the folder is of another trial."""
     plan, run = _opened(trial, folder)
     with out_of_memory(plan.batch), cpu_threads(plan.request.threads):
-        genotype, tail = _searched(plan, run)
+        genotype, tail = _searched(plan, run, trial.given)
         judged = after(trial, plan, run, genotype)
     records = run.records()
     epochs = [r for r in records if r.get("kind") == "epoch"]
+    queries = [r for r in records if r.get("kind") == "query"]
     supernet = [r for r in records if r.get("kind") == "supernet"][-1:]
     measured = dict(judged.measured)
     if supernet:
@@ -104,17 +113,19 @@ def run_trial(trial: Trial, folder: Path, after: After = trained) -> Outcome:
         measured[SUPERNET_TRAIN] = 100 * _number(epochs[-1], f"weight_{plan.task.metric}")
     price = cost(judged.space, judged.genotype)
     logged = tuple((int(_number(r, "epoch")) + 1, _skips(r), str(r["genotype"])) for r in epochs)
+    asked = tuple((int(_number(r, "query")), _skips(r), str(r["genotype"])) for r in queries)
+    best = {BEST: tuple((int(_number(r, "query")), _number(r, "best")) for r in queries)} if queries else {}
     return Outcome(
         str(judged.cells[-1] if judged.cells else judged.genotype),
         measured,
-        tuple((n, sum(c.skips().values()), str(c)) for n, c in enumerate(judged.cells, start=1)) or logged,
+        tuple((n, sum(c.skips().values()), str(c)) for n, c in enumerate(judged.cells, start=1)) or asked or logged,
         sum(_number(r, "seconds") for r in epochs) + tail,
         judged.seconds,
         max((_number(r, "memory_mib") for r in epochs), default=None),
         str(plan.fabric.device),
         price.parameters,
         price.multiply_adds,
-        {**{key: found for key in NUMBERS if (found := tuple(_series(epochs, key)))}, **judged.series},
+        {**{key: found for key in NUMBERS if (found := tuple(_series(epochs, key)))}, **best, **judged.series},
         next((str(r["warning"]) for r in epochs if "warning" in r), ""),
     )
 
@@ -136,7 +147,7 @@ def _opened(trial: Trial, folder: Path) -> tuple[Plan, Run]:
     return plan, run
 
 
-def _searched(plan: Plan, run: Run) -> tuple[Genotype, float]:
+def _searched(plan: Plan, run: Run, table: TableLike | None = None) -> tuple[Genotype, float]:
     """The found cell, and the seconds that passed after the last epoch, when some methods still choose."""
     if run.has(Run.GENOTYPE):
         return Genotype.from_json(run.read(Run.GENOTYPE).decode()), 0.0
@@ -148,8 +159,15 @@ def _searched(plan: Plan, run: Run) -> tuple[Genotype, float]:
             mark = time.perf_counter()
 
     problem = problem_of(plan, run, listen)
-    genotype, _ = as_searcher(plan.searcher).run(problem, plan.watch.callbacks())
+    genotype, _ = as_searcher(asking(plan.searcher, table)).run(problem, plan.watch.callbacks())
     return genotype, time.perf_counter() - mark
+
+
+def asking(searcher: SearcherLike, table: TableLike | None) -> SearcherLike:
+    """The searcher; if it asks a table and there is one as an object, it asks that one."""
+    if table is None or not isinstance(searcher, AskTell) or not isinstance(searcher.evaluator, TableScore):
+        return searcher
+    return replace(searcher, evaluator=replace(searcher.evaluator, given=table))
 
 
 def trained_network(

@@ -45,6 +45,7 @@ from oche.methods.ista_nas import ONE_STAGE_BUDGETS as ISTA_NAS_ONE_STAGE
 from oche.methods.ista_nas import ista_nas, ista_nas_one_stage
 from oche.methods.lambda_darts import BUDGETS as LAMBDA_DARTS
 from oche.methods.lambda_darts import lambda_darts
+from oche.methods.local_search import local_search
 from oche.methods.oles import BUDGETS as OLES
 from oche.methods.oles import oles
 from oche.methods.pcdarts import BUDGETS as PCDARTS
@@ -54,9 +55,11 @@ from oche.methods.pdarts import pdarts
 from oche.methods.random_features import QUICK as RF_QUICK
 from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
 from oche.methods.random_sampling import RandomSampling
+from oche.methods.random_search import random_search
 from oche.methods.random_search_ws import random_search_ws
 from oche.methods.rdarts import BUDGETS as RDARTS
 from oche.methods.rdarts import rdarts
+from oche.methods.regularized_evolution import regularized_evolution
 from oche.methods.rlnas import BUDGETS as RLNAS
 from oche.methods.rlnas import rlnas
 from oche.methods.sdarts import BUDGETS as SDARTS
@@ -118,6 +121,9 @@ ENTRIES: dict[str, Entry] = {
     "zarts": Entry(zarts, ZARTS),
     "random_sampling": Entry(RandomSampling),
     "random_search_ws": Entry(random_search_ws),
+    "random_search": Entry(random_search),
+    "regularized_evolution": Entry(regularized_evolution),
+    "local_search": Entry(local_search),
 }
 
 METHODS: dict[str, Callable[..., SearcherLike]] = {name: entry.factory for name, entry in ENTRIES.items()}

@@ -6,7 +6,11 @@ L. Li, A. Talwalkar. UAI 2019, arXiv 1902.07638. A. Yang, P. M. Esperanca, F. M.
 
 `random_search` keeps the best of several, by an evaluation of each; `random_search_ws` does so with a supernet trained for it.
 
-Deviations from the papers: none known. There are no constants. Cost: none.
+Published: the baseline; there are no constants.
+
+Deviations from the paper: none known.
+Deviations from the authors' code: none; both draw cells uniformly.
+Cost against DARTS: none, since nothing is trained in the search.
 """
 
 from __future__ import annotations

@@ -12,10 +12,10 @@ import importlib.util
 import inspect
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -28,6 +28,7 @@ from oche.fast.portable.program import needs_compiler
 from oche.genotype import Genotype
 from oche.methods import METHODS, budgets, method_named
 from oche.methods.budgets import budget
+from oche.methods.evaluators import EVALUATORS
 from oche.run import Run
 from oche.search.method import Method
 from oche.search.searcher import Searcher, SearcherLike, around, as_searcher
@@ -38,6 +39,8 @@ from oche.training.protocols import PROTOCOLS, Protocol
 from oche.training.train import Training
 from oche.watch.named import Watch, checked
 
+T = TypeVar("T")
+
 AUTO = "auto"
 SPACE = {"classify": "nb201", "segment": "grid"}
 COMPARING = {"classify": "brief", "segment": "segment_brief"}
@@ -45,7 +48,12 @@ TRAINING = {"classify": "quick", "segment": "segment"}
 """What "auto" stands for, by what the data can teach: the space, and the protocol of the comparison and of a training."""
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
-PARTS: dict[str, Mapping[str, Any]] = {"trainable": TRAINABLES, "split": SPLITS, "split.before": SPLITS}
+PARTS: dict[str, Mapping[str, Any]] = {
+    "trainable": TRAINABLES,
+    "split": SPLITS,
+    "split.before": SPLITS,
+    "evaluator": EVALUATORS,
+}
 """Slots whose part can be chosen by name: `--set trainable=classifier`."""
 
 SMALL = 16 * 16
@@ -160,13 +168,8 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
     space = _space(request.space, data, {**usual, **given.pop("space", {}), **parts.pop("space", {})})
     protocol = named_protocol(request.protocol, parts.pop("train", {}))
     watch = config.build(Watch, {"names": request.probes, **parts.pop("probe", {})}, "probe")
-    if method:
-        for settings, mine in ((given, False), (parts, True)):
-            searcher = _with(searcher, settings, request.method, strict=mine)
-    elif parts.keys() - {"method"}:
-        raise UserError(
-            f"{searcher.name} has no parts to set; it takes no {', '.join(sorted(parts.keys() - {'method'}))}."
-        )
+    for settings, mine in ((given, False), (parts, True)):
+        searcher = _with(searcher, settings, request.method, strict=mine)
     if recorded is not None:
         searcher = config.restore(searcher, _table(recorded, "method"), "run.toml: method")
         space = config.restore(space, _table(recorded, "space"), "run.toml: space")
@@ -449,47 +452,45 @@ def _options(name: str, settings: Mapping[str, object]) -> dict[str, object]:
 def _with(
     searcher: SearcherLike, settings: Mapping[str, Mapping[str, object]], name: str, *, strict: bool
 ) -> SearcherLike:
-    """The searcher with fields changed: of a staged one `stages.X` is its plan's, and all else the method's that it varies."""
-    slots, method = settings.get("slot", {}), as_searcher(searcher).method
-    assert method is not None
-    own = {path: value for path, value in slots.items() if path.startswith("stages.")} if method != searcher else {}
-    for path, value in own.items():
-        searcher = config.override(searcher, path, value, name)
-    rest = {**settings, "slot": {path: value for path, value in slots.items() if path not in own}}
-    return around(searcher, _changed(method, rest, name, strict=strict), searcher.name)
+    """The searcher with fields changed: its own, such as `queries` or `stages.X`, and all else its method's.
 
-
-def _changed(method: Method, settings: Mapping[str, Mapping[str, object]], name: str, *, strict: bool) -> Method:
-    """The method with fields changed. A budget's settings for a part that the method has replaced are left out (not `strict`)."""
-    options = _options(name, settings.get("method", {}))
+    A budget's settings for what a method has replaced, or a searcher does not have, are left out (not `strict`).
+    """
+    options, method = _options(name, settings.get("method", {})), as_searcher(searcher).method
     changes = {**settings.get("slot", {}), **{p: v for p, v in settings.get("method", {}).items() if p not in options}}
-    known = {f.name for f in fields(method)}
-    first = list(PARTS)  # a part before its fields
-    for path, value in sorted(
-        changes.items(), key=lambda change: first.index(change[0]) if change[0] in PARTS else len(first)
-    ):
-        if path in PARTS:
-            method = _with_part(method, path, value, name)
-            continue
-        if path.split(".")[0] not in known:
-            raise unknown(
-                "part",
-                path.split(".")[0],
-                [*sorted(known - {"name", "papers"}), "space", "data", "task", "train", "method", "probe"],
-            )
+    own, inner = _settable(searcher), None if method is searcher else method
+    mine = {path: value for path, value in changes.items() if path.partition(".")[0] in own}
+    searcher = _changed(searcher, mine, name, strict=strict)
+    rest = {path: value for path, value in changes.items() if path not in mine}
+    unfit = [path.partition(".")[0] for path in rest if inner is None or path.partition(".")[0] not in _settable(inner)]
+    if unfit and (strict or method):
+        if not own:
+            raise UserError(f"{searcher.name} has no parts to set; it takes no {', '.join(sorted(unfit))}.")
+        known = own | (_settable(inner) if inner else set())
+        raise unknown("part", unfit[0], [*sorted(known), "space", "data", "task", "train", "method", "probe"])
+    return around(searcher, _changed(inner, rest, name, strict=strict), searcher.name) if inner else searcher
+
+
+def _settable(part: SearcherLike) -> set[str]:
+    """The fields of a method or a searcher that settings may change."""
+    assert is_dataclass(part)
+    return {f.name for f in fields(part) if f.repr} - {"name", "papers", "method", "keeps_weights"}
+
+
+def _changed(part: T, changes: Mapping[str, object], name: str, *, strict: bool) -> T:
+    """The method or searcher with fields changed, a part by its name before the fields of that part."""
+    first = list(PARTS)
+    for path, value in sorted(changes.items(), key=lambda c: first.index(c[0]) if c[0] in PARTS else len(first)):
+        if path in PARTS and not isinstance(value, str):
+            raise UserError(f"{name}: {path} is set by the name of a part, not by {value!r}: {', '.join(PARTS[path])}.")
+        if path in PARTS and value not in PARTS[path]:
+            raise unknown(path, str(value), PARTS[path])
         try:
-            method = config.override(method, path, value, name)
+            part = config.override(part, path, PARTS[path][str(value)] if path in PARTS else value, name)
         except UserError:
             if strict:
                 raise
-    return method
-
-
-def _with_part(method: Method, slot: str, name: object, where: str) -> Method:
-    """The method with the part of that name in a slot. Raises UserError for an unknown one."""
-    if name not in PARTS[slot]:
-        raise unknown(slot, str(name), PARTS[slot])
-    return config.override(method, slot, PARTS[slot][str(name)], where)
+    return part
 
 
 def _usual(method: Method, space: str) -> dict[str, object]:

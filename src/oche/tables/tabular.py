@@ -1,11 +1,12 @@
-"""What a benchmark is: for every cell of a space its scores, by metrics that may select and metrics that may only report."""
+"""Tables: for every cell of a space its scores, by metrics that may select and metrics that may only report."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +18,41 @@ from oche.genotype import Genotype
 
 Column = Callable[[], NDArray[np.float64]]
 """Gives the (N,) values of a metric; called when the metric is asked for, so a file nobody needs is never read."""
+
+
+@runtime_checkable
+class TableLike(Protocol):
+    """What a bench and a query-based search ask of a table. `Table` has it all; any other object with these attributes will do."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def space(self) -> str:
+        """The name of the space that its cells are of."""
+        ...
+
+    @property
+    def metrics(self) -> Collection[str]:
+        """Named `data/what`, as in `cifar10/valid`; `test` is a part of the name of those that may only be reported."""
+        ...
+
+    @property
+    def smaller(self) -> Collection[str]:
+        """The metrics of which less is better."""
+        ...
+
+    def value(self, genotype: Genotype, metric: str, /) -> float:
+        """The cell's value. Raises UserError for a cell that the table does not hold."""
+        ...
+
+    def column(self, metric: str, /) -> NDArray[np.floating]:
+        """(N,) values of all cells."""
+        ...
+
+    def genotype(self, i: int, /) -> Genotype:
+        """The cell of row i of the columns."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)

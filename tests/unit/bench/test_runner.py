@@ -21,9 +21,9 @@ import pytest
 from oche.bench import BenchResult, Matrix, pool, run_bench, show
 from oche.bench import page as benchs_page
 from oche.bench.matrix import Trial
-from oche.bench.pictures import PROBES, front, pictures
+from oche.bench.pictures import PROBES, Panels, _plots, front, looks, pictures, svg
 from oche.bench.render import NOT_RUN, overview, searches, tables, trial_table
-from oche.bench.trial import NUMBERS, Outcome
+from oche.bench.trial import BEST, NUMBERS, Outcome
 from oche.errors import UserError
 from reference.small_bench import CELLS, ToyTable, dies, dies_once, pretend
 
@@ -536,10 +536,73 @@ def test_numbers_beside_the_search_are_kept_and_drawn(matrix: Matrix, table: Toy
 
 
 def test_each_number_that_is_kept_of_an_epoch_has_a_picture() -> None:
-    assert set(NUMBERS) == set(PROBES)
+    assert {*NUMBERS, BEST} == set(PROBES)
 
 
 def test_probes_may_be_added_to_a_bench_that_has_begun(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
     run_bench(replace(matrix, seeds=1), tmp_path / "b", table=table, work=pretend)
     more = replace(matrix, seeds=2, probes=("gap",), settings={"probe.every": 2})
     assert not run_bench(more, tmp_path / "b", table=table, work=pretend).missing
+
+
+# ---------------------------------------------------------------------- searches that ask for cells one by one
+
+
+QUERIES = 8
+
+
+@pytest.fixture
+def asking(matrix: Matrix) -> Matrix:
+    methods = ("random_search", "regularized_evolution", "local_search")
+    return replace(matrix, methods=methods, seeds=1, settings={"queries": QUERIES})
+
+
+def test_queries_ask_the_bench_s_table_by_what_selects(asking: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    """The best validation so far, and what the table's test metric says of that cell, after every query; never a test metric asked."""
+    result = run_bench(asking, tmp_path / "b", table=table)
+    assert not result.missing
+    for trial in result.finished:
+        if trial.method == "random_sampling":
+            assert "best_validation" not in trial.probes
+            continue
+        best = trial.probe("best_validation")
+        assert list(best) == list(range(1, QUERIES + 1))
+        assert list(best.values()) == sorted(best.values())
+        assert best[QUERIES] == trial.values["digits/valid"]
+        assert [n for n, _, _ in trial.curve] == list(best)
+        by_validation = {table.value(cell, "digits/valid"): table.value(cell, "digits/test") for cell in CELLS}
+        assert [value for _, _, value in trial.curve] == [by_validation[score] for score in best.values()]
+        settings = trial.asked["settings"]
+        assert isinstance(settings, dict)
+        assert (settings["evaluator"], settings["evaluator.metric"]) == ("table", "digits/valid")
+    plots = dict(_plots(result, result.finished))
+    best_plot, anytime = plots["best_validation"], plots["anytime"]
+    assert isinstance(best_plot, Panels)
+    assert isinstance(anytime, Panels)
+    assert best_plot.values.keys() == anytime.values.keys() == anytime.queries == {*asking.methods}
+    assert list(anytime.epochs["local_search"]) == list(range(1, QUERIES + 1))
+
+
+def test_epochs_and_queries_have_scales_of_their_own(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    def work(trial: Trial, folder: Path) -> Outcome:
+        series = {BEST: ((1, 80.0), (2, 84.0))} if trial.method == "darts" else {}
+        return replace(pretend(trial, folder), probes=series)
+
+    result = run_bench(replace(matrix, seeds=1), tmp_path / "b", table=table, work=work)
+    anytime = dict(_plots(result, result.finished))["anytime"]
+    drawn = svg(anytime, looks(["darts", "pcdarts", "random_sampling"]))
+    assert b"darts, queries" in drawn
+    assert b"pcdarts, queries" not in drawn
+    assert b"after each epoch or query" in drawn
+
+
+def test_an_evaluator_of_one_s_own_is_not_replaced(asking: Matrix, table: ToyTable) -> None:
+    from oche.bench.matrix import trials
+
+    own = replace(asking, settings_of={"local_search": {"evaluator": "supernet"}}, select="supernet/val")
+    assert {t.request.settings.get("evaluator") for t in trials(own)} == {None, "supernet"}
+    own = replace(asking, settings_of={"local_search": {"method.evaluator": "supernet"}})
+    found = {t.method: t.request.settings for t in trials(own)}
+    assert "evaluator.table" not in found["local_search"]
+    assert found["random_search"]["evaluator.table"] == "toys"
+    assert found["random_sampling"] == {}

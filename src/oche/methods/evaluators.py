@@ -1,0 +1,118 @@
+"""What a query-based search asks: a table, a supernet trained once for all cells, or a brief training of each cell.
+
+All of them score on validation data; none of them sees a test image or a test metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from oche.data import none
+from oche.errors import UserError, unknown
+from oche.genotype import Genotype
+from oche.methods.random_search_ws import accuracy, random_search_ws
+from oche.run import Run
+from oche.search.callbacks import Callback
+from oche.search.loop import advance, begin, resume
+from oche.search.method import Method
+from oche.search.state import Problem
+from oche.tables import TableLike, table_named
+from oche.training.evaluate import evaluate
+from oche.training.protocols import PROTOCOLS
+from oche.training.train import Training, retrain
+
+Scorer = Callable[[Genotype], float]
+"""The validation score of a cell, in percent where it is an accuracy; more is better."""
+
+BRIEF = {"classify": "brief", "segment": "segment_brief"}
+"""The training protocol of each cell, by what the space's networks do."""
+
+
+class Evaluator(Protocol):
+    """Scores cells by validation."""
+
+    def ready(self, problem: Problem, watch: Sequence[Callback]) -> Scorer:
+        """Makes ready what the cells are asked of, or takes it from the problem's run. Raises UserError where that is impossible."""
+        ...
+
+
+@dataclass(frozen=True)
+class TableScore:
+    """Looks cells up in a table: `table` is a name or FILE.py:NAME, its files in `folder` or where OCHE_DATA says.
+
+    `metric` must be one that may select: no test metric, and none of which less is better. `given` is a table as an object, which then
+    takes the place of the named one.
+    """
+
+    table: str = "nb201"
+    metric: str = "cifar10/valid"
+    folder: str | None = None
+    given: TableLike | None = field(default=None, repr=False)
+
+    def ready(self, problem: Problem, watch: Sequence[Callback]) -> Scorer:
+        """Reads the table."""
+        if "test" in self.metric.lower():
+            raise UserError(
+                f"evaluator.metric={self.metric} would select cells on test data, and what is reported would be too good: "
+                "name a validation metric."
+            )
+        table = table_named(self.table, self.folder) if self.given is None else self.given
+        if table.space != problem.space.name:
+            raise UserError(
+                f"The table {table.name} holds cells of {table.space}, not of {problem.space.name}: search that space, "
+                "or choose `--set evaluator=supernet` or `--set evaluator=training`."
+            )
+        if self.metric not in table.metrics:
+            raise unknown(f"metric of the table {table.name}", self.metric, table.metrics)
+        if self.metric in table.smaller:
+            raise UserError(f"{self.metric} is a cost: name a metric of {table.name} of which more is better.")
+        return lambda genotype: float(table.value(genotype, self.metric))
+
+
+@dataclass(frozen=True)
+class SupernetScore:
+    """Trains a supernet first, one random cell per step, for the epochs of the search; a cell is then scored with its weights.
+
+    As in random search with weight sharing (Li & Talwalkar, arXiv 1902.07638); the score is that of all validation images.
+    """
+
+    method: Method = field(default_factory=random_search_ws)
+
+    def ready(self, problem: Problem, watch: Sequence[Callback]) -> Scorer:
+        """Trains the supernet, or carries on with its training, or takes the trained one from the run's checkpoint."""
+        method = replace(self.method, callbacks=(*self.method.callbacks, *watch))
+        state = begin(problem, method)
+        run = problem.run
+        trained = run is not None and run.has(Run.STATE) and state.loads(run.read(Run.STATE), problem.fabric.device)
+        if (
+            not trained or state.epoch < problem.epochs
+        ):  # else the log goes on with queries, which `resume` would cut off
+            resume(state)
+            advance(state, method)
+        return lambda genotype: 100 * accuracy(state, problem, problem.data.val, genotype)
+
+
+@dataclass(frozen=True)
+class TrainingScore:
+    """Trains each cell's network from scratch, at the searched size, and scores it: `protocol`, or the brief one that fits the data."""
+
+    protocol: str | None = None
+
+    def ready(self, problem: Problem, watch: Sequence[Callback]) -> Scorer:
+        """Only looks the protocol up."""
+        name = self.protocol or BRIEF[problem.space.task]
+        if name not in PROTOCOLS:
+            raise unknown("protocol", name, PROTOCOLS)
+        space, data, fabric, task = problem.space, problem.data, problem.fabric, problem.task
+
+        def score(genotype: Genotype) -> float:
+            training = Training(space, genotype, data, PROTOCOLS[name], problem.seed, fabric, task=task)
+            return 100 * evaluate(retrain(training), data.val, none(data), fabric, task).value
+
+        return score
+
+
+EVALUATORS: dict[str, Evaluator] = {"table": TableScore(), "supernet": SupernetScore(), "training": TrainingScore()}
+"""By name, for `--set evaluator=table`."""
