@@ -194,6 +194,7 @@ def test_a_supernet_is_trained_once_and_killed_anywhere(tmp_path: Path) -> None:
     for kill in (2, 1, 1):
         with pytest.raises(Killed):
             searcher.run(replace(problem, run=broken, listener=killed_after(kill)))
+    assert [r["kind"] for r in log(broken)] == ["epoch"] * 2 + ["query"] * 4, "no answer is lost"
     assert searcher.run(replace(problem, run=broken))[0] == found
     assert log(broken) == log(whole)
     assert [r["kind"] for r in log(whole)] == ["epoch"] * 2 + ["query"] * 5
