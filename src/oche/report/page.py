@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from oche.errors import UserError
 from oche.genotype import Genotype
+from oche.report import claims
 from oche.report.draw import draw, draw_text
 from oche.report.figures import Curves, Record, Strips, number, plots
 from oche.report.interactive import spec
@@ -109,7 +110,8 @@ def write(run: Run) -> Path:
         subtitle=_subtitle(config),
         state=_state(run, records),
         facts=_facts(records),
-        warning=next((str(r["warning"]) for r in records if "warning" in r), ""),
+        warnings=claims.warnings(records),
+        verdict=next((claims.improvement(r) for r in records if r.get("kind") == "comparison"), ""),
         genotype=genotype,
         genotype_text=draw_text(genotype) if genotype is not None else "",
         genotype_final=run.has(Run.GENOTYPE),
@@ -190,7 +192,7 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     add("test", "loss", "{:.4f}", "test loss")
     add("comparison", "found_mean", "{:.2f} %", f"test {compared}, found cell", 100)
     add("comparison", "random_mean", "{:.2f} %", f"test {compared}, random cells", 100)
-    add("comparison", "relative_improvement", "{:+.2f} %", "relative improvement over random", 100)
+    add("comparison", "relative_improvement", "{:+.2f} %", "relative improvement over random")
     add("supernet", "val_accuracy", "{:.2f} %", "supernet, validation accuracy", 100)
     add("supernet", "val_miou", "{:.2f} %", "supernet, validation mIoU", 100)
     epochs = [r for r in records if r.get("kind") in ("epoch", "train_epoch")]

@@ -54,6 +54,7 @@ class Comparison:
         return {
             "kind": "comparison",
             "metric": self.metric,
+            "seeds": len(self.found),
             "found_mean": float(np.mean(self.found)),
             "found_interval": interval(self.found),
             "random_mean": float(np.mean(self.random)),
@@ -85,6 +86,7 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep) -> Compar
                     "genotype": str(genotype),
                     "seed": seed,
                     **named(test.metrics, "test"),
+                    **test.honest(training.task),
                     "parameters": price.parameters,
                     "multiply_adds": price.multiply_adds,
                 }

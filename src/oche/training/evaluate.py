@@ -37,6 +37,19 @@ class Score:
         """Right answers over all: of images, or of pixels."""
         return accuracy(torch.tensor(self.confusion))
 
+    def floor(self, task: Task) -> float:
+        """The score of a network that always names the commonest class of these images."""
+        true = torch.tensor(self.confusion).sum(1)
+        constant = torch.zeros(len(true), len(true), dtype=torch.int64)
+        constant[:, int(true.argmax())] = true
+        return task.score(constant)
+
+    def honest(self, task: Task) -> dict[str, object]:
+        """What the log has beside a score: `floor`, the number of classes that are there, and of those that are named."""
+        counts = torch.tensor(self.confusion)
+        there, named = int((counts.sum(1) > 0).sum()), int((counts.sum(0) > 0).sum())
+        return {"metric": self.metric, "floor": self.floor(task), "predicted": min(named, there), "classes": there}
+
     @property
     def iou(self) -> tuple[float, ...]:
         """Intersection over union of each class; NaN for one that is neither there nor predicted."""

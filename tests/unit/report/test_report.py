@@ -78,7 +78,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run.log(
         {
             "kind": "comparison", "found_mean": 0.9435, "found_interval": [0.94, 0.947], "random_mean": 0.9055,
-            "random_interval": [0.9, 0.911], "relative_improvement": 0.0419,
+            "random_interval": [0.9, 0.911], "relative_improvement": 4.19, "relative_improvement_interval": [2.0, 6.38], "seeds": 2,
         }
     )  # fmt: skip
     render(run)
