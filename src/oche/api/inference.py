@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import load as safetensors_load
+from torch import Tensor
 
 from oche import config
-from oche.api.overlay import as_picture, colours, overlaid
+from oche.api.overlay import as_picture, colours, overlaid, shown
 from oche.data import Data, load
-from oche.data.reading.folders import SUFFIXES, read_image
-from oche.data.reading.pixels import resized, with_channels
+from oche.data.contract import Contract, PixelRule
+from oche.data.problems import problems_of, refuse
+from oche.data.reading.applied import Applied, applied, painted
+from oche.data.reading.files import SUFFIXES, images_below
 from oche.errors import UserError, unknown
 from oche.plan.resolve import fabric_for, requested, task_for
 from oche.run import Run
@@ -22,14 +25,18 @@ from oche.training.evaluate import Score, evaluate
 from oche.training.export import Loaded, load_network
 from oche.training.train import BEST, LAST
 
+Failed = Callable[[str], None]
+"""Told the sentence about each image that cannot be read, while the others go on."""
+
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one image: the class, and its probability in [0, 1]."""
+    """Of one image: the class, its probability in [0, 1], and what training never saw of its values, "" for nothing."""
 
     path: Path
     label: str
     probability: float
+    odd: str = ""
 
 
 def evaluate_run(
@@ -53,8 +60,14 @@ def evaluate_run(
             if data is None
             else {}
         )
-        options = {"source": data or request.data, "seed": request.seed, "channels": loaded.space.inputs, **own}
-        data = config.build(load, options if data is None else {**options, "size": loaded.space.size}, "data")
+        settled: dict[str, object] = {"size": loaded.space.size, "channels": loaded.space.inputs}
+        if "contract" in loaded.card:
+            settled = {"contract": contract_of(loaded)}
+            own = {name: value for name, value in own.items() if name not in ("size", "channels", "labels", "range")}
+        elif data is None:
+            del settled["size"]
+        options = {"source": data or request.data, "seed": request.seed, **settled, **own}
+        data = config.build(load, options, "data")
     if data.classes != loaded.classes or data.size != loaded.space.size:
         raise UserError(
             f"{data.name} has {len(data.classes)} classes at {data.size}, the network was trained for {len(loaded.classes)} at "
@@ -64,48 +77,105 @@ def evaluate_run(
     return evaluate(loaded.network.to(fabric.device), data.test, loaded.augment, fabric, task)
 
 
+def contract_of(loaded: Loaded) -> Contract:
+    """What was decided about the data of a network; for one from before contracts were kept, 8-bit images."""
+    table = loaded.card.get("contract")
+    if isinstance(table, Mapping):
+        return Contract.of(table)
+    return Contract(
+        loaded.space.task,
+        loaded.classes,
+        loaded.space.inputs,
+        loaded.space.size,
+        PixelRule(),
+        loaded.augment.mean,
+        loaded.augment.std,
+    )
+
+
 @torch.no_grad()
 def predict(
-    path: str | Path, images: Sequence[str | Path], *, device: str = "auto", batch: int = 64
+    path: str | Path,
+    images: Sequence[str | Path],
+    *,
+    device: str = "auto",
+    batch: int = 64,
+    failed: Failed | None = None,
 ) -> list[Prediction]:
-    """Classifies image files, or all images in folders, with a run's trained network. Raises UserError."""
+    """Classifies image files, or all images in folders, with a run's trained network, by the rule of its training for values.
+
+    Images that cannot be read are told to `failed`, and left out. Raises UserError; without `failed`, for those images as well, all at
+    once.
+    """
     loaded = load_network(Run.open(Path(path)))
     _network_for("classify", loaded, path)
-    files = list(image_files(images))
+    files, contract = list(image_files(images)), contract_of(loaded)
     where = fabric_for(device).device
     network = loaded.network.to(where)
-    predictions = []
+    predictions: list[Prediction] = []
+    wrong: list[str] = []
     for i in range(0, len(files), batch):
-        part = files[i : i + batch]
-        pixels = [
-            resized(with_channels(read_image(f), loaded.space.inputs, str(f))[None], loaded.space.size) for f in part
-        ]
-        scores = network(loaded.augment.normalise(torch.cat(pixels).to(where))).softmax(1)
+        part = list(_readable(files[i : i + batch], contract, failed or wrong.append))
+        if wrong or not part:
+            continue
+        pixels = _together([one.cropped(contract.size) for _, one in part])
+        scores = network(loaded.augment.normalise(pixels.to(where))).softmax(1)
         best, label = scores.max(1)
         predictions += [
-            Prediction(f, loaded.classes[int(c)], float(p)) for f, c, p in zip(part, label, best, strict=True)
+            Prediction(f, loaded.classes[int(c)], float(p), one.odd)
+            for (f, one), c, p in zip(part, label, best, strict=True)
         ]
+    refuse(wrong)
     return predictions
+
+
+def _readable(files: Sequence[Path], contract: Contract, failed: Failed) -> Iterator[tuple[Path, Applied]]:
+    """The files that can be read, by the contract; the sentences about the others go to `failed`."""
+    for file in files:
+        try:
+            one = applied(file, contract)
+        except UserError as error:
+            for sentence in problems_of(error):
+                failed(sentence)
+            continue
+        yield file, one
+
+
+def _together(pixels: Sequence[Tensor]) -> Tensor:
+    """One batch of images: bytes where all are, else floats."""
+    if len({one.dtype for one in pixels}) > 1:
+        pixels = [one.float() / 255 if one.dtype == torch.uint8 else one for one in pixels]
+    return torch.cat(list(pixels))
 
 
 @dataclass(frozen=True)
 class Segmented:
-    """Of one image: its overlay and its mask as files, and the share of the pixels of each class found, the largest first."""
+    """Of one image: its overlay and its mask as files, and the share of the pixels of each class found, the largest first.
+
+    `odd` is what training never saw of its values, "" for nothing.
+    """
 
     path: Path
     overlay: Path
     mask: Path
     shares: Mapping[str, float]
+    odd: str = ""
 
 
 @torch.no_grad()
 def segment(
-    path: str | Path, images: Sequence[str | Path], out: str | Path, *, device: str = "auto"
+    path: str | Path,
+    images: Sequence[str | Path],
+    out: str | Path,
+    *,
+    device: str = "auto",
+    failed: Failed | None = None,
 ) -> Iterator[Segmented]:
     """Segments image files, or all images in folders, with a run's trained network; pictures go to the folder `out`.
 
-    An image is cropped at the centre and resized as in training; of each come NAME_overlay.png, the classes' colours over it, and
-    NAME_mask.png, class numbers with these colours as palette. Nothing is overwritten. Raises UserError.
+    Both have the size of the image, which is looked at window by window (`painted`): NAME_overlay.png, the classes' colours over it, and
+    NAME_mask.png, class numbers with these colours as palette, those of the training masks where they had some. Nothing is overwritten.
+    Images that cannot be read are told to `failed`, and left out; without it, `Problems` comes after the last. Raises UserError.
     """
     loaded = load_network(Run.open(Path(path)))
     _network_for("segment", loaded, path)
@@ -120,23 +190,29 @@ def segment(
         raise UserError(f"{taken[0]} exists already; choose another folder, with `--out FOLDER`.")
     folder.mkdir(parents=True, exist_ok=True)
     where = fabric_for(device).device
-    network, palette = loaded.network.to(where), colours(len(loaded.classes))
-    for file in files:
-        pixels = resized(with_channels(read_image(file), loaded.space.inputs, str(file))[None], loaded.space.size)
-        mask = network(loaded.augment.normalise(pixels.to(where))).argmax(1)[0].cpu()
+    network, contract, wrong = loaded.network.to(where), contract_of(loaded), list[str]()
+    palette = torch.tensor(contract.palette, dtype=torch.uint8) if contract.palette else colours(len(loaded.classes))
+
+    def scores(pixels: Tensor) -> Tensor:
+        out: Tensor = network(loaded.augment.normalise(pixels.to(where)))
+        return out
+
+    for file, one in _readable(files, contract, failed or wrong.append):
+        mask = painted(one.pixels, contract.size, scores)
         overlay, labels = folder / f"{file.stem}_overlay.png", folder / f"{file.stem}_mask.png"
-        overlaid(pixels[0], mask, palette).save(overlay)
+        overlaid(shown(one.pixels), mask, palette).save(overlay)
         as_picture(mask, palette).save(labels)
         counts = torch.bincount(mask.flatten(), minlength=len(loaded.classes)) / mask.numel()
         ranked = sorted(zip(loaded.classes, counts.tolist(), strict=True), key=lambda pair: -pair[1])
-        yield Segmented(file, overlay, labels, {name: share for name, share in ranked if share > 0})
+        yield Segmented(file, overlay, labels, {name: share for name, share in ranked if share > 0}, one.odd)
+    refuse(wrong)
 
 
 def image_files(given: Sequence[str | Path]) -> Iterator[Path]:
     """The files named, and all images below the folders named, sorted. Raises UserError where something is missing or holds none."""
     for path in map(Path, given):
         if path.is_dir():
-            found = sorted(p for p in path.rglob("[!.]*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found = images_below(path)
             if not found:
                 raise UserError(f"{path} holds no images; expected files such as {', '.join(sorted(SUFFIXES)[:4])}.")
             yield from found

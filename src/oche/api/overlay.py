@@ -23,6 +23,12 @@ def colours(classes: int) -> Tensor:
     return table
 
 
+def shown(pixels: Tensor) -> Tensor:
+    """(H, W, C) uint8, or floats in [0, 1] -> (H, W, 1 or 3) uint8 to look at: the first three channels, or the first."""
+    pixels = pixels[..., : 3 if pixels.shape[-1] >= 3 else 1]
+    return pixels if pixels.dtype == torch.uint8 else (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
 def overlaid(image: Tensor, mask: Tensor, palette: Tensor, share: float = 0.5) -> Image.Image:
     """The image (H, W, 1 or 3) uint8 in grey, mixed with this share of the colours of its mask (H, W)."""
     grey = image.float().mean(-1, keepdim=True)

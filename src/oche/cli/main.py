@@ -16,7 +16,7 @@ from rich.table import Table
 
 from oche.cli.bench import bench
 from oche.cli.boundary import guarded
-from oche.cli.show import TITLES, Show, console, data_rows, rows_table
+from oche.cli.show import TITLES, Show, console, rows_table
 from oche.cli.study import study
 from oche.config import assignment
 from oche.errors import UserError, unknown
@@ -246,25 +246,9 @@ def predict(
     as_json: AsJson = False,
 ) -> None:
     """Classify images with a trained network, or segment them: then overlays and masks are written."""
-    from oche.api import inference
-    from oche.training.export import load_network
+    from oche.cli.predict import predict_images
 
-    if load_network(Run.open(run)).space.task == "segment":
-        for s in inference.segment(run, images, out or run / "predictions", device=device):
-            shares = {"path": str(s.path), "overlay": str(s.overlay), "mask": str(s.mask), "shares": s.shares}
-            said = ", ".join(f"{name} {share:.0%}" for name, share in list(s.shares.items())[:4])
-            if as_json:
-                print(json.dumps(shares))
-            else:
-                console.print(f"{s.path}  {said}  {s.overlay}", markup=False, soft_wrap=True)
-        return
-    if out is not None:
-        raise UserError("--out is for pictures of masks; this network gives a class for each image, printed here.")
-    for p in inference.predict(run, images, device=device):
-        if as_json:
-            print(json.dumps({"path": str(p.path), "label": p.label, "probability": p.probability}))
-        else:
-            console.print(f"{p.path}  {p.label}  {p.probability:.1%}", markup=False, soft_wrap=True)
+    predict_images(run, images, out, device, as_json)
 
 
 @app.command()
@@ -332,11 +316,15 @@ def list_(
 
 
 @app.command()
-def check(data: Annotated[str, typer.Argument(help="As for `oche search --data`.")]) -> None:
-    """Read data as a search would, and say what is in it."""
-    from oche.data import load
+def check(
+    data: Annotated[str, typer.Argument(help="As for `oche search --data`.")],
+    settings: Annotated[list[str] | None, typer.Option("--set", help="data.FIELD=VALUE, as for `oche search`.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read data as a search would, and say what was found, what became of it, and all that is wrong."""
+    from oche.cli.check import check_data
 
-    console.print(rows_table(data_rows(load(data))))
+    check_data(data, dict(map(assignment, settings or [])), as_json)
 
 
 @app.command()

@@ -1,10 +1,8 @@
-"""Facts about a data set before a run: mean and spread, imbalance, leaks between its parts."""
+"""Facts about a data set before a run: mean and spread, imbalance, rare classes."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import combinations
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +14,7 @@ CHUNK = 1024
 PIXELS = CHUNK * 64 * 64
 SAMPLE = 2048
 IMBALANCE = 1.5
+LEAST = 1e-6
 RARE = 0.01
 
 
@@ -35,7 +34,13 @@ def mean_and_std(train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...],
         count += len(pixels)
     mean, square = sums / count
     std = (square - mean.square()).clamp(min=0).sqrt()
-    return tuple(mean.tolist()), tuple(s if s > 1e-6 else 1.0 for s in std.tolist()), notes
+    if bool((std <= LEAST).any()) and train.take(positions[:1])[0].dtype != torch.uint8:
+        small = torch.zeros(1, dtype=torch.float64)  # the difference above has lost what is left of so small a spread
+        for images in _chunks(train, positions):
+            small = small + (images.double().flatten(0, 2).cpu() - mean).square().sum(0)
+        exact = (small / count).sqrt()
+        std = torch.where(std > LEAST, std, torch.where(exact > mean.abs() * LEAST, exact, 0.0))
+    return tuple(mean.tolist()), tuple(s if s > (LEAST if s > LEAST else 0.0) else 1.0 for s in std.tolist()), notes
 
 
 def imbalance(train: ImageSet, classes: Sequence[str]) -> tuple[str, ...]:
@@ -54,7 +59,7 @@ def pixel_counts(part: ImageSet, classes: int) -> Tensor:
     if not isinstance(part.source, ArraySource) and len(part) > SAMPLE:
         positions = torch.randperm(len(part), generator=counted(len(part), "pixel counts"))[:SAMPLE].sort().values
     counts = torch.zeros(classes, dtype=torch.int64)
-    for _, masks in _both(part, positions):
+    for _, masks in both(part, positions):
         labels = masks.flatten().cpu()
         counts += torch.bincount(labels[labels < classes], minlength=classes)
     return counts
@@ -70,31 +75,15 @@ def rare(train: ImageSet, classes: Sequence[str]) -> tuple[str, ...]:
     return notes + ((f"Rare classes, in share of the train pixels: {', '.join(few)}.",) if few else ())
 
 
-def leaks(parts: Mapping[str, ImageSet]) -> tuple[str, ...]:
-    """A note for each two parts that share identical pixels; only parts that are in memory are compared."""
-    held = {name: part for name, part in parts.items() if isinstance(part.source, ArraySource)}
-    seen = {name: [_digest(image) for images in _chunks(part) for image in images] for name, part in held.items()}
-    notes = []
-    for first, second in combinations(seen, 2):
-        known = set(seen[first])
-        if shared := sum(digest in known for digest in seen[second]):
-            notes.append(f"{shared} of the {len(seen[second])} {second} images are in {first} too, pixel for pixel.")
-    return tuple(notes)
-
-
 def _chunks(part: ImageSet, positions: Tensor | None = None) -> Iterator[Tensor]:
-    for images, _ in _both(part, positions):
+    for images, _ in both(part, positions):
         yield images
 
 
-def _both(part: ImageSet, positions: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+def both(part: ImageSet, positions: Tensor | None = None) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and targets, at most `CHUNK` at a time, and fewer of more than 64 x 64 pixels."""
     positions = torch.arange(len(part)) if positions is None else positions
     height, width = part.take(positions[:1])[0].shape[1:3]
     step = max(1, min(CHUNK, PIXELS // (height * width)))
     for start in range(0, len(positions), step):
         yield part.take(positions[start : start + step])
-
-
-def _digest(image: Tensor) -> bytes:
-    return hashlib.blake2b(image.cpu().numpy().tobytes(), digest_size=16).digest()

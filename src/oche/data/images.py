@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from oche.base import sent
+from oche.data.contract import UNIT, Contract, LabelMap, PixelRule
+from oche.data.entries import Ledger
 
 Item = TypeVar("Item")
 
@@ -118,6 +120,9 @@ class Data:
         mean, std: of the channels of `train`, pixels in [0, 1].
         flip: True if an image keeps its class when mirrored left to right (digits do not).
         ignore: the label of mask pixels that count nowhere; None where images have classes instead of masks.
+        pixels: how values in files became pixels in [0, 1]; None where a `Data` was made by hand.
+        labels: how labels in files became class numbers; `palette` are the colours that masks had.
+        ledger: what was found, and what became of it.
         notes: sentences about how it was read, and what to beware of, for the table printed before a run.
     """
 
@@ -133,6 +138,28 @@ class Data:
     flip: bool = True
     notes: tuple[str, ...] = ()
     ignore: int | None = None
+    pixels: PixelRule | None = None
+    labels: LabelMap = LabelMap()
+    palette: tuple[tuple[int, int, int], ...] = ()
+    ledger: Ledger = Ledger()
+
+    @property
+    def contract(self) -> Contract:
+        """What a network that is trained on these data must be told with every image, and how its answers are to be read."""
+        whole = isinstance(self.train.source, ArraySource) and self.train.source.images.dtype == torch.uint8
+        rule = self.pixels or (PixelRule() if whole else UNIT)
+        return Contract(
+            self.task,
+            self.classes,
+            self.channels,
+            self.size,
+            rule,
+            self.mean,
+            self.std,
+            self.labels,
+            self.palette,
+            self.ignore,
+        )
 
     @property
     def task(self) -> Literal["classify", "segment"]:

@@ -75,6 +75,7 @@ def save_network(
         "genotype": json.loads(genotype.to_json()),
         "space": describe(space),
         "classes": list(data.classes),
+        "contract": data.contract.plain(),
         "input": {
             "shape": ["batch", data.channels, *data.size],
             "range": [0.0, 1.0],

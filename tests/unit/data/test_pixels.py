@@ -10,8 +10,8 @@ from PIL import Image
 from torch.testing import assert_close
 
 from oche.base import counted
-from oche.data.reading.pixels import channels_last, common_size, resized, scaled, with_channels
-from oche.errors import UserError
+from oche.data.contract import PixelRule, decided
+from oche.data.reading.pixels import channels_last, common_size, resized, with_channels
 
 COLOUR = torch.randint(0, 256, (4, 20, 30, 3), generator=counted("colour"), dtype=torch.uint8)
 
@@ -30,6 +30,8 @@ def smooth(height: int, width: int) -> torch.Tensor:
         ((5, 3, 9, 8), (5, 9, 8, 3)),
         ((5, 1, 9, 8), (5, 9, 8, 1)),
         ((5, 4, 9, 4), (5, 4, 9, 4)),  # both fit: the last axis wins
+        ((5, 13, 16, 20), (5, 16, 20, 13)),  # of other numbers, the axis shorter than the image's two
+        ((5, 16, 20, 13), (5, 16, 20, 13)),
     ],
 )
 def test_layouts_are_told_apart(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -40,37 +42,62 @@ def test_layouts_are_told_apart(shape: tuple[int, ...], expected: tuple[int, ...
         assert_close(got[2, 5, 6], array[2, :, 5, 6])
 
 
+def scaled(arrays: list[NDArray[np.generic]]) -> tuple[list[torch.Tensor], PixelRule]:
+    """Arrays by the rule that the first decides."""
+    first = arrays[0]
+    whole = bool(np.array_equal(first, np.round(first)))
+    rule = decided(float(first.min()), float(first.max()), sorted({a.dtype.name for a in arrays}), whole)
+    return [rule.apply(array, as_bytes=rule.whole_bytes) for array in arrays], rule
+
+
 @pytest.mark.parametrize(
-    ("array", "expected", "noted"),
+    ("array", "expected", "scale"),
     [
-        (np.array([[0, 255]], np.uint8), torch.tensor([[0, 255]], dtype=torch.uint8), False),
-        (np.array([[0, 7]], np.int64), torch.tensor([[0, 7]], dtype=torch.uint8), False),
-        (np.array([[0.0, 0.5]]), torch.tensor([[0.0, 0.5]]), False),
-        (np.array([[0.0, 51.0]], np.float32), torch.tensor([[0.0, 0.2]]), False),
-        (np.array([[False, True]]), torch.tensor([[0.0, 1.0]]), False),
-        (np.array([[-2.0, 0.0, 2.0]]), torch.tensor([[0.0, 0.5, 1.0]]), True),
-        (np.array([[0, 1000, 4000]], np.uint16), torch.tensor([[0.0, 0.25, 1.0]]), True),
+        (np.array([[0, 255]], np.uint8), torch.tensor([[0, 255]], dtype=torch.uint8), 255),
+        (np.array([[0, 7]], np.int64), torch.tensor([[0, 7]], dtype=torch.uint8), 255),
+        (np.array([[0.0, 0.5]]), torch.tensor([[0.0, 0.5]]), 1),
+        (np.array([[0.0, 51.0]], np.float32), torch.tensor([[0.0, 0.2]]), 255),
+        (np.array([[False, True]]), torch.tensor([[0.0, 1.0]]), 1),
+        (np.array([[-2.0, 0.0, 2.0]]), torch.tensor([[0.0, 0.5, 1.0]]), 4),
+        (np.array([[0, 1023, 4000]], np.uint16), torch.tensor([[0.0, 1023 / 4095, 4000 / 4095]]), 4095),
+        (np.array([[0, 65535]], np.uint16), torch.tensor([[0.0, 1.0]]), 65535),
+        (np.array([[0, 1_000_000]], np.int32), torch.tensor([[0.0, 1e6 / (2**20 - 1)]]), 2**20 - 1),
+        (np.array([[0.5, 2000.5]], np.float32), torch.tensor([[0.5 / 2000.5, 1.0]]), 2000.5),
+        (np.array([[5, 5]], np.uint16), torch.tensor([[5, 5]], dtype=torch.uint8), 255),
     ],
 )
-def test_numbers_of_any_scale(array: NDArray[np.generic], expected: torch.Tensor, noted: bool) -> None:
-    (got,), notes = scaled([array], "x")
+def test_numbers_of_any_scale(array: NDArray[np.generic], expected: torch.Tensor, scale: float) -> None:
+    (got,), rule = scaled([array])
     assert_close(got, expected)
-    assert bool(notes) == noted
+    assert rule.scale == scale
+    assert rule.depth == array.dtype.name
 
 
 def test_all_parts_are_put_on_one_scale() -> None:
     """A test part whose values happen to lie below 1 is divided by 255 too."""
-    (first, second), _ = scaled([np.array([[0.0, 255.0]]), np.array([[0.0, 1.0]])], "x")
+    (first, second), _ = scaled([np.array([[0.0, 255.0]]), np.array([[0.0, 1.0]])])
     assert_close(first, torch.tensor([[0.0, 1.0]]))
     assert_close(second, torch.tensor([[0.0, 1 / 255]]))
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_bad_numbers_name_the_image(value: float) -> None:
-    array = np.zeros((3, 8, 8, 1))
-    array[2, 1, 1] = value
-    with pytest.raises(UserError, match="x has NaN or infinity in image 2"):
-        scaled([array], "x")
+@pytest.mark.parametrize(
+    ("rule", "low", "high", "depth", "said"),
+    [
+        (PixelRule(), 0, 255, "uint8", None),
+        (PixelRule(), 0, 90, "uint8", None),
+        (PixelRule(), 0, 65535, "uint16", "values up to 65535"),
+        (PixelRule(scale=4095.0, high=3900.0, depth="uint16"), 10, 4000, "uint16", None),
+        (PixelRule(scale=4095.0, high=3900.0, depth="uint16"), 0, 65535, "uint16", "values up to 65535"),
+        (PixelRule(scale=4095.0, high=3900.0, depth="uint16"), 0, 255, "uint8", "uint8 values up to 255"),
+        (PixelRule(scale=1.0, high=1.0, depth="float32"), 0, 255, "uint8", "values up to 255"),
+        (PixelRule(offset=-1.0, scale=2.0, low=-1.0, high=1.0, depth="float32"), -3, 1, "float32", "values down to -3"),
+    ],
+)
+def test_a_range_that_training_never_saw_is_said(
+    rule: PixelRule, low: float, high: float, depth: str, said: str | None
+) -> None:
+    odd = rule.strange(low, high, depth)
+    assert odd is None if said is None else said in str(odd)
 
 
 def test_grey_is_pillows() -> None:

@@ -33,18 +33,22 @@ ARCHIVES: dict[str, tuple[dict[str, NDArray[np.generic]], str]] = {
     "test_half": ({"x_train": X, "y_train": Y, "x_test": X}, r"has x_test but no y_test"),
     "empty": ({"x": X[:0], "y": Y[:0]}, r"has shape \(0, 8, 8, 3\), so it holds no images"),
     "axes": ({"x": X[0, 0], "y": Y[:8]}, r"has shape \(8, 3\); images need"),
-    "five_channels": ({"x": np.zeros((12, 8, 8, 5)), "y": Y}, r"the last axis \(or the second\) must be 1, 3 or 4"),
+    "no_channels": ({"x": np.zeros((12, 8, 8, 8)), "y": Y}, r"in which no axis is shorter than the image's two"),
     "strings": ({"x": np.full((12, 8, 8), "a"), "y": Y}, r"images need integers or floats"),
     "nan": ({"x": nan(), "y": Y}, r"has NaN or infinity in image 3"),
     "small": ({"x": X[:, :7], "y": Y}, r"Images of 7 x 8 pixels are too small; 8 x 8 is the least"),
     "fewer_labels": ({"x": X, "y": Y[:-1]}, r"there are 11 labels for 12 images"),
-    "one_hot": ({"x": X, "y": np.eye(2)[Y]}, r"have shape \(12, 2\); expected one class number an image"),
+    "two_columns": ({"x": X, "y": np.stack([Y, Y + 1], 1)}, r"have shape \(12, 2\); expected one class number or name"),
     "not_whole": ({"x": X, "y": Y + 0.5}, r"have type float64 and are not whole"),
-    "named_labels": ({"x": X, "y": Y.astype(str)}, r"are not whole; expected class numbers"),
+    "names_twice": (
+        {"x": X, "y": Y.astype(str), "classes": np.array(["a", "b"])},
+        r"names as labels and a list of classes",
+    ),
+    "ids": ({"x": np.tile(X, (100, 1, 1, 1)), "y": np.arange(1200)}, r"1,200 different labels for 1,200 images"),
     "negative": ({"x": X, "y": Y - 1}, r"the train labels run from -1 to 0"),
     "beyond": ({"x": X, "y": Y * 5, "classes": np.array(["a", "b"])}, r"run from 0 to 5, but the 2 classes are 0 to 1"),
-    "beyond_in_test": (LABELLED | {"y_test": Y + 1}, r"the test labels run from 1 to 2, but the 2 classes are 0 to 1"),
-    "from_one": ({"x": X, "y": Y + 1}, r"class 0 \('0'\) has no train image; count classes from 0"),
+    "beyond_in_test": (LABELLED | {"y_test": Y + 1}, r"\(test labels\) run from 1 to 2, but the 2 classes are 0 to 1"),
+    "hole": ({"x": X, "y": Y * 2, "classes": np.array(["a", "b", "c"])}, r"class 1 \('b'\) has no train image"),
     "one_class": ({"x": X, "y": Y * 0}, r"has one class only, '0'"),
     "too_few": ({"x": X, "y": np.array([0] * 11 + [1])}, r"Class '1' has 1 images, too few to split into shares"),
     "sizes": (LABELLED | {"x_test": X[:, :, :, :1]}, r"has parts of \[1, 3\] channels; pass channels="),
@@ -74,7 +78,7 @@ def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("channels", [0, 2, 5])
 def test_impossible_channels(channels: int) -> None:
-    with pytest.raises(UserError, match=f"channels={channels} is not possible; choose 1"):
+    with pytest.raises(UserError, match=f"channels={channels}( is not possible; choose 1|: leave channels out)"):
         load("digits", channels=channels)
 
 
@@ -114,8 +118,11 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"There is no file or folder cifar\.npz"):
         load("cifar.npz")
     (tmp_path / "a.csv").write_text("1,2")
-    with pytest.raises(UserError, match=r"is a \.csv file; expected a folder of images or an \.npz file"):
+    with pytest.raises(UserError, match=r"a\.csv, line 1: there is no file 1 below"):
         load(tmp_path / "a.csv")
+    (tmp_path / "a.txt").write_text("1,2")
+    with pytest.raises(UserError, match=r"is a \.txt file; expected a folder of images, an \.npz file or a \.csv"):
+        load(tmp_path / "a.txt")
 
 
 def make_folder(root: Path, *names: str, count: int = 6) -> Path:
@@ -234,7 +241,7 @@ IMAGE = torch.zeros(3, 8, 8, dtype=torch.uint8)
         (Items(IMAGE), r"Item 0 of Items is not a pair"),
         (Items((IMAGE, 0), (IMAGE, "cat")), r"Item 1 of Items has the label 'cat'"),
         (Items(("image", 0)), r"Item 0 of Items has an image of type str"),
-        (Items((torch.zeros(5, 8, 8), 0)), r"Item 0 of Items has shape .* must be 1, 3 or 4 channels"),
+        (Items((torch.zeros(9, 8, 8), 0)), r"Item 0 of Items has shape .* no axis is shorter"),
         (Items((IMAGE / 255, 0), (torch.zeros(3, 9, 8), 1)), r"gives images of 2 shapes; only uint8 ones may differ"),
     ],
 )

@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from torch.utils.data import Dataset, TensorDataset
 
 from oche.data import ArraySource, Data, ImageSet, LazySource, load
+from oche.errors import UserError
 
 Images = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -206,7 +207,7 @@ def test_what_does_not_fit_in_memory_is_decoded_on_demand(tmp_path: Path, monkey
     root = write_folder(tmp_path / "folder", images, labels)
     eager = load(root)
     assert isinstance(eager.train.source, ArraySource)
-    monkeypatch.setattr("oche.data.reading.folders.MEMORY_LIMIT", 30 * 8 * 8 * 3 - 1)
+    monkeypatch.setattr("oche.data.reading.listing.MEMORY_LIMIT", 30 * 8 * 8 * 3 - 1)
     for lazy in (load(root), load(Pictures(images, labels))):
         assert isinstance(lazy.train.source, LazySource)
         assert_same(eager, lazy)
@@ -236,7 +237,7 @@ def test_grey_and_colour_files_together_become_colour(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [None, 16])
 def test_files_of_many_kinds(tmp_path: Path, size: int | None) -> None:
-    """Palette, transparency, 16 bits, a turned photograph; other files and hidden ones are passed over."""
+    """Palette, transparency, a turned photograph; other files and hidden ones are passed over."""
     grey = Image.new("L", (16, 16), 128)
     turned = Image.Exif()
     turned[0x0112] = 6
@@ -245,7 +246,7 @@ def test_files_of_many_kinds(tmp_path: Path, size: int | None) -> None:
         folder.mkdir(parents=True)
         grey.convert("P").save(folder / "0.png")
         grey.convert("RGBA").save(folder / "1.PNG")
-        Image.fromarray(np.full((16, 16), 128 * 256, np.uint16)).save(folder / "2.png")
+        grey.convert("LA").save(folder / "2.png")
         Image.new("RGB", (20, 16), (128,) * 3).save(folder / "3.jpg", exif=turned)
         grey.save(folder / "4.bmp")
         (folder / "notes.txt").write_text("no image")
@@ -293,7 +294,11 @@ def test_data_passes_through_but_for_flip() -> None:
 def test_a_local_folder_may_have_the_name_of_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path / "digits", *pictures())
     monkeypatch.chdir(tmp_path)
-    assert load("digits").channels == 1
+    with pytest.raises(
+        UserError, match=r"'digits' is both the folder .*digits and a built-in data set: write \./digits"
+    ):
+        load("digits")
+    assert load("builtin:digits").channels == 1
     assert load("./digits").channels == 3
 
 

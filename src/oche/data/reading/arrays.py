@@ -6,55 +6,67 @@ import gzip
 import math
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from oche.data.reading.parts import ALIASES, Parts, from_arrays
-from oche.data.reading.pixels import Size
+from oche.data.entries import fates
+from oche.data.reading.parts import ALIASES, Pair, Parts, Wish, from_arrays
 from oche.errors import UserError
 
-Pair = tuple[NDArray[np.generic], NDArray[np.generic]]
-
 WHOLE_KEYS = (("x", "y"), ("images", "labels"))
+BOMB_BYTES, BOMB_RATIO = 2 * 2**30, 200
+"""An archive of more bytes than this, and more than this many times its own size, is refused."""
+
+MOST = 2**33
+"""Values that an idx file may claim to hold."""
+
 PART_KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 
 
-def read_digits(size: Size | None, channels: int | None) -> Parts:
+def read_digits(wish: Wish) -> Parts:
     """The 1,797 grey digits of 8x8 pixels inside scikit-learn, their values 0..16 mapped to 0..255."""
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
     classes = tuple(map(str, range(10)))
     arrays = {"train": (images, digits.target)}
-    return from_arrays("digits", arrays, size=size, channels=channels, classes=classes, flip=False)
+    return from_arrays("digits", arrays, wish, classes=classes, flip=False, layout="built-in")
 
 
-def read_npz(path: Path, size: Size | None, channels: int | None) -> Parts:
+def read_npz(path: Path, wish: Wish) -> Parts:
     """An archive of x and y (or images and labels), or x_train and y_train and perhaps x_val, y_val, x_test, y_test.
 
-    The key `classes` may hold the names. The layout of MedMNIST (train_images, train_labels, ...) is read as well.
+    Labels are numbers or names, and the key `classes` may hold the names of numbers. The layout of MedMNIST (train_images, train_labels,
+    ...) is read as well.
 
     Raises:
         UserError: the file is broken or holds pickled objects, keys are missing, images or labels do not fit.
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            _check_size(path)
             arrays = {key: archive[key] for key in archive.files}
+    except UserError:
+        raise
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as an .npz file: {error}; write it with numpy.savez.") from error
     names = arrays.get("classes")
     classes = () if names is None else tuple(names.astype(str).ravel().tolist())
-    return from_arrays(path.stem, _pairs(arrays, path), size=size, channels=channels, classes=classes)
+    pairs, used = _pairs(arrays, path)
+    parts = from_arrays(path.stem, pairs, wish, classes=classes, layout=".npz archive")
+    left = [(key, "a key that is no image or label of a part") for key in arrays if key not in used | {"classes"}]
+    return replace(parts, fates=(*parts.fates, *fates("skipped", left)))
 
 
 def has_idx(root: Path) -> bool:
-    """Whether the folder holds the train images of the MNIST layout."""
+    """True if the folder holds the train images of the MNIST layout."""
     return bool(list(root.glob("train-images-idx3-ubyte*")))
 
 
-def read_idx(root: Path, size: Size | None, channels: int | None) -> Parts:
+def read_idx(root: Path, wish: Wish) -> Parts:
     """train-images-idx3-ubyte, train-labels-idx1-ubyte and, if there, t10k-..., each perhaps with .gz behind.
 
     Raises:
@@ -63,7 +75,7 @@ def read_idx(root: Path, size: Size | None, channels: int | None) -> Parts:
     arrays = {"train": _idx_pair(root, "train")}
     if list(root.glob("t10k-images-idx3-ubyte*")):
         arrays["test"] = _idx_pair(root, "t10k")
-    return from_arrays(root.resolve().name, arrays, size=size, channels=channels, flip=False)
+    return from_arrays(root.resolve().name, arrays, wish, flip=False, layout="idx files")
 
 
 def read_idx_file(path: Path) -> NDArray[np.uint8]:
@@ -72,36 +84,55 @@ def read_idx_file(path: Path) -> NDArray[np.uint8]:
     Raises:
         UserError: the file has another format, or is cut short.
     """
+    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        with opened(path, "rb") as file:
+            head = file.read(4)
+            if len(head) < 4 or head[:3] != b"\0\0\x08":
+                raise UserError(f"{path} is not an idx file of bytes; it should begin with 0 0 8.")
+            sizes = file.read(4 * head[3])
+            shape = tuple(int.from_bytes(sizes[at : at + 4], "big") for at in range(0, len(sizes), 4))
+            wanted = math.prod(shape)
+            if wanted > MOST:
+                raise UserError(f"{path} claims {wanted:,} values, more than {MOST:,}; it is damaged: fetch it again.")
+            raw = file.read(wanted + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}; fetch it again.") from error
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08":
-        raise UserError(f"{path} is not an idx file of bytes; it should begin with 0 0 8.")
-    axes = raw[3]
-    shape = tuple(int.from_bytes(raw[4 + 4 * a : 8 + 4 * a], "big") for a in range(axes))
-    if len(raw) != 4 + 4 * axes + math.prod(shape):
-        raise UserError(f"{path} has {len(raw)} bytes, not what its shape {shape} asks for; fetch it again.")
-    return np.frombuffer(bytearray(raw), np.uint8, offset=4 + 4 * axes).reshape(shape)
+    if len(shape) != head[3] or len(raw) != wanted:
+        raise UserError(f"{path} has {len(raw)} bytes of values, not what its shape {shape} asks for; fetch it again.")
+    return np.frombuffer(bytearray(raw), np.uint8).reshape(shape)
 
 
-def _pairs(arrays: dict[str, NDArray[np.generic]], path: Path) -> dict[str, Pair]:
-    """Part -> (images, labels), whatever the archive calls them."""
+def _check_size(path: Path) -> None:
+    """Raises UserError for an archive that claims to be far larger than itself and than the memory of most machines."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > BOMB_BYTES and size > BOMB_RATIO * path.stat().st_size:
+        raise UserError(
+            f"{path} holds {size / 2**30:.1f} GiB packed into {path.stat().st_size / 2**20:.1f} MiB, as a decompression bomb does; "
+            "write it with numpy.savez if it is what you want."
+        )
+
+
+def _pairs(arrays: dict[str, NDArray[np.generic]], path: Path) -> tuple[dict[str, Pair], set[str]]:
+    """Part -> (images, labels), whatever the archive calls them, and the keys that are used."""
     for images, labels in WHOLE_KEYS:
         if images in arrays and labels in arrays:
-            return {"train": (arrays[images], arrays[labels])}
+            return {"train": (arrays[images], arrays[labels])}, {images, labels}
     pairs: dict[str, Pair] = {}
+    used: set[str] = set()
     for part, aliases in ALIASES.items():
         for images, labels in ((x.format(alias), y.format(alias)) for alias in aliases for x, y in PART_KEYS):
             if images in arrays and labels in arrays:
                 pairs[part] = arrays[images], arrays[labels]
+                used |= {images, labels}
             elif images in arrays or labels in arrays:
                 have, lack = (images, labels) if images in arrays else (labels, images)
                 raise UserError(f"{path} has {have} but no {lack}; each part needs both.")
     if "train" not in pairs:
         keys = ", ".join(arrays) or "(none)"
         raise UserError(f"{path} has the keys {keys}; expected x and y, or x_train and y_train.")
-    return pairs
+    return pairs, used
 
 
 def _idx_pair(root: Path, prefix: str) -> Pair:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from sklearn.datasets import load_digits
-from torch import Tensor
 
 from oche.base import counted
-from oche.data.reading.masks import Pairs, from_pairs
-from oche.data.reading.parts import Parts
-from oche.data.reading.pixels import Size
+from oche.data.reading.files import Head
+from oche.data.reading.listing import Listing
+from oche.data.reading.masksets import of_listings
+from oche.data.reading.parts import Parts, Wish
 
 IMAGES, SIDE, SCALE, SHEET = 480, 16, 2, 48
 """Images; pixels a side of each of an image's four fields; how much larger a digit is drawn; images of one group."""
@@ -22,7 +19,7 @@ FILLED, INK = 0.75, 5
 """The probability that a field has a digit, and the value (of 16) from which on a pixel is the digit's."""
 
 
-def read_digits_masks(size: Size | None, channels: int | None) -> Parts:
+def read_digits_masks(wish: Wish) -> Parts:
     """480 grey images of 32x32 pixels with one to four digits, and masks of 11 classes: background, 0 to 9.
 
     The digits are scikit-learn's 8x8 ones, twice as large, each used once and in their order. Of the four fields the first has one,
@@ -43,13 +40,13 @@ def read_digits_masks(size: Size | None, channels: int | None) -> Parts:
     groups = tuple(f"sheet {i // SHEET}" for i in range(IMAGES))
     classes = ("background", *map(str, range(10)))
 
-    def image(i: int) -> Tensor:
-        return torch.from_numpy(pixels[i])
-
-    def mask(i: int) -> NDArray[np.uint8]:
-        own: NDArray[np.uint8] = labels[i]
-        return own
-
     names = tuple(f"digits_masks {i}" for i in range(IMAGES))
-    pairs = Pairs(names, lambda i: (2 * SIDE, 2 * SIDE, 1), image, mask, groups)
-    return replace(from_pairs("digits_masks", {"train": pairs}, classes, size, channels), flip=False)
+    listing = Listing(
+        names,
+        lambda i: Head((2 * SIDE, 2 * SIDE, 1)),
+        lambda i: pixels[i],
+        mask=lambda i: labels[i],
+        mask_names=names,
+        groups=groups,
+    )
+    return of_listings("digits_masks", {"train": listing}, wish, classes, settled=True, layout="built-in", flip=False)

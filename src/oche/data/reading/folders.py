@@ -1,188 +1,214 @@
-"""Reads folders of image files: one folder a class, or train/, val/ and test/ with one folder a class each."""
+"""Reads folders of image files: one folder per class, or train/, val/ and test/ with one folder per class each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
-from oche.data.images import ArraySource, ImageSet, LazySource, in_parallel
-from oche.data.reading.parts import ALIASES, Parts
-from oche.data.reading.pixels import Size, common_size, extent, resized, with_channels
+from oche.data.entries import Fate, fates
+from oche.data.problems import refuse
+from oche.data.reading.files import below, folders_in, images_below, read_image, skipped_for
+from oche.data.reading.listing import filled, of_files
+from oche.data.reading.parts import ALIASES, Filled, Parts, Wish, classes_of, numbered
 from oche.errors import UserError
 
-SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"))
-GREY = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
-MEMORY_LIMIT = 4 * 2**30
-"""Bytes of decoded pixels above which images are decoded anew each time they are needed."""
+FEW, MANY = 32, 64
+"""Different values up to which pictures look like masks, and from which on like photographs."""
 
-WORKERS = 8
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)  # what Pillow raises
-ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height are swapped
+COMPARED = 8
+"""Pairs of files that are looked at to tell pairs from classes."""
 
-
-@dataclass(frozen=True)
-class Listing:
-    """Images of one part with their classes: `read(i)` gives (H, W, C) uint8, `shape(i)` its shape at less cost."""
-
-    read: Callable[[int], Tensor]
-    shape: Callable[[int], tuple[int, int, int]]
-    labels: tuple[int, ...]
-    workers: int = WORKERS
-
-    def shapes(self) -> list[tuple[int, int, int]]:
-        """(H, W, C) of every image."""
-        return in_parallel(self.shape, range(len(self.labels)), self.workers)
+ALIKE = 0.8
+"""Correlation from which on two pictures show the same."""
 
 
-def read_folder(root: Path, size: Size | None, channels: int | None) -> Parts:
+def part_of(name: str) -> str | None:
+    """The part that a folder's name means.
+
+    >>> part_of("Training"), part_of("VALID"), part_of("cat")
+    ('train', 'val', None)
+    """
+    plain = name.lower().replace("-", "_").replace(" ", "_")
+    return next((part for part, aliases in ALIASES.items() if plain in aliases), None)
+
+
+def read_folder(root: Path, wish: Wish) -> Parts:
     """Images below `root`; classes are named by their folders and numbered in the order of the sorted names.
 
-    Folders train, val (or valid, validation) and test are parts; otherwise every folder is a class. Below a class
-    folder, images may lie at any depth. Files that are no images, and hidden ones, are skipped. Grey files stay grey
-    unless colour ones are among them. Images are turned as their EXIF tag says, then brought to one size (`pixels`).
+    Folders called train, val and test, or the like in any case (`ALIASES`), are parts; otherwise every folder is a class. Below a class
+    folder, images may lie at any depth. Grey files stay grey unless colour ones are among them. Images are turned as their EXIF tag
+    says, then brought to one size (`pixels`). What is not read is counted and named in the ledger.
 
     Raises:
-        UserError: no class folders, a class without images, parts with different classes, an unreadable image.
+        UserError: no class folders, folders that look like images and masks, a class without images, parts of different classes,
+            unreadable images.
     """
-    folders = _part_folders(root)
-    classes = _class_names(folders["train"])
-    for folder in folders.values():
-        if different := set(classes) ^ set(_class_names(folder)):
-            odd = min(different)
-            raise UserError(f"{folder} and {folders['train']} differ in the class {odd!r}; all parts need the same.")
-    listings = {part: file_listing(_files(folder, classes)) for part, folder in folders.items()}
-    sets, notes = gather(listings, root.name, size, channels)
-    return Parts(root.resolve().name, sets, classes, notes=notes)
+    folders = part_folders(root)
+    found = {part: _class_names(folder) for part, folder in folders.items()}
+    if wish.task != "classify":
+        for folder in folders.values():
+            refuse_pairs(folder)
+    missing = refuse_differences(found, folders, wish)
+    files: dict[str, tuple[list[Path], list[str]]] = {}
+    empty = []
+    for part, folder in folders.items():
+        paths, names = files.setdefault(part, ([], []))
+        for name in found[part]:
+            images = images_below(folder / name)
+            if not images:
+                empty.append(f"The class folder {folder / name} holds no images; add some, or remove the folder.")
+            paths += images
+            names += [name] * len(images)
+    refuse(empty)
+    told = folder_fates(root, {f"{part} images": paths for part, (paths, _) in files.items()})
+    return of_names(root.resolve().name, files, wish, missing, told, "folders of classes")
 
 
-def file_listing(files: list[tuple[Path, int]]) -> Listing:
-    """A `Listing` of image files, each with its class number."""
-    paths = [path for path, _ in files]
-    return Listing(lambda i: read_image(paths[i]), lambda i: image_shape(paths[i]), tuple(label for _, label in files))
+def of_names(
+    name: str,
+    files: Mapping[str, tuple[Sequence[Path], Sequence[str]]],
+    wish: Wish,
+    notes: tuple[str, ...] = (),
+    told: tuple[Fate, ...] = (),
+    layout: str = "",
+) -> Parts:
+    """Parts from part -> (files, names of their classes)."""
+    keys = {part: np.array(names, dtype=np.str_) for part, (_, names) in files.items()}
+    classes, labels, more = classes_of(keys, wish, (), name)
+    listings, targets = {}, {}
+    for part, (paths, _) in files.items():
+        numbers = numbered(keys[part], classes, labels, f"{name} ({part} labels)")
+        kept = (numbers >= 0).nonzero().flatten()
+        targets[part] = numbers[kept]
+        listings[part] = of_files([paths[i] for i in kept.tolist()], targets[part].tolist(), alpha=wish.channels == 4)
+
+    def fill(train: Tensor) -> Filled:
+        return filled(listings, name, wish, train=train)
+
+    return Parts(name, targets, fill, classes, notes=notes + more, labels=labels, fates=told, layout=layout)
 
 
-def gather(
-    listings: Mapping[str, Listing], name: str, size: Size | None, channels: int | None
-) -> tuple[dict[str, ImageSet], tuple[str, ...]]:
-    """Part -> its images, all of one size and number of channels; and notes about what was changed.
-
-    They are decoded once and kept, or decoded on demand where they would take more than `MEMORY_LIMIT`. Shapes are
-    not looked at when `size` and `channels` are both given.
-    """
-    notes: tuple[str, ...] = ()
-    if size is None or channels is None:
-        shapes = [found for one in listings.values() for found in one.shapes()]
-        shape, notes = common_size([(height, width) for height, width, _ in shapes], size)
-        if channels is None:
-            kinds = {depth for _, _, depth in shapes}
-            channels = kinds.pop() if len(kinds) == 1 else 3
-            notes += ("Grey and colour images are mixed; grey ones were repeated into 3 channels.",) if kinds else ()
-    else:
-        shape, _ = common_size([extent(size)], size)
-    count = sum(len(one.labels) for one in listings.values())
-    lazy = count * shape[0] * shape[1] * channels > MEMORY_LIMIT
-    if lazy:
-        notes += ("The decoded images exceed 4 GiB, so they are decoded on demand and not searched for duplicates.",)
-    return {part: _image_set(one, shape, channels, name, lazy) for part, one in listings.items()}, notes
+def part_folders(root: Path) -> dict[str, Path]:
+    """Part -> folder; {"train": root} where there are class folders only. Raises UserError for a part without train, or twice."""
+    found: dict[str, Path] = {}
+    for folder in folders_in(root):
+        if part := part_of(folder.name):
+            if part in found:
+                raise UserError(
+                    f"{root} has both {found[part].name} and {folder.name} for {part}; which is it? Rename one."
+                )
+            found[part] = folder
+    if found and "train" not in found:
+        raise UserError(
+            f"{root} has a folder for {min(found)} but none called train; add train/ beside it, or rename the folder if it is a class."
+        )
+    return {part: found[part] for part in ALIASES if part in found} or {"train": root}
 
 
-def read_image(path: Path) -> Tensor:
-    """The pixels of a file, as `pixels_of` gives them.
+def refuse_differences(found: Mapping[str, Sequence[str]], folders: Mapping[str, Path], wish: Wish) -> tuple[str, ...]:
+    """Notes about classes that val or test lack. Raises UserError for those, unless they are allowed, and for classes train lacks."""
+    known = wish.contract.classes if wish.contract else found["train"]
+    wrong, notes = [], []
+    for part, names in found.items():
+        more, fewer = sorted(set(names) - set(known)), sorted(set(known) - set(names))
+        if more and not (wish.labels and not wish.contract):
+            wrong.append(
+                f"{folders[part]} and {folders['train']} differ in the class {more[0]!r}; all parts need the same classes, those of train."
+            )
+        if fewer and part != "train":
+            said = f"{folders[part]} has no folder for the class {', '.join(map(repr, fewer[:8]))}"
+            if wish.missing or wish.contract:
+                notes.append(f"{said}.")
+            else:
+                wrong.append(
+                    f"{said}, so {folders[part]} and {folders['train']} differ in the class {fewer[0]!r}; "
+                    "`--set data.missing=true` allows that."
+                )
+    refuse(wrong)
+    return tuple(notes)
 
-    Raises:
-        UserError: the file is not an image, or broken.
-    """
+
+def refuse_pairs(root: Path) -> None:
+    """Raises UserError where two folders hold the same pictures under the same names: images and masks, or before and after."""
+    folders = folders_in(root)
+    if len(folders) > 4:
+        return
+    held = {folder: {p.relative_to(folder).with_suffix(""): p for p in images_below(folder)} for folder in folders}
+    for first, second in combinations(folders, 2):
+        a, b = held[first], held[second]
+        names = sorted(a.keys() & b.keys())
+        if len(names) < 3 or len(names) < 0.9 * max(len(a), len(b)):
+            continue
+        if which := _paired(a, b, names[:: max(1, len(names) // COMPARED)][:COMPARED]):
+            raise UserError(
+                f"{root} holds the folders {first.name} and {second.name}, whose files pair up by name and {which}: they are no classes. "
+                "To segment, call them images and masks; if they are classes after all, say `--task classify`."
+            )
+
+
+def _paired(a: Mapping[Path, Path], b: Mapping[Path, Path], names: Sequence[Path]) -> str | None:
+    """What shows that files of the same names belong together: one looks like the other's mask, or both show the same."""
     try:
-        with Image.open(path) as image:
-            return pixels_of(image)
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+        pictures = [(read_image(a[name]), read_image(b[name])) for name in names]
+    except UserError:
+        return None
+    if any(one.shape[:2] != other.shape[:2] for one, other in pictures):
+        return None
+    values = [(_different(one), _different(other)) for one, other in pictures]
+    if all(np.array_equal(one, other) for one, other in pictures):
+        return None  # the same files in two classes: duplicates, which the ledger tells
+    for side in (0, 1):
+        if all(v[side] <= FEW for v in values) and sum(v[1 - side] >= MANY for v in values) > len(values) / 2:
+            return "look like images and masks"
+    small = [(_small(one), _small(other)) for one, other in pictures]
+    matched = np.mean([abs(_correlation(one, other)) for one, other in small])
+    crossed = np.mean([abs(_correlation(one, small[i - 1][1])) for i, (one, _) in enumerate(small)])
+    return "show the same" if matched > ALIKE and matched > crossed + 0.3 else None
 
 
-def pixels_of(image: Image.Image) -> Tensor:
-    """(H, W, 1) for grey images, (H, W, 3) for others, uint8, upright; transparency is dropped, 16 bits become 8."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        return torch.from_numpy((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))[..., None]
-    pixels = np.array(image.convert("L" if image.mode in GREY else "RGB"))
-    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None])
+def _different(values: NDArray[np.generic]) -> int:
+    return len(np.unique(values.reshape(-1, values.shape[-1]), axis=0))
 
 
-def image_shape(path: Path) -> tuple[int, int, int]:
-    """(H, W, C) as `read_image` will give, from the head of the file alone.
-
-    Raises:
-        UserError: the file is not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            channels = 1 if image.mode in GREY else 3
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-    except UNREADABLE as error:
-        raise _unreadable(path, error) from error
-    return (width, height, channels) if turned else (height, width, channels)
+def _small(values: NDArray[np.generic]) -> NDArray[np.float64]:
+    grey = torch.from_numpy(values.astype(np.float64)).mean(-1)[None, None]
+    flat: NDArray[np.float64] = F.adaptive_avg_pool2d(grey, 8).flatten().numpy()
+    return flat
 
 
-def _image_set(listing: Listing, size: tuple[int, int], channels: int, name: str, lazy: bool) -> ImageSet:
-    decode = partial(_decode, listing, size, channels, name)
-    targets = torch.tensor(listing.labels, dtype=torch.int64)
-    if lazy:
-        return ImageSet(LazySource(decode, listing.workers), targets, torch.arange(len(targets)))
-    images = torch.empty(len(targets), *size, channels, dtype=torch.uint8)
-
-    def fill(i: int) -> None:
-        images[i] = decode(i)
-
-    in_parallel(fill, range(len(targets)), listing.workers)
-    return ImageSet(ArraySource(images), targets, torch.arange(len(targets)))
+def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a * a).sum() * (b * b).sum()))
+    return float((a * b).sum()) / size if size > 0 else 0.0
 
 
-def _decode(listing: Listing, size: tuple[int, int], channels: int, name: str, i: int) -> Tensor:
-    return resized(with_channels(listing.read(i), channels, name)[None], size)[0]
+def folder_fates(root: Path, used: Mapping[str, Sequence[Path]]) -> tuple[Fate, ...]:
+    """What became of every file below `root`: used, as what, or skipped, and why."""
+    told = [Fate("used", what, len(paths), tuple(map(str, paths[:3]))) for what, paths in used.items()]
+    taken = {path for paths in used.values() for path in paths}
+    left = [(str(path), _reason(path)) for path in below(root) if path not in taken]
+    return (*told, *fates("skipped", left))
 
 
-def _unreadable(path: Path, error: Exception) -> UserError:
-    reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error)
-    return UserError(f"The image {path} cannot be read: {reason}; remove or replace it.")
-
-
-def _part_folders(root: Path) -> dict[str, Path]:
-    """Part -> folder; {"train": root} where there are class folders only."""
-    below = {folder.name.lower(): folder for folder in _folders(root)}
-    found = {part: below[alias] for part, aliases in ALIASES.items() for alias in aliases if alias in below}
-    if not found:
-        return {"train": root}
-    if "train" not in found:
-        raise UserError(f"{root} has a folder for {min(found)} but none called train; add train/ beside it.")
-    return found
+def _reason(path: Path) -> str:
+    if path.is_symlink() and not path.exists():
+        return "broken link"
+    if path.is_dir():
+        return "hidden folder"
+    return skipped_for(path) or "an image that no class or part holds"
 
 
 def _class_names(folder: Path) -> tuple[str, ...]:
-    names = tuple(below.name for below in _folders(folder))
+    names = tuple(below.name for below in folders_in(folder))
     if not names:
-        raise UserError(f"{folder} holds no folders; expected one folder of images for each class.")
+        raise UserError(
+            f"{folder} holds no folders; expected one folder of images for each class, images/ and masks/, or a labels.csv."
+        )
     return names
-
-
-def _files(folder: Path, classes: tuple[str, ...]) -> list[tuple[Path, int]]:
-    files = []
-    for label, name in enumerate(classes):
-        below = (folder / name).rglob("[!.]*")
-        paths = sorted(path for path in below if path.suffix.lower() in SUFFIXES and path.is_file())
-        if not paths:
-            raise UserError(f"The class folder {folder / name} holds no images; add some, or remove the folder.")
-        files += [(path, label) for path in paths]
-    return files
-
-
-def _folders(root: Path) -> list[Path]:
-    """Folders right below `root` that are not hidden, sorted by name."""
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))

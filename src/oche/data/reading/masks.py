@@ -1,126 +1,214 @@
-"""Images with a mask each, from wherever they are read: checked, brought to one size, kept or decoded on demand.
+"""What the masks of a set hold, and what becomes of it: which labels are which classes, and masks of class numbers.
 
-A mask holds a class number 0, 1, ... for every pixel, and 255 where there is none to learn.
+Without a word from the user the classes are the labels that occur in the train masks, and 255 is ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from oche.data.images import ImageSet, LazySource, in_parallel
-from oche.data.reading.folders import GREY, MEMORY_LIMIT, WORKERS
-from oche.data.reading.parts import Parts
-from oche.data.reading.pixels import Size, common_size, resized, resized_masks, with_channels
+from oche.data.contract import IGNORED, LabelMap
+from oche.data.problems import each
+from oche.data.reading.files import GREY, UNREADABLE
+from oche.data.reading.labels import IGNORE_NAME, REST, Wanted, mapped
 from oche.errors import UserError
 
 IGNORE = 255
-"""The label of mask pixels that count nowhere."""
+"""The class number, in memory, of mask pixels that count nowhere."""
+
+COLOUR = 1 << 40
+"""Added to the 24 bits of a colour, so that it is no grey value."""
+
+COLOURS = 32
+"""Colours that masks may have without a word about what they mean."""
+
+Codes = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """Images of one part with their masks, by number; `names` are the masks' files, for messages.
-
-    `shape(i)` is the image's (H, W, C), `image(i)` (H, W, C) uint8, `mask(i)` (H, W) integers; `groups` names what each is of.
-    """
-
-    names: tuple[str, ...]
-    shape: Callable[[int], tuple[int, int, int]]
-    image: Callable[[int], Tensor]
-    mask: Callable[[int], NDArray[np.generic]]
-    groups: tuple[str, ...] = ()
+def read_mask(path: Path) -> NDArray[np.generic]:
+    """A mask file's values: (H, W) of a grey or palette image, (H, W, 3) of a colour one. Raises UserError."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return np.asarray(np.load(path, allow_pickle=False))
+        with Image.open(path) as image:
+            return mask_values(image)
+    except UNREADABLE as error:
+        raise UserError(f"The mask {path} cannot be read ({error}); remove or replace it and its image.") from error
 
 
-def mask_array(image: Image.Image, name: str) -> NDArray[np.generic]:
-    """(H, W) class numbers of a grey or palette image. Raises UserError for a colour image."""
-    if image.mode == "LA" or image.mode not in ("P", *GREY):
-        raise UserError(
-            f"The mask {name} is a colour image; a mask holds one class number a pixel, grey or by palette."
-        )
-    return np.asarray(image)
+def mask_values(image: Image.Image) -> NDArray[np.generic]:
+    """(H, W) labels of a grey or palette image, (H, W, 3) colours of others; transparency is dropped."""
+    if image.mode in ("P", *GREY) and image.mode not in ("LA", "La"):
+        return np.asarray(image)
+    return np.asarray(image.convert("L" if image.mode in ("LA", "La") else "RGB"))
 
 
-def from_pairs(
-    name: str, parts: Mapping[str, Pairs], classes: Sequence[str], size: Size | None, channels: int | None
-) -> Parts:
-    """Parts from part -> images and masks. Without `classes` they are as many as the labels in the train masks, and numbered.
+def palette_of(path: Path) -> tuple[tuple[int, int, int], ...]:
+    """The colours of a palette image, by index; () for all else."""
+    try:
+        with Image.open(path) as image:
+            flat = image.getpalette() if image.mode == "P" else None
+    except UNREADABLE:
+        return ()
+    return tuple((r, g, b) for r, g, b in zip(*[iter(flat)] * 3, strict=True)) if flat else ()
+
+
+def codes_of(values: NDArray[np.generic], name: str, grey: bool) -> Codes:
+    """(H, W) integers: a label each, or a colour plus `COLOUR`; with `grey`, colours with three equal parts are labels.
 
     Raises:
-        UserError: a label that no class has, a mask of another size than its image, fewer than two classes.
+        UserError: labels that are not whole, or another shape.
     """
-    count = len(classes) or _count(parts["train"])
-    if count < 2:
+    if values.ndim == 3 and values.shape[-1] in (3, 4):
+        red, green, blue = (values[..., i].astype(np.int64) for i in range(3))
+        return red if grey else COLOUR | red << 16 | green << 8 | blue
+    if values.ndim != 2 or values.dtype.kind not in "buif":
+        raise UserError(f"The mask {name} has the shape {values.shape}; expected (H, W) labels or (H, W, 3) colours.")
+    codes = values.astype(np.int64)
+    if values.dtype.kind == "f" and not np.array_equal(codes, values):
+        raise UserError(f"The mask {name} has labels that are not whole; expected class numbers 0, 1, ...")
+    return codes
+
+
+def key_of(code: int) -> str:
+    """A label as text, a colour as #rrggbb."""
+    return f"#{code - COLOUR:06x}" if code >= COLOUR else str(code)
+
+
+def code_of(key: str) -> int:
+    """The inverse of `key_of`. Raises UserError for a text that is neither."""
+    try:
+        return COLOUR | int(key[1:], 16) if key.startswith("#") else int(key)
+    except ValueError:
+        raise UserError(f'data.labels: {key!r} is no label of a mask; expected a number or "#rrggbb".') from None
+
+
+def decided(
+    read: Callable[[int], NDArray[np.generic]],
+    names: Sequence[str],
+    wanted: Wanted | None,
+    classes: Sequence[str],
+    where: str,
+    workers: int,
+) -> tuple[tuple[str, ...], LabelMap, tuple[str, ...]]:
+    """Classes, the map of labels, and notes, from the train masks: `read(i)` gives one's values, `names` are for messages.
+
+    Raises:
+        UserError: fewer than two classes, labels that nothing is said about, instance numbers, too many colours.
+    """
+    found = each(lambda i: _occurring(codes_of(read(i), names[i], grey=False)), len(names), workers)
+    coloured = any(code >= COLOUR and not _is_grey(code) for codes in found for code in codes)
+    if not coloured:
+        found = [frozenset(code & 255 if code >= COLOUR else code for code in codes) for codes in found]
+    occurring = sorted(frozenset().union(*found))
+    notes: tuple[str, ...] = ()
+    if wanted is None:
+        _check_unmapped(occurring, found, names, classes, where)
+        marked, notes = _ignored(occurring, classes)
+        keys = [key_of(code) for code in occurring if code not in marked]
+    else:
+        said = dict(wanted.entries)
+        keys = [key_of(code) for code in occurring if code != IGNORE or str(IGNORE) in said or coloured]
+    names_of, labels = mapped(keys, wanted, classes, where)
+    if len(names_of) < 2:
         raise UserError(
-            f"{name}: the train masks know one class only; they must hold class numbers 0, 1, ..., and {IGNORE} to ignore a pixel; "
-            f"where {IGNORE} marks an object, write 1 in its place."
+            f"{where}: the train masks know one class only, {names_of[0] if names_of else 'none'!r}; they must hold labels of two "
+            f"classes, and {IGNORE} to ignore a pixel: see data.labels where {IGNORE} marks an object."
         )
-    shapes = {part: in_parallel(pairs.shape, range(len(pairs.names)), WORKERS) for part, pairs in parts.items()}
-    flat = list(chain.from_iterable(shapes.values()))
-    extent, notes = common_size([shape[:2] for shape in flat], size)
-    channels = channels or max(shape[2] for shape in flat)
-    lazy = len(flat) * extent[0] * extent[1] * (channels + 1) > MEMORY_LIMIT
-    if lazy:
-        notes += ("The decoded images exceed 4 GiB, so they are decoded on demand and not searched for duplicates.",)
-    known = sorted({group for pairs in parts.values() for group in pairs.groups})
-    sets = {part: _image_set(pairs, extent, channels, count, known, name, lazy) for part, pairs in parts.items()}
-    return Parts(name, sets, tuple(classes) or tuple(map(str, range(count))), notes=notes, ignore=IGNORE)
+    if len(names_of) > IGNORE:
+        raise UserError(f"{where}: {len(names_of)} classes are more than the {IGNORE} that masks can have.")
+    if labels.entries:
+        if not labels.colours and str(IGNORE) not in labels.table:
+            labels = LabelMap((*labels.entries, (str(IGNORE), IGNORED)))
+        if wanted is None:
+            shown = ", ".join(keys[:12]) + (", ..." if len(keys) > 12 else "")
+            notes += (f"The masks hold {shown}, which became classes 0 to {len(names_of) - 1}.",)
+    return names_of, labels, notes
 
 
-def _count(pairs: Pairs) -> int:
-    """The largest label of all masks, and one; 255 left out."""
-
-    def largest(i: int) -> int:
-        labels = pairs.mask(i).astype(np.int64)
-        return int(labels[labels != IGNORE].max(initial=-1))
-
-    return 1 + max(in_parallel(largest, range(len(pairs.names)), WORKERS))
-
-
-def _image_set(
-    pairs: Pairs, size: tuple[int, int], channels: int, classes: int, known: Sequence[str], name: str, lazy: bool
-) -> ImageSet:
-    count = len(pairs.names)
-    numbers = {group: n for n, group in enumerate(known)}
-    groups = torch.tensor([numbers[group] for group in pairs.groups]) if pairs.groups else None
-
-    def image(i: int) -> Tensor:
-        return resized(with_channels(pairs.image(i), channels, name)[None], size)[0]
-
-    def mask(i: int) -> Tensor:
-        return resized_masks(_checked(pairs, i, classes)[None], size)[0]
-
-    if lazy:
-        zeros = torch.zeros(count, dtype=torch.int64)
-        return ImageSet(LazySource(image), zeros, torch.arange(count), LazySource(mask), groups)
-    images = torch.empty(count, *size, channels, dtype=torch.uint8)
-    masks = torch.empty(count, *size, dtype=torch.uint8)
-
-    def fill(i: int) -> None:
-        images[i], masks[i] = image(i), mask(i)
-
-    in_parallel(fill, range(count), WORKERS)
-    return ImageSet.of(images, masks, groups)
-
-
-def _checked(pairs: Pairs, i: int, classes: int) -> Tensor:
-    """Mask i, (H, W) uint8. Raises UserError where it does not fit its image or the classes."""
-    labels = pairs.mask(i).astype(np.int64)
-    height, width, _ = pairs.shape(i)
-    if labels.shape != (height, width):
-        was = "x".join(map(str, labels.shape))
-        raise UserError(f"The mask {pairs.names[i]} has {was} pixels, its image {height}x{width}; they must be equal.")
-    strange = labels[(labels != IGNORE) & ((labels < 0) | (labels >= classes))]
+def translated(values: NDArray[np.generic], name: str, labels: LabelMap, classes: int) -> NDArray[np.uint8]:
+    """A mask's values -> (H, W) class numbers and `IGNORE`. Raises UserError for a label that is no class."""
+    codes = codes_of(values, name, grey=not labels.colours)
+    if not labels.entries:
+        strange = codes[(codes != IGNORE) & ((codes < 0) | (codes >= classes))]
+        if strange.size:
+            raise UserError(
+                f"The mask {name} has the label {int(strange.flat[0])}; the {classes} classes are 0 to {classes - 1}, "
+                f"and {IGNORE} ignores a pixel."
+            )
+        return codes.astype(np.uint8)
+    known = sorted((code_of(key), IGNORE if n == IGNORED else n) for key, n in labels.entries if _is_label(key))
+    froms, tos = np.array([code for code, _ in known]), np.array([n for _, n in known], np.uint8)
+    at = np.searchsorted(froms, codes).clip(max=len(froms) - 1)
+    strange = codes[froms[at] != codes]
     if strange.size:
         raise UserError(
-            f"The mask {pairs.names[i]} has the label {int(strange.flat[0])}; the {classes} classes are 0 to {classes - 1}, "
-            f"and {IGNORE} ignores a pixel."
+            f"The mask {name} has the label {key_of(int(strange.flat[0]))}, which the train masks do not have: "
+            "say what it means with data.labels."
         )
-    return torch.from_numpy(labels.astype(np.uint8))
+    found: NDArray[np.uint8] = tos[at]
+    return found
+
+
+def _occurring(codes: Codes) -> frozenset[int]:
+    return frozenset(np.unique(codes).tolist())
+
+
+def _is_grey(code: int) -> bool:
+    red, green, blue = code >> 16 & 255, code >> 8 & 255, code & 255
+    return red == green == blue
+
+
+def _is_label(key: str) -> bool:
+    return key not in (REST, IGNORE_NAME)
+
+
+def _ignored(occurring: Sequence[int], classes: Sequence[str]) -> tuple[frozenset[int], tuple[str, ...]]:
+    """Labels that count nowhere: 255, unless it must be a class, for what else occurs is 0 or evenly spaced grey."""
+    levels = len(occurring)
+    if IGNORE in occurring and not classes and levels > 1:
+        spaced = [[int(255 * n / (levels - 1) + up) for n in range(levels)] for up in (0.0, 0.5)]
+        if list(occurring) in spaced:
+            said = "0 and 255 alone" if levels == 2 else f"{levels} evenly spaced greys"
+            return frozenset(), (
+                f"255 was read as a class, for the masks hold {said}: 255=ignore in data.labels changes that.",
+            )
+    return frozenset((IGNORE,)), ()
+
+
+def _check_unmapped(
+    occurring: Sequence[int], found: Sequence[frozenset[int]], names: Sequence[str], classes: Sequence[str], where: str
+) -> None:
+    """Raises UserError for labels that cannot be class numbers and that nothing was said about."""
+    coloured = [code for code in occurring if code >= COLOUR]
+    if coloured and (len(coloured) > COLOURS or len(coloured) < len(occurring)):
+        name = next(name for name, codes in zip(names, found, strict=True) if any(code >= COLOUR for code in codes))
+        raise UserError(
+            f"The mask {name} is a colour image, and {where} has masks of {len(coloured)} colours: a mask holds one class number per "
+            f"pixel, grey or by palette, or colours that data.labels or classes.toml name (`{key_of(coloured[0])}=road`)."
+        )
+    if not coloured and occurring and (occurring[0] < 0 or occurring[-1] > IGNORE):
+        odd = occurring[0] if occurring[0] < 0 else occurring[-1]
+        name = next(name for name, codes in zip(names, found, strict=True) if odd in codes)
+        raise UserError(
+            f"The mask {name} has the label {odd}, which is no class number but looks like that of an instance (class x 1000 + number) or "
+            f"an id: give masks of classes 0, 1, ..., {IGNORE} to ignore, or say what it means (`--set data.labels={odd}=car,...`)."
+        )
+    if not coloured and not classes and _look_like_instances(found):
+        raise UserError(
+            f"{where}: the masks number their objects 1 to {occurring[-1] if occurring[-1] != IGNORE else occurring[-2]}, image by image, "
+            "as instance masks do: give masks of classes, name the classes in classes.txt if they are such, or merge the objects "
+            "(`--set data.labels=0=background,*=object`)."
+        )
+
+
+def _look_like_instances(found: Sequence[frozenset[int]]) -> bool:
+    """True if nearly every mask holds 1 to n without a gap, of many different n."""
+    counts = [max(codes - {IGNORE}, default=0) for codes in found]
+    gapless = [set(range(1, n + 1)) <= codes for n, codes in zip(counts, found, strict=True)]
+    return len(found) >= 5 and sum(gapless) >= 0.9 * len(found) and len(set(counts)) >= 4 and max(counts) >= 8

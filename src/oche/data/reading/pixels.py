@@ -1,4 +1,4 @@
-"""How pixels of any origin become (N, H, W, C), uint8 or float32 in [0, 1], of one size and number of channels.
+"""The shape of pixels of any origin: (N, H, W, C) of one size and number of channels; `contract.PixelRule` maps their values.
 
 Every reader goes through these functions, so the same images give the same tensors from a folder and an array.
 """
@@ -18,14 +18,15 @@ from oche.errors import UserError
 Size = int | tuple[int, int]
 """(H, W) in pixels, or one number for a square."""
 
-CHANNELS = (1, 3, 4)
+CHANNELS = (1, 3, 4)  # of grey and colour images, and of those with alpha
 SMALLEST = 8
 
 
 def channels_last(images: NDArray[np.generic], name: str) -> NDArray[np.generic]:
     """(N, H, W), (N, H, W, C) or (N, C, H, W) -> (N, H, W, C).
 
-    Four axes are read as NHWC when the last one is 1, 3 or 4, else as NCHW when the second one is.
+    Four axes are read as NHWC when the last one is 1, 3 or 4, else as NCHW when the second one is; of other numbers of channels,
+    the axis that is shorter than the two of the image.
 
     Raises:
         UserError: neither fits, there are no images, or they have no pixels.
@@ -36,41 +37,17 @@ def channels_last(images: NDArray[np.generic], name: str) -> NDArray[np.generic]
         raise UserError(f"{name} has shape {images.shape}, so it holds no images.")
     if images.ndim == 3:
         return images[..., None]
-    if images.shape[3] in CHANNELS:
+    _, second, third, last = images.shape
+    if last in CHANNELS:
         return images
-    if images.shape[1] in CHANNELS:
+    if second in CHANNELS or second < min(third, last):
         return np.moveaxis(images, 1, 3)
-    raise UserError(f"{name} has shape {images.shape}; the last axis (or the second) must be 1, 3 or 4 channels.")
-
-
-def scaled(arrays: Sequence[NDArray[np.generic]], name: str) -> tuple[list[Tensor], tuple[str, ...]]:
-    """Arrays of any number type -> uint8, or float32 in [0, 1], all on one scale; and a note if they were rescaled.
-
-    uint8, and other integers within 0..255, become uint8. Floats in [0, 1] stay, floats in [0, 255] are divided by 255.
-    Everything else is mapped linearly from its own range to [0, 1], which the later normalisation makes harmless.
-
-    Raises:
-        UserError: not numbers, or NaN or infinity among them.
-    """
-    if any(array.dtype.kind not in "buif" for array in arrays):
-        raise UserError(f"{name} has type {arrays[0].dtype}; images need integers or floats.")
-    for array in arrays:
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
-            bad = int(np.argmin(np.isfinite(array).reshape(len(array), -1).all(axis=1)))
-            raise UserError(f"{name} has NaN or infinity in image {bad}; remove or repair that image.")
-    low = float(min(array.min() for array in arrays))
-    high = float(max(array.max() for array in arrays))
-    whole = all(array.dtype.kind in "bui" for array in arrays)
-    if whole and low >= 0 and high <= 255 and not all(array.dtype.kind == "b" for array in arrays):
-        return [torch.from_numpy(np.require(array, np.uint8, ("C", "W"))) for array in arrays], ()
-    notes: tuple[str, ...] = ()
-    if low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    elif low >= 0 and high <= 255 and not whole:
-        low, high = 0.0, 255.0
-    else:
-        notes = (f"Pixels from {low:g} to {high:g} were rescaled to 0..1.",)
-    return [_onto_unit(array, low, high) for array in arrays], notes
+    if last < min(second, third):
+        return images
+    raise UserError(
+        f"{name} has shape {images.shape}, in which no axis is shorter than the image's two: give (N, H, W, C) or (N, C, H, W) "
+        "with fewer channels than rows and columns."
+    )
 
 
 def with_channels(images: Tensor, channels: int | None, name: str) -> Tensor:
@@ -93,7 +70,9 @@ def with_channels(images: Tensor, channels: int | None, name: str) -> Tensor:
             red, green, blue = images[..., :3].int().unbind(-1)
             return ((red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16).to(torch.uint8)[..., None]
         return images[..., :3] @ images.new_tensor([[0.299], [0.587], [0.114]])
-    raise UserError(f"{name} has images of {have} channels, which cannot become channels={channels}; choose 1 or 3.")
+    raise UserError(
+        f"{name} has images of {have} channels, which cannot become channels={channels}: leave channels out."
+    )
 
 
 def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
@@ -156,11 +135,3 @@ def common_size(sizes: Sequence[tuple[int, int]], wanted: Size | None) -> tuple[
     why = "as asked" if wanted is not None else "the median; size=N asks for N x N"
     was = "x".join(map(str, sizes[0])) if len(different) == 1 else f"{len(different)} different sizes"
     return size, (f"Images of {was} were cropped at the centre and resized to {size[0]}x{size[1]} ({why}).",)
-
-
-def _onto_unit(array: NDArray[np.generic], low: float, high: float) -> Tensor:
-    """[low, high] -> [0, 1], float32."""
-    pixels = array.astype(np.result_type(array.dtype, np.float32))
-    if (low, high) != (0.0, 1.0):
-        pixels = (pixels - low) / (high - low or 1.0)
-    return torch.from_numpy(np.require(pixels, np.float32, ("C", "W")))

@@ -9,18 +9,31 @@ from typing import Literal
 
 from torch.utils.data import Dataset
 
+from oche.data.contract import Contract
 from oche.data.images import Data
 from oche.data.reading.arrays import has_idx, read_digits, read_idx, read_npz
 from oche.data.reading.digit_masks import read_digits_masks
-from oche.data.reading.folders import read_folder
-from oche.data.reading.masksets import has_masks, read_camvid, read_masks
-from oche.data.reading.parts import ALIASES, Parts, finish
-from oche.data.reading.pixels import CHANNELS, Size
+from oche.data.reading.files import folders_in, images_below
+from oche.data.reading.folders import part_of, read_folder
+from oche.data.reading.labels import parsed
+from oche.data.reading.masksets import pair_places, read_pairs
+from oche.data.reading.parts import ALIASES, Parts, Wish, finish
+from oche.data.reading.pixels import Size
+from oche.data.reading.standards import (
+    has_camvid,
+    has_cityscapes,
+    read_camvid,
+    read_camvid_archives,
+    read_cityscapes,
+    read_voc,
+    voc_root,
+)
+from oche.data.reading.tables import read_table, table_in
 from oche.data.reading.torchsets import read_cifar10, read_cifar100, read_datasets, read_imagenet, read_svhn
 from oche.errors import UserError, unknown
 
-Reader = Callable[[Size | None, int | None], Parts]
-"""(size, channels) -> what was found."""
+Reader = Callable[[Wish], Parts]
+"""What is asked for -> what was found."""
 
 Source = str | Path | Data | Dataset[object] | tuple[Dataset[object] | None, ...]
 """What `load` reads."""
@@ -34,7 +47,9 @@ SETS: dict[str, Reader] = {
     "camvid": read_camvid,
     "digits_masks": read_digits_masks,
 }
-"""Data sets that have a name. A folder of the same name is read as ./digits."""
+"""Data sets that have a name. Where a folder here has it too, `./digits` is the folder and `builtin:digits` the set."""
+
+BUILTIN = "builtin:"
 
 
 def load(
@@ -47,19 +62,28 @@ def load(
     channels: int | None = None,
     flip: bool | None = None,
     task: Literal["classify", "segment"] | None = None,
+    labels: str | tuple[str, ...] | None = None,
+    missing: bool = False,
+    range: tuple[float, float] | None = None,
+    contract: Contract | None = None,
 ) -> Data:
     """Reads images with their classes or masks, and splits off whatever of train, val and test is missing, by class if they have one.
 
     Args:
-        source: a name in `SETS`; a folder of images (`read_folder`), of images and masks (`read_masks`) or of idx files
-            (`read_idx`); an `.npz` file
-            (`read_npz`); a torch Dataset, or a tuple of up to three (train, val, test), None for one that is missing
-            (`read_datasets`); or a `Data`, which is returned as it is but for `flip`.
+        source: a name in `SETS`; a folder of images (`read_folder`), of images and masks (`read_pairs`), in a layout of its own
+            (`standards`) or of idx files (`read_idx`); an `.npz` file (`read_npz`); a CSV of file,label (`read_table`);
+            a torch Dataset, or a tuple of up to three (train, val, test), None for one that is missing (`read_datasets`); or a
+            `Data`, which is returned as it is but for `flip`.
         seed: of the split. The same images, seed, val and test give the same parts on every machine.
         size: brings all images to (H, W), or size x size; without it they keep theirs, or get the median of them.
         val, test: shares of the train images as found; unused where the part exists.
-        channels: 1 or 3 converts; without it, images stay as they are.
+        channels: 1 or 3 converts, 4 keeps transparency; without it, images stay as they are, without transparency.
         flip: whether a mirrored image keeps its class; without it, true but for digits, SVHN and idx files.
+        labels: what labels mean, `VALUE=NAME` each: values, colours "#rrggbb" or names -> classes or "ignore", "*" for all others; without
+            it, classes are the labels that occur in train (`reading/labels.py`).
+        missing: allows classes that val or test lack.
+        range: the values that become 0 and 1; without it they are decided on the train images, for all files alike (`contract.decided`).
+        contract: of a trained network, whose classes, channels, size and rule for values hold for these data too.
         task: what is to be learned; without it, what the images come with. "classify" takes folders called images and masks for classes.
 
     Raises:
@@ -69,14 +93,23 @@ def load(
     >>> len(data.train), len(data.val), len(data.test), data.size
     (1078, 360, 359, (8, 8))
     """
-    if channels is not None and channels not in CHANNELS:
-        raise UserError(f"{channels=} is not possible; choose 1 (grey) or 3 (colour).")
+    if channels is not None and channels < 1:
+        raise UserError(f"{channels=} is not possible; choose 1 (grey), 3 (colour) or 4 (with transparency).")
+    if range is not None and not range[0] < range[1]:
+        raise UserError(
+            f"data.range={range[0]:g},{range[1]:g} has no values in between; give the least and the greatest."
+        )
     if isinstance(source, Data):
-        if size is not None or channels is not None:
-            raise UserError(f"{source.name} has been read already; pass size and channels when it is read first.")
+        if any(given is not None for given in (size, channels, labels, range)):
+            raise UserError(
+                f"{source.name} has been read already; pass size, channels, labels and range when it is read first."
+            )
         data = source if flip is None else replace(source, flip=flip)
     else:
-        data = finish(_read(source, size, channels, task), seed=seed, val=val, test=test, flip=flip)
+        if contract is not None:
+            size, channels = contract.size, contract.channels
+        wish = Wish(size, channels, range, parsed(labels) if labels else None, missing, task, contract)
+        data = finish(_read(source, wish), seed=seed, val=val, test=test, flip=flip, wish=wish)
     if task is not None and data.task != task:
         has = "a class for each image, no masks" if task == "segment" else "masks, not one class for each image"
         raise UserError(
@@ -85,34 +118,62 @@ def load(
     return data
 
 
-def _read(source: Source, size: Size | None, channels: int | None, task: str | None) -> Parts:
+def _read(source: Source, wish: Wish) -> Parts:
     if isinstance(source, tuple):
         if not 1 <= len(source) <= len(ALIASES) or source[0] is None:
             raise UserError("A tuple of datasets must be (train, val, test), where val and test may be None.")
         parts = zip(ALIASES, source, strict=False)
-        return read_datasets({part: dataset for part, dataset in parts if dataset is not None}, size, channels)
+        return read_datasets({part: dataset for part, dataset in parts if dataset is not None}, wish)
     if isinstance(source, Dataset):
-        return read_datasets({"train": source}, size, channels)
-    if isinstance(source, str) and source in SETS:
-        return SETS[source](size, channels)
+        return read_datasets({"train": source}, wish)
+    if isinstance(source, str) and source.removeprefix(BUILTIN) in SETS:
+        name = source.removeprefix(BUILTIN)
+        if name == source and Path(name).is_dir():
+            raise UserError(
+                f"{name!r} is both the folder {Path(name).resolve()} and a built-in data set: write ./{name} for the folder, "
+                f"{BUILTIN}{name} for the set."
+            )
+        return SETS[name](wish)
     if isinstance(source, str | Path):
-        return _read_path(Path(source).expanduser(), str(source), size, channels, task)
+        return _read_path(Path(source).expanduser(), str(source), wish)
     raise UserError(f"Data cannot be read from a {type(source).__name__}; give a name, a path or a torch Dataset.")
 
 
-def _read_path(path: Path, given: str, size: Size | None, channels: int | None, task: str | None) -> Parts:
-    if path.is_dir() and task != "classify" and has_masks(path):
-        return read_masks(path, size, channels)
-    if path.is_dir() and task == "segment":
-        raise UserError(
-            f"{given} holds no folders images and masks, nor the layout of Cityscapes; to segment takes both."
-        )
+def _read_path(path: Path, given: str, wish: Wish) -> Parts:
     if path.is_dir():
-        return (read_idx if has_idx(path) else read_folder)(path, size, channels)
-    if path.suffix == ".npz" and path.is_file():
-        return read_npz(path, size, channels)
+        return _read_root(path, given, wish)
+    if path.suffix.lower() == ".npz" and path.is_file():
+        return read_npz(path, wish)
+    if path.suffix.lower() in (".csv", ".tsv") and path.is_file():
+        return read_table(path, wish)
     if path.is_file():
-        raise UserError(f"{given} is a {path.suffix or 'bare'} file; expected a folder of images or an .npz file.")
+        raise UserError(
+            f"{given} is a {path.suffix or 'bare'} file; expected a folder of images, an .npz file or a .csv of file,label."
+        )
     if path.suffix or path.name != given:
         raise UserError(f"There is no file or folder {given}; check the path.")
     raise unknown("data set or folder", given, SETS)
+
+
+def _read_root(root: Path, given: str, wish: Wish) -> Parts:
+    """A folder, by the first layout that fits: those with masks, idx files, class folders, a table."""
+    if wish.task != "classify":
+        if has_cityscapes(root):
+            return read_cityscapes(root, wish)
+        if has_camvid(root):
+            return read_camvid_archives(root, wish)
+        if voc := voc_root(root):
+            return read_voc(voc, wish)
+        if places := pair_places(root):
+            return read_pairs(root, places, wish)
+    if wish.task == "segment":
+        raise UserError(
+            f"{given} holds no folders images and masks, nor the layout of Cityscapes, Pascal VOC or CamVid; to segment takes both."
+        )
+    if has_idx(root):
+        return read_idx(root, wish)
+    if not folders_in(root) or not any(images_below(folder) for folder in folders_in(root) if not part_of(folder.name)):
+        table = table_in(root)
+        if table and not any(folders_in(folder) for folder in folders_in(root) if part_of(folder.name)):
+            return read_table(table, wish)
+    return read_folder(root, wish)

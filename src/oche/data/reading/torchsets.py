@@ -5,19 +5,22 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import Mapping, Sized
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
-from oche.data.reading.folders import Listing, file_listing, gather, pixels_of
-from oche.data.reading.parts import Parts, from_arrays
-from oche.data.reading.pixels import Size, channels_last
+from oche.data.entries import Fate
+from oche.data.reading.files import Head, values_of
+from oche.data.reading.listing import Listing, filled, of_files
+from oche.data.reading.parts import Filled, Parts, Wish, classes_of, from_arrays, numbered
+from oche.data.reading.pixels import channels_last
 from oche.errors import UserError
 
 Names = tuple[str, ...]
@@ -32,7 +35,7 @@ class _Items(Protocol):
     def __getitem__(self, i: int, /) -> object: ...
 
 
-def read_datasets(datasets: Mapping[str, Dataset[object]], size: Size | None, channels: int | None) -> Parts:
+def read_datasets(datasets: Mapping[str, Dataset[object]], wish: Wish) -> Parts:
     """Map-style datasets of (image, class number), one a part.
 
     An image is a PIL image, or a tensor or array of shape (C, H, W), (H, W, C) or (H, W).
@@ -44,38 +47,40 @@ def read_datasets(datasets: Mapping[str, Dataset[object]], size: Size | None, ch
     """
     items = {part: _map_style(dataset, part) for part, dataset in datasets.items()}
     name, classes = type(datasets["train"]).__name__, _class_names(datasets["train"])
-    if _item(items["train"], 0)[0].dtype != torch.uint8:
-        return _number_parts(name, items, size, channels, classes)
-    listings = {part: _listing(one) for part, one in items.items()}
-    sets, notes = gather(listings, name, size, channels)
-    return Parts(name, sets, classes, notes=notes)
+    if _item(items["train"], 0)[0].dtype != np.uint8:
+        return _number_parts(name, items, wish, classes)
+    return _of_listings(name, {part: _listing(one) for part, one in items.items()}, classes, wish)
 
 
-def read_cifar10(size: Size | None, channels: int | None) -> Parts:
+def read_cifar10(wish: Wish) -> Parts:
     """torchvision's CIFAR10 below `data_root()`."""
-    return _cifar("CIFAR10", size, channels)
+    return _cifar("CIFAR10", wish)
 
 
-def read_cifar100(size: Size | None, channels: int | None) -> Parts:
+def read_cifar100(wish: Wish) -> Parts:
     """torchvision's CIFAR100 below `data_root()`."""
-    return _cifar("CIFAR100", size, channels)
+    return _cifar("CIFAR100", wish)
 
 
-def read_svhn(size: Size | None, channels: int | None) -> Parts:
+def read_svhn(wish: Wish) -> Parts:
     """torchvision's SVHN (cropped digits, without the "extra" part) below `data_root()`."""
     module = _torchvision()
     parts = {part: _made(module, "SVHN", split=part) for part in ("train", "test")}
     arrays = {part: (np.asarray(found.data), np.asarray(found.labels)) for part, found in parts.items()}
-    return from_arrays("svhn", arrays, size=size, channels=channels, flip=False)
+    return from_arrays("svhn", arrays, wish, flip=False, layout="torchvision")
 
 
-def read_imagenet(size: Size | None, channels: int | None) -> Parts:
+def read_imagenet(wish: Wish) -> Parts:
     """torchvision's ImageNet below `data_root()`, at 224x224 unless asked otherwise; its official val part is test."""
     module = _torchvision()
     found = {part: _made(module, "ImageNet", split=split) for part, split in (("train", "train"), ("test", "val"))}
-    listings = {part: file_listing([(Path(path), label) for path, label in one.samples]) for part, one in found.items()}
-    sets, notes = gather(listings, "imagenet", size or IMAGENET_SIZE, channels or 3)
-    return Parts("imagenet", sets, tuple(names[0] for names in found["train"].classes), notes=notes)
+    listings = {
+        part: of_files([Path(path) for path, _ in one.samples], [label for _, label in one.samples])
+        for part, one in found.items()
+    }
+    classes = tuple(names[0] for names in found["train"].classes)
+    wish = replace(wish, size=wish.size or IMAGENET_SIZE, channels=wish.channels or 3)
+    return _of_listings("imagenet", listings, classes, wish, uniform=True)
 
 
 def data_root() -> Path:
@@ -83,11 +88,11 @@ def data_root() -> Path:
     return Path(os.environ.get("OCHE_DATA") or "data")
 
 
-def _cifar(name: str, size: Size | None, channels: int | None) -> Parts:
+def _cifar(name: str, wish: Wish) -> Parts:
     module = _torchvision()
     parts = {part: _made(module, name, train=part == "train") for part in ("train", "test")}
     arrays = {part: (np.asarray(found.data), np.asarray(found.targets)) for part, found in parts.items()}
-    return from_arrays(name.lower(), arrays, size=size, channels=channels, classes=tuple(parts["train"].classes))
+    return from_arrays(name.lower(), arrays, wish, classes=tuple(parts["train"].classes), layout="torchvision")
 
 
 def _torchvision() -> ModuleType:
@@ -117,14 +122,34 @@ def _map_style(dataset: Dataset[object], part: str) -> _Items:
     return dataset
 
 
+def _of_listings(
+    name: str, listings: Mapping[str, Listing], classes: Names, wish: Wish, *, uniform: bool = False
+) -> Parts:
+    """Parts from listings whose labels are class numbers."""
+    keys = {part: np.array(one.labels, dtype=np.int64) for part, one in listings.items()}
+    classes, labels, notes = classes_of(keys, wish, classes, name)
+    targets = {part: numbered(found, classes, labels, f"{name} ({part} labels)") for part, found in keys.items()}
+    listings = {part: replace(one, labels=tuple(targets[part].tolist())) for part, one in listings.items()}
+
+    def fill(train: Tensor) -> Filled:
+        return filled(listings, name, wish, uniform=uniform, train=train)
+
+    told = tuple(Fate("used", f"{part} images", len(one)) for part, one in listings.items())
+    return Parts(name, targets, fill, classes, notes=notes, labels=labels, fates=told, layout="dataset")
+
+
 def _listing(items: _Items) -> Listing:
     """Shapes and classes from one pass; pixels when asked for, by one thread: datasets need not be thread-safe."""
-    heads = [(image.shape, label) for image, label in (_item(items, i) for i in range(len(items)))]
-    shapes = [(height, width, depth) for (height, width, depth), _ in heads]
-    return Listing(lambda i: _item(items, i)[0], lambda i: shapes[i], tuple(label for _, label in heads), workers=1)
+    kinds = [
+        (Head(image.shape, image.dtype.name), label) for image, label in (_item(items, i) for i in range(len(items)))
+    ]
+    names = tuple(f"item {i} of {type(items).__name__}" for i in range(len(kinds)))
+    return Listing(
+        names, lambda i: kinds[i][0], lambda i: _item(items, i)[0], tuple(label for _, label in kinds), workers=1
+    )
 
 
-def _item(items: _Items, i: int) -> tuple[Tensor, int]:
+def _item(items: _Items, i: int) -> tuple[NDArray[np.generic], int]:
     """Item i as (H, W, C) and its class number.
 
     Raises:
@@ -140,24 +165,22 @@ def _item(items: _Items, i: int) -> tuple[Tensor, int]:
     except TypeError as error:
         raise UserError(f"{where} has the label {label!r}; expected a class number 0, 1, 2, ...") from error
     if isinstance(image, Image.Image):
-        return pixels_of(image), number
+        return values_of(image), number
     if isinstance(image, Tensor | np.ndarray):
         array = np.asarray(image)
-        return torch.from_numpy(np.require(channels_last(array[None], where)[0], requirements=("C", "W"))), number
+        return channels_last(array[None], where)[0], number
     raise UserError(f"{where} has an image of type {type(image).__name__}; expected a PIL image, a tensor or an array.")
 
 
-def _number_parts(
-    name: str, items: Mapping[str, _Items], size: Size | None, channels: int | None, classes: Names
-) -> Parts:
+def _number_parts(name: str, items: Mapping[str, _Items], wish: Wish, classes: Names) -> Parts:
     """Images that are not bytes: stacked, then brought to one scale as arrays are."""
     arrays = {}
     for part, one in items.items():
         pairs = [_item(one, i) for i in range(len(one))]
         if len(shapes := {tuple(image.shape) for image, _ in pairs}) > 1:
             raise UserError(f"{name} ({part}) gives images of {len(shapes)} shapes; only uint8 ones may differ.")
-        arrays[part] = np.stack([image.numpy() for image, _ in pairs]), np.array([label for _, label in pairs])
-    return from_arrays(name, arrays, size=size, channels=channels, classes=classes)
+        arrays[part] = np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs])
+    return from_arrays(name, arrays, wish, classes=classes, layout="dataset")
 
 
 def _class_names(dataset: Dataset[object]) -> Names:

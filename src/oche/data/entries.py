@@ -1,0 +1,55 @@
+"""What a ledger holds: files by what became of them, counts, shapes, ranges, and all that is suspicious."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+
+EXAMPLES = 5
+"""Names that stand for all files of one fate."""
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What became of some files or images: "used" (as what), "skipped" (why) or "suspicious" (why), how many, and some names."""
+
+    became: str
+    what: str
+    count: int
+    examples: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """What was found in a data set.
+
+    Attributes:
+        layout: how it was read.
+        fates: what became of all files and images.
+        shapes: (HxWxC and number type, images), the commonest first.
+        counts: part -> class -> images, or of masks pixels.
+        shares: of masks, class -> share of the train pixels.
+        ranges: (least, greatest) value of each channel of the train images, in [0, 1].
+        notes: sentences about what is suspicious, for the table before a run.
+    """
+
+    layout: str = ""
+    fates: tuple[Fate, ...] = ()
+    shapes: tuple[tuple[str, int], ...] = ()
+    counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    ranges: tuple[tuple[float, float], ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def plain(self) -> dict[str, object]:
+        """As a table for JSON."""
+        return asdict(self)
+
+
+def fates(became: str, named: Iterable[tuple[str, str]]) -> tuple[Fate, ...]:
+    """One `Fate` per reason from (file, reason), the commonest first."""
+    grouped: dict[str, list[str]] = {}
+    for path, what in named:
+        grouped.setdefault(what, []).append(path)
+    ranked = sorted(grouped.items(), key=lambda item: -len(item[1]))
+    return tuple(Fate(became, what, len(paths), tuple(paths[:EXAMPLES])) for what, paths in ranked)

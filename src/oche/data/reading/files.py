@@ -1,0 +1,250 @@
+"""One image file -> an array of its own values: what can be read, what a head tells, and what is refused.
+
+Nothing is scaled here. 8-bit files give what Pillow gives; deeper ones their values as they are (`contract.PixelRule` maps them).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from oche.data.reading.pixels import channels_last
+from oche.data.reading.tiff import SAMPLES, directory, read_tiff
+from oche.errors import UserError
+
+SUFFIXES = frozenset((
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm",
+    ".pnm", ".jp2", ".avif", ".tga", ".npy",
+))  # fmt: skip
+HEIC = frozenset((".heic", ".heif"))
+GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, KeyError, OverflowError, Image.DecompressionBombError)
+"""What Pillow, numpy and `tiff` raise for files that are damaged or are none."""
+
+ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height are swapped
+LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
+"""Pixels (times pages or bands beyond 4) above which a file is refused: a small file may claim to be huge."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What a file's first bytes say: height, width, channels and number type as `read_image` gives them, and an alpha channel."""
+
+    shape: tuple[int, int, int]
+    depth: str = "uint8"
+    alpha: bool = False
+
+
+def suffixes() -> frozenset[str]:
+    """The suffixes that can be read here: HEIC needs the package pillow-heif."""
+    return SUFFIXES | HEIC if _heic() else SUFFIXES
+
+
+def skipped_for(path: Path) -> str | None:
+    """Why a file is not read; None for an image.
+
+    >>> skipped_for(Path("a.mp4")), skipped_for(Path("a.PNG")), skipped_for(Path(".DS_Store"))
+    ('no image (.mp4)', None, 'hidden')
+    """
+    suffix = path.suffix.lower()
+    if path.name.startswith("."):
+        return "hidden"
+    if suffix in HEIC and not _heic():
+        return f"{suffix} needs the package pillow-heif"
+    return None if suffix in suffixes() else f"no image ({path.suffix or 'no suffix'})"
+
+
+def below(folder: Path) -> Iterator[Path]:
+    """All files below a folder, links followed once; hidden folders are given as they are, and not entered."""
+    yield from _below(folder, frozenset())
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files below a folder at any depth, sorted; those that cannot be opened, broken links, are left out."""
+    return sorted(path for path in below(folder) if skipped_for(path) is None and path.is_file())
+
+
+def folders_in(root: Path) -> list[Path]:
+    """Folders right below `root` that are not hidden, sorted by name."""
+    return sorted(path for path in root.iterdir() if path.is_dir() and not hidden(path.name))
+
+
+def hidden(name: str) -> bool:
+    """True for what programs leave behind: names that begin with a dot, macOS' and Synology's own folders."""
+    return name.startswith(".") or name in ("__MACOSX", "@eaDir", "__pycache__")
+
+
+def head(path: Path, alpha: bool = False) -> Head:
+    """A file's shape and number type, without its pixels; `alpha` keeps a fourth channel where there is one.
+
+    Raises:
+        UserError: the file is not an image, or claims too many pixels.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            array = channels_last(np.load(path, mmap_mode="r", allow_pickle=False)[None], str(path))
+            height, width, channels = array.shape[1:]
+            return Head((height, width, channels), array.dtype.name)
+        with _opened(path) as image:
+            width, height = image.size
+            channels = 1 if image.mode in GREY else 4 if alpha and _transparent(image) else 3
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            shape = (width, height) if turned else (height, width)
+            return Head((*shape, channels * _pages(image)), _depth(image), _transparent(image))
+    except UNREADABLE as error:
+        if path.suffix.lower() in (".tif", ".tiff") and (found := _plain_tiff(path)):
+            return found
+        raise unreadable(path, error) from error
+
+
+def read_image(path: Path, alpha: bool = False) -> NDArray[np.generic]:
+    """The values of a file, (H, W, C) upright: see `values_of`; `.npy` files hold (H, W), (H, W, C) or (C, H, W).
+
+    Raises:
+        UserError: the file is not an image, is damaged, or claims too many pixels.
+    """
+    try:
+        if path.suffix.lower() == ".npy":
+            held: NDArray[np.generic] = np.asarray(np.load(path, allow_pickle=False))
+            (only,) = channels_last(held[None], str(path))
+            return np.asarray(only)
+        with _opened(path) as image:
+            if _depth(image) == "uint16" and image.mode not in GREY:
+                return _deep_colour(path, image)
+            return np.concatenate([values_of(page, alpha) for page in _frames(image)], axis=-1)
+    except UNREADABLE as error:
+        if path.suffix.lower() in (".tif", ".tiff") and _plain_tiff(path):
+            try:
+                return read_tiff(path)
+            except UNREADABLE as other:
+                raise unreadable(path, other) from other
+        raise unreadable(path, error) from error
+
+
+def values_of(image: Image.Image, alpha: bool = False) -> NDArray[np.generic]:
+    """(H, W, 1) for grey images, (H, W, 3) for others, upright: uint8, or the file's own type where it is deeper.
+
+    Transparency is dropped, unless `alpha` asks for (H, W, 4) of images that have it.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        pixels = np.asarray(image).astype(np.uint16)
+    elif image.mode in ("I", "F"):
+        pixels = np.array(image)
+    elif image.mode in GREY:
+        pixels = np.array(image.convert("L"))
+    else:
+        pixels = np.array(image.convert("RGBA" if alpha and _transparent(image) else "RGB"))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def unreadable(path: Path | str, error: Exception) -> UserError:
+    """The sentence for a file that cannot be read."""
+    if isinstance(error, UserError):
+        return error
+    reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError):
+        reason = f"it claims more than {LARGEST:,} pixels"
+    return UserError(f"The image {path} cannot be read: {reason.strip('.')}; remove or replace it.")
+
+
+def _opened(path: Path) -> Image.Image:
+    if path.suffix.lower() in HEIC:
+        _heic()
+    image = Image.open(path)
+    width, height = image.size
+    if width * height * _pages(image) > LARGEST:
+        image.close()
+        raise Image.DecompressionBombError
+    return image
+
+
+def _pages(image: Image.Image) -> int:
+    """How many pages of a TIFF stack are channels of one image; 1 for all else (of a GIF the first picture is read)."""
+    pages = int(getattr(image, "n_frames", 1)) if image.format == "TIFF" else 1
+    return pages if pages == 1 or _is_stack(image, pages) else 1
+
+
+def _is_stack(image: Image.Image, pages: int) -> bool:
+    """True if all pages have the first one's size and mode: thumbnails and pyramids have not."""
+    size, mode = image.size, image.mode
+    try:
+        for page in range(1, pages):
+            image.seek(page)
+            if (image.size, image.mode) != (size, mode):
+                return False
+    finally:
+        image.seek(0)
+    return True
+
+
+def _frames(image: Image.Image) -> Iterator[Image.Image]:
+    for page in range(_pages(image)):
+        image.seek(page)
+        yield image
+
+
+def _transparent(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "PA", "RGBa") or (image.mode in ("P", "RGB") and "transparency" in image.info)
+
+
+def _depth(image: Image.Image) -> str:
+    """The number type of the file's values."""
+    if image.mode.startswith("I;16"):
+        return "uint16"
+    if image.mode in ("I", "F"):
+        return "int32" if image.mode == "I" else "float32"
+    tiles = getattr(image, "tile", [])
+    raw = tiles[0][3] if tiles else ""
+    said = raw if isinstance(raw, str) else str(raw[0]) if isinstance(raw, tuple) and raw else ""
+    return "uint16" if ";16" in said else "uint8"
+
+
+def _deep_colour(path: Path, image: Image.Image) -> NDArray[np.generic]:
+    """(H, W, 3) uint16, of which Pillow itself keeps the upper 8 bits."""
+    if image.format == "TIFF":
+        return read_tiff(path)[..., :3]
+    from kornia_rs.io import read_image_png_u16  # here, for few need it
+
+    pixels: NDArray[np.generic] = np.asarray(read_image_png_u16(str(path), "rgba" if image.mode == "RGBA" else "rgb"))
+    return pixels[..., :3]
+
+
+def _plain_tiff(path: Path) -> Head | None:
+    try:
+        found = directory(path)
+        if SAMPLES in found.tags and np.prod(found.shape) <= 4 * LARGEST:
+            return Head(found.shape, found.dtype.name)
+    except UNREADABLE:
+        return None
+    return None
+
+
+@cache
+def _heic() -> bool:
+    """True once pillow-heif, where it is installed, has taught Pillow to read HEIC."""
+    if find_spec("pillow_heif") is None:
+        return False
+    from pillow_heif import register_heif_opener
+
+    register_heif_opener()
+    return True
+
+
+def _below(folder: Path, seen: frozenset[str]) -> Iterator[Path]:
+    real = os.path.realpath(folder)
+    if real in seen:
+        return
+    for path in sorted(folder.iterdir()):
+        if path.is_dir() and not hidden(path.name):
+            yield from _below(path, seen | {real})
+        else:
+            yield path

@@ -1,0 +1,267 @@
+"""From a list of images that lie anywhere to image sets: one rule for values, one size, kept in memory or decoded on demand."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oche.data.contract import LabelMap, PixelRule, decided
+from oche.data.images import ArraySource, ImageSet, LazySource
+from oche.data.problems import each, refuse, tried
+from oche.data.reading.files import Head, head, read_image
+from oche.data.reading.masks import translated
+from oche.data.reading.parts import Filled, Wish
+from oche.data.reading.pixels import CHANNELS, common_size, extent, resized, resized_masks, with_channels
+from oche.errors import UserError
+
+MEMORY_LIMIT = 4 * 2**30
+"""Bytes of decoded pixels above which images are decoded anew each time they are needed."""
+
+WORKERS = 8
+BYTE = "uint8"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Images of one part, by number, with their classes or masks; the names are for messages.
+
+    `head(i)` tells the shape and number type of `read(i)`, (H, W, C). `mask(i)` gives labels (H, W) or colours (H, W, 3) as they lie
+    in the file, of the size of the image, and `groups` what each image is of.
+    """
+
+    names: tuple[str, ...]
+    head: Callable[[int], Head]
+    read: Callable[[int], NDArray[np.generic]]
+    labels: tuple[int, ...] = ()
+    mask: Callable[[int], NDArray[np.generic]] | None = None
+    mask_names: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
+    workers: int = WORKERS
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def targets(self) -> Tensor:
+        """(N,) int64: the classes, or zeros beside masks."""
+        return torch.tensor(self.labels or (0,) * len(self), dtype=torch.int64)
+
+
+@dataclass(frozen=True)
+class Range:
+    """The least and the greatest value of an image, and if all are finite, and whole numbers."""
+
+    low: float
+    high: float
+    finite: bool
+    whole: bool
+
+
+def of_files(paths: Sequence[Path], labels: Sequence[int] = (), *, alpha: bool = False) -> Listing:
+    """A `Listing` of image files."""
+    return Listing(
+        tuple(map(str, paths)),
+        lambda i: head(paths[i], alpha),
+        lambda i: read_image(paths[i], alpha),
+        tuple(labels),
+    )
+
+
+def filled(
+    listings: Mapping[str, Listing],
+    name: str,
+    wish: Wish,
+    labels: LabelMap = LabelMap(),
+    classes: int = 0,
+    *,
+    uniform: bool = False,
+    train: Tensor,
+) -> Filled:
+    """The image sets of all parts; the rule for values is decided on the images at the positions `train` of the train part.
+
+    Images are decoded once and kept, or decoded on demand where they would take more than `MEMORY_LIMIT`. `uniform`: all are known to be
+    8-bit files that Pillow reads, whose heads need not be looked at where `wish` gives size and channels.
+
+    Raises:
+        UserError: all that is wrong with the files, at once.
+    """
+    notes: tuple[str, ...] = ()
+    if uniform and wish.size is not None and wish.channels is not None:
+        heads: dict[str, list[Head]] = {part: [] for part in listings}
+        size, channels = common_size([extent(wish.size)], wish.size)[0], wish.channels
+    else:
+        heads, found = _heads(listings)
+        refuse([*found, *_damaged(listings, heads)] if found else ())
+        flat = [one for part in heads.values() for one in part]
+        size, notes = common_size([one.shape[:2] for one in flat], wish.size)
+        channels, more = _channels(heads, listings, wish.channels, name)
+        notes += more
+    rule, as_bytes, more = _rule(listings, heads, wish, train, name)
+    notes += more
+    count = sum(map(len, listings.values()))
+    each_takes = size[0] * size[1] * (channels * (1 if as_bytes else 4) + any(one.mask for one in listings.values()))
+    lazy = count * each_takes > MEMORY_LIMIT
+    if lazy:
+        notes += ("The decoded images exceed 4 GiB, so they are decoded on demand and not searched for duplicates.",)
+    build = _Build(size, channels, name, rule, as_bytes, labels, classes)
+    known = sorted({group for one in listings.values() for group in one.groups})
+    sets, wrong = {}, []
+    for part, one in listings.items():
+        made, found = _image_set(one, build, known, lazy)
+        wrong += found
+        if made is not None:
+            sets[part] = made
+    refuse(wrong)
+    return Filled(sets, rule, notes, _facts(heads))
+
+
+@dataclass(frozen=True)
+class _Build:
+    size: tuple[int, int]
+    channels: int
+    name: str
+    rule: PixelRule
+    as_bytes: bool
+    labels: LabelMap
+    classes: int
+
+    def image(self, listing: Listing, i: int) -> Tensor:
+        values = listing.read(i)
+        pixels = self.rule.apply(values, as_bytes=self.as_bytes)
+        return resized(with_channels(pixels, self.channels, listing.names[i])[None], self.size)[0]
+
+    def mask(self, listing: Listing, i: int) -> Tensor:
+        assert listing.mask is not None
+        name, values = listing.mask_names[i], listing.mask(i)
+        height, width, _ = listing.head(i).shape
+        if values.shape[:2] != (height, width):
+            was = "x".join(map(str, values.shape[:2]))
+            raise UserError(f"The mask {name} has {was} pixels, its image {height}x{width}; they must be equal.")
+        return resized_masks(torch.from_numpy(translated(values, name, self.labels, self.classes))[None], self.size)[0]
+
+
+def _heads(listings: Mapping[str, Listing]) -> tuple[dict[str, list[Head]], list[str]]:
+    heads, wrong = {}, []
+    for part, one in listings.items():
+        found, sentences = tried(one.head, len(one), one.workers)
+        heads[part] = [head for head in found if head is not None]
+        wrong += sentences
+    return heads, wrong
+
+
+def _damaged(listings: Mapping[str, Listing], heads: Mapping[str, Sequence[Head]]) -> list[str]:
+    """Sentences about files whose pixels cannot be read, though some heads cannot either: all at once."""
+    wrong: list[str] = []
+    for one in listings.values():
+        wrong += tried(lambda i, one=one: one.read(i) is None, len(one), one.workers)[1]  # type: ignore[misc]
+    return wrong
+
+
+def _channels(
+    heads: Mapping[str, Sequence[Head]], listings: Mapping[str, Listing], asked: int | None, name: str
+) -> tuple[int, tuple[str, ...]]:
+    """How many channels all images get, and notes."""
+    kinds = Counter(one.shape[2] for part in heads.values() for one in part)
+    notes: tuple[str, ...] = ()
+    clear = sum(one.alpha for part in heads.values() for one in part)
+    if clear and asked != 4:
+        notes += (f"{clear} images have transparency, which was dropped; data.channels=4 keeps it.",)
+    if asked is not None:
+        return asked, notes
+    if len(kinds) == 1:
+        return next(iter(kinds)), notes
+    if any(kind not in CHANNELS for kind in kinds):
+        rarest = min(kinds, key=lambda kind: kinds[kind])
+        at = next(
+            one.names[i] for part, one in listings.items() for i, h in enumerate(heads[part]) if h.shape[2] == rarest
+        )
+        raise UserError(
+            f"{name} has images of {sorted(kinds)} channels, such as {at} with {rarest}; all need the same: remove those that differ."
+        )
+    return 3, (*notes, "Grey and colour images are mixed; grey ones were repeated into 3 channels.")
+
+
+def _rule(
+    listings: Mapping[str, Listing], heads: Mapping[str, Sequence[Head]], wish: Wish, train: Tensor, name: str
+) -> tuple[PixelRule, bool, tuple[str, ...]]:
+    """The rule, True if all values fit into bytes under it, and notes; only where a file is deeper than 8 bits are values looked at."""
+    depths = Counter(one.depth for part in heads.values() for one in part)
+    if not depths.keys() - {BYTE} and wish.span is None and wish.rule is None:
+        return PixelRule(), True, ()
+    if not depths.keys() - {BYTE} and wish.rule is not None and wish.rule.whole_bytes:
+        return wish.rule, True, ()
+    ranges = {part: each(partial(_range, one), len(one), one.workers) for part, one in listings.items()}
+    refuse(
+        f"The image {one.names[i]} has NaN or infinity; remove or repair it."
+        for part, one in listings.items()
+        for i, found in enumerate(ranges[part])
+        if not found.finite
+    )
+    mine = [ranges["train"][i] for i in train.tolist()]
+    low, high = min(one.low for one in mine), max(one.high for one in mine)
+    own = [heads["train"][i].depth for i in train.tolist()]
+    rule = wish.settled(decided(low, high, sorted(set(own)), all(one.whole for one in mine)))
+    if len(set(own)) > 1 and not rule.whole_bytes and wish.span is None:
+        rarest, count = Counter(own).most_common()[-1]
+        at = next(listings["train"].names[i] for i in train.tolist() if heads["train"][i].depth == rarest)
+        raise UserError(
+            f"{name} mixes files of the types {', '.join(sorted(set(own)))}, {count} of them {rarest} such as {at}: one rule for values "
+            "cannot fit both; convert them to one depth, or say which values become 0 and 1, such as `--set data.range=0,255`."
+        )
+    notes: tuple[str, ...] = () if rule.whole_bytes or rule.scale == 1 else (f"Pixels: {rule.says()}.",)
+    for part, found in ranges.items():
+        lowest, highest = min(one.low for one in found), max(one.high for one in found)
+        depth = Counter(one.depth for one in heads[part]).most_common(1)[0][0]
+        if (part != "train" or wish.rule) and (odd := rule.strange(lowest, highest, depth)):
+            notes += (f"The {part} images have {odd}.",)
+    fits = all(one.whole and one.low >= 0 and one.high <= 255 for found in ranges.values() for one in found)
+    return rule, rule.whole_bytes and fits and all(np.dtype(d).kind in "ui" for d in depths), notes
+
+
+def _range(listing: Listing, i: int) -> Range:
+    values = listing.read(i)
+    whole = values.dtype.kind in "bui"
+    if not whole and not np.isfinite(values).all():
+        return Range(0.0, 0.0, False, False)
+    return Range(
+        float(values.min()), float(values.max()), True, whole or bool(np.array_equal(values, np.round(values)))
+    )
+
+
+def _image_set(listing: Listing, build: _Build, known: Sequence[str], lazy: bool) -> tuple[ImageSet | None, list[str]]:
+    """The images of one part, or the sentences about what is wrong with them."""
+    count, masked = len(listing), listing.mask is not None
+    numbers = {group: n for n, group in enumerate(known)}
+    groups = torch.tensor([numbers[group] for group in listing.groups]) if listing.groups else None
+    if lazy:
+        masks = LazySource(partial(build.mask, listing), listing.workers) if masked else None
+        source = LazySource(partial(build.image, listing), listing.workers)
+        return ImageSet(source, listing.targets(), torch.arange(count), masks, groups), []
+    images = torch.empty(count, *build.size, build.channels, dtype=torch.uint8 if build.as_bytes else torch.float32)
+    labels = torch.empty(count, *build.size, dtype=torch.uint8) if masked else torch.empty(0)
+
+    def fill(i: int) -> bool:
+        images[i] = build.image(listing, i)
+        if masked:
+            labels[i] = build.mask(listing, i)
+        return True
+
+    wrong = tried(fill, count, listing.workers)[1]
+    if wrong:
+        return None, wrong
+    if masked:
+        return ImageSet.of(images, labels, groups), []
+    return replace(ImageSet(ArraySource(images), listing.targets(), torch.arange(count)), groups=groups), []
+
+
+def _facts(heads: Mapping[str, Sequence[Head]]) -> tuple[tuple[str, int], ...]:
+    """How often each shape and number type occurs, as text, the commonest first."""
+    kinds = Counter((one.shape, one.depth) for part in heads.values() for one in part)
+    return tuple((f"{h}x{w}x{c} {depth}", n) for ((h, w, c), depth), n in kinds.most_common())

@@ -1,0 +1,201 @@
+"""Data sets with masks in a layout of their own: Cityscapes, CamVid's archives, Pascal VOC."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from oche.data.problems import refuse
+from oche.data.reading.files import Head, folders_in, images_below, values_of
+from oche.data.reading.folders import folder_fates, part_of
+from oche.data.reading.labels import beside
+from oche.data.reading.listing import Listing
+from oche.data.reading.masks import IGNORE, mask_values, palette_of
+from oche.data.reading.masksets import of_listings, of_pairs
+from oche.data.reading.parts import ALIASES, Parts, Wish
+from oche.data.reading.torchsets import data_root
+from oche.errors import UserError
+
+CITYSCAPES = (
+    "road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain", "sky",
+    "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle",
+)  # fmt: skip
+"""Class names by trainId (cityscapesScripts)."""
+
+CAMVID = (
+    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
+)  # fmt: skip
+CAMVID_VOID = 11
+"""Class names of the 11-class split of SegNet, and the label of pixels without one."""
+
+VOC = (
+    "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+)  # fmt: skip
+"""Class names of Pascal VOC's masks; 255 is the border of an object."""
+
+
+# ------------------------------------------------------------------ Cityscapes
+
+
+def has_cityscapes(root: Path) -> bool:
+    """True if the folder holds leftImg8bit/ and gtFine/."""
+    return (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir()
+
+
+def read_cityscapes(root: Path, wish: Wish) -> Parts:
+    """leftImg8bit/PART/CITY/*_leftImg8bit.png with gtFine/PART/CITY/*_gtFine_labelTrainIds.png: 19 classes, each city a group.
+
+    Its `val` is what papers report on and becomes the test part; its `test` has no public labels and is left alone. Images to
+    validate on are split off train.
+
+    Raises:
+        UserError: no train images, labelTrainIds files that are missing, masks that do not fit.
+    """
+    listings: dict[str, Listing] = {}
+    used: dict[str, Sequence[Path]] = {}
+    for part, folder in (("train", "train"), ("test", "val")):
+        images = sorted((root / "leftImg8bit" / folder).glob("*/*_leftImg8bit.png"))
+        if not images and part == "train":
+            raise UserError(
+                f"{root / 'leftImg8bit' / folder} holds no CITY/*_leftImg8bit.png; unpack Cityscapes there."
+            )
+        stems = [(path.parent.name, path.name.removesuffix("_leftImg8bit.png")) for path in images]
+        masks = [root / "gtFine" / folder / city / f"{stem}_gtFine_labelTrainIds.png" for city, stem in stems]
+        refuse(
+            f"The image {image} has no mask {mask}; cityscapesscripts' createTrainIdLabelImgs writes these files."
+            for image, mask in zip(images, masks, strict=True)
+            if not mask.is_file()
+        )
+        if images:
+            listings[part] = of_pairs(images, masks, tuple(city for city, _ in stems))
+            used |= {f"{part} images": images, f"{part} masks": masks}
+    told = folder_fates(root, used)
+    return of_listings("cityscapes", listings, wish, CITYSCAPES, settled=True, told=told, layout="Cityscapes")
+
+
+# ------------------------------------------------------------------ CamVid
+
+
+def has_camvid(root: Path) -> bool:
+    """True if the folder holds camvid_train.zip."""
+    return (root / "camvid_train.zip").is_file()
+
+
+def read_camvid(wish: Wish) -> Parts:
+    """CamVid, 11 classes, the split of SegNet, from camvid_{train,val,test}.zip in OCHE_DATA/camvid (or ./data/camvid)."""
+    root = data_root() / "camvid"
+    if not has_camvid(root):
+        raise UserError(
+            f"There is no {root / 'camvid_train.zip'}; set OCHE_DATA to the folder that has camvid/, or name that folder by --data."
+        )
+    return read_camvid_archives(root, wish)
+
+
+def read_camvid_archives(root: Path, wish: Wish) -> Parts:
+    """CamVid from a folder of its archives."""
+    files = {part: root / f"camvid_{part}.zip" for part in ALIASES}
+    there = {part: path for part, path in files.items() if path.is_file()}
+    told = folder_fates(root, {f"{part} archive": [path] for part, path in there.items()})
+    listings = {part: _archive(path) for part, path in there.items()}
+    return of_listings("camvid", listings, wish, CAMVID, settled=True, told=told, layout="CamVid's archives")
+
+
+def _archive(path: Path) -> Listing:
+    """image/NAME.webp with label/NAME.png; a name is SEQUENCE_FRAME, and a sequence is a group."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            held = {name: archive.read(name) for name in archive.namelist()}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: {error}; fetch it again.") from error
+    names = sorted(Path(name).stem for name in held if name.startswith("image/"))
+    for name in names:
+        if f"label/{name}.png" not in held:
+            raise UserError(f"{path} has image/{name}.webp but no label/{name}.png; fetch it again.")
+
+    def opened(i: int) -> Image.Image:
+        return Image.open(io.BytesIO(held[f"image/{names[i]}.webp"]))
+
+    def head(i: int) -> Head:
+        width, height = opened(i).size
+        return Head((height, width, 3))
+
+    def mask(i: int) -> NDArray[np.generic]:
+        labels = mask_values(Image.open(io.BytesIO(held[f"label/{names[i]}.png"])))
+        return np.where(labels == CAMVID_VOID, IGNORE, labels)
+
+    return Listing(
+        tuple(f"{path}:image/{name}.webp" for name in names),
+        head,
+        lambda i: values_of(opened(i).convert("RGB")),
+        mask=mask,
+        mask_names=tuple(f"{path}:label/{name}.png" for name in names),
+        groups=tuple(name.partition("_")[0] for name in names),
+    )
+
+
+# ------------------------------------------------------------------ Pascal VOC
+
+
+def voc_root(root: Path) -> Path | None:
+    """The folder that holds JPEGImages/ and SegmentationClass/: this one, or one of VOCdevkit/VOC2012 below it."""
+    below = [root, *folders_in(root)]
+    for folder in (*below, *(inner for outer in below[1:] if outer.name == "VOCdevkit" for inner in folders_in(outer))):
+        if (folder / "JPEGImages").is_dir() and (folder / "SegmentationClass").is_dir():
+            return folder
+    return None
+
+
+def read_voc(root: Path, wish: Wish) -> Parts:
+    """JPEGImages/NAME.jpg with SegmentationClass/NAME.png, in the parts that ImageSets/Segmentation/PART.txt lists.
+
+    Without lists, all masks are of train images. Images without a mask, the greater part of VOC's, are counted and left. The classes are
+    VOC's where the folder is called VOC2012 or the like, else those of class_names.txt, classes.txt, classes.toml or the masks.
+
+    Raises:
+        UserError: lists that name what is not there, masks that do not fit.
+    """
+    images = {path.stem: path for path in images_below(root / "JPEGImages")}
+    masks = {path.stem: path for path in images_below(root / "SegmentationClass")}
+    lists = root / "ImageSets" / "Segmentation"
+    named = {part_of(path.stem): _names(path) for path in sorted(lists.glob("*.txt"))} if lists.is_dir() else {}
+    parts = {part: named[part] for part in ALIASES if part in named} or {"train": sorted(masks)}
+    parts = {part: names for part, names in parts.items() if part != "test" or any(name in masks for name in names)}
+    if "train" not in parts:
+        raise UserError(f"{lists} has no train.txt; expected a list of the train images' names.")
+    refuse(
+        f"{lists / part}.txt names {name!r}, which has no {'image' if name not in images else 'mask'} in {root}."
+        for part, names in parts.items()
+        for name in names
+        if name not in images or name not in masks
+    )
+    wanted, names_here = beside(root)
+    official = root.name.upper().startswith("VOC20")
+    listings = {part: of_pairs([images[n] for n in names], [masks[n] for n in names]) for part, names in parts.items()}
+    used = {f"{part} images": [images[n] for n in names] for part, names in parts.items()}
+    used |= {f"{part} masks": [masks[n] for n in names] for part, names in parts.items()}
+    if wish.labels is None and wanted is not None:
+        wish = replace(wish, labels=wanted)
+    return of_listings(
+        root.resolve().name,
+        listings,
+        wish,
+        VOC if official else names_here,
+        settled=official,
+        palette=palette_of(masks[parts["train"][0]]),
+        told=folder_fates(root, used),
+        layout="Pascal VOC",
+    )
+
+
+def _names(path: Path) -> list[str]:
+    """The names in a list, one a line."""
+    lines = path.read_text("utf-8-sig", errors="replace").splitlines()
+    return [line.split()[0] for line in lines if line.strip()]
