@@ -1,4 +1,4 @@
-"""How fast are a batch's crops, flips, normalisation and cutout: oche's on the whole batch, against PIL's on one image after another.
+"""Times a batch's crops, flips, normalisation and cutout: oche's on the whole batch, against PIL's on one image after another.
 
     python benchmarks/augment.py --json
 

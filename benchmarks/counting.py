@@ -1,4 +1,4 @@
-"""What does an iteration do, apart from taking time? Operators launched, multiply-adds, bytes through convolutions, compiled calls.
+"""Counts an iteration's work: operators launched, multiply-adds, bytes through convolutions, compiled calls.
 
 `Operators` counts every operator that torch executes and that computes something: views, allocations and questions are left out,
 composite operators are counted by their parts. Compiled kernels are called past torch, so `calls` counts and times them by name.
@@ -107,7 +107,7 @@ class _Watched:
 
 
 def peaks(seconds: float = 0.3) -> dict[str, float]:
-    """What this machine reaches with the threads it has been given.
+    """The peaks that this machine reaches with the given threads.
 
     `gflops` a second of a matrix product or of a dense 3x3 convolution, whichever is more; `gbytes` a second, read and written, of a
     copy far larger than the caches.

@@ -1,4 +1,4 @@
-"""How fast is the GPU tier: kernels against plain torch, replayed against launched steps, and whole searches. Prints JSON lines.
+"""Times the GPU tier: kernels against plain torch, replayed against launched steps, and whole searches. Prints JSON lines.
 
     PYTHONPATH=src python benchmarks/gpu.py kernels
     PYTHONPATH=src python benchmarks/gpu.py steps --space darts --precision bf16-mixed
@@ -199,7 +199,7 @@ def method_of(given: argparse.Namespace) -> Method:
 
 
 def frozen(given: argparse.Namespace) -> bool:
-    """Whether convolutions stay as drawn: by default in NAS-Bench-201, as in RF-DARTS."""
+    """True if convolutions stay as drawn: by default in NAS-Bench-201, as in RF-DARTS."""
     return given.space == "nb201" if given.frozen is None else bool(given.frozen)
 
 

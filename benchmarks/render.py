@@ -27,7 +27,7 @@ Result = dict[str, Any]
 
 @dataclass(frozen=True)
 class Goal:
-    """What a row is to reach: a ratio, a stretch, and a memory ratio (0: none asked)."""
+    """The goal of a row: a ratio, a stretch, and a memory ratio (0: none asked)."""
 
     work: str
     ratio: float

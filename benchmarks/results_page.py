@@ -158,7 +158,7 @@ def page(
 
 
 def detailed(title: str, results: Sequence[BenchResult], page: str, drawn: Mapping[str, Mapping[str, bytes]]) -> str:
-    """What the page leaves out."""
+    """The runs that the page leaves out."""
     lines = [f"# {title}: details", "", f"The page: [{page}]({page}).", ""]
     for result in results:
         name = result.matrix.name
@@ -196,7 +196,7 @@ def summary(result: BenchResult) -> Iterator[str]:
 
 
 def arms(result: BenchResult) -> Iterator[str]:
-    """What the names stand for that are not those of methods."""
+    """Explains the names that are not those of methods."""
     for name in result.matrix.arms:
         arm = result.matrix.arm(name)
         settings = {**({"epochs": arm.epochs} if arm.epochs else {}), **flat(arm.settings)}
@@ -206,14 +206,14 @@ def arms(result: BenchResult) -> Iterator[str]:
 
 
 def versions(result: BenchResult) -> Iterator[str]:
-    """What ran."""
+    """The trials that ran."""
     found = config.loads(result.folder.read(Run.CONFIG).decode(), "run.toml").get("versions", {})
     if isinstance(found, dict):
         yield "- " + ", ".join(f"{name} {number}" for name, number in found.items()) + "."
 
 
 def said(result: BenchResult, form: str | None) -> Iterator[str]:
-    """What the columns of the table mean, and where published numbers are from."""
+    """Explains the table's columns and the sources of published numbers."""
     yield "- that is: better or worse where the interval leaves out 0 and the t-test's p is below 0.05."
     alone = len(list(result.places())) == 1
     if form or alone:
@@ -232,7 +232,7 @@ def shown(bench: str, names: Sequence[str]) -> list[str]:
 
 
 def published(result: BenchResult) -> bool:
-    """Whether numbers of other papers can stand beside the bench's: one place, looked up in NAS-Bench-201's table."""
+    """True if other papers' numbers can stand beside the bench's: one place, looked up in NAS-Bench-201's table."""
     return result.matrix.table == "nb201" and len(list(result.places())) == 1
 
 
@@ -251,7 +251,7 @@ def sides(result: BenchResult, form: str | None) -> list[Sheet]:
 
 
 def beside(method: str, form: str | None) -> str:
-    """What was published of a method, and of its version of the name `form`."""
+    """The published numbers of a method, and of its version of the name `form`."""
     own = PUBLISHED.get(method)
     version = form.format(method) if form else ""
     other = PUBLISHED.get(version) or PUBLISHED.get(version.removesuffix("_fast"))

@@ -1,4 +1,4 @@
-"""How fast is a training step of a discretised network: NCHW, channels_last, on our kernels, in bf16, by torch.compile.
+"""Times a training step of a discretised network: NCHW, channels_last, on our kernels, in bf16, by torch.compile.
 
     python benchmarks/retrain.py --json
 

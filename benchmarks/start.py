@@ -1,4 +1,4 @@
-"""What does `import oche` cost beyond torch? The goal is under 0.2 s.
+"""Times `import oche` beyond torch. The goal is under 0.2 s.
 
     python benchmarks/start.py --json
 

@@ -1,4 +1,4 @@
-"""How fast is a search iteration, and how much memory does it take: what oche runs against a supernet as the field writes it.
+"""Times a search iteration and measures its memory: oche's supernet against one as the field writes it.
 
     python benchmarks/supernet.py --space darts --batch 16 --against reference --json
     python benchmarks/supernet.py --method pcdarts --against reference-channels-last --set channels=24
@@ -78,7 +78,7 @@ ORDERS: dict[str, ArchGradient] = {"first": FirstOrder(), "finite": FiniteDiffer
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed: a method on a space, and how often."""
+    """The work that is timed: a method on a space, and the number of repetitions."""
 
     space: str = "darts"
     method: str = "darts"
@@ -312,7 +312,7 @@ def here(what: str, work: Work) -> dict[str, Any]:
 
 
 def useful_work(work: Work) -> dict[str, float]:
-    """What an iteration cannot do without: counted on plain cells and two images, for it grows with the batch."""
+    """The least work of an iteration: counted on plain cells and two images, for it grows with the batch."""
     plain = ENVIRONMENTS["reference-channels-last"]
     os.environ.update(plain)
     try:
@@ -389,7 +389,7 @@ def summary(runs: list[dict[str, Any]], batch: int, useful: Mapping[str, float],
 
 
 def medians(name: str, key: str, runs: list[dict[str, Any]]) -> Any:
-    """Of a stage: seconds. Of a kernel: calls and seconds."""
+    """Seconds of a stage, or calls and seconds of a kernel."""
     values = [run[name][key] for run in runs]
     return (
         [statistics.median(column) for column in zip(*values, strict=True)]

@@ -43,7 +43,7 @@ def page(name: str) -> str:
 
 
 def first_line(factory: object) -> str:
-    """Of its docstring."""
+    """The sections of a method's docstring."""
     return (factory.__doc__ or "").strip().split("\n")[0]
 
 
@@ -53,7 +53,7 @@ def about(factory: object) -> str:
 
 
 def parts(searcher: SearcherLike) -> Iterator[str]:
-    """What differs from first-order DARTS, slot by slot."""
+    """The differences from first-order DARTS, slot by slot."""
     method = as_searcher(searcher).method
     if method is None:
         return

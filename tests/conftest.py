@@ -1,4 +1,4 @@
-"""What all tests share: one thread, repeatable examples, and the folder of real data where there is one."""
+"""Shared by all tests: one thread, repeatable examples, and the folder of real data where there is one."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Built:
-    """What one iteration needs."""
+    """The model, optimisers and data of one iteration."""
 
     network: Network
     weight_optimizer: torch.optim.Optimizer

@@ -308,7 +308,7 @@ def test_look_ahead_is_the_next_step_of_torch(
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_weight_decay_that_spares_vectors_is_that_of_two_groups(nesterov: bool) -> None:
-    """Of torch's own: matrices with decay, vectors without; a weight without a gradient rests in both."""
+    """One of torch's own: matrices with decay, vectors without; a weight without a gradient rests in both."""
     rng = torch.Generator().manual_seed(3)
     starts = [torch.randn(shape, generator=rng) for shape in ((3,), (2, 3), (4, 2, 1, 1), (), (2, 2))]
     ours, theirs = ([t.clone().requires_grad_() for t in starts] for _ in range(2))

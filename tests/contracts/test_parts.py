@@ -1,4 +1,4 @@
-"""What holds for every part in every combination: one row a part, and a new part adds a row.
+"""Contracts of every part in every combination: one row per part, and a new part adds a row.
 
 A step is finite, takes alpha and the weights that learn along and nothing else, and the same seed gives the same bits.
 """
@@ -120,7 +120,7 @@ def test_a_step_of_any_combination(
 
 
 def samples(relaxation: Relaxation) -> bool:
-    """Whether one op an edge has a weight: a cell may then be cut off, and an op need not be computed."""
+    """True if one op per edge has a weight: a cell may then be cut off, and an op need not be computed."""
     return isinstance(relaxation, GumbelSoftmax) and relaxation.hard
 
 
@@ -178,7 +178,7 @@ SEARCHES = [
 
 @pytest.mark.parametrize(("name", "space"), SEARCHES)
 def test_every_method_searches_every_space(name: str, space: str) -> None:
-    """As short as it goes: reproducible to the bit, another seed gives another search, the genotype belongs to the space."""
+    """The shortest search: reproducible to the bit, another seed gives another search, the genotype belongs to the space."""
     searcher = small(name)
 
     def run(seed: int) -> SearchResult:

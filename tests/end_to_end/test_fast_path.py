@@ -92,7 +92,7 @@ def test_recomputed_cells_give_the_same(name: str, tier: str, monkeypatch: pytes
 
 
 def test_recomputed_cells_keep_less() -> None:
-    """What autograd still holds after a forward pass, outside of the cells' own bookkeeping: every storage once."""
+    """Bytes that autograd still holds after a forward pass, outside the cells' own bookkeeping: every storage once."""
     sizes = {}
     for recompute in (False, True):
         state = begin(replace(tiny_problem("darts", cells=3, channels=8), recompute=recompute), Method())
@@ -154,7 +154,7 @@ def test_nothing_grows_over_a_thousand_iterations(tier: str, space: str, monkeyp
 
 
 def outputs_and_gradients(space: str, threads: int, dtype: torch.dtype) -> list[Tensor]:
-    """Of one loss on a fused supernet; threads are those of torch and of the kernels."""
+    """The gradients of one loss on a fused supernet; threads are those of torch and of the kernels."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

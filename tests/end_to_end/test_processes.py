@@ -167,7 +167,7 @@ def splitting(f: Fabric, folder: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", ["redrawn", "swap", "until_freeze", "one_level"])
 def test_split_arms_in_two_processes(name: str, tmp_path: Path) -> None:
-    """Of 25 images: parts are disjoint over both processes together, every image of a part is shown, and both end with one network."""
+    """25 images: parts are disjoint over both processes together, every image of a part is shown, and both end with one network."""
     fabric(2).launch(splitting, tmp_path, name)
     one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(t, other["ended"][n]) for n, t in one["ended"].items())

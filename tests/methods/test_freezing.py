@@ -1,4 +1,4 @@
-"""What is frozen stays frozen, bit for bit, and no step computes a gradient that it would throw away.
+"""Frozen weights stay frozen, bit for bit, and no step computes a gradient that it would throw away.
 
 Gradients are counted where they are made: a dispatch mode sees every backward kernel, with the mask that says which of its
 gradients were asked for. And since a graph for alpha costs memory even where no gradient is taken, what enters the supernet
@@ -65,7 +65,7 @@ class Backwards(TorchDispatchMode):
 
 @dataclass
 class Entered:
-    """What one supernet forward was given: do its weights and op weights carry a graph?"""
+    """The arguments of one supernet forward: whether its weights and op weights carry a graph."""
 
     weights: bool
     frozen: bool
@@ -252,7 +252,7 @@ def test_a_subset_gives_the_same_in_fused_cells(space: str, monkeypatch: pytest.
 
 
 def test_the_gap_of_a_subset_inherits_the_kernels_that_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As if the same kernels were plain parameters."""
+    """The reference: the same kernels as plain parameters."""
     problem = nb201()
     state = search(problem, replace(darts(), trainable=WeightSubset())).state
     taken: list[dict[str, torch.Tensor]] = []

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def published(name: str, **options: object) -> Method:
-    """What `oche search NAME --space nb201 --budget paper` steps with."""
+    """The settings that `oche search NAME --space nb201 --budget paper` steps with."""
     settings = {f"method.{key}": value for key, value in options.items()}
     found = resolve(Request(name, "nb201", "noise", "paper", settings=settings), tiny_data()).searcher
     assert isinstance(found, Method)

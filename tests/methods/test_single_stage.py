@@ -103,7 +103,7 @@ def test_alpha_moves_in_the_search_alone(space: str, variant: Variant) -> None:
 def test_from_the_freeze_on_every_image_is_the_weights(
     count: int, released: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What each step really took, counted by phase; with a split that does not end at the freeze, its half goes on."""
+    """The images that each step really took, counted by phase; with a split that does not end at the freeze, its half goes on."""
     taken: dict[str, Counter[int]] = {}
     phase, at = ["warm"], Stream.at
 
@@ -225,7 +225,7 @@ def test_the_network_is_the_supernet(space: str, variant: Variant, freeze: float
 def test_a_pruned_network_is_the_masked_supernet(
     space: str, renormalise: bool, threshold: float, relative: bool
 ) -> None:
-    """Of the whole supernet as it was at the freeze, its op weights below the threshold set to zero by hand."""
+    """The outputs of the whole supernet as it was at the freeze, its op weights below the threshold set to zero by hand."""
     options = {"renormalise": renormalise, "threshold": threshold, "relative": relative}
     before, after = stages(problem_in(space), quick("prune", freeze=1.0, **options))
     by_hand, removed = {}, 0

@@ -56,7 +56,7 @@ def separable(p: Tensors, name: str, first: int, x: Tensor, kernel: int, stride:
 
 
 def factorized_reduce(p: Tensors, name: str, x: Tensor) -> Tensor:
-    """As published: for even sizes."""
+    """The published form, for even sizes."""
     x = F.relu(x)
     even = F.conv2d(x, p[f"{name}.even.weight"], stride=2)
     odd = F.conv2d(x[:, :, 1:, 1:], p[f"{name}.odd.weight"], stride=2)
@@ -190,7 +190,7 @@ class Reference:
         return {n: dalpha[n] - lr * (grads_p[n] - grads_n[n]) / (2 * r) for n in alpha}
 
     def direction(self, name: str, t: Tensor, grad: Tensor) -> Tensor:
-        """What SGD would multiply by the learning rate."""
+        """The direction that SGD would multiply by the learning rate."""
         step = grad + self.weight_decay * t
         velocity = self.momentum * self.buffers[name] + step if name in self.buffers else step
         return step + self.momentum * velocity if self.nesterov else velocity

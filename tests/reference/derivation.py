@@ -1,4 +1,4 @@
-"""How the authors' code derives a genotype, and normalises edges: written out, on nested lists. No oche, no torch."""
+"""The authors' derivation of a genotype and normalisation of edges, written out on nested lists. No oche, no torch."""
 
 from __future__ import annotations
 

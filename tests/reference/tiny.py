@@ -26,7 +26,7 @@ def tiny_data(count: int = 24, size: tuple[int, int] = (8, 8), channels: int = 2
 
 
 def tiny_masks(count: int = 24, size: tuple[int, int] = (8, 8), channels: int = 2, classes: int = 3) -> Data:
-    """As `tiny_data`, with a mask for each image: stripes that the first channel shows, and an ignored first row."""
+    """`tiny_data` with a mask for each image: stripes that the first channel shows, and an ignored first row."""
     rng = torch.Generator().manual_seed(8)
 
     def part() -> ImageSet:

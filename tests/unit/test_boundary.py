@@ -1,4 +1,4 @@
-"""What the surroundings do to a command ends in one sentence and the right exit code."""
+"""Errors that the surroundings cause end in one sentence and the right exit code."""
 
 from __future__ import annotations
 

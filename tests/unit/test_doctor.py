@@ -1,4 +1,4 @@
-"""What `oche doctor` says of a machine: the tier that serves, and why not a faster one."""
+"""`oche doctor` describes a machine: the tier that serves, and why not a faster one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What leaves the house: the card, weights that belong to it, and files that are refused where they are not the network."""
+"""Exports: the card, weights that belong to it, and files that are refused where they are not the network."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ TABLE = (  # single-stage notes, section 2.3: layers, channels, ops, image, para
 
 
 def measured(space: GridSpace) -> tuple[int, int, int]:
-    """Of the supernet's nodes: convolutions' parameters, all parameters, multiply-adds of the convolutions, by hooks."""
+    """Counts over the supernet's nodes: convolutions' parameters, all parameters, multiply-adds of the convolutions, by hooks."""
     with torch.device("meta"):
         supernet, images = space.supernet(WeightedSum(), affine=True), torch.zeros(1, 3, *space.size)
         op_weights = space.spread({"grid": torch.zeros(len(space.groups[0].edges), space.groups[0].width)})

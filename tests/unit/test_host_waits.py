@@ -93,7 +93,7 @@ def on_meta(space: str = "toy", **settings: object) -> Problem:
 
 
 def stepper(problem: Problem, method: Method) -> Callable[[int], None]:
-    """What takes an architecture step and a weight step on the i-th batches, which are there before it begins."""
+    """Returns a function that takes both steps on the i-th batches, which are made beforehand."""
     method = replace(method, split=everything)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "remember", lambda state: None)  # it copies alpha to the host, once an epoch

@@ -1,4 +1,4 @@
-"""What a search is said to cost: counted memory against memory measured at the full batch, and what is refused."""
+"""The estimated cost of a search: counted memory against memory measured at the full batch, and what is refused."""
 
 from __future__ import annotations
 

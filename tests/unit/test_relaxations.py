@@ -32,7 +32,7 @@ seeds = st.integers(0, 2**31)
 
 
 def draw_alpha(relaxation: Relaxation, group: Group, seed: int, scale: float = 1.0) -> dict[str, torch.Tensor]:
-    """Of the right names and shapes, but anywhere."""
+    """Alpha of the right names and shapes, with arbitrary values."""
     fresh = relaxation.init(group, counted(0))
     return {
         name: (scale * torch.randn(t.shape, generator=counted(seed, name), dtype=torch.float64)).requires_grad_()

@@ -82,7 +82,7 @@ def test_a_damaged_table_of_digests_gives_a_sentence_or_changes_nothing(run: Run
 
 
 def outcome(read: Callable[[], object]) -> object:
-    """What is read, or "refused" where one sentence says why not."""
+    """Returns what is read, or "refused" where one sentence says why not."""
     try:
         return read()
     except UserError as error:

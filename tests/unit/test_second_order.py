@@ -1,4 +1,4 @@
-"""Is the finite difference of second order what the exact product is, and where is it not?"""
+"""The finite difference of second order against the exact product."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def smooth(module: nn.Module) -> nn.Module:
 
 
 def errors(net: Supernet, radii: list[float]) -> list[float]:
-    """Of the finite difference with each radius, relative to the exact architecture gradient."""
+    """Errors of the finite difference with each radius, relative to the exact architecture gradient."""
     exact = arch_gradient(copy.deepcopy(net), Unrolled())
     found = [arch_gradient(copy.deepcopy(net), FiniteDifference(radius)) for radius in radii]
     wanted = torch.cat([t.flatten() for t in exact.values()])

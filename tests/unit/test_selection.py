@@ -107,7 +107,7 @@ def test_any_number_of_edges_may_be_kept(seed: int, keep: int) -> None:
 
 
 def brute_force(group: Group, strength: Tensor, keep: int) -> set[Choice]:
-    """Of all sets of `keep` choices on different edges of a node, the one with the greatest sum: strengths are positive."""
+    """Returns, of all sets of `keep` choices on different edges of a node, the one with the greatest sum: strengths are positive."""
     best: set[Choice] = set()
     for target in {t for _, t in group.edges}:
         options = [

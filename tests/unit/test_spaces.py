@@ -608,7 +608,7 @@ def test_a_forward_of_the_supernet_leaves_no_trace() -> None:
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("training", [True, False])
 def test_estimated_statistics_are_plain_averages(training: bool) -> None:
-    """Of every batch norm's batch means and unbiased variances, by numpy; mode and momentum are as before."""
+    """The averages of every batch norm's batch means and unbiased variances, by numpy; mode and momentum are as before."""
     space = ToySpace(size=(8, 8))
     network = space.network(
         Genotype("toy", {"cell": tuple(Choice(s, t, "nor_conv_3x3") for s, t in ((0, 1), (0, 2), (1, 2)))})

@@ -1,4 +1,4 @@
-"""What a bench may be asked for, and the sentence for what it may not."""
+"""Requests that a bench takes, and the sentence for those that it refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a table promises whatever it holds, on one of five cells."""
+"""The promises of every table, on one of five cells."""
 
 from __future__ import annotations
 

@@ -169,5 +169,5 @@ def test_a_finished_backward_gives_its_buffers_back_though_the_loss_lives() -> N
 
 
 def elements(pool: Buffers) -> int:
-    """What a pool could lend."""
+    """The buffers that a pool could lend."""
     return sum(t.numel() for free in pool.free.values() for t in free)

@@ -60,7 +60,7 @@ KINDS = ["nb201", "darts", "pcdarts"]
 
 @pytest.fixture(params=["kernels", "portable"])
 def tier(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Where the cells of a search run that can."""
+    """The tiers in which the cells of a search run."""
     if request.param == "portable":
         monkeypatch.setattr("oche.fast.cell.kernels", lambda: None)
     elif kernels() is None:
@@ -88,7 +88,7 @@ class Seen(Softmax):
 
 
 def alpha_gradient(space: str, settings: dict[str, int], edge: EdgeFactory, precision: str, tier: str) -> Tensor:
-    """Of a fresh supernet's first outer loss, all groups in one vector; alpha of unit variance, so that no gradient is near zero."""
+    """Alpha's gradient of a fresh supernet's first outer loss, as one vector; alpha of unit variance, so that no gradient is near zero."""
     relaxation = Seen(scale=1.0)
     problem = problem_of(space, settings, precision)
     method = replace(darts(), edge=edge, relaxation=relaxation)

@@ -53,7 +53,7 @@ class Half(nn.Module):
 
 
 def in_half(s: Sample, learns: frozenset[str]) -> dict[str, Tensor]:
-    """What `outcome` finds of the fused cell under autocast."""
+    """The `outcome` of the fused cell under autocast."""
     found = outcome(Half(s.cell), s, learns, torch.float32)  # type: ignore[arg-type]
     return {name.removeprefix("cell."): t for name, t in found.items()}
 
@@ -197,7 +197,7 @@ def test_pools_and_skips_are_exact() -> None:
 
 
 def test_output_is_nearer_than_the_portable_tier_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That rounds inputs and weights of every product too."""
+    """The portable tier rounds inputs and weights of every product too."""
     s = sample(DARTS_OPS, channels=16, size=(8, 8), batch=4)
     wanted = outcome(s.cell, s, frozenset())["out"]
     mine = in_half(s, frozenset())["out"]
@@ -268,7 +268,7 @@ def test_recomputed_cells_and_a_graph_that_is_kept(edge: EdgeFactory) -> None:
 @pytest.mark.parametrize("inside", [True, False])
 @pytest.mark.parametrize("edge", EDGES, ids=["all", "partial"])
 def test_second_derivative(edge: EdgeFactory, inside: bool) -> None:
-    """Of unrounded terms, but along gradients that are of rounded ones. In the median of five, and also inside of autocast."""
+    """The derivative of unrounded terms, along gradients of rounded ones. In the median of five, and also inside of autocast."""
     found: dict[str, list[float]] = {}
     for seed in range(5):
         s = sample(DARTS_OPS, channels=16, size=(8, 8), batch=4, seed=seed, edge=edge)

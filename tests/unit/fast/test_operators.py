@@ -22,7 +22,7 @@ Arguments = tuple[object, ...]
 
 
 class _Record(TorchDispatchMode):
-    """What oche's operators are given first, by their names."""
+    """The first arguments of oche's operators, by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class _Record(TorchDispatchMode):
 
 
 def recorded(s: Sample, half: bool = False) -> dict[str, Arguments]:
-    """What a cell and its derivatives of two orders call; `half`: in single precision under autocast."""
+    """The operators that a cell and its derivatives of two orders call; `half`: in single precision under autocast."""
     dtype = torch.float32 if half else torch.float64
     cell = fused(s.cell).to(dtype)
     w = s.w.to(dtype).requires_grad_()

@@ -121,7 +121,7 @@ def test_third_derivative(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_other_passes_between_and_products_again() -> None:
-    """What the forward pass has kept is given up in between and made again."""
+    """Values that the forward pass kept are given up in between and computed again."""
     s = sample(DARTS_OPS)
     s.cell.requires_grad_(True)
 

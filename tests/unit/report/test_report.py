@@ -166,7 +166,7 @@ def test_the_page_loads_nothing_and_no_id_occurs_twice(search: Run) -> None:
 
 
 def plots_of(path: Path) -> dict[str, dict[str, list[dict[str, list[float]]]]]:
-    """What the page hands to plotly."""
+    """The data that the page hands to plotly."""
     line = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("const plots = "))
     return json.loads(line.removeprefix("const plots = ").removesuffix(";"))
 

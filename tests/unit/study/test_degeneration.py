@@ -54,7 +54,7 @@ def test_a_grid_is_counted_node_by_node_and_gate_by_gate(tmp_path: Path) -> None
 
 
 def test_a_cell_has_no_gates_and_none_counts_where_it_may_be_chosen(tmp_path: Path) -> None:
-    """Of three edges: none, skip, convolution."""
+    """A cell of three edges: none, skip, convolution."""
     state = searched("toy", darts(), {"cell/alpha": [torch.eye(3)]})
     found = series_of(state, cells_of(state), Run.create(tmp_path / "run"))
     assert found["free share"] == ((0, pytest.approx(2 / 3)),)
