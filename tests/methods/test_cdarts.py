@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,16 +16,19 @@ from contracts.registry import SMALL
 from contracts.same import assert_other_search, assert_same_search, step_alpha_from
 from oche.base import Alpha, Draw, Group
 from oche.errors import UserError
-from oche.methods.cdarts import CELL, WEIGHT, Evaluation, PoolsAndSkips, cdarts, divergence, weights
+from oche.methods.cdarts import CELL, WEIGHT, Evaluation, PoolsAndSkips, Rule, cdarts, divergence, weights
 from oche.methods.darts import darts
-from oche.plan.resolve import fabric_for
+from oche.optim import Adam
+from oche.plan.resolve import Request, fabric_for, resolve
 from oche.schedule import Linear
 from oche.search.callbacks import Callback, OuterStep
 from oche.search.loop import StepBatches, arch_step, begin, bilevel, search, streams
+from oche.search.method import Method
 from oche.search.preflight import estimate
 from oche.search.relaxations import Softmax
 from oche.search.state import SearchState
-from reference.tiny import tiny_problem
+from reference.real import digits, epochs_of, real_problem
+from reference.tiny import tiny_data, tiny_problem
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,12 @@ def test_the_divergence_is_that_of_torch_distributions() -> None:
     assert float(divergence(z_e, z_e, 3.0)) == pytest.approx(0.0, abs=1e-12)
 
 
-@pytest.mark.parametrize("space", ["toy", "darts"])
-def test_two_joint_steps_are_those_of_the_loss_written_down_whole(space: str) -> None:
+@pytest.mark.parametrize("space", ["nb201", "darts"])
+@pytest.mark.parametrize("rule", ["code", "paper"])
+def test_two_joint_steps_are_those_of_the_loss_written_down_whole(space: str, rule: Rule) -> None:
     """Alpha's gradient and E's weights after SGD with momentum, from one backward pass of CE_S + CE_E + T^2 KL + L1, in float64."""
     seen = Seen()
-    method = cdarts()
+    method = cdarts(rule=rule)
     method = replace(method, callbacks=(*method.callbacks, seen))
     problem = tiny_problem(space, epochs=4, **SMALL[space])  # type: ignore[arg-type]
     state, part = begin(problem, method), evaluation(method.callbacks)
@@ -93,14 +99,23 @@ def test_two_joint_steps_are_those_of_the_loss_written_down_whole(space: str) ->
         images, draw = batch.images.double(), state.draw("alpha")
         z_s, _ = state.supernet(images, state.op_weights(state.alpha, draw), draw)
         z_e = literal(images)
-        p_e, p_s = (z_e / 2).softmax(1), (z_s / 2).softmax(1)
         joint = F.cross_entropy(z_s, batch.targets) + F.cross_entropy(z_e, batch.targets)
-        joint = joint + 4 * (p_e * (p_e.log() - p_s.log())).sum(1).mean()
-        for group in problem.space.groups:
+        if rule == "code":  # Loss_interactive and l1_loss of its two versions, line by line
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch: this mean is none over the batch
+                joint = joint + torch.nn.KLDivLoss()(F.log_softmax(z_s / 2, dim=1), F.softmax(z_e / 2, dim=1)) * (2 * 2)
+            coefficient = max(5 * (1 - step / (12 * 0.5)), 0)
+        else:
+            p_e, p_s = (z_e / 2).softmax(1), (z_s / 2).softmax(1)
+            joint = joint + 4 * (p_e * (p_e.log() - p_s.log())).sum(1).mean()
+            coefficient = 5 * (1 - step / 12)
+        if rule == "code" and space == "nb201":
+            joint = joint + coefficient * torch.mean(torch.abs(state.alpha["cell/alpha"][:, 0:1]))
+        for group in problem.space.groups if rule == "paper" or space == "darts" else ():
             for e, ops in enumerate(group.ops):
                 for o, op in enumerate(ops):
                     if op == "skip_connect" or op.endswith("pool_3x3"):
-                        joint = joint + 5 * (1 - step / 12) * state.alpha[f"{group.name}/alpha"][e, o].abs()
+                        joint = joint + coefficient * state.alpha[f"{group.name}/alpha"][e, o].abs()
         own = list(literal.parameters())
         grads = torch.autograd.grad(joint, [*state.alpha.values(), *own], materialize_grads=True)
         for p, g in zip(own, grads[len(state.alpha) :], strict=True):
@@ -117,10 +132,11 @@ def test_two_joint_steps_are_those_of_the_loss_written_down_whole(space: str) ->
 
 
 def test_without_its_terms_it_is_darts_and_with_them_it_is_not() -> None:
-    base = replace(step_alpha_from(darts()), arch_first=False)
+    base = replace(step_alpha_from(darts()), weight_lr=cdarts().weight_lr)
     assert_same_search(step_alpha_from(cdarts(weight=0.0, l1=0.0)), base)
     assert_other_search(step_alpha_from(cdarts(weight=1.0, l1=0.0)), base)
-    assert_other_search(step_alpha_from(cdarts(weight=0.0, l1=5.0)), base)
+    assert_other_search(step_alpha_from(cdarts(weight=0.0, l1=5.0, rule="paper")), base)
+    assert cdarts().arch_first
 
 
 def test_cycles_begin_when_they_should_and_not_again() -> None:
@@ -169,13 +185,47 @@ def test_a_new_cell_keeps_the_weights_of_the_operations_that_stay() -> None:
 
 def test_pools_and_skips_pull_by_the_coefficient_and_nothing_else() -> None:
     state, _ = begun("nb201")
-    term = PoolsAndSkips(Linear(5.0, 0.0))
+    term = PoolsAndSkips(Linear(5.0, 0.0), "paper")
     ops, batch = state.space.groups[0].ops[0], streams(state.problem, cdarts())[1].at(0)
     for step, coefficient in ((0, 5.0), (6, 2.5), (12, 0.0)):
         state.step = step
         (grad,) = torch.autograd.grad(term(state, {}, state.alpha, batch), [state.alpha["cell/alpha"]])
         mine = torch.tensor([op in ("skip_connect", "avg_pool_3x3") for op in ops]).expand(6, 5)
         assert torch.equal(grad, coefficient * state.alpha["cell/alpha"].sign() * mine)
+
+
+def test_the_codes_penalty_ends_at_half_and_is_a_mean_over_none_in_nb201() -> None:
+    (_, term), (state, _) = cdarts().outer_terms, begun("nb201")
+    ops, batch = state.space.groups[0].ops[0], streams(state.problem, cdarts())[1].at(0)
+    for step, coefficient in ((0, 5.0), (3, 2.5), (6, 0.0), (9, 0.0)):
+        state.step = step
+        (grad,) = torch.autograd.grad(term(state, {}, state.alpha, batch), [state.alpha["cell/alpha"]])
+        mine = torch.tensor([op == "none" for op in ops]).expand(6, 5)
+        torch.testing.assert_close(grad, coefficient / 6 * state.alpha["cell/alpha"].sign() * mine)
+
+
+def test_published_settings_in_nb201() -> None:
+    found = resolve(Request("cdarts", "nb201", "noise", "paper"), tiny_data())
+    method = found.searcher
+    assert isinstance(method, Method)
+    part = evaluation(method.callbacks)
+    assert (found.epochs, found.batch) == (25, 64)
+    assert (part.temperature, part.weight, part.rule) == (2, 1, "code")
+    assert [method.weight_lr(p) for p in (0.0, 1.0)] == [0.05, 0.05]
+    assert [part.lr(p) for p in (0.0, 1.0)] == [0.1, 0.1]
+    assert method.arch_optimizer == Adam(3e-4)
+    assert cdarts().arch_optimizer == Adam(6e-4)
+
+
+@pytest.mark.slow
+def test_on_digits_both_networks_learn_and_the_penalty_fades() -> None:
+    told: list[dict[str, Any]] = []
+    problem = real_problem("nb201", digits(), 4, listener=epochs_of(told))
+    search(problem, cdarts(cycles=2))
+    assert told[-1]["evaluation_accuracy"] > told[0]["evaluation_accuracy"] + 0.1
+    assert told[-1]["weight_accuracy"] > told[0]["weight_accuracy"] + 0.1
+    assert all(0 < record["lesson"] < 1 for record in told)
+    assert len({record["evaluation_cell"] for record in told[:2]}) == 1
 
 
 def test_in_bf16_op_weights_stay_in_single_precision() -> None:

@@ -14,6 +14,7 @@ from oche.errors import unknown
 from oche.methods.beta_darts import BUDGETS as BETA_DARTS
 from oche.methods.beta_darts import beta_darts
 from oche.methods.budgets import Budgets
+from oche.methods.cdarts import BUDGETS as CDARTS
 from oche.methods.cdarts import cdarts
 from oche.methods.d_darts import BUDGETS as D_DARTS
 from oche.methods.d_darts import d_darts
@@ -90,7 +91,7 @@ ENTRIES: dict[str, Entry] = {
     "rf_darts": Entry(rf_darts, {**DARTS, "quick": RF_QUICK}),
     "rf_pcdarts": Entry(rf_pcdarts, {**PCDARTS, "quick": RF_QUICK}),
     "beta_darts": Entry(beta_darts, BETA_DARTS),
-    "cdarts": Entry(cdarts),
+    "cdarts": Entry(cdarts, CDARTS),
     "darts_ada": Entry(darts_ada, SECOND_ORDER),
     "d_darts": Entry(d_darts, D_DARTS),
     "dartopti": Entry(dartopti, D_DARTS),
