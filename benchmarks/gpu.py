@@ -31,8 +31,10 @@ from oche.fast.portable.combine import Moments, Term, combine, plain_combine
 from oche.fast.portable.separable import plain_separable, separable
 from oche.optim import SGD
 from oche.run import Run
-from oche.search.loop import StepBatches, begin, bilevel, recorded, search, set_learning_rate, steps, streams
+from oche.search.begin import StepBatches, begin, bilevel, streams
+from oche.search.loop import both_steps, search, set_learning_rate, steps
 from oche.search.method import Method
+from oche.search.replay import replayed
 from oche.search.state import Problem
 from oche.search.trainable import AllWeights, BatchNormOnly
 from oche.spaces import SPACES
@@ -63,7 +65,7 @@ def main() -> None:
     device = torch.device(given.device)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
     say(device=name, torch=torch.__version__, triton=accelerator(device) is not None, what=given.what)
-    {"kernels": kernels, "steps": both_steps, "search": whole_search}[given.what](given, device)
+    {"kernels": kernels, "steps": measure_steps, "search": whole_search}[given.what](given, device)
 
 
 def kernels(given: argparse.Namespace, device: torch.device) -> None:
@@ -124,19 +126,20 @@ def compare(
     say(kernel=what, shape=list(shape), dtype=str(dtype), seconds=seconds, off=off)
 
 
-def both_steps(given: argparse.Namespace, device: torch.device) -> None:
+def measure_steps(given: argparse.Namespace, device: torch.device) -> None:
     """Seconds of one iteration (architecture step and weight step, batches included), launched and replayed."""
     problem, method = problem_of(given, device), method_of(given)
     for way in ("launched", "replayed") if device.type == "cuda" else ("launched",):
         state = begin(problem, method)
         weights, arch = streams(problem, method)
         losses = bilevel(state, method)
-        graphs = recorded(state, method, losses) if way == "replayed" else None
+        pair = both_steps(state, method, losses)
+        pair = replayed(pair, state, method) if way == "replayed" else pair
         seconds = []
         for i in range(given.repeats + 8):
             started = now(device)
             set_learning_rate(state, method, weights.steps_per_epoch)
-            steps(state, method, losses, StepBatches(weights, arch, state.step), True, graphs)
+            steps(state, method, losses, StepBatches(weights, arch, state.step), True, pair)
             state.step += 1
             if i >= 8:
                 seconds.append(now(device) - started)

@@ -59,8 +59,9 @@ from oche.methods import method_named
 from oche.plan.resolve import fabric_for
 from oche.search.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.search.callbacks import Callback
-from oche.search.loop import memory_mib, search
+from oche.search.loop import search
 from oche.search.method import Method
+from oche.search.record import memory_mib
 from oche.search.state import Problem, SearchState
 from oche.spaces import SPACES, Space
 from oche.tasks import Classify

@@ -1,7 +1,7 @@
 """Optimisers of the weights and alpha as parts, and the look-ahead of a weight step.
 
 The optimisers themselves are torch's: over all tensors at once (`foreach`), or on an NVIDIA GPU its fused ones, with a learning rate
-and a count of steps that are tensors, so that a recorded step (`graphs`) follows the schedule. `SGD.look_ahead` is the same step as
+and a count of steps that are tensors, so that a captured step (`search.replay`) follows the schedule. `SGD.look_ahead` is the same step as
 a differentiable function, for unrolling.
 """
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from oche.base import Alpha, Batch, Params
 from oche.methods.darts import darts
 from oche.optim import SGD, Adam, set_rate
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import (
     ArchGradient,
     Bilevel,
@@ -32,7 +33,7 @@ from oche.search.bilevel import (
     packed,
     unpacked,
 )
-from oche.search.loop import StepBatches, begin, bilevel, set_learning_rate, streams
+from oche.search.loop import set_learning_rate
 from oche.search.state import SearchState
 from reference.tiny import NoBatches, tiny_problem
 

@@ -26,8 +26,9 @@ from oche.methods.fair_darts import ZeroOne
 from oche.methods.idarts import ImplicitNeumann
 from oche.methods.snas import Resource
 from oche.schedule import Constant
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import ArchGradient, Bilevel, FiniteDifference, Unrolled, required
-from oche.search.loop import StepBatches, begin, bilevel, set_learning_rate, streams
+from oche.search.loop import set_learning_rate
 from oche.search.method import Method
 from oche.search.relaxations import Gated
 from oche.search.searcher import as_searcher

@@ -31,19 +31,11 @@ from oche.methods import METHODS, method_named
 from oche.schedule import Constant
 from oche.search import bilevel as gradients
 from oche.search import relaxations, selection, trainable
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import ArchGradient, Bilevel, detached
-from oche.search.loop import (
-    SearchResult,
-    StepBatches,
-    arch_step,
-    begin,
-    bilevel,
-    search,
-    set_learning_rate,
-    streams,
-    weight_step,
-)
+from oche.search.loop import arch_step, search, set_learning_rate, weight_step
 from oche.search.method import Method
+from oche.search.record import SearchResult
 from oche.search.relaxations import GumbelSoftmax, Relaxation
 from oche.search.searcher import as_searcher
 from oche.search.selection import Keep, Selection

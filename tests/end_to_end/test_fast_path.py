@@ -20,9 +20,11 @@ from oche.fast import FusedCell, coverage
 from oche.fast.backends import native
 from oche.methods import method_named
 from oche.optim import Adam
+from oche.search.begin import begin
 from oche.search.callbacks import Callback
-from oche.search.loop import SearchResult, begin, search
+from oche.search.loop import search
 from oche.search.method import Method
+from oche.search.record import SearchResult
 from oche.search.state import SearchState
 from reference.tiny import tiny_problem
 

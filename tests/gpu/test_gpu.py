@@ -18,9 +18,9 @@ from oche.fast.portable.combine import Moments, Term, combine, plain_combine
 from oche.fast.portable.separable import plain_separable, separable
 from oche.methods import METHODS
 from oche.search import loop
-from oche.search.graphs import Recorded
 from oche.search.loop import search
 from oche.search.method import Method
+from oche.search.replay import Replayed
 from oche.search.state import Problem
 from oche.search.trainable import BatchNormOnly
 from oche.spaces import SPACES
@@ -147,17 +147,17 @@ def test_replayed_steps_equal_launched_ones(device: torch.device, monkeypatch: p
     method = METHODS[name]()
     assert isinstance(method, Method)
     problem = on(device, tiny_problem(epochs=4))
-    made: list[Recorded] = []
-    plain = loop.recorded
+    made: list[Replayed] = []
+    plain = loop.replayed
 
     def watched(*arguments: object) -> object:
-        made.extend(plain(*arguments) or ())  # type: ignore[arg-type]
+        made.extend(plain(*arguments))  # type: ignore[arg-type]
         return tuple(made)
 
-    monkeypatch.setattr(loop, "recorded", watched)
+    monkeypatch.setattr(loop, "replayed", watched)
     replayed = search(problem, method)
     assert [step.replay is not None for step in made] == [True, True], "a step fell back"
-    monkeypatch.setattr(loop, "recorded", lambda *_: None)
+    monkeypatch.setattr(loop, "replayed", lambda pair, *_: pair)
     launched = search(problem, method)
     assert replayed.genotype == launched.genotype
     for theirs, mine in zip(launched.state.theta.values(), replayed.state.theta.values(), strict=True):

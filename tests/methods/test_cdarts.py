@@ -21,8 +21,9 @@ from oche.methods.darts import darts
 from oche.optim import Adam
 from oche.plan.resolve import Request, fabric_for, resolve
 from oche.schedule import Linear
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.callbacks import Callback, OuterStep
-from oche.search.loop import StepBatches, arch_step, begin, bilevel, search, streams
+from oche.search.loop import arch_step, search
 from oche.search.method import Method
 from oche.search.preflight import estimate
 from oche.search.relaxations import Softmax

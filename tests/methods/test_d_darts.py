@@ -15,8 +15,10 @@ from oche.genotype import Choice, Genotype
 from oche.methods.d_darts import Ablation, EdgeThreshold, d_darts, decode, deeper, encode, without
 from oche.methods.dartopti import DARTOPTI_OPS, RESIDUAL, dartopti
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import gradient
-from oche.search.loop import StepBatches, arch_step, begin, bilevel, search, streams
+from oche.search.checkpoint import dumps, loads
+from oche.search.loop import arch_step, search
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
 
@@ -121,7 +123,7 @@ def test_alpha_s_rate_falls_to_a_third_and_a_resumed_search_knows_the_first() ->
         method.callbacks[0].on_epoch_start(state)
         rates.append(state.arch_optimizer.param_groups[0]["lr"])
         fresh = begin(problem, method)
-        assert fresh.loads(state.dumps(), problem.fabric.device)
+        assert loads(fresh, dumps(state), problem.fabric.device)
         state = fresh
     torch.testing.assert_close(rates, [3e-3, *(2e-3 + 1e-3 * x for x in (0.5**0.5, 0.0, -(0.5**0.5))), 1e-3])
 

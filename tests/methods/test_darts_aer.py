@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from oche.methods.darts_aer import darts_aer
-from oche.search.loop import begin
+from oche.search.begin import begin
 from reference.tiny import tiny_problem
 
 

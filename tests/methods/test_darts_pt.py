@@ -15,7 +15,7 @@ from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.darts import darts
 from oche.methods.darts_pt import accuracy, crowded, darts_pt, decided, rounds
-from oche.search.loop import begin
+from oche.search.begin import begin
 from oche.search.selection import TopK
 from oche.search.state import Problem, SearchState
 from reference.tiny import tiny_problem

@@ -11,7 +11,8 @@ import torch
 
 from oche.errors import UserError
 from oche.methods.ddpnas import Place, Prune, ddpnas, told
-from oche.search.loop import begin, search
+from oche.search.begin import begin
+from oche.search.loop import search
 from oche.search.state import SearchState
 from reference.tiny import tiny_problem
 

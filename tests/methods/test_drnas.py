@@ -9,7 +9,7 @@ from torch import Tensor
 from contracts.same import assert_other_search, problem_of
 from oche.base import Draw, Group
 from oche.methods.drnas import Dirichlet, DirichletKL, Progressive, concentration, divergence, drnas, drnas_progressive
-from oche.search.loop import begin
+from oche.search.begin import begin
 from oche.search.relaxations import Softmax
 from oche.search.stages import Staged
 from oche.search.state import SearchState

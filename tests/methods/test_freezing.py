@@ -24,9 +24,10 @@ from oche.methods import METHODS
 from oche.methods.darts import darts, darts_2nd
 from oche.methods.pcdarts import pcdarts
 from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
-from oche.search import loop
+from oche.search import begin as start
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import FiniteDifference, Unrolled
-from oche.search.loop import StepBatches, arch_step, begin, bilevel, search, streams, weight_step
+from oche.search.loop import arch_step, search, weight_step
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
 from oche.search.trainable import BatchNormOnly, ClassifierOnly, WeightSubset
@@ -39,7 +40,7 @@ aten = torch.ops.aten
 @pytest.fixture
 def _plain_supernet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Convolutions can be counted in the plain supernet only; tests/unit/fast has the gradient modes of the fused one."""
-    monkeypatch.setattr(loop, "accelerate", lambda supernet, compile: supernet)
+    monkeypatch.setattr(start, "accelerate", lambda supernet, compile: supernet)
 
 
 class Backwards(TorchDispatchMode):
@@ -79,7 +80,7 @@ def watched(state: SearchState) -> Iterator[list[Entered]]:
 
     def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         given = dict(module.named_parameters()) | dict(module.named_buffers())
-        inside = {name: pack.name for pack in state.packs for name in pack.weights if pack.name in given}
+        inside = {name: pack.name for pack in state.weights.packs for name in pack.weights if pack.name in given}
         parameters = {name: given[inside.get(name, name)] for name, _ in module.named_parameters()}
         seen.append(
             Entered(
@@ -245,7 +246,7 @@ def convolutions(supernet: nn.Module) -> Iterator[tuple[str, nn.Conv2d]]:
 def test_a_subset_gives_the_same_in_fused_cells(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem, method = SPACES[space](), replace(darts(), trainable=WeightSubset())
     fused = search(problem, method).state
-    monkeypatch.setattr(loop, "accelerate", lambda supernet, compile: supernet)
+    monkeypatch.setattr(start, "accelerate", lambda supernet, compile: supernet)
     plain = search(problem, method).state
     for name, t in plain.alpha.items():
         torch.testing.assert_close(fused.alpha[name], t, rtol=1e-3, atol=1e-5)

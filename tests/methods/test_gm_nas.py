@@ -31,7 +31,8 @@ from oche.methods.gm_nas import (
     unsplit,
 )
 from oche.run import Run
-from oche.search.loop import advance, begin, streams
+from oche.search.begin import begin, streams
+from oche.search.loop import advance
 from oche.search.method import Method
 from oche.search.stages import Stage, Staged, entered
 from oche.search.state import SearchState

@@ -19,7 +19,8 @@ from oche.methods.darts import darts
 from oche.methods.ista_nas import Recover, Support, candidate_norms, ista_nas, ista_nas_one_stage, norms
 from oche.methods.sparse_code import MEASUREMENTS, SparseCode, candidates, lasso, support_of
 from oche.optim import Adam
-from oche.search.loop import StepBatches, arch_step, begin, bilevel, search, set_learning_rate, streams, weight_step
+from oche.search.begin import StepBatches, begin, bilevel, streams
+from oche.search.loop import arch_step, search, set_learning_rate, weight_step
 from oche.search.state import SearchState
 from oche.spaces.ops import PoolBN
 

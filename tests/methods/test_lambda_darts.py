@@ -12,8 +12,9 @@ from torch import Tensor
 from oche.methods.darts import darts
 from oche.methods.lambda_darts import Corr, Harmony, Sign, lambda_darts
 from oche.schedule import Constant
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.callbacks import InnerStep
-from oche.search.loop import StepBatches, begin, bilevel, set_learning_rate, streams, weight_step
+from oche.search.loop import set_learning_rate, weight_step
 from reference.tiny import tiny_problem
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -16,7 +16,8 @@ from torch import Tensor
 from oche.base import Batch
 from oche.optim import SGD
 from oche.plan.resolve import Request, resolve
-from oche.search.loop import StepBatches, begin, bilevel, set_learning_rate, steps, streams
+from oche.search.begin import StepBatches, begin, bilevel, streams
+from oche.search.loop import set_learning_rate, steps
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
 from reference.tiny import tiny_data, tiny_problem

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from oche.methods.oles import BestEpoch, FreezeOverfitted, RememberAccuracy, oles, operations, similarity
+from oche.search.begin import begin
 from oche.search.callbacks import OuterStep
-from oche.search.loop import begin, score, search
+from oche.search.loop import search
+from oche.search.record import score
 from oche.search.selection import TopK
 from oche.search.state import SearchState
 from reference.real import cifar, digits, epochs_of, real_problem

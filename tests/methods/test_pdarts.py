@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from oche.methods.pdarts import AtMostSkips, Fading, Progressive, deeper, pdarts
-from oche.search.loop import begin
+from oche.search.begin import begin
 from oche.search.stages import Stage
 from oche.search.state import SearchState
 from oche.spaces import SPACES

@@ -23,9 +23,10 @@ from oche.methods.rdarts import rdarts
 from oche.optim import SGD
 from oche.plan.resolve import Request, resolve
 from oche.run import Run
+from oche.search.begin import begin
 from oche.search.bilevel import FirstOrder
 from oche.search.callbacks import Callback
-from oche.search.loop import begin, search
+from oche.search.loop import search
 from oche.search.method import Method
 from oche.search.selection import TopK
 from oche.search.state import Problem, SearchState

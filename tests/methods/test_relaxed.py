@@ -15,8 +15,8 @@ from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
 from oche.methods.gdas import gdas
 from oche.methods.snas import Resource, snas
 from oche.schedule import Constant, Linear
+from oche.search.begin import StepBatches, begin, streams
 from oche.search.bilevel import gradient
-from oche.search.loop import StepBatches, begin, streams
 from oche.search.relaxations import GumbelSoftmax, Sigmoid, Softmax
 from oche.spaces.edges import SampledOps, WeightedSum
 

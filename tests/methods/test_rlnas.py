@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from oche.base import counted
 from oche.genotype import Genotype
 from oche.methods.rlnas import KeepInitial, WidestAngle, angle, mixed, paths, products, rlnas
-from oche.search.loop import begin, search, streams
+from oche.search.begin import begin, streams
+from oche.search.loop import search
 from oche.search.state import SearchState
 from oche.spaces.base import Cell
 from oche.spaces.sampling import sample

@@ -9,7 +9,8 @@ from contracts.same import assert_other_search, problem_of
 from oche.methods.darts import darts
 from oche.methods.sdarts import Perturbation, normalised, sdarts_adv, sdarts_rs
 from oche.schedule import Constant, Linear
-from oche.search.loop import StepBatches, arch_step, begin, bilevel, streams
+from oche.search.begin import StepBatches, begin, bilevel, streams
+from oche.search.loop import arch_step
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from oche.methods.shapley_nas import Game, marginals, normal, shapley_nas
-from oche.search.loop import begin, search
+from oche.search.begin import begin
+from oche.search.loop import search
 from reference.tiny import tiny_problem
 
 WORTH = torch.tensor([0.1, 0.3, 0.05, 0.2], dtype=torch.float64)

@@ -33,8 +33,9 @@ from oche.methods.single_stage import (
 from oche.plan.resolve import Request, resolve
 from oche.run import Run
 from oche.schedule import Constant, Ramp
+from oche.search.begin import begin
 from oche.search.inherit import inherited
-from oche.search.loop import advance, begin
+from oche.search.loop import advance
 from oche.search.method import Method
 from oche.search.relaxations import Gated
 from oche.search.selection import Keep

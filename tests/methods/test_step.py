@@ -15,8 +15,9 @@ from oche.methods.darts import darts, darts_2nd
 from oche.methods.pcdarts import pcdarts
 from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
 from oche.optim import SGD
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import FiniteDifference, Unrolled
-from oche.search.loop import StepBatches, arch_step, begin, bilevel, search, set_learning_rate, streams, weight_step
+from oche.search.loop import arch_step, search, set_learning_rate, weight_step
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
 from reference.darts_step import GRADIENTS, DartsReference, Reference, ToyReference
@@ -174,7 +175,7 @@ def test_second_order_gradient_equals_the_reference(make: Callable[[], Problem],
     for group in state.weight_optimizer.param_groups:
         group["lr"] = 0.5
     now = StepBatches(weights, arch, 0)
-    _, got = method.arch_gradient(bilevel(state, method), state.leaves, state.alpha, now)
+    _, got = method.arch_gradient(bilevel(state, method), state.weights.tensors, state.alpha, now)
     inner, outer = pair(weights.at(0)), pair(arch.at(0))
     expected, first = GRADIENTS[gradient](net, inner, outer, 0.5), net.first_order(outer)
     for name, grad in got.items():

@@ -12,7 +12,8 @@ from torch import nn
 from oche.base import Draw
 from oche.methods.darts import darts
 from oche.schedule import Constant, Linear
-from oche.search.loop import begin, search
+from oche.search.begin import begin
+from oche.search.loop import search
 from oche.spaces.darts import DARTS_OPS
 from oche.spaces.edges import (
     AuxiliarySkip,

@@ -23,10 +23,10 @@ from oche.base import Alpha, Draw, Group
 from oche.data import Augment, ImageSet, Parts
 from oche.fast.backends.device import Triton
 from oche.methods import METHODS
-from oche.search import loop
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import FiniteDifference, Unrolled
 from oche.search.callbacks import Callback
-from oche.search.loop import StepBatches, arch_step, begin, bilevel, streams, weight_step
+from oche.search.loop import arch_step, weight_step
 from oche.search.method import Method
 from oche.search.relaxations import EdgeNormalised, Softmax
 from oche.search.state import Problem, SearchState
@@ -96,7 +96,7 @@ def stepper(problem: Problem, method: Method) -> Callable[[int], None]:
     """Returns a function that takes both steps on the i-th batches, which are made beforehand."""
     method = replace(method, split=everything)  # type: ignore[arg-type]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "remember", lambda state: None)  # it copies alpha to the host, once an epoch
+        patch.setattr(SearchState, "remember", lambda state: None)  # it copies alpha to the host, once an epoch
         state = begin(problem, method)
     losses, (weights, arch) = bilevel(state, method), streams(problem, method)
 

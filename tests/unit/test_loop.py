@@ -16,21 +16,13 @@ from oche.errors import UserError
 from oche.methods.darts import darts
 from oche.optim import SGD, Descent
 from oche.schedule import Constant
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import Batches, Bilevel, FirstOrder, detached
 from oche.search.callbacks import Callback, InnerStep, OuterStep
-from oche.search.loop import (
-    STATUS,
-    StepBatches,
-    arch_step,
-    begin,
-    bilevel,
-    search,
-    set_learning_rate,
-    steps,
-    streams,
-    weight_step,
-)
+from oche.search.checkpoint import dumps, loads
+from oche.search.loop import arch_step, search, set_learning_rate, steps, weight_step
 from oche.search.method import Method
+from oche.search.record import STATUS
 from oche.search.selection import PerEdgeArgmax, TopK
 from oche.search.state import Problem, SearchState
 from reference.tiny import tiny_problem
@@ -223,7 +215,7 @@ def test_the_frozen_set_outlives_a_checkpoint() -> None:
     state.learn(n for n in state.learns if "classifier" in n or "stem" in n)
     weight_step(state, method, losses, now)
     fresh, _ = ready(tiny_problem("toy"), method)
-    fresh.loads(state.dumps(), torch.device("cpu"))
+    loads(fresh, dumps(state), torch.device("cpu"))
     assert fresh.learns == state.learns
     assert [p.requires_grad for p in fresh.supernet.parameters()] == [
         p.requires_grad for p in state.supernet.parameters()
@@ -369,6 +361,6 @@ def test_an_earlier_alpha_can_be_looked_at() -> None:
 def test_a_process_does_not_count_its_parents_memory() -> None:
     """getrusage gives a child the highest that its parent had, as long as it has not had more itself."""
     held = torch.ones(2**27, dtype=torch.float64)
-    ask = "import torch; from oche.search.loop import memory_mib; print(memory_mib(torch.device('cpu')))"
+    ask = "import torch; from oche.search.record import memory_mib; print(memory_mib(torch.device('cpu')))"
     said = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True, timeout=60).stdout
     assert 10 < float(said) < held.numel() * 8 / 2**20

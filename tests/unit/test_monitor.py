@@ -15,8 +15,9 @@ from oche.genotype import Genotype
 from oche.methods.darts import darts
 from oche.methods.random_features import random_features
 from oche.run import Run
+from oche.search.begin import begin
 from oche.search.callbacks import Callback
-from oche.search.loop import begin, search
+from oche.search.loop import search
 from oche.search.state import SearchState
 from oche.tables import Table
 from oche.watch.monitor import (

@@ -12,7 +12,7 @@ import torch
 from oche.errors import UserError
 from oche.methods import METHODS, random_features
 from oche.search import preflight
-from oche.search.loop import begin, streams
+from oche.search.begin import begin, streams
 from oche.search.method import Method
 from oche.search.preflight import Estimate, estimate, free_bytes, memory_bytes
 from oche.search.state import Problem, SearchState

@@ -18,8 +18,11 @@ from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.methods import METHODS
 from oche.methods.darts import darts
-from oche.search.loop import begin, bilevel, score, search, streams
+from oche.search.begin import begin, bilevel, streams
+from oche.search.checkpoint import dumps
+from oche.search.loop import search
 from oche.search.method import Method
+from oche.search.record import score
 from oche.search.relaxations import Gated
 from oche.search.selection import TopK, argmax
 from oche.search.state import Problem, SearchState
@@ -231,12 +234,12 @@ def test_probes_leave_no_trace(name: str) -> None:
     problem, method = tiny_problem(), METHODS[name]()
     assert isinstance(method, Method)
     state = search(problem, method).state
-    before, noise = state.dumps(), torch.get_rng_state()
+    before, noise = dumps(state), torch.get_rng_state()
     genotype = TopK()(state, problem)
     discretisation_gap(state, problem, genotype)
     batch = streams(problem, method)[1].at(0)
     hessian_eigenvalue(state, bilevel(state, method).outer, batch)
-    assert state.dumps() == before
+    assert dumps(state) == before
     assert torch.equal(torch.get_rng_state(), noise)
     assert all(p.grad is None or p.grad.isfinite().all() for p in state.supernet.parameters())
 

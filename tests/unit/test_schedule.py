@@ -16,7 +16,8 @@ from oche.methods.budgets import NAMES, QUICK, SMOKE, budget
 from oche.methods.darts import darts
 from oche.methods.pcdarts import pcdarts
 from oche.schedule import Constant, Cosine, Geometric, Linear, LinearTail, Schedule
-from oche.search.loop import begin, set_learning_rate
+from oche.search.begin import begin
+from oche.search.loop import set_learning_rate
 from oche.search.state import SearchState
 from reference.tiny import tiny_problem
 

@@ -15,7 +15,7 @@ from oche.base import Group, counted
 from oche.genotype import Choice, Genotype
 from oche.methods.darts import darts
 from oche.methods.pcdarts import pcdarts
-from oche.search.loop import begin
+from oche.search.begin import begin
 from oche.search.selection import PerEdgeArgmax, TopK, argmax, leading, strongest
 from oche.search.state import Problem, SearchState
 from oche.spaces import SPACES

@@ -17,10 +17,12 @@ from oche.methods.darts import darts
 from oche.methods.random_features import random_features
 from oche.run import Run
 from oche.schedule import Linear
-from oche.search.loop import begin, search
+from oche.search.begin import begin
+from oche.search.loop import search
 from oche.search.method import Method
 from oche.search.stages import Stage, Staged
-from oche.search.state import Problem, SearchState, same_shape
+from oche.search.state import Problem, SearchState
+from oche.search.weights import same_shape
 from oche.spaces.edges import PartialChannels
 from reference.tiny import tiny_problem
 
@@ -47,7 +49,7 @@ class Prune:
 
 
 def inherit(state: SearchState, ended: tuple[SearchState, ...]) -> None:
-    state.take_over(ended[-1], same_shape)
+    state.weights.take_over(ended[-1].weights, same_shape)
     with torch.no_grad():
         for name, t in ended[-1].alpha.items():
             state.alpha[name].copy_(t)
@@ -149,7 +151,7 @@ def test_weights_may_change_their_shape_and_their_momentum_with_them() -> None:
     def repeat(name: str, t: Tensor, shape: torch.Size) -> Tensor | None:
         return t.repeat([new // old for new, old in zip(shape, t.shape, strict=True)])
 
-    wide.take_over(narrow, repeat)
+    wide.weights.take_over(narrow.weights, repeat)
     grown = 0
     for name, t in wide.theta.items():
         old = narrow.theta[name]

@@ -9,7 +9,7 @@ import torch
 
 from oche.base import Batch
 from oche.schedule import Constant
-from oche.search.loop import begin
+from oche.search.begin import begin
 from oche.search.method import Method
 from oche.search.relaxations import EdgeNormalised, Gated
 from oche.search.terms import Entropy, InputEntropy, log_distance, normalised_entropy

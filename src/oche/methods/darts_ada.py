@@ -23,6 +23,7 @@ import torch
 from oche.methods.darts import darts_2nd
 from oche.methods.darts_es import Curvature, curvatures
 from oche.search.callbacks import Callback
+from oche.search.checkpoint import dumps, loads
 from oche.search.method import Method
 from oche.search.state import SearchState
 from oche.watch.monitor import EigenvalueRule
@@ -53,7 +54,7 @@ class RollBack(Callback):
         epochs, _ = curvatures(state)
         if epochs and epochs[-1] == state.epoch - 1 and kept(epochs[-1]) not in state.memory:
             bare = replace(state, memory={}, trajectory={})
-            state.memory[kept(epochs[-1])] = torch.frombuffer(bytearray(bare.dumps()), dtype=torch.uint8)
+            state.memory[kept(epochs[-1])] = torch.frombuffer(bytearray(dumps(bare)), dtype=torch.uint8)
             reach = self.rule.lag + self.rule.window // 2
             for epoch in epochs[: -reach - 1]:
                 state.memory.pop(kept(epoch), None)
@@ -62,7 +63,7 @@ class RollBack(Callback):
         """To the end of `epoch`, with more weight decay; the log, and the states before it, stay."""
         lines, memory, trajectory = state.lines, dict(state.memory), state.trajectory
         decay = state.weight_optimizer.param_groups[0]["weight_decay"] * self.factor
-        state.loads(memory[kept(epoch)].cpu().numpy().tobytes(), state.problem.fabric.device)
+        loads(state, memory[kept(epoch)].cpu().numpy().tobytes(), state.problem.fabric.device)
         state.weight_optimizer.param_groups[0]["weight_decay"] = decay
         rows = memory["curvature"]
         later = {kept(int(e)) for e in rows[:, 0].tolist() if e > epoch}

@@ -161,7 +161,7 @@ def widened(state: SearchState, ended: tuple[SearchState, ...]) -> None:
         return t
 
     if ended:
-        state.take_over(ended[-1], fit)
+        state.weights.take_over(ended[-1].weights, fit)
         for group in state.space.groups:
             key = f"{group.name}/alpha"
             state.alpha[key].copy_(ended[-1].alpha[key] * state.alive(group).to(state.alpha[key]))

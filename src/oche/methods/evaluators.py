@@ -14,8 +14,10 @@ from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.methods.random_search_ws import accuracy, random_search_ws
 from oche.run import Run
+from oche.search.begin import begin
 from oche.search.callbacks import Callback
-from oche.search.loop import advance, begin, resume
+from oche.search.checkpoint import loads, resume
+from oche.search.loop import advance
 from oche.search.method import Method
 from oche.search.state import Problem
 from oche.tables import TableLike, table_named
@@ -85,7 +87,7 @@ class SupernetScore:
         method = replace(self.method, callbacks=(*self.method.callbacks, *watch))
         state = begin(problem, method)
         run = problem.run
-        trained = run is not None and run.has(Run.STATE) and state.loads(run.read(Run.STATE), problem.fabric.device)
+        trained = run is not None and run.has(Run.STATE) and loads(state, run.read(Run.STATE), problem.fabric.device)
         if (
             not trained or state.epoch < problem.epochs
         ):  # else the log goes on with queries, which `resume` would cut off

@@ -46,13 +46,14 @@ from oche.methods.drnas import drnas
 from oche.methods.gdas import gdas
 from oche.methods.pcdarts import pcdarts
 from oche.optim import average
+from oche.search.begin import streams
 from oche.search.bilevel import detached
 from oche.search.callbacks import Callback
-from oche.search.loop import streams
 from oche.search.method import Method
 from oche.search.selection import Selection
 from oche.search.stages import Stage, Staged
-from oche.search.state import Problem, SearchState, same_shape
+from oche.search.state import Problem, SearchState
+from oche.search.weights import same_shape
 from oche.watch.probes import one_hot, supernet_accuracy
 
 EdgeScore = Literal["cut_max", "within_min"]
@@ -145,7 +146,7 @@ def inherit(state: SearchState, ended: tuple[SearchState, ...]) -> None:
     for t in state.alpha.values():
         t.zero_()
     if ended:
-        state.take_over(ended[(len(ended) - 1) // 2], same_shape)
+        state.weights.take_over(ended[(len(ended) - 1) // 2].weights, same_shape)
 
 
 def best_child(problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Genotype:

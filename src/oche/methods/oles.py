@@ -39,8 +39,8 @@ from oche.methods.budgets import Budget
 from oche.methods.darts import darts
 from oche.search.bilevel import FirstOrder
 from oche.search.callbacks import Callback, InnerStep, OuterStep
-from oche.search.loop import score
 from oche.search.method import Method
+from oche.search.record import score
 from oche.search.selection import Selection, TopK
 from oche.search.state import Problem, SearchState
 

@@ -28,8 +28,8 @@ from torch import Tensor
 from oche.base import Alpha, Draw, Group, counted
 from oche.data import ImageSet
 from oche.genotype import Choice, Genotype
-from oche.search.loop import score
 from oche.search.method import Method
+from oche.search.record import score
 from oche.search.relaxations import Relaxation
 from oche.search.selection import derived
 from oche.search.state import Problem, SearchState

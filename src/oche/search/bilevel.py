@@ -162,6 +162,11 @@ def unpacked(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.view(t.shape) for part, (name, t) in zip(parts, like.items(), strict=True)}
 
 
+def averaged(problem: Bilevel, tree: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mean of each tensor over processes."""
+    return dict(zip(tree, problem.mean(list(tree.values())), strict=True))
+
+
 def gradient(loss: Tensor, tree: dict[str, Tensor]) -> dict[str, Tensor]:
     """d loss / d tree, zeros where the loss does not depend on an entry."""
     grads = torch.autograd.grad(loss, list(tree.values()), materialize_grads=True)

@@ -60,13 +60,18 @@ class Callback:
         """After an epoch, with its log record, to which numbers may be added."""
 
 
+def asked(weights: OpWeights) -> OpWeights:
+    """The cells whose op weights `before_inner_step` returned as leaves that require grad."""
+    return {cell: w for cell, w in weights.items() if w.is_leaf and w.requires_grad}
+
+
 def enters(callback: Callback) -> bool:
-    """Whether it has a hook before an epoch's end, by which it may change what a step does; probes and monitors have none."""
+    """True if it has a hook before an epoch's end, by which it may change what a step does; probes and monitors have none."""
     hooks = ("on_epoch_start", "before_inner_step", "after_inner_backward", "after_outer_backward")
     return any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)
 
 
 def sees_weights(callback: Callback) -> bool:
-    """Whether it has a hook that is handed gradients of weights, by their names."""
+    """True if it has a hook that is handed gradients of weights, by their names."""
     hooks = ("after_inner_backward", "after_outer_backward")
     return any(getattr(type(callback), hook) is not getattr(Callback, hook) for hook in hooks)

@@ -12,8 +12,9 @@ import torch
 
 from oche.errors import UserError
 from oche.fast import coverage
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import FirstOrder
-from oche.search.loop import StepBatches, begin, bilevel, steps, streams
+from oche.search.loop import steps
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState, quiet
 from oche.spaces.cost import parameters

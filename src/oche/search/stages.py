@@ -17,10 +17,14 @@ from torch import Tensor
 
 from oche.genotype import Genotype
 from oche.run import Run
+from oche.search.begin import begin
 from oche.search.callbacks import Callback
-from oche.search.loop import SearchResult, advance, begin, checkpoint, conclude, resume
+from oche.search.checkpoint import checkpoint, dumps, loads, resume
+from oche.search.loop import advance
 from oche.search.method import Method
-from oche.search.state import Problem, SearchState, same_shape
+from oche.search.record import SearchResult, conclude
+from oche.search.state import Problem, SearchState
+from oche.search.weights import same_shape
 from oche.spaces import Space
 
 
@@ -37,7 +41,7 @@ def afresh(state: SearchState, ended: tuple[SearchState, ...]) -> None:
 @torch.no_grad()
 def carry_on(state: SearchState, ended: tuple[SearchState, ...]) -> None:
     """Takes over the weights with their momentum, and alpha, of the stage before, as they are."""
-    state.take_over(ended[-1], same_shape)
+    state.weights.take_over(ended[-1].weights, same_shape)
     for name, t in ended[-1].alpha.items():
         state.alpha[name].copy_(t)
 
@@ -112,13 +116,13 @@ class Staged:
             state = entered(problem, stage, ended)
             kept = Run.stage(len(ended))
             if problem.run and problem.run.has(kept):
-                state.loads(problem.run.read(kept), problem.fabric.device)
+                loads(state, problem.run.read(kept), problem.fabric.device)
             else:
                 if not resume(state):
                     announce(state, stage)
                 advance(state, method)
                 if problem.run and problem.fabric.is_global_zero:
-                    problem.run.write(kept, state.dumps())
+                    problem.run.write(kept, dumps(state))
             ended += (state,)
         if problem.run and problem.fabric.is_global_zero:
             problem.run.rewind(

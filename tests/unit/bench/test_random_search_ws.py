@@ -19,7 +19,8 @@ from oche.methods.random_search_ws import (
     one_hot,
     random_search_ws,
 )
-from oche.search.loop import StepBatches, begin, bilevel, search, streams, weight_step
+from oche.search.begin import StepBatches, begin, bilevel, streams
+from oche.search.loop import search, weight_step
 from oche.search.selection import argmax
 from oche.spaces import SPACES
 from oche.spaces.edges import WeightedSum

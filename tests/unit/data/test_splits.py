@@ -16,7 +16,7 @@ from oche.data import SPLITS, Augment, Fractions, ImageSet, Parts, Released, Spl
 from oche.data.splits import ByGroup, OneLevel, Redrawn, Swapped, stratified
 from oche.errors import UserError
 from oche.methods.darts import darts
-from oche.search.loop import streams
+from oche.search.begin import streams
 from reference.tiny import tiny_problem
 
 

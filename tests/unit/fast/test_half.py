@@ -14,8 +14,9 @@ from oche.fast.backends.native import kernels
 from oche.fast.portable.combine import Moments
 from oche.methods.darts import darts
 from oche.plan.resolve import fabric_for
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import gradient
-from oche.search.loop import StepBatches, begin, bilevel, search, streams
+from oche.search.loop import search
 from oche.search.relaxations import Softmax
 from oche.search.state import Problem
 from oche.spaces.darts import DARTS_OPS

@@ -17,10 +17,12 @@ from oche.methods.pcdarts import pcdarts
 from oche.methods.random_features import rf_darts
 from oche.optim import SGD
 from oche.schedule import Constant
-from oche.search import loop
+from oche.search import begin as start
+from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import FiniteDifference, Unrolled
 from oche.search.callbacks import Callback
-from oche.search.loop import StepBatches, begin, bilevel, search, set_learning_rate, steps, streams
+from oche.search.checkpoint import dumps, loads
+from oche.search.loop import search, set_learning_rate, steps
 from oche.search.method import Method
 from oche.search.relaxations import GumbelSoftmax
 from oche.search.state import Problem, SearchState
@@ -70,8 +72,8 @@ def some_steps(problem: Problem, method: Method, count: int = 3, state: SearchSt
 
 
 def assert_same(one: SearchState, other: SearchState) -> None:
-    one.unpack()
-    other.unpack()
+    one.weights.unpack()
+    other.weights.unpack()
     a, b = everything(one), everything(other)
     assert a.keys() == b.keys()
     for name in a:
@@ -82,31 +84,31 @@ def assert_same(one: SearchState, other: SearchState) -> None:
 @pytest.mark.parametrize("channels", [4, 6])  # 6: halves of odd width in the reduction cells' states
 def test_a_search_takes_the_same_steps(name: str, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = some_steps(small(channels), METHODS[name]())
-    assert packed.packs
-    assert len(packed.leaves) < len(packed.theta) / 2
-    monkeypatch.setattr(loop, "packable", lambda method: False)
+    assert packed.weights.packs
+    assert len(packed.weights.tensors) < len(packed.theta) / 2
+    monkeypatch.setattr(start, "packable", lambda method: False)
     alone = some_steps(small(channels), METHODS[name]())
-    assert not alone.packs
-    assert alone.leaves.keys() == alone.theta.keys()
+    assert not alone.weights.packs
+    assert alone.weights.tensors.keys() == alone.theta.keys()
     assert_same(packed, alone)
 
 
 def test_recomputed_cells_read_packs_too(monkeypatch: pytest.MonkeyPatch) -> None:
     problem = replace(small(), recompute=True)
     packed = some_steps(problem, second(FiniteDifference()))
-    assert packed.packs
-    monkeypatch.setattr(loop, "packable", lambda method: False)
+    assert packed.weights.packs
+    monkeypatch.setattr(start, "packable", lambda method: False)
     assert_same(packed, some_steps(problem, second(FiniteDifference())))
 
 
 def test_a_weight_is_its_part_of_the_pack() -> None:
     state = begin(small(), darts())
     before = {n: p.detach().clone() for n, p in begin(small(), darts()).supernet.named_parameters()}
-    inside = [name for pack in state.packs for name in pack.weights]
+    inside = [name for pack in state.weights.packs for name in pack.weights]
     own = dict(state.supernet.named_parameters())
     assert len(inside) == len(set(inside))
     assert set(inside) == {n for n in own if ".edges." in n}
-    for pack in state.packs:
+    for pack in state.weights.packs:
         assert sum(p.numel() for p in pack.weights.values()) == pack.values.numel()
         for name, p in pack.weights.items():
             assert torch.equal(p, before[name])
@@ -142,10 +144,10 @@ def test_what_takes_no_part_in_a_step_is_left_as_it_is(name: str) -> None:
     """Neither weight decay nor momentum moves the weights of candidates that took no part."""
     method = LEAVING[name]()
     state = begin(small(), method)
-    assert state.packs
+    assert state.weights.packs
     before = {n: p.detach().clone() for n, p in state.supernet.named_parameters()}
     some_steps(state.problem, method, 1, state)
-    assert not state.packs
+    assert not state.weights.packs
     moved = {n for n, p in state.supernet.named_parameters() if not torch.equal(p, before[n])}
     of_cells = {n for n in before if ".edges." in n}
     assert moved & of_cells
@@ -170,10 +172,10 @@ def test_pools_without_weights_leave_packs_alone() -> None:
 def test_weights_that_stop_learning_lie_by_themselves_and_the_others_momentum_goes_on() -> None:
     state = some_steps(small(), darts(), 1)
     twin = some_steps(small(), darts(), 1)
-    twin.unpack()
+    twin.weights.unpack()
     momenta = {n: twin.weight_optimizer.state[t]["momentum_buffer"] for n, t in twin.theta.items()}
     state.learn(n for n in state.learns if "dil_conv" not in n)
-    assert not state.packs
+    assert not state.weights.packs
     assert all(
         torch.equal(state.weight_optimizer.state[t]["momentum_buffer"], momenta[n]) for n, t in state.theta.items()
     )
@@ -182,14 +184,14 @@ def test_weights_that_stop_learning_lie_by_themselves_and_the_others_momentum_go
 @pytest.mark.parametrize("packed", [True, False])
 def test_a_checkpoint_has_the_weights_names(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     if not packed:
-        monkeypatch.setattr(loop, "packable", lambda method: False)
+        monkeypatch.setattr(start, "packable", lambda method: False)
     state = some_steps(small(), darts(), 2)
     monkeypatch.undo()
     fresh = begin(small(), darts())
-    assert fresh.packs
-    assert fresh.loads(state.dumps(), torch.device("cpu"))
-    assert bool(fresh.packs) == packed, "a search goes on as it was"
-    assert len(fresh.weight_optimizer.param_groups[0]["params"]) == len(fresh.leaves)
+    assert fresh.weights.packs
+    assert loads(fresh, dumps(state), torch.device("cpu"))
+    assert bool(fresh.weights.packs) == packed, "a search goes on as it was"
+    assert len(fresh.weight_optimizer.param_groups[0]["params"]) == len(fresh.weights.tensors)
     for s in (state, fresh):
         some_steps(s.problem, darts(), 2, s)
     a, b = everything_now(state), everything_now(fresh)
@@ -197,7 +199,7 @@ def test_a_checkpoint_has_the_weights_names(packed: bool, monkeypatch: pytest.Mo
 
 
 def everything_now(state: SearchState) -> dict[str, Tensor]:
-    state.unpack()
+    state.weights.unpack()
     return everything(state)
 
 
@@ -209,15 +211,15 @@ def test_packs_follow_weights_that_were_moved(monkeypatch: pytest.MonkeyPatch) -
         return some_steps(state.problem, darts(), 2, state)
 
     packed = moved()
-    assert packed.packs
-    monkeypatch.setattr(loop, "packable", lambda method: False)
+    assert packed.weights.packs
+    monkeypatch.setattr(start, "packable", lambda method: False)
     assert_same(packed, moved())
 
 
 def test_cells_whose_weights_learn_in_part_are_not_packed() -> None:
     state = begin(small(), replace(rf_darts(), trainable=BatchNormOnly(pool_bn=False)))
-    assert not state.packs
-    assert {p.values.requires_grad for p in begin(small(), rf_darts()).packs} == {True, False}
+    assert not state.weights.packs
+    assert {p.values.requires_grad for p in begin(small(), rf_darts()).weights.packs} == {True, False}
 
 
 def test_after_a_search_every_weight_has_memory_of_its_own() -> None:
@@ -233,20 +235,20 @@ def test_forward_passes_by_name_are_the_same_beside_packs() -> None:
     weights, _ = streams(state.problem, darts())
     batch, draw = weights.at(0), state.draw("eval")
     op_weights = {name: w.detach() for name, w in state.op_weights(state.alpha, draw).items()}
-    assert state.packs
+    assert state.weights.packs
 
     def losses() -> list[Tensor]:
         theta = {n: p.detach().requires_grad_() for n, p in state.theta.items()}
         found = []
-        for given in (None, theta, state.leaves if state.packs else None):
+        for given in (None, theta, state.weights.tensors if state.weights.packs else None):
             loss, _ = state.task_loss(op_weights, batch, draw, given)
             found.append(loss.detach())
         grads = torch.autograd.grad(state.task_loss(op_weights, batch, draw, theta)[0], list(theta.values()))
         return [*found, *grads]
 
     packed = losses()
-    packs: tuple[Pack, ...] = state.packs
+    packs: tuple[Pack, ...] = state.weights.packs
     assert packs
-    state.unpack()
+    state.weights.unpack()
     for a, b in zip(packed, losses(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)

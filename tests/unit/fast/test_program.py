@@ -20,8 +20,9 @@ from oche.methods.darts import darts
 from oche.methods.idarts import idarts
 from oche.optim import Adam
 from oche.plan.resolve import Request, resolve
+from oche.search.begin import begin, streams
 from oche.search.bilevel import ArchGradient, FiniteDifference, Unrolled
-from oche.search.loop import begin, search, streams
+from oche.search.loop import search
 from oche.search.method import Method
 from oche.search.preflight import memory_bytes
 from oche.search.state import Problem

@@ -10,7 +10,7 @@ import torch
 
 from oche.methods.darts import darts
 from oche.run import Run
-from oche.search.loop import begin
+from oche.search.begin import begin
 from oche.search.method import Method
 from oche.search.relaxations import Gated
 from oche.search.state import SearchState

@@ -14,7 +14,7 @@ from oche.data import Stream, batches, none
 from oche.errors import UserError
 from oche.methods.darts import darts
 from oche.run import Run
-from oche.search.loop import begin
+from oche.search.begin import begin
 from oche.search.method import Method
 from oche.search.relaxations import Gated, Softmax, SoftmaxGate
 from oche.search.trainable import AllWeights

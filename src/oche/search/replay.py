@@ -1,9 +1,9 @@
-"""How is a step replayed on an NVIDIA GPU instead of launched piece by piece? As a CUDA graph with fixed buffers for its batches.
+"""Replays a step on an NVIDIA GPU as a CUDA graph, instead of launching it piece by piece.
 
 A step of a supernet is thousands of small operations, so launching them costs more than running them. A graph holds the step's operations
 with their addresses and constants, and is launched as one. So whatever differs between steps has to lie in a tensor: batches are copied
 into buffers, the learning rate is a tensor (`optim`), meters are read out and added after the replay. A step that asks its
-draw for noise, for how far the search is, or for the learning rate as a number would be frozen at the moment of recording; its draw
+draw for noise, for how far the search is, or for the learning rate as a number would be frozen at the moment of capture; its draw
 refuses (`base.Still`), and the step runs as it is, as does one whose candidates are masked.
 """
 
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from oche.base import Batch, NotRepeatable
 from oche.search.bilevel import Batches
+from oche.search.callbacks import enters
+from oche.search.method import Method
 from oche.search.state import SearchState
 
 log = logging.getLogger(__name__)
@@ -26,25 +28,41 @@ log = logging.getLogger(__name__)
 Step = Callable[[Batches], None]
 
 WARM = 3
-"""Steps before the recording: by then optimisers have their buffers, and libraries have chosen their algorithms."""
+"""Steps before the capture: by then optimisers have their buffers, and libraries have chosen their algorithms."""
+
+
+def replayed(pair: tuple[Step, Step], state: SearchState, method: Method) -> tuple[Step, Step]:
+    """The architecture and the weight step as CUDA graphs, where one NVIDIA GPU takes steps that can be captured; else as they are."""
+    fabric = state.problem.fabric
+    if fabric.device.type != "cuda" or fabric.world_size > 1 or not capturable(method):
+        return pair
+    recorder = CudaRecorder(fabric.device)
+    arch, weight = pair
+    return Replayed(arch, state, recorder), Replayed(weight, state, recorder)
+
+
+def capturable(method: Method) -> bool:
+    """True if both steps can be captured: no term or callback looks inside, and the method is not single-level."""
+    added = method.inner_terms or method.outer_terms or any(map(enters, method.callbacks))
+    return not added and not method.single_level
 
 
 class Recorder(Protocol):
-    """`warm` runs a call where recordings may follow; `record` returns what repeats a call, with the tensors it used."""
+    """`warm` runs a call where captures may follow; `record` returns what repeats a call, with the tensors it used."""
 
     def warm(self, call: Callable[[], None]) -> None: ...
     def record(self, call: Callable[[], None]) -> Callable[[], None]: ...
 
 
 class CudaRecorder:
-    """CUDA graphs that share one pool of memory: of a search's graphs only one runs at a time."""
+    """CUDA graphs that share one pool of memory, since only one of a search's graphs runs at a time."""
 
     def __init__(self, device: torch.device) -> None:
         self.device, self.pool = device, torch.cuda.graph_pool_handle()
         self.side: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def warm(self, call: Callable[[], None]) -> None:
-        """On a stream of its own, as torch asks for before a recording."""
+        """Runs it on a stream of its own, as torch asks for before a capture."""
         here = torch.cuda.current_stream(self.device)
         self.side.wait_stream(here)
         with torch.cuda.stream(self.side):
@@ -52,7 +70,7 @@ class CudaRecorder:
         here.wait_stream(self.side)
 
     def record(self, call: Callable[[], None]) -> Callable[[], None]:
-        """Nothing is computed yet. What the warm steps held of memory goes back first, for a graph takes its own."""
+        """Captures the call, which computes nothing yet. The memory of the warm steps is given back first: a graph has its own."""
         torch.cuda.empty_cache()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool, capture_error_mode="thread_local"):
@@ -63,7 +81,7 @@ class CudaRecorder:
 
 @dataclass
 class _Buffers:
-    """Stands in for a step's batches: passes them on and keeps copies, or hands the copies out once `fixed`."""
+    """A step's batches: passes them on and keeps copies, or hands the copies out once `fixed`."""
 
     now: Batches
     kept: dict[int | None, Batch] = field(default_factory=dict)  # the inner ones by how far ahead; None: the outer one
@@ -92,8 +110,8 @@ def _batch(now: Batches, ahead: int | None) -> Batch:
     return now.outer() if ahead is None else now.inner(ahead)
 
 
-class Recorded:
-    """`step`, run as it is a few times, then recorded, then replayed: the same steps, bit for bit."""
+class Replayed:
+    """`step`, run as it is a few times, then captured, then replayed: the same results, bit for bit."""
 
     def __init__(self, step: Step, state: SearchState, recorder: Recorder) -> None:
         self.step, self.state, self.recorder = step, state, recorder
@@ -145,5 +163,5 @@ class Recorded:
         self.state.meter(**{name: t.clone() for name, t in self.sums.items()})  # the next replay overwrites them
 
     def _give_up(self, reason: str) -> None:
-        log.info("steps run without graphs: %s", reason)
+        log.info("steps run without CUDA graphs: %s", reason)
         self.plain, self.replay, self.buffers, self.sums = True, None, None, {}

@@ -1,4 +1,4 @@
-"""Recorded steps, with a recorder that does on the CPU what a CUDA graph does: it repeats operations with their addresses and constants."""
+"""Replayed steps, with a recorder that does on the CPU what a CUDA graph does: it repeats operations with their addresses and constants."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from oche.base import Alpha, Draw, Group, Params
 from oche.methods import METHODS
 from oche.search import loop
 from oche.search.bilevel import Batches, Bilevel, FiniteDifference, Unrolled, detached, gradient
-from oche.search.graphs import WARM, Recorded, Step
-from oche.search.loop import SearchResult, search
+from oche.search.loop import search
 from oche.search.method import Method
+from oche.search.record import SearchResult
 from oche.search.relaxations import Softmax
+from oche.search.replay import WARM, Replayed, Step, capturable
 from oche.search.state import Problem, SearchState
 from oche.watch.named import Watch
 from reference.tiny import tiny_problem
@@ -82,17 +83,16 @@ class FakeRecorder:
 
 def recorded_search(
     monkeypatch: pytest.MonkeyPatch, problem: Problem, method: Method, recorder: FakeRecorder
-) -> tuple[SearchResult, list[Recorded]]:
+) -> tuple[SearchResult, list[Replayed]]:
     """The search with both steps recorded, as on a GPU."""
-    made: list[Recorded] = []
+    made: list[Replayed] = []
 
-    def recorded(state: SearchState, method: Method, losses: Bilevel) -> tuple[Step, Step]:
-        steps = (partial(step, state, method, losses) for step in (loop.arch_step, loop.weight_step))
-        made.extend(Recorded(step, state, recorder) for step in steps)
+    def replayed(pair: tuple[Step, Step], state: SearchState, method: Method) -> tuple[Step, Step]:
+        made.extend(Replayed(step, state, recorder) for step in pair)
         return made[0], made[1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "recorded", recorded)
+        patch.setattr(loop, "replayed", replayed)
         return search(problem, method), made
 
 
@@ -201,10 +201,10 @@ def test_what_changes_from_step_to_step_is_not_frozen(
 ) -> None:
     method, problem = replace(METHODS_THAT_RECORD["darts"], relaxation=relaxation), tiny_problem(epochs=3)  # type: ignore[type-var]
     recorder = FakeRecorder()
-    with caplog.at_level(logging.INFO, logger="oche.search.graphs"):
+    with caplog.at_level(logging.INFO, logger="oche.search.replay"):
         found, _ = recorded_search(monkeypatch, problem, method, recorder)
     assert not recorder.tapes
-    said = [r.getMessage() for r in caplog.records if r.name == "oche.search.graphs"]
+    said = [r.getMessage() for r in caplog.records if r.name == "oche.search.replay"]
     assert len(said) == 2, "once a kind of step"
     assert "the step asks for the draw's" in said[0]
     assert_same_search(found, search(problem, method))
@@ -233,7 +233,7 @@ def test_masked_candidates_end_the_replay(monkeypatch: pytest.MonkeyPatch) -> No
     assert isinstance(method, Method)
     state, recorder = loop.begin(problem, method), FakeRecorder()
     weights, arch = loop.streams(problem, method)
-    step = Recorded(partial(loop.weight_step, state, method, loop.bilevel(state, method)), state, recorder)
+    step = Replayed(partial(loop.weight_step, state, method, loop.bilevel(state, method)), state, recorder)
     for i in range(WARM + 2):
         step(loop.StepBatches(weights, arch, i))
     assert step.replay is not None
@@ -247,7 +247,8 @@ def test_without_a_gpu_nothing_is_recorded() -> None:
     problem, method = tiny_problem(), METHODS_THAT_RECORD["darts"]
     assert isinstance(method, Method)
     state = loop.begin(problem, method)
-    assert loop.recorded(state, method, loop.bilevel(state, method)) is None
+    pair = loop.both_steps(state, method, loop.bilevel(state, method))
+    assert loop.replayed(pair, state, method) is pair
 
 
 @pytest.mark.parametrize(
@@ -258,4 +259,4 @@ def test_probes_and_the_monitor_do_not_keep_a_search_from_graphs(name: str, can:
     method = METHODS[name]()
     assert isinstance(method, Method)
     for searched in (method, replace(method, callbacks=(*method.callbacks, *Watch().callbacks()))):
-        assert loop.recordable(searched) == can
+        assert capturable(searched) == can

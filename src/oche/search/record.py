@@ -1,0 +1,138 @@
+"""What a search measures of itself: the record of each epoch, the supernet's score, and the result."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from oche.data import ImageSet, batches, none
+from oche.genotype import Genotype
+from oche.run import Run
+from oche.search.checkpoint import checkpoint
+from oche.search.method import Method
+from oche.search.state import Problem, SearchState
+from oche.tasks import named
+
+STATUS = Path("/proc/self/status")
+"""Where Linux says what this process has used."""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search ends with: the genotype, the state it came from, and one record per epoch."""
+
+    genotype: Genotype
+    state: SearchState
+    history: tuple[dict[str, object], ...]
+
+
+def end_epoch(state: SearchState, method: Method, seconds: float, images: int, searching: bool) -> None:
+    """Turns the epoch's sums into a record, writes it down, and checkpoints."""
+    problem = state.problem
+    genotype = method.selection(state, problem)
+    metric = problem.task.metric
+    record: dict[str, object] = {
+        "kind": "epoch",
+        "epoch": state.epochs_before + state.epoch,
+        "step": state.steps_before + state.step,
+        "phase": "search" if searching else "warm-up" if method.arch_start < 1 else "weights",
+        "weight_loss": _mean_loss(state, "weight"),
+        f"weight_{metric}": _score(state, "weight"),
+        "arch_loss": _mean_loss(state, "arch"),
+        f"arch_{metric}": _score(state, "arch"),
+        "entropy": state.entropy(),
+        "skips": genotype.skips(),
+        "lr": state.weights.rate,
+        "genotype": str(genotype),
+        "changed": bool(state.genotype) and state.genotype != str(genotype),
+        "seconds": seconds,
+        "images_per_second": images * problem.fabric.world_size / seconds,
+        "memory_mib": memory_mib(problem.fabric.device),
+    }
+    for callback in method.callbacks:
+        callback.on_epoch_end(state, record)
+    if problem.run and problem.fabric.is_global_zero:
+        problem.run.log(record)
+        problem.run.write(Run.genotype(state.epochs_before + state.epoch), genotype.to_json().encode())
+        state.lines = problem.run.lines()
+    state.genotype, state.meters = str(genotype), {}
+    state.epoch += 1
+    state.remember()
+    checkpoint(state)
+    problem.listener("epoch", record)
+
+
+def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchResult:
+    """Scores the supernet and writes the genotype, last of all: from then on this search is done."""
+    problem = state.problem
+    state.weights.unpack()
+    metrics, loss = metrics_of(state, problem, problem.data.val)
+    record = {"kind": "supernet", **named(metrics, "val"), "val_loss": loss, "alpha_moved": _moved(state)}
+    if problem.run and problem.fabric.is_global_zero:
+        problem.run.log(record)
+        problem.run.write(Run.GENOTYPE, genotype.to_json().encode())
+    problem.listener("supernet", record)
+    return SearchResult(genotype, state, tuple(_history(problem)))
+
+
+@torch.no_grad()
+def metrics_of(state: SearchState, problem: Problem, images: ImageSet) -> tuple[dict[str, float], float]:
+    """(the task's metrics, loss) of the supernet with the present alpha on images without augmentation, batch by batch."""
+    draw = state.draw("eval")
+    weights = state.op_weights(state.alpha, draw)
+    plain = none(problem.data)
+    loss, seen, confusion = 0.0, 0, torch.zeros(1, 1, dtype=torch.int64, device=problem.fabric.device)
+    for batch in batches(images, problem.batch, plain, problem.fabric.device):
+        if len(batch.targets) > 1:  # batch statistics of one image are no statistics
+            mean, counts = state.task_loss(weights, batch, draw)
+            loss, confusion = loss + float(mean) * len(batch.targets), confusion + counts
+            seen += len(batch.targets)
+    return problem.task.metrics(confusion), loss / max(seen, 1)
+
+
+def score(state: SearchState, problem: Problem, images: ImageSet) -> tuple[float, float]:
+    """(the task's score, loss) of the supernet; see `metrics_of`."""
+    metrics, loss = metrics_of(state, problem, images)
+    return metrics[problem.task.metric], loss
+
+
+# ------------------------------------------------------------------ helpers
+
+
+def memory_mib(device: torch.device) -> float:
+    """The highest memory so far: of the process, or of the accelerator's allocator."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    if STATUS.exists():  # a child's `ru_maxrss` begins with what its parent had
+        own = [line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+        if own:
+            return int(own[0]) / 2**10
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _mean_loss(state: SearchState, who: str) -> float | None:
+    steps = float(state.meters.get(f"{who}_steps", 0.0))
+    return float(state.meters[f"{who}_loss"]) / steps if steps else None
+
+
+def _score(state: SearchState, who: str) -> float | None:
+    confusion = state.meters.get(f"{who}_confusion")
+    return None if confusion is None else state.problem.task.score(confusion)
+
+
+def _moved(state: SearchState) -> float:
+    """How far alpha is from where it began: the root mean square over its entries."""
+    squares = [(rows[-1] - rows[0]).square().flatten() for rows in state.trajectory.values()]
+    return float(torch.cat(squares).mean().sqrt())
+
+
+def _history(problem: Problem) -> Iterator[dict[str, object]]:
+    for record in problem.run.records() if problem.run else []:
+        if record.get("kind") == "epoch":
+            yield record
