@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from oche.bench.matrix import Trial
+from oche.bench.spawning import without_a_script
 from oche.bench.trial import Outcome
 from oche.errors import UserError
 
@@ -38,12 +39,13 @@ def here(trials: Sequence[Trial], folder: Path, work: Work) -> Iterator[Done]:
 def in_processes(trials: Sequence[Trial], folder: Path, work: Work, workers: int) -> Iterator[Done]:
     """`workers` at a time, each trial in a fresh process, so that its peak memory is its own and its crash harms no other."""
     pool = ThreadPoolExecutor(workers)
-    try:
-        futures = {pool.submit(_in_a_process, trial, folder / trial.name, work): trial for trial in trials}
-        for future in as_completed(futures):
-            yield futures[future], _expected(future.exception()) or future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    with without_a_script():
+        try:
+            futures = {pool.submit(_in_a_process, trial, folder / trial.name, work): trial for trial in trials}
+            for future in as_completed(futures):
+                yield futures[future], _expected(future.exception()) or future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def on_ray(trials: Sequence[Trial], folder: Path, work: Work, address: str, cpus: float, gpus: float) -> Iterator[Done]:

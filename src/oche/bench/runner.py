@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -14,6 +14,7 @@ from oche.bench.matrix import FREE, Matrix, Trial, check, trials
 from oche.bench.page import write
 from oche.bench.pool import Done, Work, here, in_processes, on_ray
 from oche.bench.result import BenchFolder, BenchResult, Finished, finished, matrix_of, read
+from oche.bench.spawning import check_spawning
 from oche.bench.tables import facts, values, zero_cost_scores
 from oche.bench.trial import Outcome, run_trial
 from oche.errors import UserError, unknown
@@ -47,48 +48,50 @@ def run_bench(
     ("trial", {...}) or ("failed", {name, reason}).
     Raises UserError for a matrix that contradicts itself, or a folder of another bench.
     """
-    if workers < 1:
-        raise UserError(f"A bench needs at least one worker; given {workers}.")
-    if address is not None and workers > 1:
-        raise UserError(
-            "How many trials run at a time on a Ray cluster, `cpus` and `gpus` decide: leave --workers out."
-        )
-    if address is not None and matrix.device.startswith("cuda") and not matrix.gpus:
-        raise UserError(
-            f"Ray hides the GPUs from a trial that asks for none: device={matrix.device!r} needs --gpus 1, or a part."
-        )
-    given = table
-    if table is None and matrix.evaluate != "train" and matrix.table is not None:
-        table = table_named(matrix.table, matrix.table_folder)
-    check(matrix, table)
+    _check_workers(matrix, workers, address)
+    if workers > 1:
+        check_spawning((table, work))
+    asked = table or _own_table(matrix)
+    check(matrix, asked)
     folder = _fitting(Path(out), matrix)
-    everything = tuple(replace(trial, given=given) for trial in trials(matrix))
+    everything = tuple(replace(trial, given=table) for trial in trials(matrix))
     for name in only:
         if name not in matrix.searched:
             raise unknown("method or arm of this bench", name, matrix.searched)
-    missing = tuple(t for t in _missing(everything, finished(folder)) if not only or t.method in only)
-    for trial in _one_of_a_kind(missing):
+    for trial in _one_of_a_kind(_missing(everything, folder, only)):
         resolve(trial.request)  # a mistake in the last method is told before the first one has run for hours
     found = (
-        facts(table, matrix.looked_up, matrix.selector, matrix.zero_cost or _scores(table, matrix)) if table else None
+        facts(asked, matrix.looked_up, matrix.selector, matrix.zero_cost or _scores(asked, matrix)) if asked else None
     )
-    _write_request(folder, matrix)  # only now: a mistake leaves nothing that the corrected bench would clash with
-    if found is not None:
-        folder.write(folder.FACTS, json.dumps(found.table()).encode())
-    listener("begin", {"total": len(everything), "missing": len(missing), "folder": str(folder.path)})
-    failures: dict[str, str] = {}
-    for trial, outcome in _run(missing, folder.file(folder.RUNS).resolve(), matrix, workers, address, work):
+    folder.path.mkdir(
+        parents=True, exist_ok=True
+    )  # only now: a mistake leaves nothing that the corrected bench would clash with
+    with folder.lock():
+        _write_request(folder, matrix)
+        if found is not None:
+            folder.write(folder.FACTS, json.dumps(found.table()).encode())
+        missing = _missing(everything, folder, only)
+        listener("begin", {"total": len(everything), "missing": len(missing), "folder": str(folder.path)})
+        ended = _run(missing, folder.file(folder.RUNS).resolve(), matrix, workers, address, work)
+        failures = dict(_kept(ended, folder, matrix, asked, listener))
+        result = replace(read(folder.path), failures=failures)
+        render(result)
+    return result
+
+
+def _kept(
+    ended: Iterable[Done], folder: BenchFolder, matrix: Matrix, table: TableLike | None, listener: Listener
+) -> Iterator[tuple[str, str]]:
+    """Writes a line for each trial that ends well, and tells the listener of all; (name, reason) of those that fail."""
+    for trial, outcome in ended:
         if isinstance(outcome, Outcome):
             line = _line(trial, outcome, matrix, table)
             earlier = folder.read(folder.TRIALS) if folder.has(folder.TRIALS) else b""
             folder.write(folder.TRIALS, earlier + json.dumps(asdict(line)).encode() + b"\n")
             listener("trial", {**asdict(line), "metric": matrix.reported[0], "value": line.values[matrix.reported[0]]})
         else:
-            failures[trial.name] = str(outcome)
             listener("failed", {"name": trial.name, "reason": str(outcome)})
-    result = replace(read(folder.path), failures=failures)
-    render(result)
-    return result
+            yield trial.name, str(outcome)
 
 
 def show(path: str | Path) -> BenchResult:
@@ -101,6 +104,25 @@ def show(path: str | Path) -> BenchResult:
 
 
 # ------------------------------------------------------------------ before the trials
+
+
+def _check_workers(matrix: Matrix, workers: int, address: str | None) -> None:
+    if workers < 1:
+        raise UserError(f"A bench needs at least one worker; given {workers}.")
+    if address is not None and workers > 1:
+        raise UserError(
+            "How many trials run at a time on a Ray cluster, `cpus` and `gpus` decide: leave --workers out."
+        )
+    if address is not None and matrix.device.startswith("cuda") and not matrix.gpus:
+        raise UserError(
+            f"Ray hides the GPUs from a trial that asks for none: device={matrix.device!r} needs --gpus 1, or a part."
+        )
+
+
+def _own_table(matrix: Matrix) -> TableLike | None:
+    """The table that the matrix names, if it looks cells up."""
+    named = matrix.table if matrix.evaluate != "train" else None
+    return table_named(named, matrix.table_folder) if named is not None else None
 
 
 def _fitting(path: Path, matrix: Matrix) -> BenchFolder:
@@ -120,19 +142,19 @@ def _fitting(path: Path, matrix: Matrix) -> BenchFolder:
 
 def _write_request(folder: BenchFolder, matrix: Matrix) -> None:
     versions = {name: version(name) for name in ("oche", "torch")} | {"python": platform.python_version()}
-    folder.path.mkdir(parents=True, exist_ok=True)
     folder.write(Run.CONFIG, config.dumps({"bench": matrix.written(), "versions": versions}).encode())
 
 
-def _missing(everything: Sequence[Trial], done: Mapping[str, Finished]) -> tuple[Trial, ...]:
-    """The trials that are not done. Raises UserError for one that was done with other settings."""
+def _missing(everything: Sequence[Trial], folder: BenchFolder, only: Sequence[str]) -> tuple[Trial, ...]:
+    """The trials to run now. Raises UserError for one that was done with other settings."""
+    done = finished(folder)
     for trial in everything:
         if trial.name in done and done[trial.name].asked != trial.asked():
             raise UserError(
                 f"{trial.name} was run with other settings in this folder; choose another folder, or take its line out of "
                 f"{BenchFolder.TRIALS} and its folder out of {BenchFolder.RUNS}."
             )
-    return tuple(trial for trial in everything if trial.name not in done)
+    return tuple(t for t in everything if t.name not in done and (not only or t.method in only))
 
 
 def _one_of_a_kind(missing: Sequence[Trial]) -> Iterator[Trial]:

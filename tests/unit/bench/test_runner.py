@@ -606,3 +606,25 @@ def test_an_evaluator_of_one_s_own_is_not_replaced(asking: Matrix, table: ToyTab
     assert "evaluator.table" not in found["local_search"]
     assert found["random_search"]["evaluator.table"] == "toys"
     assert found["random_sampling"] == {}
+
+
+# ---------------------------------------------------------------------- two benches in one folder
+
+
+def test_a_second_bench_in_the_folder_waits_its_turn(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
+    """It is told in a sentence, runs nothing, and the first goes on as if there had been none."""
+    ran: list[str] = []
+    other = replace(matrix, seeds=1)
+
+    def work(trial: Trial, folder: Path) -> Outcome:
+        if not ran:
+            with pytest.raises(UserError, match="Another process is writing"):
+                run_bench(other, tmp_path / "b", table=table, work=lambda *_: pytest.fail("ran in a folder of another"))
+        ran.append(trial.name)
+        return pretend(trial, folder)
+
+    result = run_bench(matrix, tmp_path / "b", table=table, work=work)
+    lines = result.folder.read(result.folder.TRIALS).decode().splitlines()
+    assert [json.loads(line)["name"] for line in lines] == ran
+    assert len(ran) == len(set(ran)) == 9
+    assert not run_bench(matrix, tmp_path / "b", table=table, work=pretend).missing
