@@ -1,5 +1,6 @@
 # `make demo` searches a first cell on scikit-learn's digits; `make test` is what has to be green before a commit; `make bench` measures
 # what docs/results/performance.md lacks (on a quiet machine, half an hour; it carries on where it was stopped) and writes that page.
+# `make fuzz` tries 100,000 damaged inputs on all parsers (ten minutes).
 # The first call makes .venv and installs into it; later ones are quick until pyproject.toml or constraints.txt changes.
 
 # The first of these that runs and is new enough. `make PYTHON=/path/to/python demo` takes another one.
@@ -13,7 +14,7 @@ INSTALLED := .venv/.installed
 # Two processes with one thread each: more threads than cores make small tensors many times slower.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all fuzz bench lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/oche search
@@ -23,6 +24,9 @@ test: lint
 
 test-all: lint
 	$(PYTEST)
+
+fuzz: $(INSTALLED)
+	OMP_NUM_THREADS=1 PYTHONPATH=src:tests $(BIN)/python tests/fuzz/harness.py --inputs 100000
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/table.py
