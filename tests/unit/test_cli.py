@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from oche.api import search as api
 from oche.cli import main as cli
-from oche.genotype import PUBLISHED, Genotype
+from oche.genotype import Genotype, published
 from oche.methods import METHODS
 from oche.run import Run
 from oche.spaces import SPACES
@@ -134,7 +134,7 @@ def test_every_list_has_names_and_lines(kind: str, oche: Oche) -> None:
 
 def test_the_lists_are_complete(oche: Oche) -> None:
     assert set(json.loads(oche("list", "spaces", "--json")[1])) == set(SPACES)
-    assert set(json.loads(oche("list", "genotypes", "--json")[1])) == set(PUBLISHED)
+    assert set(json.loads(oche("list", "genotypes", "--json")[1])) == set(published())
     assert set(json.loads(oche("list", "budgets", "--json")[1])) == {"paper", "quick", "smoke"}
 
 
@@ -298,7 +298,7 @@ def test_check_says_what_is_in_the_data(oche: Oche, tmp_path: Path) -> None:
 
 
 def test_a_genotype_of_another_space(oche: Oche, tmp_path: Path) -> None:
-    arch = PUBLISHED["NB201_9930"]
+    arch = str(Genotype.parse("NB201_9930"))
     assert_refused(oche("train", arch, "--space", "darts"), "darts")
     assert_refused(oche("train", "DARTS_V2", "--space", "s2"), "s2")
     file = tmp_path / "genotype.json"

@@ -400,9 +400,9 @@ def _protocols() -> dict[str, str]:
 
 
 def _genotypes() -> dict[str, str]:
-    from oche.genotype import PUBLISHED
+    from oche.genotype import published
 
-    return dict(PUBLISHED)
+    return {name: entry.line for name, entry in published().items()}
 
 
 _LISTS: dict[str, Callable[[], dict[str, str]]] = {

@@ -1,5 +1,7 @@
 """What a search finds: the chosen operations of each cell, as JSON and in the field's published forms."""
 
-from oche.genotype.cells import FREE, PUBLISHED, SCHEMA, Choice, Genotype
+from oche.genotype.cells import FREE, SCHEMA, Genotype
+from oche.genotype.forms import Choice
+from oche.genotype.zoo import published
 
-__all__ = ["FREE", "PUBLISHED", "SCHEMA", "Choice", "Genotype"]
+__all__ = ["FREE", "SCHEMA", "Choice", "Genotype", "published"]

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 
 from oche.errors import UserError
-from oche.genotype import PUBLISHED, Choice, Genotype
+from oche.genotype import Choice, Genotype, published
 from oche.report.draw import CHAR, draw, draw_text
 from oche.report.layout import SPACE, Box, lay_out
 
@@ -30,7 +30,7 @@ def labels(svg: bytes) -> Counter[str]:
     return Counter(re.findall(r">([^<>]+)</text>", svg.decode()))
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", published())
 def test_every_operation_is_labelled_as_often_as_it_was_chosen(name: str) -> None:
     genotype = Genotype.parse(name)
     found = labels(draw(genotype))
@@ -77,7 +77,7 @@ def test_a_cell_without_operations_can_be_drawn() -> None:
 
 # ---------------------------------------------------------------------- layout
 
-CELLS = [(f"{name} {group}", choices) for name in PUBLISHED for group, choices in Genotype.parse(name).groups.items()]
+CELLS = [(f"{name} {group}", choices) for name in published() for group, choices in Genotype.parse(name).groups.items()]
 ALL_OPS = tuple(
     Choice(s, t, op, 0.5) for t in range(2, 6) for s in range(t) for op in ("none", "sep_conv_3x3", "skip_connect")
 )
