@@ -30,7 +30,9 @@ def draw(genotype: Genotype, fmt: str = "svg") -> bytes:
 
     if fmt not in ("svg", "png"):
         raise UserError(f"A drawing can be 'svg' or 'png', not {fmt!r}.")
-    cells = {name: lay_out(choices, CHAR) for name, choices in genotype.groups.items() if choices}
+    cells = {
+        name: lay_out(choices, CHAR, genotype.concat.get(name)) for name, choices in genotype.groups.items() if choices
+    }
     width = max((cell.width for cell in cells.values()), default=2.0) + 2 * MARGIN
     height = sum(cell.height + HEADING + 2 * MARGIN for cell in cells.values()) or HEADING
     with style():
@@ -61,7 +63,7 @@ def draw_text(genotype: Genotype) -> str:
         for node in nodes:
             lines.append(f"  {node} <- " + ", ".join(_term(c) for c in choices if c.target == node))
         if choices and concatenates(choices):
-            lines.append(f"  output <- concat({', '.join(map(str, nodes))})")
+            lines.append(f"  output <- concat({', '.join(map(str, genotype.concat.get(name, nodes)))})")
     return "\n".join(lines)
 
 

@@ -47,12 +47,12 @@ class Layout:
     height: float
 
 
-def lay_out(choices: Sequence[Choice], char: float) -> Layout:
+def lay_out(choices: Sequence[Choice], char: float, outputs: Sequence[int] | None = None) -> Layout:
     """Places a cell's boxes; `char` is the width of a character of the labels.
 
-    Cells whose first computed node is 2 are read as in DARTS: two inputs, and an output that concatenates the rest.
+    Cells whose first computed node is 2 are read as in DARTS: two inputs, and an output that concatenates the rest, or `outputs` alone.
     """
-    layers, chains = _layers(choices, char)
+    layers, chains = _layers(choices, char, outputs)
     _order(layers)
     _place(layers)
     x, spans = 0.0, []
@@ -75,16 +75,20 @@ def node_names(choices: Sequence[Choice]) -> dict[int, str]:
     last = max(c.target for c in choices)
     names = {node: str(node) for node in range(last + 1)}
     if concatenates(choices):
+        fed = {c.target for c in choices}
+        names = {node: name for node, name in names.items() if node < 2 or node in fed}
         return names | {0: "cₖ₋₂", 1: "cₖ₋₁"}
     return names | {0: "input 0", last: f"output {last}"}
 
 
 def concatenates(choices: Sequence[Choice]) -> bool:
-    """True for cells as in DARTS: nodes 0 and 1 are the two cells before, all others together are the output."""
+    """True for cells as in DARTS: nodes 0 and 1 are the two cells before, all others together (or some of them) are the output."""
     return min(c.target for c in choices) >= 2
 
 
-def _layers(choices: Sequence[Choice], char: float) -> tuple[list[list[Box]], list[list[Box]]]:
+def _layers(
+    choices: Sequence[Choice], char: float, outputs: Sequence[int] | None
+) -> tuple[list[list[Box]], list[list[Box]]]:
     names = node_names(choices)
     depth = dict.fromkeys(names, 0)
     for node in names:
@@ -109,7 +113,9 @@ def _layers(choices: Sequence[Choice], char: float) -> tuple[list[list[Box]], li
     if concatenates(choices):
         output = Box("cₖ", len(layers) - 1, role="output")
         layers[-1].append(output)
-        chains += [_chain(box, output, layers) for node, box in nodes.items() if node not in inputs]
+        chains += [
+            _chain(box, output, layers) for node, box in nodes.items() if node in (outputs or set(nodes) - inputs)
+        ]
     for layer in layers:
         for box in layer:
             if box.role in ("input", "node", "output"):

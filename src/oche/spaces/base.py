@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
@@ -33,21 +34,29 @@ BuildEdge = Callable[[Group, int, int, int], nn.Module | None]
 
 
 class Cell(nn.Module):
-    """A directed acyclic graph: each node sums its incoming edges; the output is a concatenation of nodes, or the last."""
+    """A directed acyclic graph: each node sums its incoming edges; the output is a concatenation of nodes, or the last.
+
+    The nodes concatenated are all, or those in `outputs`. A node without edges is absent.
+    """
 
     def __init__(
-        self, entries: Sequence[nn.Module], group: Group, edges: Sequence[nn.Module | None], concat: bool
+        self,
+        entries: Sequence[nn.Module],
+        group: Group,
+        edges: Sequence[nn.Module | None],
+        concat: bool,
+        outputs: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.entries = nn.ModuleList(entries)
-        self.edges = nn.ModuleDict(
-            {f"{s}-{t}": m for (s, t), m in zip(group.edges, edges, strict=True) if m is not None}
-        )
+        keys = _keys(group.edges)
+        self.edges = nn.ModuleDict({key: m for key, m in zip(keys, edges, strict=True) if m is not None})
         self.concat = concat
         self._into = [  # target node -> (edge number, source, key) of its edges
-            [(e, group.edges[e][0], f"{group.edges[e][0]}-{target}") for e in numbers if edges[e] is not None]
+            [(e, group.edges[e][0], keys[e]) for e in numbers if edges[e] is not None]
             for target, numbers in sorted(group.into().items())
         ]
+        self._outputs = tuple(sorted(group.into()) if outputs is None else outputs)
 
     def numbers(self) -> set[int]:
         """The numbers of the edges that are there."""
@@ -59,11 +68,23 @@ class Cell(nn.Module):
         return out
 
     def forward(self, inputs: Sequence[Tensor], through: Through) -> Tensor:
-        states = [entry(x) for entry, x in zip(self.entries, inputs, strict=True)]
-        for incoming in self._into:
+        states = {i: entry(x) for i, (entry, x) in enumerate(zip(self.entries, inputs, strict=True))}
+        for target, incoming in enumerate(self._into, start=len(states)):
             terms = [through(e, self.edges[key], states[source]) for e, source, key in incoming]
-            states.append(sum(terms[1:], terms[0]))
-        return torch.cat(states[len(self.entries) :], dim=1) if self.concat else states[-1]
+            if terms:
+                states[target] = sum(terms[1:], terms[0])
+        return torch.cat([states[node] for node in self._outputs], dim=1) if self.concat else states[self._outputs[-1]]
+
+
+def _keys(edges: Sequence[tuple[int, int]]) -> list[str]:
+    """A name for each edge: "0-2", and "0-2-1" for a second one between the same nodes."""
+    counts: Counter[tuple[int, int]] = Counter()
+    keys = []
+    for source, target in edges:
+        number = counts[source, target]
+        keys.append(f"{source}-{target}" + f"-{number}" * (number > 0))
+        counts[source, target] += 1
+    return keys
 
 
 class Body(nn.Module, ABC):
@@ -313,13 +334,21 @@ class Space(ABC):
 
     def network(self, genotype: Genotype, *, auxiliary: bool = False) -> Network:
         """The chosen network alone, all batch norms affine with running statistics. Raises UserError for a foreign genotype."""
+        fitted = self.fitted(genotype)
+        if fitted != self:
+            return fitted.network(genotype, auxiliary=auxiliary)
         self.check(genotype)
+
+        parallel = any(len(set(group.edges)) < len(group.edges) for group in self.groups)
 
         def build(group: Group, e: int, channels: int, stride: int) -> nn.Module | None:
             chosen = [c for c in genotype.groups[group.name] if (c.source, c.target) == group.edges[e]]
+            if parallel:
+                number = group.edges[:e].count(group.edges[e])
+                chosen = chosen[number : number + 1]
             if not chosen:
                 return None
-            if genotype.discrete and genotype.edge != KEPT:
+            if parallel or (genotype.discrete and genotype.edge != KEPT):
                 return Chosen(chosen[0].op, OPS[chosen[0].op](channels, stride, True))
             edge = self.mixing(group, e, EDGES[genotype.edge](**genotype.edge_args))
             mixed = edge(
@@ -331,6 +360,9 @@ class Space(ABC):
 
     def check(self, genotype: Genotype) -> None:
         """Raises UserError, with the first reason, where a genotype is not one of this space."""
+        fitted = self.fitted(genotype)
+        if fitted != self:
+            return fitted.check(genotype)
         if genotype.space != self.name or genotype.sharing != self.sharing:
             raise UserError(
                 f"The genotype is of the space {genotype.space!r} (sharing {genotype.sharing!r}), not of {self.name!r} "
@@ -353,8 +385,16 @@ class Space(ABC):
                     )
         self.check_inputs(genotype)
 
+    def fitted(self, genotype: Genotype) -> Space:
+        """The space whose network the genotype is: this one, or for published cells one with the nodes and operations that they have."""
+        return self
+
     def check_inputs(self, genotype: Genotype) -> None:
-        """Raises UserError where nodes that need an input have none."""
+        """Raises UserError where nodes that need an input have none, or where outputs are named that a cell does not have."""
+        if genotype.concat:
+            raise UserError(
+                f"The genotype says which nodes its cells concatenate, which cells of the space {self.name!r} cannot choose."
+            )
         for group in self.groups:
             if {c.target for c in genotype.groups[group.name]} != set(group.into()):
                 raise UserError(

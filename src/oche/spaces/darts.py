@@ -6,8 +6,9 @@ strongest incoming edges. Structure and sizes as in quark0/darts; the ImageNet s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from oche.base import Group
 from oche.errors import UserError
+from oche.genotype import Choice, Genotype
 from oche.spaces.base import Body, BuildEdge, Cell, RunCell, Space, with_pool_norm
 from oche.spaces.ops import FactorizedReduce, ReLUConvBN
 
@@ -28,6 +30,17 @@ DARTS_OPS = (
     "dil_conv_3x3",
     "dil_conv_5x5",
 )
+
+MORE_OPS = ("sep_conv_7x7", "conv_7x1_1x7", "conv_3x1_1x3", "max_pool_5x5", "avg_pool_5x5")
+"""Operations that published cells have beside those of the space (NASNet, AmoebaNet, SETN, alpha-ADARTS)."""
+
+MOST_NODES = 10
+"""Nodes of the largest published cell that is built; NASNet has five."""
+
+
+def _with(ops: tuple[str, ...], used: set[str]) -> tuple[str, ...]:
+    """The candidates and those of MORE_OPS that are used besides."""
+    return ops + tuple(op for op in MORE_OPS if op in used and op not in ops)
 
 
 def _edges(nodes: int) -> tuple[tuple[int, int], ...]:
@@ -79,6 +92,29 @@ class DartsSpace(Space):
             for kind, ops in lists.items()
         )
 
+    def outputs_of(self, kind: str) -> tuple[int, ...]:
+        """The nodes that a cell of a kind concatenates."""
+        return tuple(range(2, 2 + self.nodes))
+
+    def fitted(self, genotype: Genotype) -> DartsSpace:
+        """This space, or for a published cell that is none of its own one with the nodes, outputs and operations that the cell has.
+
+        Operations and nodes are added to the DARTS space alone: its sub-spaces are defined by what they leave out.
+        """
+        if not genotype.plain or set(genotype.groups) != {"normal", "reduce"} or self.sharing != "type":
+            return self
+        cells = genotype.groups
+        last = max((c.target for choices in cells.values() for c in choices), default=0)
+        given = {f.name: getattr(self, f.name) for f in fields(DartsSpace)}
+        if type(self) is DartsSpace and 2 <= last < 2 + MOST_NODES:
+            used = {c.op for choices in cells.values() for c in choices}
+            given["nodes"] = last - 1
+            if len(self.normal) == len(self.reduce) == 1:
+                given |= {kind: (_with(given[kind][0], used),) for kind in ("normal", "reduce")}
+        if genotype.discrete and not genotype.concat and all(getattr(self, name) == v for name, v in given.items()):
+            return self
+        return PublishedSpace(**given, cells_of=cells, concat=genotype.concat)
+
     def candidate(self, op: str, channels: int, stride: int, affine: bool) -> nn.Module:
         return with_pool_norm(op, channels, stride, affine)
 
@@ -96,7 +132,8 @@ class DartsSpace(Space):
         size = min(self.size)
         for _ in range(len(self.reductions) + (3 if self.imagenet_stem else 0)):
             size = -(-size // 2)
-        return size, self.nodes * self.channels * 2 ** len(self.reductions), f"cell_{max(self.reductions)}"
+        width = len(self.outputs_of("reduce")) * self.channels * 2 ** len(self.reductions)
+        return size, width, f"cell_{max(self.reductions)}"
 
     def notes(self) -> tuple[str, ...]:
         said = []
@@ -109,6 +146,46 @@ class DartsSpace(Space):
         if self.auxiliary() is None:
             said.append(f"the auxiliary head is off: images of {self.size[0]}x{self.size[1]} are too small for it")
         return tuple(said)
+
+
+@dataclass(frozen=True)
+class PublishedSpace(DartsSpace):
+    """The DARTS space as one published cell has it: `concat` names the outputs that are not all, an edge may be there twice.
+
+    Nodes that no choice leads to are absent. Its network is what `DartsSpace.fitted` is for; it has no supernet of its own.
+    """
+
+    cells_of: Mapping[str, tuple[Choice, ...]] = field(default_factory=dict)
+    concat: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def fitted(self, genotype: Genotype) -> DartsSpace:
+        return self
+
+    def outputs_of(self, kind: str) -> tuple[int, ...]:
+        return self.concat.get(kind, super().outputs_of(kind))
+
+    def kinds(self) -> tuple[Group, ...]:
+        """The groups of the space, with an edge for each of several operations between the same nodes."""
+        found = []
+        for kind in super().kinds():
+            counts = Counter((c.source, c.target) for c in self.cells_of.get(kind.name, ()))
+            times = [max(1, counts[edge]) for edge in kind.edges]
+            edges = tuple(edge for edge, n in zip(kind.edges, times, strict=True) for _ in range(n))
+            ops = tuple(listed for listed, n in zip(kind.ops, times, strict=True) for _ in range(n))
+            found.append(Group(kind.name, edges, ops, kind.keep, kind.cells))
+        return tuple(found)
+
+    def check_inputs(self, genotype: Genotype) -> None:
+        for name, choices in genotype.groups.items():
+            fed, outputs = {c.target for c in choices}, self.outputs_of(name)
+            lost = [node for node in outputs if node not in fed] or [
+                c.source for c in choices if c.source >= 2 and c.source not in fed
+            ]
+            if lost or not outputs:
+                raise UserError(
+                    f"Cell {name!r} of the genotype leaves a node without input{f' ({lost[0]})' if lost else ''}: every node that is read "
+                    "or concatenated needs at least one edge."
+                )
 
 
 class DartsBody(Body):
@@ -131,8 +208,10 @@ class DartsBody(Body):
                 build(group, e, channels, 2 if reduction and source < 2 else 1)
                 for e, (source, _) in enumerate(group.edges)
             ]
-            self.cells[name] = Cell([entry(), ReLUConvBN(last, channels, 1, 1, affine)], group, edges, concat=True)
-            before, last, was_reduction = last, space.nodes * channels, reduction
+            outputs = space.outputs_of("reduce" if reduction else "normal")
+            entries = [entry(), ReLUConvBN(last, channels, 1, 1, affine)]
+            self.cells[name] = Cell(entries, group, edges, concat=True, outputs=outputs)
+            before, last, was_reduction = last, len(outputs) * channels, reduction
         self.classifier = nn.Linear(last, space.outputs)
 
     def forward(self, x: Tensor, run_cell: RunCell) -> tuple[Tensor, dict[str, Tensor]]:

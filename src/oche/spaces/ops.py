@@ -258,6 +258,8 @@ OPS: dict[str, OpFactory] = {
     "skip_connect": skip_connect,
     "max_pool_3x3": lambda channels, stride, affine: nn.MaxPool2d(3, stride, 1),
     "avg_pool_3x3": lambda channels, stride, affine: nn.AvgPool2d(3, stride, 1, count_include_pad=False),
+    "max_pool_5x5": lambda channels, stride, affine: nn.MaxPool2d(5, stride, 2),
+    "avg_pool_5x5": lambda channels, stride, affine: nn.AvgPool2d(5, stride, 2, count_include_pad=False),
     "sep_conv_3x3": sep_conv(3),
     "sep_conv_5x5": sep_conv(5),
     "sep_conv_7x7": sep_conv(7),
