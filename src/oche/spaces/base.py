@@ -56,7 +56,7 @@ class Cell(nn.Module):
             [(e, group.edges[e][0], keys[e]) for e in numbers if edges[e] is not None]
             for target, numbers in sorted(group.into().items())
         ]
-        self._outputs = tuple(sorted(group.into()) if outputs is None else outputs)
+        self._outputs = tuple(range(len(entries), len(entries) + len(self._into)) if outputs is None else outputs)
 
     def numbers(self) -> set[int]:
         """The numbers of the edges that are there."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from oche.fast import ordinary, quicken
 from oche.fast.backends.native import kernels
 from oche.fast.training import Entry, Separable
-from oche.genotype import PUBLISHED, Genotype
+from oche.genotype import Genotype
 from oche.schedule import Constant
 from oche.spaces import Network
 from oche.spaces.darts import DartsSpace
@@ -90,7 +90,7 @@ def test_what_the_kernels_do_not_know_stays() -> None:
 def network() -> Network:
     torch.manual_seed(0)
     space = DartsSpace(channels=16, cells=3, size=(8, 8), inputs=2, outputs=3)
-    return space.network(Genotype.parse(PUBLISHED["DARTS_V2"], "darts"))
+    return space.network(Genotype.parse("DARTS_V2", "darts"))
 
 
 def test_a_network_is_ordinary_again() -> None:
@@ -111,7 +111,7 @@ def test_training_ends_with_the_same_weights(drop_path: float, monkeypatch: pyte
     data = tiny_data(24)
     space = DartsSpace(channels=16, cells=3, size=data.size, inputs=data.channels, outputs=len(data.classes))
     protocol = replace(PROTOCOLS["smoke"], batch=8, drop_path=drop_path, auxiliary=0.0, lr=Constant(1e-3))
-    training = Training(space, Genotype.parse(PUBLISHED["DARTS_V2"], "darts"), data, protocol, 0)
+    training = Training(space, Genotype.parse("DARTS_V2", "darts"), data, protocol, 0)
     seen: list[bool] = []
     monkeypatch.setattr("oche.training.train.quicken", lambda net: (quicken(net), seen.append(True)))
     fast = retrain(training).state_dict()
