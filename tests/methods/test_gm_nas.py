@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from contracts.registry import SMALL
-from contracts.test_resume import carry_on, content, run_with_kills
+from contracts.test_resume import content, run_with_kills
 from oche.base import Draw
 from oche.data import ImageSet
 from oche.errors import UserError
@@ -34,6 +34,7 @@ from oche.run import Run
 from oche.search.begin import begin, streams
 from oche.search.loop import advance
 from oche.search.method import Method
+from oche.search.searcher import as_searcher
 from oche.search.stages import Stage, Staged, entered
 from oche.search.state import SearchState
 from reference.tiny import tiny_problem
@@ -285,6 +286,6 @@ def test_killed_in_every_stage_of_two_splits(inner: str, tmp_path: Path) -> None
         if every:
             assert run_with_kills(searcher, problem, every) >= 7
         else:
-            carry_on(searcher, problem)
+            as_searcher(searcher).run(problem)
         contents.append(content(run))
     assert contents[0] == contents[1]

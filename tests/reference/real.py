@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from oche.data import Data, for_search, load
-from oche.search.state import Listener, Problem, nobody
+from oche.run import Listener, silent
+from oche.search.state import Problem
 from oche.spaces import SPACES
 from oche.tasks import Classify
 
@@ -18,7 +19,7 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "cifar_npz.py"
 
 
 def real_problem(
-    space: str, data: Data, epochs: int, batch: int = 64, seed: int = 0, listener: Listener = nobody, **settings: object
+    space: str, data: Data, epochs: int, batch: int = 64, seed: int = 0, listener: Listener = silent, **settings: object
 ) -> Problem:
     """A search as users have it, with augmentation, in a small supernet."""
     own: dict[str, Any] = {**SMALL[space], **settings}

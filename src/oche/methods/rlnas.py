@@ -5,25 +5,40 @@ the angle by which its weights turned while they learned, which says how easily 
 
     angle = arccos( <v_0, v_T> / (|v_0| |v_T|) )
 
-v joins the convolutions along every path from a cell's input to its output, over all cells, at initialisation (0) and after
-training (T); so an operation counts once for each path through it. A pool counts as a depthwise kernel of constants 1/9, an
-identity adds nothing, a path through `none` is left out. The largest angle is found by evolution: a population of 50, the 10 best
-stay, 25 mutations, 25 crossovers, 20 generations.
+v joins the weights along every path from a cell's input to its output, over all cells, at initialisation (0) and after training (T); so
+an operation counts once for each path through it. A pool counts as a depthwise kernel of constants 1/9 per path; a path through `none` is
+left out; what all cells have in common, stem, entries, reductions and classifier, counts once. The largest angle is found by evolution: a
+population of 50, the 10 best stay, 25 mutations, 25 crossovers, 20 generations.
 
-Taken from code (megvii-model/RLNAS): these numbers, mutation probability 0.1, 250 epochs, batch 64, SGD 0.025 -> 0.001. Published,
-NAS-Bench-201 test (its README, searched on each data set): 93.45 / 70.71 / 43.70.
+What counts differs between the repository's two searches, and so it does here:
 
-Deviations from the paper: none known.
-Deviations from the authors' code: a mutation and a crossover change whole nodes (their incoming edges and operations), so that
-every child is a cell of the space; the stem, reductions and classifier, common to all cells, are left out of v.
+    DARTS space      batch norms too, which are affine; an identity is the unit matrix (C, C); of a dilated convolution's batch norm gamma
+                     counts twice and beta not at all (a slip); not the classifier's bias
+    NAS-Bench-201    convolutions, which have no affine batch norm beside them in the cells; an identity is nothing; the classifier's bias
+                     too; 0 where no path is left
+
+`rule="convolutions"` counts the operations' convolutions and pools alone, in every space.
+
+Taken from code (megvii-model/RLNAS @ 6a6d838). DARTS space (darts_search_space/cifar10/rlnas/evolution_search/test_server.py:126-272,
+config.py:51-56): the numbers above, mutation probability 0.1, 250 epochs, batch 64, SGD 0.025 -> 0.001. NAS-Bench-201
+(nas_bench_201/exps/algos/weight_angle.py:50-138, rlnas_evolution_search_with_angle.py:51-57): a population of 100, 30 stay, 50 and 50,
+Nesterov, weight decay 5e-4, gradients not clipped. Published, NAS-Bench-201 test (its README, searched on each data set):
+93.45 / 70.71 / 43.70.
+
+Deviations from the paper: it has no batch norms and no unit matrices in v; they are the code's (above).
+Deviations from the script of the published numbers: a mutation and a crossover change whole nodes (their incoming edges and operations),
+so that every child is a cell of the space, where search.py:198-212 changes edges and mends the cell; children may repeat cells already
+seen, where the code fills up with random ones (search.py:286); on CIFAR-10 the NAS-Bench-201 script trains on half of the images
+(nas_bench_201/exps/algos/rlnas_train_supernet.py:77, cifar-split), and on all of the other sets, here on all of each.
 Cost against DARTS: one operation an edge in each pass and no architecture steps; the evolution looks up inner products.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -32,39 +47,68 @@ from oche.base import Group, counted
 from oche.data import RandomTargets, Whole
 from oche.genotype import Choice, Genotype
 from oche.methods.budgets import Budget
-from oche.methods.darts import NB201_SETTINGS
 from oche.methods.random_search_ws import OneCell
 from oche.search.callbacks import Callback
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
+from oche.search.trainable import AllWeights
 from oche.spaces.base import Cell
 from oche.spaces.edges import SampledOps
 from oche.spaces.sampling import sample
 
+_SOURCE = "megvii-model/RLNAS @ 6a6d838"
+
 PUBLISHED = {
-    "darts": Budget(250, 64, {"space.cells": 8, "space.channels": 16}, "megvii-model/RLNAS @ 6a6d838"),
-    "nb201": Budget(250, 64, NB201_SETTINGS, "megvii-model/RLNAS @ 6a6d838"),
+    "darts": Budget(250, 64, {"space.cells": 8, "space.channels": 16}, _SOURCE),
+    "nb201": Budget(
+        250,
+        64,
+        {
+            "space.cells": 5,
+            "space.channels": 16,
+            "weight_optimizer.nesterov": True,
+            "weight_optimizer.weight_decay": 5e-4,
+            "clip": "none",
+            "trainable.affine": False,
+            "selection.population": 100,
+            "selection.parents": 30,
+            "selection.mutations": 50,
+            "selection.crossovers": 50,
+        },
+        _SOURCE,
+    ),
 }
 BUDGETS = {"paper": PUBLISHED}
 
+Rule = Literal["code", "convolutions"]
+
 Products = dict[str, Tensor]
-"""Group -> (E, O, 3): <v_0, v_T>, <v_0, v_0> and <v_T, v_T> of every candidate, summed over the group's cells."""
+"""Group -> (E, O, 3): <v_0, v_T>, <v_0, v_0> and <v_T, v_T> of every candidate, summed over the group's cells; COMMON -> (3,)."""
+
+COMMON = ""
+"""Names the products of the weights that all cells have in common."""
 
 
 @dataclass(frozen=True)
 class KeepInitial(Callback):
-    """Remembers the supernet's convolutions as they were drawn."""
+    """Remembers the supernet's weights as they were drawn, and writes the chosen cell's angle into the log."""
+
+    rule: Rule = "code"
 
     def on_epoch_start(self, state: SearchState) -> None:
         if state.step == 0:
             for name, p in state.supernet.named_parameters():
-                if p.ndim == 4 and ".ops." in name:
-                    state.memory[f"initial/{name}"] = p.detach().clone()
+                state.memory[f"initial/{name}"] = p.detach().clone()
+
+    def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
+        record["angle"] = angle(
+            state, products(state, self.rule), Genotype.parse(str(record["genotype"]), state.space.name)
+        )
 
 
 @dataclass(frozen=True)
 class WidestAngle:
-    """The cell whose weights turned most, by evolution; after each epoch but the last of one generation only."""
+    """The cell whose weights turned most, by evolution; after each epoch but the last of one generation only. `rule`: see the module."""
 
     population: int = 50
     parents: int = 10
@@ -72,10 +116,11 @@ class WidestAngle:
     crossovers: int = 25
     generations: int = 20
     probability: float = 0.1
+    rule: Rule = "code"
 
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
         rng = counted(problem.seed, "angle evolution", state.epoch)
-        table, worth = products(state), dict[str, float]()
+        table, worth = products(state, self.rule), dict[str, float]()
 
         def fitness(cell: Genotype) -> float:
             if str(cell) not in worth:
@@ -111,26 +156,51 @@ def mixed(cell: Genotype, other: Genotype, probability: float, rng: torch.Genera
 
 
 @torch.no_grad()
-def products(state: SearchState) -> Products:
-    """The three inner products of every candidate."""
+def products(state: SearchState, rule: Rule = "code") -> Products:
+    """The three inner products of every candidate, and of what all cells have in common."""
     table = {g.name: torch.zeros(len(g.edges), g.width, 3, dtype=torch.float64) for g in state.space.groups}
+    own = dict(state.supernet.named_parameters())
+    of = parts_of(own)
     for name, group in state.space.cell_groups().items():
         cell = state.supernet.body.cells[name]
         assert isinstance(cell, Cell)
         for e, (source, target) in enumerate(group.edges):
             for o, op in enumerate(group.ops[e]):
                 path = f"body.cells.{name}.edges.{source}-{target}.ops.{op}"
+                entry = table[group.name][e, o]
+                for weight in of.get(path, ()):
+                    if rule == "convolutions" and own[weight].ndim < 4:
+                        continue
+                    slip = op.startswith("dil_conv") and weight.endswith(".bias")
+                    entry += product(state, own, f"{weight.removesuffix('bias')}weight" if slip else weight)
                 module = state.supernet.get_submodule(path)
-                for inside, p in module.named_parameters():
-                    if p.ndim == 4:
-                        now, then = (
-                            p.double().flatten(),
-                            state.memory.get(f"initial/{path}.{inside}", p).double().flatten(),
-                        )
-                        table[group.name][e, o] += torch.stack([then @ now, then @ then, now @ now]).cpu()
                 if any(isinstance(m, nn.MaxPool2d | nn.AvgPool2d) for m in module.modules()):
-                    table[group.name][e, o] += channels(cell) / 9  # C kernels of nine constants 1/9
+                    entry += channels(cell) / 9  # C kernels of nine constants 1/9
+                if rule == "code" and cell.concat and isinstance(module, nn.Identity):
+                    entry += channels(cell)
+    table[COMMON] = torch.zeros(3, dtype=torch.float64)
+    if rule == "code":
+        whole = any(isinstance(cell, Cell) and not cell.concat for cell in state.supernet.body.cells.values())
+        for weight in of[COMMON]:
+            if whole or not weight.endswith("classifier.bias"):
+                table[COMMON] += product(state, own, weight)
     return table
+
+
+def parts_of(names: Iterable[str]) -> dict[str, list[str]]:
+    """Weights by the path of the operation that they lie in, or COMMON."""
+    found: dict[str, list[str]] = {COMMON: []}
+    for name in names:
+        before, dot, inside = name.partition(".ops.")
+        found.setdefault(f"{before}.ops.{inside.split('.')[0]}" if dot else COMMON, []).append(name)
+    return found
+
+
+def product(state: SearchState, own: Mapping[str, Tensor], name: str) -> Tensor:
+    """(3,): a weight's three inner products."""
+    now = own[name].detach().double().flatten()
+    then = state.memory.get(f"initial/{name}", now).double().flatten()
+    return torch.stack([then @ now, then @ then, now @ now]).cpu()
 
 
 def channels(cell: Cell) -> int:
@@ -139,16 +209,17 @@ def channels(cell: Cell) -> int:
     return max(sizes, default=1)
 
 
-def angle(state: SearchState, table: Mapping[str, Tensor], cell: Genotype) -> float:
+def angle(state: SearchState, table: Products, cell: Genotype) -> float:
     """In radians; 0 for a cell without weights on any path."""
-    total = torch.zeros(3, dtype=torch.float64)
+    total, some = table[COMMON].clone(), False
     for group in [group for group in state.space.groups if group.cells]:
         concat = state.supernet.body.cells[group.cells[0]].concat
         assert isinstance(concat, bool)
         for c, count in paths(group, cell.groups[group.name], concat).items():
             total += count * table[group.name][group.entry(c.source, c.target, c.op)]
+            some |= count > 0
     across, then, now = total.tolist()
-    return math.acos(max(-1.0, min(1.0, across / math.sqrt(then * now)))) if then * now > 0 else 0.0
+    return math.acos(max(-1.0, min(1.0, across / math.sqrt(then * now)))) if some and then * now > 0 else 0.0
 
 
 def paths(group: Group, choices: tuple[Choice, ...], concat: bool) -> dict[Choice, int]:
@@ -166,17 +237,21 @@ def paths(group: Group, choices: tuple[Choice, ...], concat: bool) -> dict[Choic
     return {c: into[c.source] * out[c.target] for c in live}
 
 
-def rlnas() -> Method:
-    """Random labels, and the cell whose weights turn most."""
+def rlnas(rule: Rule = "code") -> Method:
+    """Random labels, and the cell whose weights turn most.
+
+    `rule` says which weights count.
+    """
     return Method(
         name="rlnas",
         relaxation=OneCell(),
         edge=SampledOps(),
+        trainable=AllWeights(affine=True),
         arch_start=1.0,
         split=Whole(),
         targets=RandomTargets(),
-        callbacks=(KeepInitial(),),
-        selection=WidestAngle(),
+        callbacks=(KeepInitial(rule),),
+        selection=WidestAngle(rule=rule),
         unfit=("grid",),
         unfit_why="its angle counts the paths through a cell, and a grid is one graph of many inputs and outputs",
         papers=("zhang2021rlnas",),
