@@ -5,9 +5,9 @@ Pixels are stored as they lie in files, (B, H, W, C); they become (B, C, H, W) f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal, Protocol, TypeVar
 
@@ -112,6 +112,19 @@ class ImageSet:
 
 
 @dataclass(frozen=True, eq=False)
+class Identity:
+    """What the images of a part are: their names, relative to what they were read from, and a digest of each, with its class or mask."""
+
+    names: tuple[str, ...]
+    digest: Callable[[int], str]
+
+    def subset(self, positions: Tensor) -> Identity:
+        """Of the images at these positions."""
+        at = positions.tolist()
+        return Identity(tuple(self.names[i] for i in at), lambda i: self.digest(at[i]))
+
+
+@dataclass(frozen=True, eq=False)
 class Data:
     """A data set split three ways. A search sees `train` and `val`, never `test`.
 
@@ -123,6 +136,7 @@ class Data:
         pixels: how values in files became pixels in [0, 1]; None where a `Data` was made by hand.
         labels: how labels in files became class numbers; `palette` are the colours that masks had.
         ledger: what was found, and what became of it.
+        identities: part -> what its images are (`fingerprint`).
         notes: sentences about how it was read, and what to beware of, for the table printed before a run.
     """
 
@@ -142,6 +156,7 @@ class Data:
     labels: LabelMap = LabelMap()
     palette: tuple[tuple[int, int, int], ...] = ()
     ledger: Ledger = Ledger()
+    identities: Mapping[str, Identity] = field(default_factory=dict)
 
     @property
     def contract(self) -> Contract:

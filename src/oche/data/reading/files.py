@@ -72,6 +72,11 @@ def images_below(folder: Path) -> list[Path]:
     return sorted(path for path in below(folder) if skipped_for(path) is None and path.is_file())
 
 
+def holds_images(folder: Path) -> bool:
+    """True if there is an image file below a folder."""
+    return any(skipped_for(path) is None for path in below(folder))
+
+
 def folders_in(root: Path) -> list[Path]:
     """Folders right below `root` that are not hidden, sorted by name."""
     return sorted(path for path in root.iterdir() if path.is_dir() and not hidden(path.name))
@@ -95,10 +100,11 @@ def head(path: Path, alpha: bool = False) -> Head:
             return Head((height, width, channels), array.dtype.name)
         with _opened(path) as image:
             width, height = image.size
+            depth = _depth(image)  # before anything below loads the pixels
             channels = 1 if image.mode in GREY else 4 if alpha and _transparent(image) else 3
             turned = image.getexif().get(ORIENTATION, 1) >= 5
             shape = (width, height) if turned else (height, width)
-            return Head((*shape, channels * _pages(image)), _depth(image), _transparent(image))
+            return Head((*shape, channels * _pages(image)), depth, _transparent(image))
     except UNREADABLE as error:
         if path.suffix.lower() in (".tif", ".tiff") and (found := _plain_tiff(path)):
             return found

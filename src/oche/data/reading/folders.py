@@ -90,7 +90,7 @@ def of_names(
         listings[part] = of_files([paths[i] for i in kept.tolist()], targets[part].tolist(), alpha=wish.channels == 4)
 
     def fill(train: Tensor) -> Filled:
-        return filled(listings, name, wish, train=train)
+        return filled(listings, name, wish, classes=classes, train=train)
 
     return Parts(name, targets, fill, classes, notes=notes + more, labels=labels, fates=told, layout=layout)
 

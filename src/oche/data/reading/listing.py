@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from hashlib import blake2b
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from oche.data.contract import LabelMap, PixelRule, decided
-from oche.data.images import ArraySource, ImageSet, LazySource
+from oche.data.images import ArraySource, Identity, ImageSet, LazySource
 from oche.data.problems import each, refuse, tried
 from oche.data.reading.files import Head, head, read_image
 from oche.data.reading.masks import translated
@@ -27,6 +29,9 @@ MEMORY_LIMIT = 4 * 2**30
 
 WORKERS = 8
 BYTE = "uint8"
+
+MANY, SAMPLED, DIGEST = 20_000, 512, 6
+"""Files from which on only `SAMPLED` of them are read for their digest, and its bytes."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def filled(
     name: str,
     wish: Wish,
     labels: LabelMap = LabelMap(),
-    classes: int = 0,
+    classes: Sequence[str] = (),
     *,
     uniform: bool = False,
     train: Tensor,
@@ -110,7 +115,7 @@ def filled(
     lazy = count * each_takes > MEMORY_LIMIT
     if lazy:
         notes += ("The decoded images exceed 4 GiB, so they are decoded on demand and not searched for duplicates.",)
-    build = _Build(size, channels, name, rule, as_bytes, labels, classes)
+    build = _Build(size, channels, name, rule, as_bytes, labels, len(classes))
     known = sorted({group for one in listings.values() for group in one.groups})
     sets, wrong = {}, []
     for part, one in listings.items():
@@ -119,7 +124,7 @@ def filled(
         if made is not None:
             sets[part] = made
     refuse(wrong)
-    return Filled(sets, rule, notes, _facts(heads))
+    return Filled(sets, rule, notes, _facts(heads), identities(listings, classes))
 
 
 @dataclass(frozen=True)
@@ -206,11 +211,11 @@ def _rule(
     )
     mine = [ranges["train"][i] for i in train.tolist()]
     low, high = min(one.low for one in mine), max(one.high for one in mine)
-    own = [heads["train"][i].depth for i in train.tolist()]
+    own = [one.depth for one in heads["train"]]
     rule = wish.settled(decided(low, high, sorted(set(own)), all(one.whole for one in mine)))
     if len(set(own)) > 1 and not rule.whole_bytes and wish.span is None:
         rarest, count = Counter(own).most_common()[-1]
-        at = next(listings["train"].names[i] for i in train.tolist() if heads["train"][i].depth == rarest)
+        at = listings["train"].names[own.index(rarest)]
         raise UserError(
             f"{name} mixes files of the types {', '.join(sorted(set(own)))}, {count} of them {rarest} such as {at}: one rule for values "
             "cannot fit both; convert them to one depth, or say which values become 0 and 1, such as `--set data.range=0,255`."
@@ -265,3 +270,32 @@ def _facts(heads: Mapping[str, Sequence[Head]]) -> tuple[tuple[str, int], ...]:
     """How often each shape and number type occurs, as text, the commonest first."""
     kinds = Counter((one.shape, one.depth) for part in heads.values() for one in part)
     return tuple((f"{h}x{w}x{c} {depth}", n) for ((h, w, c), depth), n in kinds.most_common())
+
+
+def identities(listings: Mapping[str, Listing], classes: Sequence[str]) -> dict[str, Identity]:
+    """Part -> what its images are, named by their paths below the folder that holds them all."""
+    names = [name for one in listings.values() for name in one.names]
+    root = os.path.commonprefix(names)  # noqa: RUF071  names need not be paths; cut at the last separator below
+    start = root.rfind(os.sep) + 1
+    return {
+        part: Identity(tuple(name[start:] for name in one.names), partial(_digest, one, tuple(classes)))
+        for part, one in listings.items()
+    }
+
+
+def _digest(listing: Listing, classes: tuple[str, ...], i: int) -> str:
+    """Of an image's file, or values where it is none, and of its class or mask; of `SAMPLED` files in very many, else name and size."""
+    whole = len(listing) <= MANY or i % (len(listing) // SAMPLED) == 0
+    own = blake2b(digest_size=DIGEST)
+    for name, values in (
+        (listing.names[i], listing.read),
+        (listing.mask_names[i] if listing.mask else "", listing.mask),
+    ):
+        if values is None:
+            continue
+        if os.path.isfile(name):
+            own.update(Path(name).read_bytes() if whole else f"{Path(name).name} {os.path.getsize(name)}".encode())
+        else:
+            own.update(np.ascontiguousarray(values(i)).tobytes())
+    own.update(classes[listing.labels[i]].encode() if listing.labels and classes else b"")
+    return own.hexdigest()

@@ -85,7 +85,7 @@ def of_listings(
         classes, labels, notes = decided(train.mask, train.mask_names, wish.labels, names, name, train.workers)
 
     def fill(train: Tensor) -> Filled:
-        return filled(listings, name, wish, labels, len(classes), train=train)
+        return filled(listings, name, wish, labels, classes, train=train)
 
     targets = {part: torch.zeros(len(one), dtype=torch.int64) for part, one in listings.items()}
     colours = _palette(palette, labels, len(classes))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
 
 import numpy as np
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 from oche.data.contract import Contract, LabelMap, PixelRule, decided
 from oche.data.entries import Fate, Ledger
 from oche.data.facts import CHUNK, imbalance, mean_and_std, rare
-from oche.data.images import Data, ImageSet
+from oche.data.images import Data, Identity, ImageSet
 from oche.data.ledger import measured
 from oche.data.problems import refuse
 from oche.data.reading.labels import Wanted, bounded, mapped
@@ -66,6 +67,7 @@ class Filled:
     rule: PixelRule
     notes: tuple[str, ...] = ()
     shapes: tuple[tuple[str, int], ...] = ()
+    identities: Mapping[str, Identity] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +125,7 @@ def from_arrays(
     targets = {part: found[kept[part]] for part, found in numbers.items()}
 
     def fill(train: Tensor) -> Filled:
-        return _arrays_filled(name, images, targets, wish, train)
+        return _arrays_filled(name, images, targets, wish, names, train)
 
     return Parts(name, targets, fill, names, flip, notes, labels=labels, fates=tuple(fates), layout=layout)
 
@@ -241,6 +243,10 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
         labels=parts.labels,
         palette=parts.palette,
         ledger=ledger,
+        identities={
+            part: filled.identities["train"].subset(positions[part]) if part in positions else filled.identities[part]
+            for part in (ALIASES if filled.identities else ())
+        },
     )
 
 
@@ -266,7 +272,12 @@ def _not_finite(name: str, images: Mapping[str, NDArray[np.generic]]) -> list[st
 
 
 def _arrays_filled(
-    name: str, images: Mapping[str, NDArray[np.generic]], targets: Mapping[str, Tensor], wish: Wish, train: Tensor
+    name: str,
+    images: Mapping[str, NDArray[np.generic]],
+    targets: Mapping[str, Tensor],
+    wish: Wish,
+    classes: Sequence[str],
+    train: Tensor,
 ) -> Filled:
     """Values by one rule, decided on the images at the positions `train` of the train part."""
     depths = sorted({array.dtype.name for array in images.values()})
@@ -290,7 +301,19 @@ def _arrays_filled(
     shape, resizing = common_size([(t.shape[1], t.shape[2]) for t in pixels.values()], wish.size)
     sets = {part: ImageSet.of(_same_size(tensor, shape), targets[part]) for part, tensor in pixels.items()}
     shapes = tuple(("x".join(map(str, a.shape[1:])) + f" {a.dtype.name}", len(a)) for a in images.values())
-    return Filled(sets, rule, notes + resizing, shapes)
+    identities = {part: _identity(part, images[part], targets[part], classes) for part in images}
+    return Filled(sets, rule, notes + resizing, shapes, identities)
+
+
+def _identity(part: str, images: NDArray[np.generic], targets: Tensor, classes: Sequence[str]) -> Identity:
+    """Rows of an array, named by their number."""
+
+    def digest(i: int) -> str:
+        own = blake2b(np.ascontiguousarray(images[i]).tobytes(), digest_size=6)
+        own.update(classes[int(targets[i])].encode())
+        return own.hexdigest()
+
+    return Identity(tuple(f"{part} {i}" for i in range(len(images))), digest)
 
 
 def _range(array: NDArray[np.generic]) -> tuple[float, float]:

@@ -13,7 +13,7 @@ from oche.data.contract import Contract
 from oche.data.images import Data
 from oche.data.reading.arrays import has_idx, read_digits, read_idx, read_npz
 from oche.data.reading.digit_masks import read_digits_masks
-from oche.data.reading.files import folders_in, images_below
+from oche.data.reading.files import folders_in, holds_images
 from oche.data.reading.folders import part_of, read_folder
 from oche.data.reading.labels import parsed
 from oche.data.reading.masksets import pair_places, read_pairs
@@ -172,8 +172,9 @@ def _read_root(root: Path, given: str, wish: Wish) -> Parts:
         )
     if has_idx(root):
         return read_idx(root, wish)
-    if not folders_in(root) or not any(images_below(folder) for folder in folders_in(root) if not part_of(folder.name)):
-        table = table_in(root)
-        if table and not any(folders_in(folder) for folder in folders_in(root) if part_of(folder.name)):
-            return read_table(table, wish)
+    folders = folders_in(root)
+    holding = [folder for folder in folders if not part_of(folder.name) and holds_images(folder)]
+    divided = any(folders_in(folder) for folder in folders if part_of(folder.name))
+    if len(holding) < 2 and not divided and (table := table_in(root)):
+        return read_table(table, wish)
     return read_folder(root, wish)

@@ -132,7 +132,7 @@ def _of_listings(
     listings = {part: replace(one, labels=tuple(targets[part].tolist())) for part, one in listings.items()}
 
     def fill(train: Tensor) -> Filled:
-        return filled(listings, name, wish, uniform=uniform, train=train)
+        return filled(listings, name, wish, classes=classes, uniform=uniform, train=train)
 
     told = tuple(Fate("used", f"{part} images", len(one)) for part, one in listings.items())
     return Parts(name, targets, fill, classes, notes=notes, labels=labels, fates=told, layout="dataset")

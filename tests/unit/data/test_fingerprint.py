@@ -1,0 +1,132 @@
+"""A data set pinned to a run: what changed is said exactly, and settings of reading are no change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from oche.data import load
+from oche.data.fingerprint import Fingerprint, differences, fingerprint
+from oche.errors import UserError
+
+
+def write(path: Path, seed: int, mask: bool = False) -> None:
+    rng = np.random.default_rng(seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 2 if mask else 256, (8, 8) if mask else (8, 8, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    for n in range(36):
+        write(tmp_path / "photos" / "abc"[n % 3] / f"{n:02}.png", n)
+    return tmp_path / "photos"
+
+
+def add(root: Path) -> None:
+    write(root / "a" / "new.png", 99)
+
+
+def change(root: Path) -> None:
+    write(root / "b" / "04.png", 98)
+
+
+def remove(root: Path) -> None:
+    (root / "c" / "05.png").unlink()
+
+
+def shift(root: Path) -> None:
+    for path in (root / "a").iterdir():
+        path.unlink()
+    (root / "a").rmdir()
+
+
+def relabel(root: Path) -> None:
+    (root / "a" / "03.png").rename(root / "b" / "03.png")
+
+
+CHANGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "nothing": (lambda root: None, []),
+    "touched": (lambda root: (root / "a" / "00.png").touch(), []),
+    "added": (add, ["1 images are new (a/new.png)", "moved from"]),
+    "changed": (change, ["1 images changed (b/04.png)"]),
+    "removed": (remove, ["1 images are gone (c/05.png)"]),
+    "class": (shift, ["the class 'a' is gone", "12 images are gone (a/00.png, a/03.png"]),
+    "other class": (relabel, ["1 images are gone (a/03.png)", "1 images are new (b/03.png)"]),
+}
+
+
+@pytest.mark.parametrize("kind", CHANGES)
+def test_what_changed_is_said(photos: Path, kind: str) -> None:
+    before = fingerprint(load(photos))
+    make, words = CHANGES[kind]
+    make(photos)
+    said = differences(before, fingerprint(load(photos)))
+    assert bool(said) == bool(words)
+    for word in words:
+        assert any(word in sentence for sentence in said), said
+
+
+def test_test_images_that_would_be_trained_on_are_counted(photos: Path) -> None:
+    """Every image's part, by a literal comparison of the names."""
+    first = load(photos)
+    for n in range(6):
+        write(photos / "a" / f"a{n}.png", 200 + n)
+    second = load(photos)
+    was, now = ({name: part for part, i in d.identities.items() for name in i.names} for d in (first, second))
+    moved = sum(was[name] == "test" and now[name] == "train" for name in was)
+    assert moved
+    said = differences(fingerprint(first), fingerprint(second))
+    assert f"{moved} images moved from test to train" in said
+
+
+def test_settings_and_places_are_no_change(photos: Path) -> None:
+    before = fingerprint(load(photos))
+    moved = photos.rename(photos.with_name("elsewhere"))
+    for data in (load(moved, size=16), load(moved, channels=1)):
+        assert differences(before, fingerprint(data)) == ()
+
+
+def test_masks_are_pinned_too(tmp_path: Path) -> None:
+    for n in range(8):
+        write(tmp_path / "images" / f"{n}.png", n)
+        write(tmp_path / "masks" / f"{n}.png", n, mask=True)
+    before = fingerprint(load(tmp_path))
+    write(tmp_path / "masks" / "3.png", 77, mask=True)
+    assert differences(before, fingerprint(load(tmp_path))) == ("1 images changed (3.png)",)
+
+
+def test_arrays_are_pinned_by_their_rows(tmp_path: Path) -> None:
+    x: NDArray[np.generic] = np.random.default_rng(0).integers(0, 4000, (30, 8, 8, 1)).astype("u2")
+    y = np.arange(30) % 2
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    before = fingerprint(load(tmp_path / "a.npz"))
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    assert differences(before, fingerprint(load(tmp_path / "a.npz"))) == ()
+    x[4, 0, 0, 0] += 1  # type: ignore[index]
+    np.savez(tmp_path / "a.npz", x=x, y=y)
+    assert differences(before, fingerprint(load(tmp_path / "a.npz"))) == ("1 images changed (train 4)",)
+
+
+def test_it_is_kept_as_json_and_damage_is_a_sentence() -> None:
+    before = fingerprint(load("digits"))
+    again = Fingerprint.loads(before.dumps(), "data.json")
+    assert again == before
+    assert again.digest == before.digest
+    assert set(before.summary()) == {"fingerprint", "parts"}
+    for text in (b"", b"{}", b"[]", b'{"classes": 3, "digests": {"train": 5}, "names": {}}', before.dumps()[:-9]):
+        with pytest.raises(UserError, match=r"data\.json is damaged"):
+            Fingerprint.loads(text, "data.json")
+
+
+def test_of_very_many_files_names_and_sizes_count(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oche.data.reading.listing.MANY", 10)
+    monkeypatch.setattr("oche.data.reading.listing.SAMPLED", 2)
+    before = fingerprint(load(photos))
+    (photos / "b" / "04.png").write_bytes((photos / "b" / "04.png").read_bytes() + b"end")
+    assert differences(before, fingerprint(load(photos))) == ("1 images changed (b/04.png)",)
