@@ -85,6 +85,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 EPOCHS: dict[str, dict[str, int]] = {
     "drnas_progressive": dict.fromkeys(SMALL, 2),
     "pdarts": dict.fromkeys(SMALL, 3),
+    "rdarts_pick": dict.fromkeys(SMALL, 4),
     "darts_pt": {"toy": 3, "nb201": 6, "darts": 6, "s1": 17, "s2": 2, "s3": 2, "s4": 2, "grid": 10},
     "gm_nas": dict.fromkeys(SMALL, 3),
     "ddpnas": {"toy": 5, "nb201": 14, "darts": 35, "s1": 2, "s2": 2, "s3": 5, "s4": 2},

@@ -25,7 +25,7 @@ from oche.spaces.sampling import sample
 from oche.tasks import Classify
 from oche.training.evaluate import evaluate
 from oche.training.protocols import PROTOCOLS, Protocol
-from oche.training.train import BEST, LAST, Training, _stream, begin, retrain, train_epoch
+from oche.training.train import BEST, LAST, Training, begin, retrain, stream_of, train_epoch
 from reference.tiny import tiny_data, tiny_space
 
 CPU = fabric_for("cpu")
@@ -100,9 +100,9 @@ def test_the_foot_of_the_ladder_has_no_trick() -> None:
 
 
 def test_autoaugment_reaches_the_training() -> None:
-    stream = _stream(training(replace(PROTOCOLS["autoaugment"], epochs=1)))
+    stream = stream_of(training(replace(PROTOCOLS["autoaugment"], epochs=1)))
     assert stream.augment.policy
-    assert not _stream(training(replace(PROTOCOLS["wide"], epochs=1))).augment.policy
+    assert not stream_of(training(replace(PROTOCOLS["wide"], epochs=1))).augment.policy
 
 
 def test_the_benchmark_protocol() -> None:

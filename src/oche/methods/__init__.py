@@ -59,7 +59,8 @@ from oche.methods.random_sampling import RandomSampling
 from oche.methods.random_search import random_search
 from oche.methods.random_search_ws import random_search_ws
 from oche.methods.rdarts import BUDGETS as RDARTS
-from oche.methods.rdarts import rdarts
+from oche.methods.rdarts import PICK_BUDGETS as RDARTS_PICK
+from oche.methods.rdarts import rdarts, rdarts_pick
 from oche.methods.regularized_evolution import regularized_evolution
 from oche.methods.rlnas import BUDGETS as RLNAS
 from oche.methods.rlnas import rlnas
@@ -113,6 +114,7 @@ ENTRIES: dict[str, Entry] = {
     "oles": Entry(oles, OLES),
     "pdarts": Entry(pdarts, PDARTS),
     "rdarts": Entry(rdarts, RDARTS),
+    "rdarts_pick": Entry(rdarts_pick, RDARTS_PICK),
     "rlnas": Entry(rlnas, RLNAS),
     "sdarts_adv": Entry(sdarts_adv, SDARTS),
     "sdarts_rs": Entry(sdarts_rs, SDARTS),

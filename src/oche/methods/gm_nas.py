@@ -8,21 +8,25 @@ its halves again: 2^s supernets with fewer candidates, each searched by itself. 
     e's operations fall into two groups, none of one operation, with the least D within;   cut = sum of D - within
     the edge with the largest cut is split (`edge_score=cut_max`), or that with the least within (`within_min`)
 
-Supernets that will be split train their weights alone, alpha at uniform; halves inherit weights and momenta. After the last split
-weights and alpha begin anew and the inner method searches: `inner` is darts, darts_2nd, pcdarts, gdas or drnas. Of the 2^s cells found
-the one is taken that scores best on validation images with its own supernet's weights; the log has all of them (`child_accuracy`).
+Supernets that will be split train their weights alone, alpha at uniform; halves inherit weights and momenta. After the last split weights
+and alpha begin anew and the inner method searches: `inner` is darts, darts_2nd, pcdarts, gdas or drnas. Of the 2^s cells found the one is
+taken that scores best on validation images with its own supernet's weights; the log has all of them (`child_accuracy`). With
+`choose="halving"` the cells are trained from scratch beside each other instead, and half of them are kept after 30 and again after 100 of
+600 epochs, by the accuracy on validation images (a running mean that is nearly the last value); the better one is the result.
 
-Taken from code (skhu101/GM-NAS @ a69837d): NAS-Bench-201 two splits after 15 epochs each and 30 in the end (165 over all supernets), batch
-48, cut_max; DARTS space three splits after 2 epochs each and 15 in the end (134), batch 64, within_min, edges of the normal cell alone,
-set to one operation at its own weight (`by_weight`), no `none`; 100 batches. Published: CIFAR-10 error 2.35 % (best, first order, readme).
+Taken from code (skhu101/GM-NAS @ a69837d): NAS-Bench-201 (WS-GM/README.md:30, exp_scripts/ws-so-darts-201.sh:43-53,
+nasbench201/train_search.py:97-100) second order, alpha first, Nesterov, weight decay 5e-4, two splits after 15 epochs each and 30 in the
+end (165 over all supernets), batch 48, cut_max; DARTS space (exp_scripts/darts-sota-ws-res.sh:29-36) first order, three splits after 2
+epochs each and 15 in the end (134), batch 64, within_min, edges of the normal cell alone, set to one operation at its own weight
+(`by_weight`), no `none`; 100 batches. Published: CIFAR-10 error 2.35 % (best, first order, readme).
 
 Deviations from the paper: its text was not at hand. The shared weights are those of all cells' other edges and of the blocks between
 stages; groups have two operations at least where there are four or more; a row keeps its sum when set to one operation, so edge
 normalisation holds (our choices). At most an epoch's batches are compared. Where epochs or edges are too few, there are fewer splits.
-Deviations from the authors' code: it chooses among the cells by asking the benchmark, or in the DARTS space by halving their number
-twice while they are trained for 600 epochs, by test accuracy; here validation with the supernets' weights. A
-weight without gradient counts as zero instead of shifting those behind it. The last supernets' learning rate runs its whole course
-(NAS-Bench-201's stops half-way there).
+Deviations from the script of the published numbers: on NAS-Bench-201 it chooses among the cells by asking the benchmark
+(train_search.py:366), here by validation with the supernets' weights; its halving goes by test accuracy (successive_halving.py), here by
+validation images. A weight without gradient counts as zero instead of shifting those behind it. The last supernets' learning rate runs
+its whole course (NAS-Bench-201's stops half-way there).
 Cost against DARTS: 2^s supernets of fewer candidates, and a backward pass an operation, edge and batch at each split (3,000 in
 NAS-Bench-201). All supernets stay in memory.
 """
@@ -45,13 +49,14 @@ from oche.methods.darts import NB201_SETTINGS, darts, darts_2nd
 from oche.methods.drnas import drnas
 from oche.methods.gdas import gdas
 from oche.methods.pcdarts import pcdarts
+from oche.methods.racing import race
 from oche.optim import average
 from oche.search.begin import streams
 from oche.search.bilevel import detached
 from oche.search.callbacks import Callback
 from oche.search.method import Method
 from oche.search.selection import Selection
-from oche.search.stages import Stage, Staged
+from oche.search.stages import Choose, Stage, Staged
 from oche.search.state import Problem, SearchState
 from oche.search.weights import same_shape
 from oche.watch.probes import one_hot, supernet_accuracy
@@ -74,8 +79,8 @@ _DARTS: dict[str, object] = {
     "stages.first_kind": True,
 }
 PUBLISHED = {
-    "nb201": Budget(165, 48, NB201_SETTINGS, _SOURCE),
-    "darts": Budget(134, 64, {"space.cells": 8, "space.channels": 16, **_DARTS}, _SOURCE),
+    "nb201": Budget(165, 48, {**NB201_SETTINGS, "method.inner": "darts_2nd", "arch_first": True}, _SOURCE),
+    "darts": Budget(134, 64, {"space.cells": 8, "space.channels": 16, "method.choose": "halving", **_DARTS}, _SOURCE),
 }
 SMOKE = {
     "toy": Budget(7, 16, {"stages.batches": 1}),
@@ -154,6 +159,23 @@ def best_child(problem: Problem, method: Method, ended: tuple[SearchState, ...])
     children = [state for state in ended if "gm_nas/accuracy" in state.memory]
     best = max(children, key=lambda state: float(state.memory["gm_nas/accuracy"]))
     return method.selection(best, best.problem)
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Of the last supernets' cells the one that is left of a race of trainings from scratch, see `racing.race`."""
+
+    protocol: str = "darts_cifar"
+    until: tuple[int, ...] = (30, 100, 600)
+    keep: tuple[int, ...] = (4, 2, 1)
+
+    def __call__(self, problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Genotype:
+        children = [state for state in ended if "gm_nas/accuracy" in state.memory]
+        cells = [method.selection(state, state.problem) for state in children]
+        return cells[race(problem, cells, self.protocol, self.until, self.keep)]
+
+
+CHOICES: dict[str, Choose] = {"validation": best_child, "halving": Halving()}
 
 
 @dataclass(frozen=True)
@@ -269,10 +291,11 @@ def gm_nas(
     inner: Literal["darts", "darts_2nd", "pcdarts", "gdas", "drnas"] = "darts",
     splits: int = 2,
     edge_score: EdgeScore = "cut_max",
+    choose: Literal["validation", "halving"] = "validation",
 ) -> Staged:
     """Supernets that are split where their gradients disagree.
 
-    2^`splits` of them, each searched by `inner`.
+    2^`splits` of them, each searched by `inner`; `choose` says how one of their cells is chosen.
     """
     base = INNER[inner]()
     method = replace(
@@ -282,4 +305,4 @@ def gm_nas(
         unfit_why="it splits an edge of repeated cells, and a grid has every node once",
         papers=(*base.papers, "hu2022gmnas"),
     )
-    return Staged("gm_nas", method, Split(splits, edge_score=edge_score), best_child)
+    return Staged("gm_nas", method, Split(splits, edge_score=edge_score), CHOICES[choose])

@@ -6,9 +6,9 @@ Second-order DARTS collapses where the validation loss is sharp in alpha; a stro
     dp:  an image loses a whole mixed edge with probability strength * progress, one of 0, 0.2, 0.4, 0.6          (0 is DARTS)
 
 This is one search at one strength. R-DARTS proper searches at each of the four, three seeds each, trains the cells briefly and keeps
-the best on validation images: `oche search rdarts --set method.strength=27e-4 --seeds 3 --pick validation`, once for each strength, and
-of the four runs the one with the highest `val_accuracy` among the seeds in its `log.jsonl`: with the same --seed all four hold the same
-images back. The supernet's own accuracy cannot choose the strength: it is best where the cell has the most skip connections.
+the best on validation images: `oche search rdarts_pick` searches at each of the four for a quarter of the epochs, trains the four cells
+(`brief`) and keeps the one that is best; `--seeds 3 --pick validation` does so for three seeds. The supernet's own accuracy cannot choose
+the strength: it is best where the cell has the most skip connections.
 
 `whole=False` drops each candidate but the identity by itself, as drop path does in the network that is trained in the end.
 
@@ -25,16 +25,21 @@ Cost against DARTS: that of the second order; the paper's protocol is 12 searche
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from oche.errors import UserError
-from oche.methods.budgets import Budget
+from oche.genotype import Genotype
+from oche.methods.budgets import QUICK, SMOKE, Budget
 from oche.methods.darts import darts_2nd
+from oche.methods.racing import race
 from oche.optim import SGD
 from oche.schedule import Linear
 from oche.search.method import Method
+from oche.search.stages import Stage, Staged
+from oche.search.state import Problem, SearchState
 from oche.spaces.edges import DropPath
+from oche.training.protocols import PROTOCOLS
 
 PUBLISHED = {
     "darts": Budget(50, 64, {"space.cells": 8, "space.channels": 16}, "automl/RobustDARTS @ 3dec3fe"),
@@ -47,9 +52,20 @@ PUBLISHED = {
     "grid": Budget(200, 8, {"arch_optimizer.lr": 3e-3, "arch_optimizer.weight_decay": 0.0}, "ours"),
 }
 BUDGETS = {"paper": PUBLISHED}
+_EPOCHS = 4
+PICK_BUDGETS = {
+    "paper": {space: replace(row, epochs=_EPOCHS * row.epochs) for space, row in PUBLISHED.items()},
+    "quick": {space: replace(row, epochs=_EPOCHS * row.epochs) for space, row in QUICK.items()},
+    "smoke": {space: replace(row, epochs=_EPOCHS) for space, row in SMOKE.items()},
+}
+"""As many epochs for each strength as `rdarts` has; in `smoke` one."""
+
+Regularisation = Literal["l2", "dp"]
+STRENGTHS: dict[Regularisation, tuple[float, ...]] = {"l2": (3e-4, 9e-4, 27e-4, 81e-4), "dp": (0.0, 0.2, 0.4, 0.6)}
+"""Those of the paper: weight decays, and drop path's probability at the end."""
 
 
-def rdarts(regularisation: Literal["l2", "dp"] = "l2", strength: float | None = None, whole: bool = True) -> Method:
+def rdarts(regularisation: Regularisation = "l2", strength: float | None = None, whole: bool = True) -> Method:
     """Second-order DARTS, more regularised, at one strength.
 
     By more weight decay (`l2`) or by drop path (`dp`), of `whole` mixed edges or of single candidates.
@@ -63,3 +79,56 @@ def rdarts(regularisation: Literal["l2", "dp"] = "l2", strength: float | None = 
         return replace(method, weight_optimizer=SGD(weight_decay=27e-4 if strength is None else strength))
     rate = Linear(0.0, 0.2 if strength is None else strength)
     return replace(method, edge=DropPath(rate=rate, whole=whole))
+
+
+# ------------------------------------------------------------------ the pick of four
+
+
+@dataclass(frozen=True)
+class OnePerStrength:
+    """A search from scratch at each strength, over an equal share of the epochs; those left over go to the first."""
+
+    regularisation: Regularisation = "l2"
+    whole: bool = True
+
+    def __call__(self, problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Stage | None:
+        strengths = STRENGTHS[self.regularisation]
+        if problem.epochs < len(strengths):
+            raise UserError(
+                f"rdarts_pick needs an epoch for each of {len(strengths)} strengths; given {problem.epochs}."
+            )
+        if len(ended) == len(strengths):
+            return None
+        strength, share = strengths[len(ended)], problem.epochs // len(strengths)
+        if self.regularisation == "dp":
+            own = replace(method, edge=DropPath(rate=Linear(0.0, strength), whole=self.whole))
+        elif isinstance(method.weight_optimizer, SGD):
+            own = replace(method, weight_optimizer=replace(method.weight_optimizer, weight_decay=strength))
+        else:
+            raise UserError(
+                "rdarts_pick varies SGD's weight decay: leave weight_optimizer SGD, or take regularisation=dp."
+            )
+        epochs = share if ended else problem.epochs - share * (len(strengths) - 1)
+        return Stage(problem.space, own, epochs, note=f"{self.regularisation} {strength:g}")
+
+
+@dataclass(frozen=True)
+class BestTrained:
+    """Of the stages' cells the one that is best on validation images after a training from scratch."""
+
+    protocol: str = "brief"
+    epochs: int | None = None
+
+    def __call__(self, problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Genotype:
+        name = f"segment_{self.protocol}" if f"{problem.space.task}_{self.protocol}" in PROTOCOLS else self.protocol
+        cells = [method.selection(state, state.problem) for state in ended]
+        return cells[race(problem, cells, name, (self.epochs or PROTOCOLS[name].epochs,), (1,))]
+
+
+def rdarts_pick(regularisation: Regularisation = "l2", whole: bool = True) -> Staged:
+    """R-DARTS proper: second-order DARTS at four strengths, the best trained cell.
+
+    For one seed; `--seeds 3 --pick validation` does it for three.
+    """
+    method = replace(rdarts(regularisation, whole=whole), name="rdarts_pick")
+    return Staged("rdarts_pick", method, OnePerStrength(regularisation, whole), BestTrained())

@@ -69,7 +69,7 @@ def retrain(training: Training) -> Network:
     protocol, run = training.protocol, training.run
     state = begin(training)
     resume(state, training)
-    stream = _stream(training)
+    stream = stream_of(training)
     while state.epoch < protocol.epochs:
         started = time.perf_counter()
         set_rate(state.optimizer, protocol.lr(state.epoch / protocol.epochs))
@@ -186,7 +186,8 @@ def resume(state: TrainState, training: Training) -> None:
         run.rewind(state.lines)
 
 
-def _stream(training: Training) -> Stream:
+def stream_of(training: Training) -> Stream:
+    """The training images, varied as the protocol says."""
     fabric, protocol = training.fabric, training.protocol
     augment = for_training(training.data, protocol.cutout, protocol.policy)
     return Stream(
