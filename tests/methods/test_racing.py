@@ -53,7 +53,6 @@ def test_the_halving_leaves_what_the_script_leaves(monkeypatch: pytest.MonkeyPat
     for seed in range(3):
         scores = np.random.default_rng(seed).random((8, 120))
         trained: dict[int, int] = {}
-        numbers: dict[int, int] = {}
         monkeypatch.setattr(racing, "begin", lambda training: Fake(cells.index(training.genotype)))
         monkeypatch.setattr(racing, "train_epoch", lambda state, training, stream: None)
 
