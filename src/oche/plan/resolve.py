@@ -158,7 +158,16 @@ def resolve(request: Request, data: Data | None = None, recorded: Mapping[str, o
         else request.space
     )
     chosen = budget(request.budget, key, tables)
-    given = _by_part({k: v for k, v in chosen.settings.items() if k.rpartition(".")[2] not in options})
+    own = {k.removeprefix("method."): v for k, v in chosen.settings.items() if k.startswith("method.")}
+    if own:
+        searcher = searcher_named(request.method, {**_options(request.method, own), **options})
+    given = _by_part(
+        {
+            k: v
+            for k, v in chosen.settings.items()
+            if k.rpartition(".")[2] not in options and not k.startswith("method.")
+        }
+    )
     method = as_searcher(searcher).method
     if method and request.space in method.unfit:
         raise UserError(
