@@ -27,7 +27,8 @@ SCHEDULES: list[Schedule] = [
     Constant(0.1),
     Linear(0.3, 0.0),
     Cosine(0.025, 0.001),
-    Cosine(0.5, 0.0, warm_up=0.08),
+    Cosine(0.5, 0.0, warm_up=0.1),
+    Cosine(0.5, 0.0, warm_up=0.08, ramp="cosine"),
     LinearTail(0.5),
     Geometric(0.1, 1e-4),
 ]
@@ -57,18 +58,19 @@ def test_darts_cosine(start: float, end: float, epochs: int) -> None:
 
 
 def test_pcdarts_on_imagenet() -> None:
-    """train_search_imagenet.py: the cosine from 0.5, times (epoch + 1) / 5 while epoch < 5."""
+    """train_search_imagenet.py:151-158: the cosine from 0.5, and 0.5 (epoch + 1) / 5 while epoch < 5."""
     settings = PUBLISHED["pcdarts"]["imagenet"].settings
     schedule = Cosine(settings["weight_lr.start"], settings["weight_lr.end"], settings["weight_lr.warm_up"])  # type: ignore[arg-type]
     epochs = 50
-    expected = []
-    for epoch in range(epochs):
-        lr = 0.5 * (1 + math.cos(math.pi * epoch / epochs)) / 2
-        if epoch < 5:
-            lr = lr * (epoch + 1) / 5.0
-        expected.append(lr)
+    expected = [0.5 * (1 + math.cos(math.pi * epoch / epochs)) / 2 for epoch in range(epochs)]
+    expected[:5] = [0.1, 0.2, 0.3, 0.4, 0.5]
     assert [schedule(e / epochs) for e in range(epochs)] == pytest.approx(expected, abs=1e-15)
-    assert schedule(0.0) == pytest.approx(0.1)
+
+
+def test_the_older_warm_up_multiplies_the_cosine() -> None:
+    schedule, plain = Cosine(0.5, 0.0, 0.08, ramp="cosine"), Cosine(0.5)
+    found = [schedule(e / 50) / plain(e / 50) for e in range(6)]
+    assert found == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
 
 
 def test_pcdarts_retraining_on_imagenet() -> None:
@@ -150,14 +152,13 @@ def test_published_numbers() -> None:
     assert (nb201.epochs, nb201.batch) == (50, 64)
     assert nb201.settings["weight_optimizer.nesterov"]
     assert nb201.settings["weight_optimizer.weight_decay"] == 5e-4
-    assert nb201.settings["lr_by_step"]
     assert not nb201.settings["arch_first"]
     cifar, imagenet = PUBLISHED["pcdarts"]["darts"], PUBLISHED["pcdarts"]["imagenet"]
     assert (cifar.epochs, cifar.batch, imagenet.epochs, imagenet.batch) == (50, 256, 50, 1024)
     assert (cifar.settings["weight_lr.start"], cifar.settings["weight_lr.end"]) == (0.1, 0.0)
     assert (cifar.settings["arch_optimizer.lr"], imagenet.settings["arch_optimizer.lr"]) == (6e-4, 6e-3)
     assert (imagenet.settings["split.weights"], imagenet.settings["split.arch"]) == (0.1, 0.025)
-    assert imagenet.settings["edge.K"] == 2
+    assert imagenet.settings["method.K"] == 2
     for space in ("s1", "s2", "s3", "s4"):
         assert PUBLISHED["pcdarts"][space].batch == 64
         assert "weight_lr.start" not in PUBLISHED["pcdarts"][space].settings
