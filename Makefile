@@ -14,7 +14,7 @@ INSTALLED := .venv/.installed
 # Two processes with one thread each: more threads than cores make small tensors many times slower.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-all fuzz bench lint clean
+.PHONY: demo test test-all fuzz bench mutants lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/oche search
@@ -30,6 +30,10 @@ fuzz: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/table.py
+
+# Breaks the methods one constant or rule at a time: an hour, resumable. METHODS="gdas drnas" for some, MINUTES=20 for a part.
+mutants: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py --minutes $(or $(MINUTES),90) $(METHODS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
