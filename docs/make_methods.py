@@ -1,4 +1,4 @@
-"""Writes docs/methods/: a page a method, out of its docstring, its parts, its published settings and its papers.
+"""Writes docs/methods/: a page per method, out of its docstring, its parts, its published settings (published.toml) and its papers.
 
 python docs/make_methods.py
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -18,6 +19,10 @@ from oche.search.searcher import SearcherLike, as_searcher
 from oche.search.stages import Staged
 
 FOLDER = Path(__file__).parent / "methods"
+TABLE: Mapping[str, Mapping[str, Mapping[str, Mapping[str, object]]]] = tomllib.loads(
+    (FOLDER / "published.toml").read_text(encoding="utf-8")
+)
+"""Method -> space -> setting -> its published value and source."""
 MADE = "<!-- made by docs/make_methods.py from the method's docstring: change that -->"
 
 
@@ -72,12 +77,19 @@ def parts(searcher: SearcherLike) -> Iterator[str]:
 
 
 def published(name: str) -> Iterator[str]:
-    """The settings of `--budget paper`."""
-    tables = ENTRIES[name.removeprefix("rf_")].budgets.get("paper", {})
-    if tables:
-        yield from ("## Published settings (`--budget paper`)", "", "| space | epochs | batch | settings | from |")
-        yield "|---|---|---|---|---|"
-        for space, budget in tables.items():
+    """The constants of `--budget paper` with their sources, for each space in the table; else what the budget sets."""
+    base = name.removeprefix("rf_")
+    known, budgets = TABLE.get(base, {}), ENTRIES[base].budgets.get("paper", {})
+    if known or budgets:
+        yield from ("## Published settings (`--budget paper`)", "")
+    for space, rows in known.items():
+        yield from (f"In `{space}`:", "", "| setting | value | from |", "|---|---|---|")
+        yield from (f"| `{path}` | {said(row['value'])} | {row['source']} |" for path, row in rows.items())
+        yield ""
+    rest = {space: budget for space, budget in budgets.items() if space not in known}
+    if rest:
+        yield from ("| space | epochs | batch | settings | from |", "|---|---|---|---|---|")
+        for space, budget in rest.items():
             settings = ", ".join(f"`{path}={value}`" for path, value in budget.settings.items())
             yield f"| {space} | {budget.epochs} | {budget.batch} | {settings} | {budget.source} |"
         yield ""
