@@ -14,9 +14,10 @@ from oche.data import batches, none
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.darts import darts
-from oche.methods.darts_pt import accuracy, crowded, darts_pt, decided, rounds
+from oche.methods.darts_pt import Perturb, accuracy, crowded, darts_pt, decided, rounds
 from oche.search.begin import begin
 from oche.search.selection import TopK
+from oche.search.stages import Stage, Staged, entered
 from oche.search.state import Problem, SearchState
 from reference.tiny import tiny_problem
 
@@ -95,6 +96,69 @@ def test_a_search_has_a_stage_for_each_decision() -> None:
     assert result.state.epochs_before + result.state.epoch == 7
     assert int(result.state.alive(problem.space.groups[0]).sum()) == 5 + 5  # five edges of one op, one still undecided
     assert result.genotype.discrete
+
+
+def stages_of(searcher: Staged, problem: Problem) -> tuple[list[Stage], list[SearchState]]:
+    """The plan and the states it begins with, each with something in its optimisers, as after a step."""
+    plan, ended = list[Stage](), list[SearchState]()
+    while stage := searcher.stages(problem, searcher.method, tuple(ended)):
+        state = entered(problem, stage, tuple(ended))
+        plan.append(stage)
+        ended.append(replace(state))
+        for t in [*state.weights.tensors.values(), *state.alpha.values()]:
+            t.grad = torch.ones_like(t)
+        state.weight_optimizer.step()
+        state.arch_optimizer.step()
+    return plan, ended
+
+
+def test_tuning_is_at_a_tenth_of_the_first_rate_throughout() -> None:
+    """projection.py:134: the optimiser is made anew with learning_rate / 10; the scheduler beside it is never stepped."""
+    problem = tiny_problem("toy", epochs=6)
+    plan, _ = stages_of(darts_pt(tune=2), problem)
+    assert [stage.epochs for stage in plan] == [2, 2, 2]
+    assert [plan[0].method.weight_lr(p) for p in (0.0, 1.0)] == [0.025, pytest.approx(0.001)]
+    for stage in plan[1:]:
+        assert [stage.method.weight_lr(p) for p in (0.0, 0.5, 1.0)] == [pytest.approx(0.0025)] * 3
+    falling = replace(darts_pt(), stages=Perturb(2, falling=True))
+    rate = stages_of(falling, problem)[0][1].method.weight_lr
+    assert [rate(p) for p in (0.0, 1.0)] == [pytest.approx(0.0025), pytest.approx(0.0001)]
+
+
+def test_momentum_begins_anew_with_the_tuning_and_alpha_s_adam_goes_on() -> None:
+    problem = tiny_problem("toy", epochs=3)
+    for carry, fresh in (("adam", True), ("momentum", False)):
+        searcher = replace(darts_pt(), stages=Perturb(1, carry=carry))  # type: ignore[arg-type]
+        ended = tuple[SearchState, ...]()
+        momenta, adams = [], []
+        while stage := searcher.stages(problem, searcher.method, ended):
+            state = entered(problem, stage, ended)
+            momenta.append(any("momentum_buffer" in s for s in state.weight_optimizer.state.values()))
+            adams.append([int(s["step"]) for s in state.arch_optimizer.state.values()])
+            for t in [*state.weights.tensors.values(), *state.alpha.values()]:
+                t.grad = torch.ones_like(t)
+            state.weight_optimizer.step()
+            state.arch_optimizer.step()
+            ended += (state,)
+        assert momenta == [False, not fresh, True]
+        assert adams == ([[], [1], [2]] if fresh else [[]] * 3)
+
+
+def test_cells_of_both_kinds_are_decided_in_sight_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """projection.py:169-172: the normal cell's edge is projected before the reduction cell's is tried."""
+    problem = tiny_problem("darts", channels=4, cells=3, nodes=1)
+    state = begin(problem, darts())
+    seen: list[tuple[str, int]] = []
+
+    def planned(state: SearchState, mask: Mapping[str, torch.Tensor], group: Group, off: object) -> float:
+        seen.append((group.name, int(mask["normal"].sum())))
+        return 0.0
+
+    monkeypatch.setattr(import_module("oche.methods.darts_pt"), "accuracy", planned)
+    whole = int(state.alive(problem.space.groups[0]).sum())
+    decided(state, 0)
+    assert {n for name, n in seen if name == "normal"} == {whole}
+    assert {n for name, n in seen if name == "reduce"} == {whole - 7}
 
 
 def test_alpha_can_be_fixed() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from importlib import import_module
+from itertools import pairwise
+from typing import Literal
 
 import pytest
 import torch
@@ -48,6 +50,7 @@ def test_with_fewer_epochs_there_are_fewer_sweeps() -> None:
         state = begin(tiny_problem("nb201", epochs=epochs, channels=4, cells=1), ddpnas())
         return Prune(3).place(replace(state, epoch=epoch))
 
+    assert place(42, 0) == Place(5, 0, 0)
     assert place(30, 1) is None  # 2 sweeps of 14 visits, after 2 epochs of warm-up
     assert place(30, 2) == Place(5, 0, 0)
     assert [place(14, epoch) for epoch in (0, 5, 13)] == [Place(5, 0, 0), Place(4, 0, 0), Place(2, 0, 1)]
@@ -80,6 +83,38 @@ def test_the_best_survive_accuracy_and_the_worst_error(
     worth[0] = 4 * torch.tensor([0.02, 0.0, 0.03, 0.08, 0.01])
     state = played(monkeypatch, worth, 42, sign)
     assert int(state.alive(state.space.groups[0])[0].int().argmax()) == survivor
+
+
+@pytest.mark.parametrize(("draw", "late"), [("uniform", 0.5), ("theta", 0.02)])
+def test_orders_are_uniform_or_drawn_by_theta(draw: Literal["uniform", "theta"], late: float) -> None:
+    """How often the first visit of a sweep is of an operation that theta all but excludes."""
+    problem, first = tiny_problem("nb201", epochs=42, channels=4, cells=1), []
+    state = begin(problem, ddpnas())
+    state.epoch = 36  # two operations are left
+    state.mask["cell"] = torch.arange(5).expand(6, 5) < 2
+    state.alpha["cell/alpha"].data.copy_(torch.tensor([0.98, 0.02, 0.0, 0.0, 0.0]))
+    for seed in range(60):
+        Prune(3, draw=draw).on_epoch_start(replace(state, problem=replace(problem, seed=seed)))
+        first.append(state.alpha["cell/now"][:, 1].detach().clone())
+    assert float(torch.stack(first).mean()) == pytest.approx(late, abs=0.09)
+
+
+def test_the_momentum_of_a_round_is_kept_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """v after the second round is 0.9 v1 + 0.1 E2, by a literal second derivation from what was seen."""
+    seen: list[tuple[torch.Tensor, ...]] = []
+    module = import_module("oche.methods.ddpnas")
+
+    def noted(theta: torch.Tensor, v: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
+        new, after = told(theta, v, *rest)  # type: ignore[arg-type]
+        seen.append((theta, v, after))
+        return new, after
+
+    monkeypatch.setattr(module, "told", noted)
+    played(monkeypatch, WORTH, 42)
+    assert not seen[0][1].any()
+    for (_, _, after), (theta, v, _) in pairwise(seen):
+        assert torch.equal(v, after)
+        torch.testing.assert_close(theta.sum(-1), torch.ones(6))
 
 
 def test_what_is_told_is_the_rule_s() -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from contracts.same import assert_other_search, problem_of
 from oche.base import Draw, Group
-from oche.methods.drnas import Dirichlet, DirichletKL, Progressive, concentration, divergence, drnas, drnas_progressive
+from oche.methods.drnas import (
+    Dirichlet,
+    DirichletKL,
+    Progressive,
+    concentration,
+    divergence,
+    drnas,
+    drnas_progressive,
+    widened_with_adam,
+)
+from oche.optim import Adam
 from oche.search.begin import begin
 from oche.search.relaxations import Softmax
-from oche.search.stages import Staged
+from oche.search.stages import Stage, Staged, entered
 from oche.search.state import SearchState
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -187,9 +199,6 @@ def test_each_edge_keeps_its_strongest_ops_and_twice_the_channels() -> None:
 
 
 def test_new_channels_are_copies_and_momenta_go_with_them() -> None:
-    from oche.methods.drnas import widened
-    from oche.search.stages import Stage, entered
-
     problem = problem_of("nb201", epochs=2, channels=8)
     method = drnas_progressive().method
     plan = Progressive((4, 2), (5, 5))
@@ -198,10 +207,13 @@ def test_new_channels_are_copies_and_momenta_go_with_them() -> None:
     first = entered(problem, stage, ())
     for t in first.theta.values():
         t.grad = torch.randn_like(t)
+    for t in first.alpha.values():
+        t.grad = torch.randn_like(t)
     first.weight_optimizer.step()
+    first.arch_optimizer.step()
     following = plan(problem, method, (first,))
     assert isinstance(following, Stage)
-    assert following.enter is widened
+    assert following.enter is widened_with_adam
     second = entered(problem, following, (first,))
     grown = 0
     for name, t in second.theta.items():
@@ -216,3 +228,39 @@ def test_new_channels_are_copies_and_momenta_go_with_them() -> None:
             assert rows[: old.shape[0]] == list(range(old.shape[0]))
             assert torch.equal(momenta[1][:, : old.shape[1]], momenta[0][rows])
     assert grown
+    for name, alpha in second.alpha.items():
+        own, old = (s.arch_optimizer.state[s.alpha[name]] for s in (second, first))
+        assert torch.equal(own["exp_avg"], old["exp_avg"])
+        assert own["exp_avg"] is not old["exp_avg"]
+        assert torch.equal(alpha.detach(), first.alpha[name].detach())
+    anew = replace(plan, keep_adam=False)(problem, method, (first,))
+    assert anew is not None
+    assert not entered(problem, anew, (first,)).arch_optimizer.state
+
+
+def test_removed_ops_have_alpha_zero_and_kept_ones_their_own() -> None:
+    """`prune` of utils.py: scattered into zeros. Adam's weight decay then finds nothing to pull."""
+    problem = problem_of("nb201", epochs=2, channels=8)
+    method, plan = drnas_progressive().method, Progressive((4, 2), (5, 3))
+    stage = plan(problem, method, ())
+    assert stage is not None
+    first = entered(problem, stage, ())
+    with torch.no_grad():
+        first.alpha["cell/alpha"].copy_(torch.randn(6, 5, generator=torch.Generator().manual_seed(5)))
+    following = plan(problem, method, (first,))
+    assert following is not None
+    second = entered(problem, following, (first,))
+    mask, eta = second.mask["cell"], first.alpha["cell/alpha"].detach()
+    torch.testing.assert_close(second.alpha["cell/alpha"].detach(), eta * mask)
+    assert mask.sum(-1).tolist() == [3] * 6
+
+
+def test_drnas_is_the_published_one() -> None:
+    assert drnas().arch_optimizer == Adam(3e-4, (0.5, 0.999), 1e-3)
+    assert drnas(kl=True).arch_optimizer == Adam(3e-4, (0.5, 0.999), 0.0)
+    assert drnas(kl=True).outer_terms == (DirichletKL(1e-3),)
+    assert drnas().relaxation == Dirichlet(False, 1e-3)
+    assert drnas().space == {"darts.without": ("none",)}
+    progressive = drnas_progressive()
+    assert progressive.stages == Progressive((4, 2), (8, 3), True)
+    assert progressive.method.arch_start == 0.3

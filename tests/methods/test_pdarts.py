@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from oche.methods.pdarts import AtMostSkips, Fading, Progressive, deeper, pdarts
+from oche.optim import Adam
+from oche.schedule import Cosine
 from oche.search.begin import begin
 from oche.search.stages import Stage
 from oche.search.state import SearchState
@@ -46,6 +48,18 @@ def test_the_darts_space_has_the_published_stages() -> None:
 def test_edges_with_few_candidates_keep_them() -> None:
     found = stages("s2", channels=4, cells=1, nodes=1)
     assert all(mask.all() for stage in found[1:] for mask in stage.mask.values())
+
+
+def test_pdarts_is_the_published_one() -> None:
+    """train_search.py: alpha held for 10 of 25 epochs, its gradients clipped at 5, Adam 6e-4, SGD 0.025 -> 0."""
+    method = pdarts().method
+    assert (method.arch_start, method.arch_clip, method.clip) == (0.4, 5.0, 5.0)
+    assert method.arch_optimizer == Adam(6e-4, (0.5, 0.999), 1e-3)
+    assert method.weight_lr == Cosine(0.025, 0.0)
+    assert pdarts().stages == Progressive((0.0, 0.4, 0.7))
+    assert pdarts().choose == AtMostSkips(2)
+    for stage in stages("nb201", channels=4, cells=1):
+        assert stage.method.arch_clip == 5.0
 
 
 def test_the_rate_fades_as_published() -> None:

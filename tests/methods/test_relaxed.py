@@ -71,7 +71,7 @@ def test_the_temperature_follows_progress_and_evaluation_has_no_noise() -> None:
 @pytest.mark.parametrize("space", ["toy", "darts"])
 def test_running_the_drawn_ops_alone_gives_the_loss_and_the_drawn_op_s_derivative_of_running_all(space: str) -> None:
     problem = problem_of(space)
-    one = begin(problem, gdas())
+    one = begin(problem, gdas(scalars=False))
     all_ops = begin(problem, replace(gdas(), edge=WeightedSum()))
     batch, draw = StepBatches(*streams(problem, gdas()), 0).inner(), one.draw("alpha")
     losses, grads = [], []
@@ -103,6 +103,42 @@ def test_the_code_s_scalars_give_every_weight_the_sum_of_the_output_s_gradient()
     torch.testing.assert_close(out.detach(), torch.nn.functional.max_pool2d(x, 3, 1, 1))
     (grad,) = torch.autograd.grad((out * direction).sum(), w)
     torch.testing.assert_close(grad[[0, 2]], direction.sum().repeat(2))
+
+
+def test_a_node_keeps_its_two_strongest_pairs_which_may_lie_on_one_edge() -> None:
+    """Against a literal sort of all (op, edge) pairs, as `genotype` of search_model_gdas_nasnet.py has it."""
+    problem = problem_of("darts", nodes=3)
+    state = begin(problem, gdas())
+    rng = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for alpha in state.alpha.values():
+            alpha.copy_(torch.randn(alpha.shape, generator=rng, dtype=alpha.dtype))
+        state.alpha["normal/alpha"][0, 0] = 9.0  # `none` does not compete
+        state.alpha["normal/alpha"][1, [3, 5]] = torch.tensor([4.0, 5.0])
+    found = gdas().selection(state, problem)
+    for group, strength in state.strengths():
+        for node, into in group.into().items():
+            ranked = sorted(
+                (
+                    (-float(strength[e, o]), group.edges[e][0], op)
+                    for e in into
+                    for o, op in enumerate(group.ops[e])
+                    if op != "none"
+                )
+            )
+            chosen = {(c.source, c.op) for c in found.groups[group.name] if c.target == node}
+            assert chosen == {(source, op) for _, source, op in ranked[:2]}
+    first = [(c.source, c.op) for c in found.groups["normal"] if c.target == 2]
+    assert first == [(1, "skip_connect"), (1, "sep_conv_5x5")]
+    problem.space.check(found)
+    network = problem.space.network(found)
+    assert network(torch.randn(2, 2, 8, 8)).shape == (2, 3)
+
+
+def test_gdas_is_the_published_one() -> None:
+    method = gdas()
+    assert method.relaxation == GumbelSoftmax(Linear(10.0, 0.1), hard=True)
+    assert method.edge == SampledOps(scalars=True)
 
 
 # ---------------------------------------------------------------------- FairDARTS

@@ -16,9 +16,28 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 
 def test_normalised_rows_by_hand() -> None:
-    clean = torch.tensor([[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]])
+    like = torch.tensor([[0.2, 0.8], [0.6, 0.4], [0.5, 0.5]])
     p = torch.tensor([[-0.1, 0.5], [-0.2, -0.3], [1.5, 1.0]])
-    assert torch.equal(normalised(p, clean), torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]))
+    assert torch.equal(normalised(p, like), torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.5, 0.5]]))
+
+
+@pytest.mark.parametrize(("empty", "ops"), [("perturbed", (0, 1)), ("clean", (0, 0))])
+def test_a_row_clipped_to_nothing_is_one_hot_where_the_empty_row_was_largest(empty: str, ops: tuple[int, int]) -> None:
+    """perturb.py and `clip` of model_search.py: the largest entry before the clamp. At S1 one candidate may be missing: never that one."""
+    problem = problem_of("s2")
+    state = begin(problem, darts())
+    perturbation = Perturbation(Constant(0.9), empty=empty)  # type: ignore[arg-type]
+    clean, delta, there = ({}, {}, {})  # type: dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, torch.Tensor]
+    for group in problem.space.groups:
+        clean[group.name] = torch.tensor([0.6, 0.4]).expand(len(group.edges), 2)
+        delta[group.name] = torch.tensor([-0.7, -0.8]).expand(len(group.edges), 2).clone()
+        delta[group.name][1] = torch.tensor([-0.8, -0.45])
+        there[group.name] = torch.ones(len(group.edges), 2)
+    found = perturbation._moved(clean, delta, there)
+    for p in found.values():
+        assert p[:2].argmax(-1).tolist() == list(ops)
+        assert torch.equal(p.sum(-1), torch.ones(len(p)))
+    del state
 
 
 @pytest.mark.parametrize("space", ["toy", "darts", "s1"])
@@ -93,6 +112,8 @@ def test_epsilon_grows_tenfold() -> None:
     (callback,) = sdarts_rs().callbacks
     assert isinstance(callback, Perturbation)
     assert callback.epsilon == Linear(0.03, 0.3)
+    (callback,) = sdarts_adv().callbacks
+    assert callback == Perturbation(Linear(0.03, 0.3), 7)
 
 
 def test_random_and_adversarial_are_not_the_same() -> None:

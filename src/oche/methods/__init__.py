@@ -22,8 +22,10 @@ from oche.methods.dartopti import dartopti
 from oche.methods.darts import BUDGETS as DARTS
 from oche.methods.darts import SECOND_ORDER, darts, darts_2nd
 from oche.methods.darts_ada import darts_ada
+from oche.methods.darts_aer import BUDGETS as DARTS_AER
 from oche.methods.darts_aer import darts_aer
 from oche.methods.darts_es import darts_es
+from oche.methods.darts_minus import BUDGETS as DARTS_MINUS
 from oche.methods.darts_minus import darts_minus
 from oche.methods.darts_plus import darts_plus
 from oche.methods.darts_pt import BUDGETS as DARTS_PT
@@ -57,6 +59,7 @@ from oche.methods.random_features import QUICK as RF_QUICK
 from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
 from oche.methods.random_sampling import RandomSampling
 from oche.methods.random_search import random_search
+from oche.methods.random_search_ws import BUDGETS as RANDOM_SEARCH_WS
 from oche.methods.random_search_ws import random_search_ws
 from oche.methods.rdarts import BUDGETS as RDARTS
 from oche.methods.rdarts import PICK_BUDGETS as RDARTS_PICK
@@ -96,9 +99,9 @@ ENTRIES: dict[str, Entry] = {
     "darts_ada": Entry(darts_ada, SECOND_ORDER),
     "d_darts": Entry(d_darts, D_DARTS),
     "dartopti": Entry(dartopti, D_DARTS),
-    "darts_aer": Entry(darts_aer),
+    "darts_aer": Entry(darts_aer, DARTS_AER),
     "darts_es": Entry(darts_es, SECOND_ORDER),
-    "darts_minus": Entry(darts_minus),
+    "darts_minus": Entry(darts_minus, DARTS_MINUS),
     "darts_plus": Entry(darts_plus),
     "darts_pt": Entry(darts_pt, DARTS_PT),
     "ddpnas": Entry(ddpnas, DDPNAS),
@@ -123,7 +126,7 @@ ENTRIES: dict[str, Entry] = {
     "snas": Entry(snas, SNAS),
     "zarts": Entry(zarts, ZARTS),
     "random_sampling": Entry(RandomSampling),
-    "random_search_ws": Entry(random_search_ws),
+    "random_search_ws": Entry(random_search_ws, RANDOM_SEARCH_WS),
     "random_search": Entry(random_search),
     "regularized_evolution": Entry(regularized_evolution),
     "local_search": Entry(local_search),

@@ -3,26 +3,32 @@
 Every edge has a categorical distribution theta over its remaining operations, uniform at first. No gradient: cells are asked and told.
 
     repeat until an edge has one operation left:
-        T sweeps, each of which visits every remaining operation of every edge once, in an order drawn by theta without replacement:
+        T sweeps, each of which visits every remaining operation of every edge once, in a random order:
             one epoch trains the weights of the visited cell alone;   V[sweep, e, o] = its accuracy on alpha's images
         E = mean over sweeps of softmax_o(100 V);   v <- 0.9 v + 0.1 E;   theta <- theta + v, over its sum
         each edge loses its operation of least theta
 
-That takes T sum_{k=2..K} k epochs: 42 with K = 5 operations and T = 3, 105 with K = 8; more epochs are spent on uniformly drawn
-cells first, and with fewer T is as large as fits.
+Orders are uniform. That takes T sum_{k=2..K} k epochs: 42 with K = 5 operations and T = 3, 105 with K = 8; more epochs are spent on
+uniformly drawn cells first, and with fewer T is as large as fits (our choice).
 
-Taken from code (MAC-AutoML/XNAS): T = 3, 0.9, 80 % of the images for the weights, batch 256, SGD 0.025 -> 0.001, weight decay
-5e-4. Published (readme): DARTS space, CIFAR-10 error 2.58 % with 3.4M parameters. Nothing is published on NAS-Bench-201.
+Taken from code (MAC-AutoML/XNAS @ ea8f8ab, xnas/algorithms/SNG/DDPNAS.py:50-116 and configs/search/SNG/DDPNAS_*_cifar10.yaml): T = 3,
+0.9, uniform orders (`draw="theta"` draws them by theta), 80 % of the images for the weights, batch 256, SGD 0.025 -> 0.001 per epoch
+without Nesterov, weight decay 5e-4 (core/config.py:69-92). Published (readme of tanglang96/DDPNAS, whose search code is not public):
+DARTS space, CIFAR-10 error 2.58 % with 3.4M parameters. Nothing is published on NAS-Bench-201.
 
 Deviations from the paper: the momentum is the later version's.
-Deviations from the authors' code: XNAS tells the error, which keeps the worst operations, and trains other cells than it records:
-here the accuracy, and the same cell; removed operations have no part in the softmax.
-Cost against DARTS: one operation an edge in each pass, no architecture steps, and a pass over alpha's images an epoch.
+Deviations from the script of the published numbers (the group's later one, scripts/search/SNG/search.py, for that of the number is not
+public): it tells the error (line 83), which keeps the worst operations, and trains other cells than it records (line 77 with
+RANDOM_SAMPLE): here the accuracy, and the same cell; half of its cells have few operations without parameters (BIGMODEL_SAMPLE_PROB);
+removed operations have no part in the softmax here; it goes on to 200 epochs where all is decided. The log has the operations that the
+fullest edge has left (`operations_left`), and the visited cell's accuracy.
+Cost against DARTS: one operation per edge in each pass, no architecture steps, and a pass over alpha's images per epoch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,7 +38,6 @@ from oche.data import Fractions
 from oche.errors import UserError
 from oche.methods.budgets import QUICK as OURS
 from oche.methods.budgets import Budget
-from oche.methods.darts import NB201_SETTINGS
 from oche.optim import SGD
 from oche.search.callbacks import Callback
 from oche.search.method import Method
@@ -41,11 +46,11 @@ from oche.search.state import SearchState
 from oche.spaces.edges import SampledOps
 from oche.watch.probes import supernet_accuracy
 
-_OURS = {"weight_optimizer.weight_decay": 5e-4}
+_SOURCE = "MAC-AutoML/XNAS @ ea8f8ab, configs/search/SNG"
 
 PUBLISHED = {
-    "darts": Budget(105, 256, {"space.cells": 8, "space.channels": 16, **_OURS}, "MAC-AutoML/XNAS @ ea8f8ab"),
-    "nb201": Budget(42, 256, {**NB201_SETTINGS, **_OURS}, "MAC-AutoML/XNAS @ ea8f8ab"),
+    "darts": Budget(105, 256, {"space.cells": 8, "space.channels": 16}, f"{_SOURCE}/DDPNAS_darts_cifar10.yaml"),
+    "nb201": Budget(42, 256, {"space.cells": 5, "space.channels": 16}, f"{_SOURCE}/DDPNAS_nasbench201_cifar10.yaml"),
 }
 SMOKE = {
     "toy": Budget(5, 16, {}),
@@ -76,9 +81,8 @@ class Visited(Relaxation):
         return theta * draw.alive(group).to(theta)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where an epoch stands: `left` operations on the fullest edge, sweep number `sweep`, and the `visit` in it; None: warm-up."""
+class Place(NamedTuple):
+    """Where an epoch stands: `left` operations on the fullest edge, sweep number `sweep`, and the `visit` in it."""
 
     left: int
     sweep: int
@@ -87,13 +91,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Prune(Callback):
-    """Asks before an epoch, tells after it; `sweeps` is T, or fewer where no more fit into the epochs."""
+    """Asks before an epoch, tells after it; `sweeps` is T, or fewer where no more fit into the epochs.
+
+    A sweep visits an edge's operations in an order that is uniform, or drawn by theta without replacement.
+    """
 
     sweeps: int = 3
     momentum: float = 0.9
+    draw: Literal["uniform", "theta"] = "uniform"
 
     def place(self, state: SearchState) -> Place | None:
-        """Raises UserError where one sweep a round does not fit."""
+        """None in the warm-up. Raises UserError where one sweep a round does not fit."""
         most = max(len(ops) for group in state.space.groups for ops in group.ops)
         visits, epochs = most * (most + 1) // 2 - 1, state.problem.epochs
         sweeps = min(self.sweeps, epochs // visits)
@@ -102,13 +110,11 @@ class Prune(Callback):
                 f"DDPNAS visits each of {most} operations and loses one a round: give it {visits} epochs at least and one sweep or more; "
                 f"given {epochs} and sweeps={self.sweeps}."
             )
-        rest = state.epoch - (epochs - sweeps * visits)
-        if rest < 0:
-            return None
-        left = most
-        while rest >= sweeps * left:
-            rest, left = rest - sweeps * left, left - 1
-        return Place(left, *divmod(rest, left))
+        places = [
+            Place(left, sweep, visit) for left in range(most, 1, -1) for sweep in range(sweeps) for visit in range(left)
+        ]
+        number = state.epoch - (epochs - len(places))
+        return places[number] if number >= 0 else None
 
     @torch.no_grad()
     def on_epoch_start(self, state: SearchState) -> None:
@@ -119,7 +125,7 @@ class Prune(Callback):
             rng = counted(state.problem.seed, "ddpnas", group.name, key)
             now = torch.zeros_like(theta)
             for e, there in enumerate(alive):
-                likely = theta[e] * there if place else there.float()
+                likely = theta[e] * there if place and self.draw == "theta" else there.float()
                 order = torch.multinomial(likely, int(there.sum()), generator=rng)
                 now[e, order[place.visit % len(order) if place else 0]] = 1.0
             state.alpha[f"{group.name}/now"].copy_(now)
@@ -130,6 +136,7 @@ class Prune(Callback):
         weights = state.op_weights(state.alpha, state.draw("eval"))
         accuracy = supernet_accuracy(state, state.problem, weights, state.arch_images)
         record["visited_accuracy"] = accuracy
+        record["operations_left"] = max(int(state.alive(group).sum(-1).max()) for group in state.space.groups)
         if place is None:
             return
         for group in state.space.groups:

@@ -3,7 +3,7 @@
     theta = {gamma, beta of every batch norm};  convolutions stay as drawn;  everything else as in the base method
 
 Skip connections win in plain DARTS because they help the convolutions beside them to train. With the convolutions frozen there
-is nobody to help, and operations are compared by what their features are worth.
+is nothing left to help, and operations are compared by what their features are worth.
 
 Stated by the paper (abstract): only batch norm is trained; RF-DARTS is this on DARTS, RF-PCDARTS on PC-DARTS; the best
 run on NAS-Bench-201 reaches 94.36 % on CIFAR-10, the cell known here as NB201_9930.
@@ -12,7 +12,8 @@ The paper's body was not at hand: affine batch norm everywhere in the cells (wit
 PyTorch's initial values and the base method's hyperparameters are our reading. So is the frozen classifier (`classifier=False`),
 the literal one; `classifier=True` is the other, and what `--budget quick` takes, by measurement (docs/choose.md).
 
-Deviations from the paper: unknown where it is silent here, see above. Deviations from the authors' code: none was published.
+Deviations from the paper: unknown where its body would tell, see above.
+Deviations from the script of the published numbers: no script was published.
 Cost against DARTS: the same passes, without a gradient of any convolution's weights.
 """
 
@@ -65,9 +66,11 @@ def rf_darts(classifier: bool = False, initialiser: Initialiser = "pytorch") -> 
     return frozen(darts(), BatchNormOnly(classifier=classifier, initialiser=initialiser))
 
 
-def rf_pcdarts(K: int = 4, classifier: bool = False, initialiser: Initialiser = "pytorch") -> Method:
+def rf_pcdarts(
+    K: int = 4, classifier: bool = False, initialiser: Initialiser = "pytorch", normalised: bool = True
+) -> Method:
     """PC-DARTS with random features.
 
     Also the 1/K of the channels that are searched stay as drawn.
     """
-    return frozen(pcdarts(K), BatchNormOnly(classifier=classifier, initialiser=initialiser))
+    return frozen(pcdarts(K, normalised), BatchNormOnly(classifier=classifier, initialiser=initialiser))

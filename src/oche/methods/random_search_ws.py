@@ -6,15 +6,22 @@
 
 The baseline that a search with a supernet has to beat: what it finds is owed to shared weights alone, there is no alpha to learn.
 
-Taken from code (liamcli/randomNAS_release): a cell a batch, 1,000 samples on 10 batches, 10 finalists on all validation images.
-Ours: fewer samples by default (100 on 4 batches, for a laptop; the published ones are `published=True`), and after every epoch the best
-of `glances`, so that the search can be watched.
+Taken from code (liamcli/randomNAS_release @ 6513a0a, searchers/random_weight_share.py and
+benchmarks/cnn/darts/darts_wrapper_discrete.py): a cell per batch, SGD 0.025 -> 0.001 per epoch, weight decay 3e-4, 1,000 samples on 10
+batches, 10 finalists on all validation images (`published=True`); its runs' epochs, channels and clip stand in a table that is not at
+hand: 100 epochs, 16 channels are the script's defaults, the clip of 5 is DARTS's. NAS-Bench-201 (D-X-Y/AutoDL-Projects @ f46486e,
+exps/NAS-Bench-201-algos/RANDOM-NAS.py with configs/nas-benchmark/algos/RANDOM.config): 250 epochs, Nesterov, weight decay 5e-4, rate by
+step, 100 samples on 512 images each, no finalists. Recalled, not checked: NAS-Bench-201 test 87.66 +- 1.69 / 58.33 +- 4.34 / 31.14 +-
+3.88; DARTS space, CIFAR-10 error 2.85 +- 0.08 %.
+Ours: fewer samples by default (100 on 4 batches, for a laptop), and after every epoch the best of `glances`, so that the search can be
+watched.
 
 Deviations from the paper: none known.
-Deviations from the authors' code: a cell is scored with each batch's own statistics, where the code takes running ones gathered over all
-cells; on the validation part, where the code takes the other half of the train images (unused here); no `none` in cells that keep two
-edges a node; one round of samples, where the code makes one for every 10,000 steps; cells that no signal can pass are drawn again.
-Cost against DARTS: one operation an edge in each pass and no architecture steps; in the end a pass for each sampled cell and batch.
+Deviations from the script of the published numbers: a cell is scored with each batch's own statistics, where the code takes running ones
+gathered over all cells (darts_wrapper_discrete.py:190); on the validation part, where the code takes the other half of the train images
+(unused here); all cells on the same images, where the code goes on through them; no `none` in cells that keep two edges per node; one
+round of samples, where random_weight_share.py:84 makes one for every 10,000 steps; cells that no signal can pass are drawn again.
+Cost against DARTS: one operation per edge in each pass and no architecture steps; in the end a pass for each sampled cell and batch.
 """
 
 from __future__ import annotations
@@ -28,6 +35,8 @@ from torch import Tensor
 from oche.base import Alpha, Draw, Group, counted
 from oche.data import ImageSet
 from oche.genotype import Choice, Genotype
+from oche.methods.budgets import Budget
+from oche.methods.darts import NB201_SETTINGS
 from oche.search.method import Method
 from oche.search.record import score
 from oche.search.relaxations import Relaxation
@@ -35,6 +44,23 @@ from oche.search.selection import derived
 from oche.search.state import Problem, SearchState
 from oche.spaces.edges import SampledOps
 from oche.spaces.sampling import sample
+
+_NB201 = {path: value for path, value in NB201_SETTINGS.items() if path != "arch_first"}
+PUBLISHED = {
+    "darts": Budget(
+        100,
+        64,
+        {"space.cells": 8, "space.channels": 16, "method.published": True},
+        "liamcli/randomNAS_release @ 6513a0a, searchers/random_weight_share.py",
+    ),
+    "nb201": Budget(
+        250,
+        64,
+        {**_NB201, "selection.samples": 100, "selection.batches": 8, "selection.finalists": 1},
+        "D-X-Y/AutoDL-Projects @ f46486e, scripts-search/NAS-Bench-201-algos/RANDOM-NAS.sh",
+    ),
+}
+BUDGETS = {"paper": PUBLISHED}
 
 
 @dataclass(frozen=True)

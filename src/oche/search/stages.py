@@ -46,6 +46,14 @@ def carry_on(state: SearchState, ended: tuple[SearchState, ...]) -> None:
         state.alpha[name].copy_(t)
 
 
+@torch.no_grad()
+def carry_arch_optimizer(state: SearchState, earlier: SearchState) -> None:
+    """Takes over what an earlier stage's optimiser remembers of alpha: the same parameters, in the same shapes."""
+    for name, t in state.alpha.items():
+        for key, value in earlier.arch_optimizer.state.get(earlier.alpha[name], {}).items():
+            state.arch_optimizer.state[t][key] = value.clone() if isinstance(value, Tensor) else value
+
+
 @dataclass(frozen=True)
 class Stage:
     """One stage: `epochs` epochs of `method` in `space`, of whose candidates only those in `mask` {group: (E, O) bool} are built.
