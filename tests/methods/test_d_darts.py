@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -12,15 +13,17 @@ from contracts.same import assert_other_search, assert_same_search, problem_of
 from oche.base import Batch
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
-from oche.methods.d_darts import Ablation, EdgeThreshold, d_darts, decode, deeper, encode, without
-from oche.methods.dartopti import DARTOPTI_OPS, RESIDUAL, dartopti
+from oche.methods.d_darts import Ablation, EdgeThreshold, d_darts, deeper, without
+from oche.methods.dartopti import DARTOPTI_OPS, RESIDUAL, StandstillStop, dartopti, hausdorff
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
+from oche.plan.resolve import Request, resolve
 from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import gradient
 from oche.search.checkpoint import dumps, loads
 from oche.search.loop import arch_step, search
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
+from reference.tiny import tiny_data
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -177,28 +180,14 @@ def test_an_edge_keeps_two_ops_above_the_threshold() -> None:
     assert network(torch.rand(2, 2, 8, 8)).shape == (2, 3)
 
 
-def test_a_code_is_decoded_to_the_genotype_it_came_from() -> None:
-    problem = by_cell(without=("none",), nodes=4)
-    state, _ = started(problem, d_darts())
-    genotype = Threshold(0.85)(state, problem)
-    assert decode(encode(genotype), problem.space) == genotype
-    assert encode(genotype)["cell_1"][0] == (
-        genotype.groups["cell_1"][0].op,
-        genotype.groups["cell_1"][0].target,
-        genotype.groups["cell_1"][0].source,
-    )
-    with pytest.raises(UserError, match="no such edge"):
-        decode({**encode(genotype), "cell_0": (("skip_connect", 9, 0),)}, problem.space)
-
-
 def test_alpha_of_a_network_made_by_hand_is_decoded_to_it() -> None:
     ops = (DARTOPTI_OPS,)
     problem = by_cell(nodes=4, normal=ops, reduce=ops)
     state = begin(problem, dartopti())
-    expected = decode(dict.fromkeys(problem.space.cell_groups(), RESIDUAL), problem.space)
+    expected = {Choice(source, target, op) for op, target, source in RESIDUAL}
     for selection in (EdgeThreshold(), Threshold(0.85)):
         found = selection(state, problem)
-        assert {n: set(own) for n, own in found.groups.items()} == {n: set(own) for n, own in expected.groups.items()}
+        assert {n: set(own) for n, own in found.groups.items()} == dict.fromkeys(problem.space.cell_groups(), expected)
     w = next(iter(state.op_weights(state.alpha, state.draw("eval")).values())).detach()
     assert sorted(w.flatten().tolist())[-6:] == pytest.approx([1.0] * 6, abs=1e-4)
     assert (w == 0.5).sum() == w.numel() - 6
@@ -222,3 +211,69 @@ def test_a_deeper_network_is_one_of_the_deeper_space() -> None:
     state, _ = started(problem, d_darts())
     found = deeper(Threshold(0.85)(state, problem), 9)
     replace(problem.space, cells=9).check(found)  # type: ignore[call-arg]
+
+
+# ---------------------------------------------------------------------- DARTOpti's stop
+
+
+def hamming(u: list[bool], v: list[bool], w: list[float]) -> float:
+    """scipy's, with weights."""
+    return sum(x for a, b, x in zip(u, v, w, strict=True) if a != b) / sum(w)
+
+
+def cell_hausdorff_distance(c1: list[list[bool]], c2: list[list[bool]], w: list[float]) -> float:
+    """architecture_processing.py, lines 17 to 59, without the shuffling that changes its speed alone."""
+    cmax = 0.0
+    for row in c1:
+        cmin = math.inf
+        for other in c2:
+            d = hamming(row, other, w)
+            if d < cmax:
+                break
+            if d < cmin:
+                cmin = d
+        if cmin >= cmax and d >= cmax:
+            cmax = cmin
+    return cmax
+
+
+def test_the_distance_is_the_code_s() -> None:
+    rng = torch.Generator().manual_seed(3)
+    w = torch.rand(12, generator=rng) + 0.5
+    for _ in range(30):
+        a, b = (torch.rand(14, 12, generator=rng) < 0.2 for _ in range(2))
+        sides = (cell_hausdorff_distance(x.tolist(), y.tolist(), w.tolist()) for x, y in ((a, b), (b, a)))
+        assert hausdorff(a, b, w) == pytest.approx(max(sides))
+    assert hausdorff(a, a, w) == 0.0
+
+
+def test_it_stops_after_four_epochs_without_movement() -> None:
+    """From the sixth epoch of alpha's on; a cell of other operations is further away than the start."""
+    ops = (DARTOPTI_OPS,)
+    state = begin(by_cell(nodes=4, normal=ops, reduce=ops), dartopti())
+    stop = next(c for c in dartopti().callbacks if isinstance(c, StandstillStop))
+    assert (stop.since, stop.tolerance, stop.patience, stop.least) == (5, 1e-3, 4, 0.85)
+    assert stop.distance(state) == 0.0
+    told: list[dict[str, object]] = []
+    for epoch in range(14):
+        if epoch == 7:
+            with torch.no_grad():
+                state.alpha["cell_0/alpha"][0, :2] = 10.0
+        record: dict[str, object] = {"phase": "warm-up" if epoch < 2 else "search"}
+        stop.on_epoch_end(state, record)
+        told.append(record)
+        assert state.stop == (epoch >= 11), "epochs 7 to 10 are remembered, 11 is as far"
+        if state.stop:
+            break
+    assert next(epoch for epoch, record in enumerate(told) if "distance" in record) == 7
+    assert len(told) == 12
+    assert told[7]["distance"] == told[11]["distance"] == stop.distance(state) > 0
+
+
+def test_published_dartopti() -> None:
+    found = resolve(Request("dartopti", "darts", "noise", "paper"), tiny_data())
+    assert (found.epochs, found.batch, getattr(found.space, "channels", 0)) == (55, 96, 32)
+    method = found.searcher
+    assert isinstance(method, Method)
+    assert method.arch_start * found.epochs == pytest.approx(5)
+    assert len(found.space.groups[0].ops[0]) == 12

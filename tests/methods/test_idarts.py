@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from oche.search.callbacks import Callback, InnerStep, OuterStep
 from oche.search.loop import search
 from oche.search.method import Method
 from oche.search.state import SearchState
+from reference.real import digits, epochs_of, real_problem
 from reference.tiny import NoBatches, tiny_problem
 
 RATE = 0.1
@@ -107,3 +109,17 @@ def test_alpha_steps_after_every_t_weight_steps_or_before_them(method: Method, s
     callback = Weigh([], [])
     search(tiny_problem("toy", epochs=2), replace(method, callbacks=(callback,)))  # 6 steps
     assert callback.seen == seen
+
+
+@pytest.mark.slow
+def test_on_digits_the_series_is_taken_up_and_alpha_moves() -> None:
+    """A step of alpha per four of the weights, with at most K terms each, and the guard is no rule: some terms shrink."""
+    torch.set_default_dtype(torch.float32)
+    told: list[dict[str, Any]] = []
+    problem = real_problem("nb201", digits(), 3, listener=epochs_of(told))
+    state = search(problem, idarts()).state
+    assert 0 < told[-1]["neumann_terms"] <= 2
+    first, last = (state.trajectory["cell/alpha"][i] for i in (0, -1))
+    assert float((last - first).abs().max()) > 1e-3
+    adam = state.arch_optimizer.state[state.alpha["cell/alpha"]]
+    assert int(adam["step"]) == told[-1]["step"] // 4

@@ -18,6 +18,7 @@ from oche.methods.cdarts import BUDGETS as CDARTS
 from oche.methods.cdarts import cdarts
 from oche.methods.d_darts import BUDGETS as D_DARTS
 from oche.methods.d_darts import d_darts
+from oche.methods.dartopti import BUDGETS as DARTOPTI
 from oche.methods.dartopti import dartopti
 from oche.methods.darts import BUDGETS as DARTS
 from oche.methods.darts import SECOND_ORDER, darts, darts_2nd
@@ -98,7 +99,7 @@ ENTRIES: dict[str, Entry] = {
     "cdarts": Entry(cdarts, CDARTS),
     "darts_ada": Entry(darts_ada, SECOND_ORDER),
     "d_darts": Entry(d_darts, D_DARTS),
-    "dartopti": Entry(dartopti, D_DARTS),
+    "dartopti": Entry(dartopti, DARTOPTI),
     "darts_aer": Entry(darts_aer, DARTS_AER),
     "darts_es": Entry(darts_es, SECOND_ORDER),
     "darts_minus": Entry(darts_minus, DARTS_MINUS),

@@ -25,15 +25,14 @@ Published (readme), DARTS space, CIFAR-10 accuracy with AutoAugment: 97.33 % wit
 
 Deviations from the paper: a node without an op above the threshold keeps its strongest one, where theirs vanishes. NAS-Bench-201, whose
 tables know one cell, shares alpha between all its cells.
-Deviations from the authors' code: their `backward` once a cell adds up gradients between cells, steps, and into the weights; here each
-alpha has its own once, and the weights' gradients are those of the training loss alone. In a deeper network the first third repeats
-the normal cells i mod N//3, where theirs reads (i mod N)//3.
+Deviations from the script of the published numbers: their `backward` once a cell adds up gradients between cells, steps, and into the
+weights; here each alpha has its own once, and the weights' gradients are those of the training loss alone. In a deeper network the first
+third repeats the normal cells i mod N//3, where theirs reads (i mod N)//3.
 Cost against DARTS: as many more passes of the architecture step as there are cells, twice forward, one at a time in memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -52,7 +51,6 @@ from oche.search.callbacks import Callback
 from oche.search.method import Method
 from oche.search.selection import Selection, argmax
 from oche.search.state import Problem, SearchState
-from oche.spaces import Space
 from oche.watch.probes import sample
 
 _SOURCE = "aheuillet/D-DARTS @ e3ad5d9"
@@ -162,19 +160,6 @@ class EdgeThreshold:
 
 Gene = tuple[tuple[str, int, int], ...]
 """A cell in D-DARTS's code: (op, to node, from node) of each edge."""
-
-
-def encode(genotype: Genotype) -> dict[str, Gene]:
-    """Group -> gene."""
-    return {name: tuple((c.op, c.target, c.source) for c in choices) for name, choices in genotype.groups.items()}
-
-
-def decode(genes: Mapping[str, Gene], space: Space) -> Genotype:
-    """The genotype of these genes. Raises UserError where they are not of the space."""
-    groups = {name: tuple(Choice(source, target, op) for op, target, source in gene) for name, gene in genes.items()}
-    genotype = Genotype(space.name, groups, space.sharing)
-    space.check(genotype)
-    return genotype
 
 
 def deeper(genotype: Genotype, layers: int) -> Genotype:
