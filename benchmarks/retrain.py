@@ -21,7 +21,7 @@ from oche.base import Batch, counted
 from oche.data import Data, ImageSet, Stream, for_training
 from oche.fast import ordinary
 from oche.genotype import PUBLISHED, Genotype
-from oche.plan.resolve import fabric_for
+from oche.plan.machine import fabric_for
 from oche.spaces import SPACES
 from oche.training.protocols import PROTOCOLS
 from oche.training.train import Training, TrainState, begin, train_epoch

@@ -56,7 +56,7 @@ from oche.base import counted
 from oche.data import Data, ImageSet, Stream, for_search
 from oche.fast import coverage
 from oche.methods import method_named
-from oche.plan.resolve import fabric_for
+from oche.plan.machine import fabric_for
 from oche.search.bilevel import ArchGradient, FiniteDifference, FirstOrder, Unrolled
 from oche.search.callbacks import Callback
 from oche.search.loop import search

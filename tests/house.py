@@ -16,7 +16,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[1] / "src" / "oche"
 
 LAYERS = [  # a room imports from those before it, and from itself
-    *("errors", "genotype", "run", "config", "base", "schedule", "optim", "tasks"),
+    *("errors", "own", "genotype", "run", "config", "base", "schedule", "optim", "tasks"),
     *("data", "spaces", "fast", "tables", "training", "search", "watch", "methods", "plan", "report"),
     *("api", "bench", "study", "__init__", "cli", "__main__"),
 ]

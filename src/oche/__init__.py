@@ -20,7 +20,9 @@ from oche.genotype import Genotype
 
 if TYPE_CHECKING:
     from oche.api.inference import evaluate_run, predict, segment
-    from oche.api.search import Found, Trained, resume, search, train
+    from oche.api.resume import resume
+    from oche.api.search import Found, search
+    from oche.api.train import Trained, train
     from oche.data import load
     from oche.methods import METHODS, random_features
     from oche.search.method import Method
@@ -28,13 +30,13 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Found": "oche.api.search",
-    "Trained": "oche.api.search",
+    "Trained": "oche.api.train",
     "evaluate_run": "oche.api.inference",
     "predict": "oche.api.inference",
-    "resume": "oche.api.search",
+    "resume": "oche.api.resume",
     "search": "oche.api.search",
     "segment": "oche.api.inference",
-    "train": "oche.api.search",
+    "train": "oche.api.train",
     "load": "oche.data",
     "Method": "oche.search.method",
     "METHODS": "oche.methods",

@@ -12,7 +12,7 @@ import inspect
 import tomllib
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union
@@ -26,6 +26,16 @@ T = TypeVar("T")
 
 NONE = "none"
 """How None is written in TOML and on the command line, for settings that may be None."""
+
+RULES = 1
+"""The version of the rules that a run is written under; runs without an entry are of version 1. See `BEFORE`."""
+
+BEFORE: dict[tuple[str, str], tuple[int, object]] = {}
+"""(type, field) -> (N, value): what a field that run.toml does not record meant before version N of the rules.
+
+A rule is corrected by a new field of its part, whose default is the new rule; the row here, and `RULES` raised to N, keep older runs
+what they were: they resume, and end, as they would have.
+"""
 
 PLAIN = (str, int, float, list, dict)
 """What TOML can hold; such a value is no part."""
@@ -45,7 +55,7 @@ def build(factory: Callable[..., T], values: Mapping[str, object], where: str) -
     Traceback (most recent call last):
     oche.errors.UserError: There is no pcdarts setting 'lrr'; did you mean 'lr'? Known: K, lr.
     """
-    hints = _hints(factory)
+    hints = annotations_of(factory)
     parameters = {p.name: p for p in inspect.signature(factory).parameters.values() if p.kind in _BY_NAME}
     _refuse_unknown(values, parameters, "", where)
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in values]
@@ -67,7 +77,7 @@ def override(part: T, path: str, value: object, where: str) -> T:
         if not _is_part(holders[-1]):
             raise UserError(f"{where}: {'.'.join(way[: depth + 1])} has no fields, so {path} cannot be set.")
     _refuse_unknown([last], _names(holders[-1]), _dotted(way), where)
-    new: Any = _fit(value, _hints(type(holders[-1]))[last], path, where)
+    new: Any = _fit(value, annotations_of(type(holders[-1]))[last], path, where)
     for holder, name in zip(reversed(holders), reversed([*way, last]), strict=True):
         new = replace(holder, **{name: new})
     return typing.cast(T, new)
@@ -93,7 +103,7 @@ def assignment(text: str) -> tuple[str, object]:
 def describe(part: object) -> dict[str, object]:
     """A nested table of all the settings in a tree of frozen dataclasses, each table with its class's name as `type`.
 
-    Tuples become lists, None becomes "none", and a function or a class its qualified name: enough for `restore`, and
+    Tuples become lists, None becomes "none", and a function or a class its public name: enough for `restore`, and
     for a reader who wants to know what was run. Raises UserError for a value that TOML has no form for.
     """
     table: dict[str, object] = {"type": type(part).__name__}
@@ -104,12 +114,13 @@ def describe(part: object) -> dict[str, object]:
     return table
 
 
-def restore(part: T, described: Mapping[str, object], where: str) -> T:
+def restore(part: T, described: Mapping[str, object], where: str, rules: int = RULES) -> T:
     """A copy of `part` with every value that `describe` wrote; `restore(part, describe(x), ...) == x` for like types.
 
-    What the table leaves out stays as it is. Raises UserError where the table tells of other types than `part` has.
+    `rules` is the version that the table was written under. What the table leaves out stays as it is, but for a field that `BEFORE`
+    knows an older meaning of. Raises UserError where the table tells of other types than `part` has.
     """
-    return typing.cast(T, _restored(part, described, "", where))
+    return typing.cast(T, _restored(part, described, "", where, rules))
 
 
 def dumps(table: Mapping[str, object]) -> str:
@@ -131,8 +142,8 @@ def loads(text: str, where: str) -> dict[str, object]:
 _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
-def _hints(factory: Callable[..., object]) -> dict[str, Any]:
-    """Name -> annotation, strings resolved where they were written."""
+def annotations_of(factory: Callable[..., object]) -> dict[str, Any]:
+    """Name -> annotation of a function's parameters or a class's fields, strings resolved where they were written."""
     if inspect.isclass(factory) and not is_dataclass(factory):
         return typing.get_type_hints(factory.__init__)
     return typing.get_type_hints(factory)
@@ -189,7 +200,8 @@ def _schema(hint: Any) -> Any:
     if origin in (Union, types.UnionType):
         union = _UNION[tuple(_schema(choice) for choice in inner)]
         return _ANNOTATED[union, BeforeValidator(_none)] if types.NoneType in inner else union
-    if origin is tuple:
+    if origin in (tuple, Sequence):
+        inner = (*inner, Ellipsis) if origin is Sequence else inner
         items = tuple(item if item is Ellipsis else _schema(item) for item in inner)
         return _ANNOTATED[types.GenericAlias(tuple, items), BeforeValidator(_items)]
     return _ANNOTATED[Any, AfterValidator(_slot(hint))]
@@ -240,7 +252,7 @@ def _say(hint: Any) -> str:
         return " or ".join(map(repr, inner))
     if origin in (Union, types.UnionType):
         return " or ".join(map(_say, inner))
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return f"tuple of {', '.join(_say(item) for item in inner if item is not Ellipsis)}"
     return getattr(hint, "__name__", str(hint))
 
@@ -260,33 +272,41 @@ def _plain(value: object, name: str) -> object:
     if isinstance(value, Path):
         return str(value)
     if inspect.isclass(value) or inspect.isroutine(value):
-        return _qualified(value)
+        return _public(value)
     raise UserError(f"{name} is {value!r}, which run.toml cannot hold; make it a frozen dataclass with plain fields.")
 
 
-def _qualified(routine: Any) -> str:
-    return f"{routine.__module__}.{routine.__qualname__}"
+def _public(routine: Any) -> str:
+    """A function's or class's name without its module, so that a run outlives a move."""
+    name: str = routine.__qualname__
+    return name.rpartition(".")[2]
 
 
-def _restored(old: Any, described: object, path: str, where: str, hint: Any = object) -> Any:
+def _restored(old: Any, described: object, path: str, where: str, rules: int, hint: Any = object) -> Any:
     """What stands in the place of `old` after `described`: a part, a tuple with parts, a function or a plain value."""
     if _is_part(old):
         if not isinstance(described, Mapping) or described.get("type") != type(old).__name__:
             told = described.get("type") if isinstance(described, Mapping) else described
             raise UserError(f"{where}: {path or 'this'} is {told!r} there but {type(old).__name__} here.")
         prefix = f"{path}." if path else ""
-        table = {name: value for name, value in described.items() if name != "type"}
+        table = {**_meant(type(old).__name__, rules), **described}
+        del table["type"]
         _refuse_unknown(table, _names(old), prefix, where)
-        hints = _hints(type(old))
-        changes = {n: _restored(getattr(old, n), v, prefix + n, where, hints[n]) for n, v in table.items()}
+        hints = annotations_of(type(old))
+        changes = {n: _restored(getattr(old, n), v, prefix + n, where, rules, hints[n]) for n, v in table.items()}
         return replace(old, **changes)
     if isinstance(old, tuple) and any(_is_part(item) or callable(item) for item in old):
         if not isinstance(described, list) or len(described) != len(old):
             raise UserError(f"{where}: {path} has {len(old)} parts here, which {described!r} does not fit.")
         pairs = enumerate(zip(old, described, strict=True))
-        return tuple(_restored(item, table, f"{path}.{n}", where) for n, (item, table) in pairs)
+        return tuple(_restored(item, table, f"{path}.{n}", where, rules) for n, (item, table) in pairs)
     if callable(old):
-        if described != _qualified(old):
-            raise UserError(f"{where}: {path} is {described!r} there but {_qualified(old)!r} here.")
+        if str(described).rpartition(".")[2] != _public(old):  # runs of earlier days have the module's path
+            raise UserError(f"{where}: {path} is {described!r} there but {_public(old)!r} here.")
         return old
     return _fit(described, hint, path, where)
+
+
+def _meant(name: str, rules: int) -> dict[str, object]:
+    """What the fields of a type that an older run.toml does not record meant then."""
+    return {field: value for (type_, field), (since, value) in BEFORE.items() if type_ == name and rules < since}

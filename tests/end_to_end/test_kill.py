@@ -24,7 +24,7 @@ import torch
 
 from oche.base import counted
 from oche.methods import METHODS
-from oche.plan.resolve import fabric_for
+from oche.plan.machine import fabric_for
 from oche.run import Run
 from oche.search.loop import search
 from oche.search.method import Method
@@ -316,11 +316,12 @@ def test_a_kill_between_the_checkpoints_of_the_last_epoch(site: str, n: int, tmp
 def test_a_search_with_its_comparison_killed_and_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Through `oche.api.search`: search, comparison, network; every record of the log once, in the same order."""
     from oche.api import search as api
+    from oche.api.resume import reopen
 
     monkeypatch.setattr(api, "available_formats", tuple)  # exporting takes seconds, and has tests of its own
 
     def work(run: Run) -> object:
-        return api.carry_out(*api.reopen(run.path))
+        return api.carry_out(*reopen(run.path))
 
     runs = [start(tmp_path / name) for name in ("whole", "broken")]
     work(runs[0])
@@ -340,11 +341,19 @@ def test_a_search_with_its_comparison_killed_and_resumed(tmp_path: Path, monkeyp
 
 def start(path: Path) -> Run:
     from oche.api import search as api
-    from oche.plan.resolve import Request, resolve
+    from oche.plan.request import Request
+    from oche.plan.resolve import resolve
 
     settings = {"train.epochs": 1}
     request = Request(
-        "rf_darts", "toy", "digits", "smoke", batch=128, compare=1, compare_seeds=2, protocol="smoke", settings=settings
+        "rf_darts",
+        space="toy",
+        budget="smoke",
+        batch=128,
+        compare=1,
+        compare_seeds=2,
+        protocol="smoke",
+        settings=settings,
     )
     return api.start(resolve(request), path)
 

@@ -22,7 +22,8 @@ from oche.data import Data, load
 from oche.data.reading.folders import read_image
 from oche.errors import UserError
 from oche.methods import method_named
-from oche.plan.resolve import AUTO, Request, resolve
+from oche.plan.request import AUTO, Request
+from oche.plan.resolve import resolve
 from oche.run import Run
 from oche.search.loop import search
 from oche.search.method import Method
@@ -72,12 +73,12 @@ def made(root: Path, count: int = 15, side: int = 16) -> Path:
 
 
 def test_masks_decide_task_space_and_protocols() -> None:
-    plan = resolve(Request("darts", data="stripes", budget="smoke"), tiny_masks())
+    plan = resolve(Request("darts", data=tiny_masks(), budget="smoke"))
     assert (plan.request.space, plan.request.protocol) == ("grid", "segment_brief")
     assert plan.task == Segment()
     assert plan.table()["task"] == {"type": "Segment", "ignore": 255, "cross_entropy": 1.0, "class_weights": [], "ohem": "none",
         "ohem_least": 1 / 16, "dice": 0.0, "lovasz": 0.0, "label_smoothing": 0.0}  # fmt: skip
-    classes = resolve(Request("darts", data="noise", budget="smoke"), tiny_data())
+    classes = resolve(Request("darts", data=tiny_data(), budget="smoke"))
     assert (classes.request.space, classes.request.protocol, classes.task.metric) == ("nb201", "brief", "accuracy")
     assert AUTO not in (plan.request.space, plan.request.protocol)
 
@@ -85,28 +86,29 @@ def test_masks_decide_task_space_and_protocols() -> None:
 def test_the_loss_is_set_like_any_part_and_repeated_from_run_toml() -> None:
     settings = {"task.ohem": 0.7, "task.dice": 0.5, "task.balanced": True}
     data = tiny_masks()
-    plan = resolve(Request("darts", data="stripes", budget="smoke", settings=settings), data)
+    plan = resolve(Request("darts", data=data, budget="smoke", settings=settings))
     masks = data.train.take(torch.arange(len(data.train)))[1]
     counts = torch.tensor([int((masks == c).sum()) for c in range(3)])
     assert isinstance(plan.task, Segment)
     assert plan.task.class_weights == pytest.approx(balanced(counts), abs=1e-6)
     assert plan.task == Segment(ohem=0.7, dice=0.5, class_weights=plan.task.class_weights)
     other = replace(plan.request, settings={})
-    assert resolve(other, data, plan.table()).task == plan.task
+    assert resolve(replace(other, data=data), plan.table()).task == plan.task
 
 
 @pytest.mark.parametrize(
     ("request_", "data", "said"),
     [
-        (Request("darts", "nb201", budget="smoke"), tiny_masks(), "has masks, which the space nb201 is not for; choose `--space grid`"),
-        (Request("darts", "grid", budget="smoke"), tiny_data(), "noise has one class an image, which the space grid is not for"),
+        (Request("darts", space="nb201", budget="smoke"), tiny_masks(),
+         "has masks, which the space nb201 is not for; choose `--space grid`"),
+        (Request("darts", space="grid", budget="smoke"), tiny_data(), "noise has one class per image, which the space grid is not for"),
         (Request("darts", budget="smoke", settings={"task.balanced": True}), tiny_data(), "have none"),
         (Request("darts", budget="smoke", settings={"task.dicee": 1}), tiny_masks(), "did you mean 'dice'"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(request_: Request, data: Data, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        resolve(request_, data)
+        resolve(replace(request_, data=data))
 
 
 def test_memory_is_measured_on_few_large_images() -> None:
@@ -243,7 +245,7 @@ def test_a_score_tells_classes_apart() -> None:
 def test_a_bench_measures_mean_iou(tmp_path: Path) -> None:
     """In percent, as the run's own log has it; the loss asked for is the training's too."""
     request = Request(
-        "darts", "grid", str(made(tmp_path / "discs")), "smoke", compare=0, protocol="segment_smoke", device="cpu",
+        "darts", space="grid", data=str(made(tmp_path / "discs")), budget="smoke", compare=0, protocol="segment_smoke", device="cpu",
         settings={**SMALL, "train.epochs": 1, "task.dice": 0.5},
     )  # fmt: skip
     outcome = run_trial(Trial("darts", "grid", "discs", "smoke", 0, request, train=True), tmp_path / "trial")

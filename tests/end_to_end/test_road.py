@@ -17,12 +17,15 @@ from PIL import Image
 import oche as library
 from oche.api import inference
 from oche.api import search as api
+from oche.api.resume import reopen
+from oche.api.train import Trained, plan_training
+from oche.api.train import train as train_network
 from oche.base import counted
 from oche.cli import main as cli
 from oche.data import Data, load
 from oche.data.reading.folders import read_image
 from oche.genotype import Choice, Genotype
-from oche.plan.resolve import fabric_for
+from oche.plan.machine import fabric_for
 from oche.run import Run
 from oche.spaces import SPACES, Network
 from oche.spaces.sampling import sample
@@ -169,7 +172,7 @@ def quick_training(data: Data, path: Path, space: str = "toy") -> Run:
     """A finished training, as `oche train` leaves it."""
     genotype = sample(tiny_space(space, data), counted(2))
     settings = {"train.epochs": 1} | ({"space.cells": 2, "space.channels": 4} if space != "toy" else {})
-    return api.train(
+    return train_network(
         str(genotype), space=space, data=data, protocol="smoke", settings=settings, device="cpu", out=path
     ).run
 
@@ -183,10 +186,10 @@ def test_training_a_search_tests_on_images_that_the_search_never_saw(tmp_path: P
     found = api.search(
         "darts", space="toy", budget="smoke", epochs=1, seed=4, compare=0, settings=settings, out=tmp_path / "s"
     )
-    from oche.plan.resolve import TrainRequest
+    from oche.plan.request import TrainRequest
 
-    plan = api.plan_training(TrainRequest(str(found.run.path), protocol="smoke", seed=9))
-    searched, _ = api.reopen(found.run.path)
+    plan = plan_training(TrainRequest(str(found.run.path), protocol="smoke", seed=9))
+    searched, _ = reopen(found.run.path)
     for part in ("train", "val", "test"):
         assert torch.equal(getattr(plan.training.data, part).index, getattr(searched.data, part).index)
     assert plan.training.seed == 9
@@ -310,7 +313,7 @@ def test_a_network_without_oche(tmp_path: Path) -> None:
     """`Trained.network()` takes images in [0, 1] and normalises them itself."""
     data = tiny_data(12)
     run = quick_training(data, tmp_path / "run")
-    trained = api.Trained(run, inference.evaluate_run(run.path, data=data))
+    trained = Trained(run, inference.evaluate_run(run.path, data=data))
     images, _ = data.test.take(torch.arange(5))
     loaded = load_network(run)
     with torch.no_grad():

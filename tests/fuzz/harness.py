@@ -38,7 +38,7 @@ from oche.data.reading.arrays import read_idx_file
 from oche.data.reading.folders import read_image
 from oche.errors import UserError
 from oche.genotype import PUBLISHED, Genotype
-from oche.plan.resolve import requested
+from oche.plan.request import requested
 from oche.run import Run, damaged, digests, records
 from oche.spaces import SPACES
 from oche.spaces.sampling import sample

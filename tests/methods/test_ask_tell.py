@@ -21,7 +21,8 @@ from oche.methods.evaluators import SupernetScore, TableScore, TrainingScore
 from oche.methods.local_search import Climb, local_search
 from oche.methods.random_search import Uniform, random_search
 from oche.methods.regularized_evolution import Aging, mutated, regularized_evolution
-from oche.plan.resolve import Request, resolve
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.run import Run
 from oche.search.state import Problem
 from oche.spaces import SPACES, Space
@@ -287,7 +288,7 @@ def test_a_brief_training_is_scored_on_validation_images() -> None:
 
 
 def planned(method: str, **settings: object) -> AskTell:
-    request = Request(method, "toy", "digits", settings={k.replace("__", "."): v for k, v in settings.items()})
+    request = Request(method, space="toy", settings={k.replace("__", "."): v for k, v in settings.items()})
     found = resolve(request).searcher
     assert isinstance(found, AskTell)
     return found

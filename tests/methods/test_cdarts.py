@@ -19,7 +19,9 @@ from oche.errors import UserError
 from oche.methods.cdarts import CELL, WEIGHT, Evaluation, PoolsAndSkips, Rule, cdarts, divergence, weights
 from oche.methods.darts import darts
 from oche.optim import Adam
-from oche.plan.resolve import Request, fabric_for, resolve
+from oche.plan.machine import fabric_for
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.schedule import Linear
 from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.callbacks import Callback, OuterStep
@@ -206,7 +208,7 @@ def test_the_codes_penalty_ends_at_half_and_is_a_mean_over_none_in_nb201() -> No
 
 
 def test_published_settings_in_nb201() -> None:
-    found = resolve(Request("cdarts", "nb201", "noise", "paper"), tiny_data())
+    found = resolve(Request("cdarts", space="nb201", data=tiny_data(), budget="paper"))
     method = found.searcher
     assert isinstance(method, Method)
     part = evaluation(method.callbacks)

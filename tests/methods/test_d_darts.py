@@ -16,7 +16,8 @@ from oche.genotype import Choice, Genotype
 from oche.methods.d_darts import Ablation, EdgeThreshold, d_darts, deeper, without
 from oche.methods.dartopti import DARTOPTI_OPS, RESIDUAL, StandstillStop, dartopti, hausdorff
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
-from oche.plan.resolve import Request, resolve
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import gradient
 from oche.search.checkpoint import dumps, loads
@@ -271,7 +272,7 @@ def test_it_stops_after_four_epochs_without_movement() -> None:
 
 
 def test_published_dartopti() -> None:
-    found = resolve(Request("dartopti", "darts", "noise", "paper"), tiny_data())
+    found = resolve(Request("dartopti", space="darts", data=tiny_data(), budget="paper"))
     assert (found.epochs, found.batch, getattr(found.space, "channels", 0)) == (55, 96, 32)
     method = found.searcher
     assert isinstance(method, Method)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from oche.base import Batch
 from oche.optim import SGD
-from oche.plan.resolve import Request, resolve
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.loop import set_learning_rate, steps
 from oche.search.method import Method
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 def published(name: str, **options: object) -> Method:
     """The settings that `oche search NAME --space nb201 --budget paper` steps with."""
     settings = {f"method.{key}": value for key, value in options.items()}
-    found = resolve(Request(name, "nb201", "noise", "paper", settings=settings), tiny_data()).searcher
+    found = resolve(Request(name, space="nb201", data=tiny_data(), budget="paper", settings=settings)).searcher
     assert isinstance(found, Method)
     return found
 

@@ -12,7 +12,8 @@ import pytest
 
 from oche import config
 from oche.methods import METHODS
-from oche.plan.resolve import Plan, Request, resolve
+from oche.plan.request import Request
+from oche.plan.resolve import Plan, resolve
 from oche.search.method import Method
 from oche.search.searcher import as_searcher
 from oche.search.stages import Staged
@@ -28,7 +29,7 @@ def plan(method: str, space: str) -> Plan:
     """What `--budget paper` makes of the method; "imagenet" is the DARTS space on large images."""
     large = space == "imagenet"
     data = tiny_data(count=4, size=(128, 128) if large else (8, 8))
-    return resolve(Request(method=method, space="darts" if large else space, budget="paper"), data)
+    return resolve(Request(method, space="darts" if large else space, data=data, budget="paper"))
 
 
 def resolved(plan: Plan) -> dict[str, object]:

@@ -21,7 +21,8 @@ from oche.methods.darts_es import Curvature, EigenvalueStop, darts_es
 from oche.methods.darts_plus import RankStop, SkipStop, darts_plus, order
 from oche.methods.rdarts import rdarts
 from oche.optim import SGD
-from oche.plan.resolve import Request, resolve
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.run import Run
 from oche.search.begin import begin
 from oche.search.bilevel import FirstOrder
@@ -98,7 +99,7 @@ def test_the_strength_is_the_optimiser_s_or_the_edge_s() -> None:
 def test_the_strength_reaches_the_optimiser_in_every_space_and_budget(space: str, budget: str) -> None:
     data = tiny_masks() if space == "grid" else tiny_data()
     for given, expected in (({"method.strength": 0.0081}, 0.0081), ({}, 27e-4)):
-        found = resolve(Request("rdarts", space, "noise", budget, settings=given), data).searcher
+        found = resolve(Request("rdarts", space=space, data=data, budget=budget, settings=given)).searcher
         assert isinstance(found, Method)
         assert isinstance(found.weight_optimizer, SGD)
         assert found.weight_optimizer.weight_decay == expected

@@ -14,7 +14,8 @@ from torch import Tensor
 from oche.base import counted
 from oche.genotype import Genotype
 from oche.methods.rlnas import KeepInitial, WidestAngle, angle, mixed, paths, products, rlnas
-from oche.plan.resolve import Request, resolve
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.search.begin import begin, streams
 from oche.search.loop import search
 from oche.search.method import Method
@@ -153,7 +154,7 @@ def test_a_cell_without_a_path_has_angle_zero() -> None:
 
 def test_the_published_evolutions() -> None:
     for space, numbers in (("darts", (50, 10, 25, 25, 20, 0.1)), ("nb201", (100, 30, 50, 50, 20, 0.1))):
-        found = resolve(Request("rlnas", space, "noise", "paper"), tiny_data()).searcher
+        found = resolve(Request("rlnas", space=space, data=tiny_data(), budget="paper")).searcher
         assert isinstance(found, Method)
         assert found.selection == WidestAngle(*numbers, rule="code")
         assert found.trainable == AllWeights(affine=space == "darts")

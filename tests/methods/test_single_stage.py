@@ -18,6 +18,8 @@ from contracts.registry import SMALL
 from contracts.test_resume import content, run_with_kills
 from oche.api import inference
 from oche.api import search as api
+from oche.api.resume import resume
+from oche.api.train import train as train_network
 from oche.data import Fractions, Stream
 from oche.errors import UserError
 from oche.methods import METHODS
@@ -30,7 +32,8 @@ from oche.methods.single_stage import (
     penalty,
     single_stage,
 )
-from oche.plan.resolve import Request, resolve
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.run import Run
 from oche.schedule import Constant, Ramp
 from oche.search.begin import begin
@@ -346,7 +349,7 @@ def test_what_is_decided_by_hand() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("split", ["redrawn", "swap", "one_level", "until_freeze"])
 def test_killed_in_every_phase_it_ends_the_same(variant: Variant, split: str, tmp_path: Path) -> None:
-    plan = resolve(Request("single_stage", "toy", "noise", "smoke", settings={"split": split}), tiny_data(18))
+    plan = resolve(Request("single_stage", space="toy", data=tiny_data(18), budget="smoke", settings={"split": split}))
     searcher = replace(quick(variant), method=replace(quick(variant).method, split=method_in(plan.searcher).split))
     contents = []
     for folder, every in (("whole", None), ("broken", 3)):
@@ -372,11 +375,11 @@ def test_a_run_killed_before_its_network_is_written_writes_it(tmp_path: Path) ->
     }
     records = found.run.records()
     shutil.rmtree(found.run.file(Run.NETWORK))
-    api.resume(found.run.path, tiny_masks())
+    resume(found.run.path, tiny_masks())
     assert {name: found.run.read(name) for name in before} == before
     assert found.run.records() == records
     stamp = found.run.file("network/card.json").stat().st_mtime_ns
-    api.resume(found.run.path, tiny_masks())
+    resume(found.run.path, tiny_masks())
     assert found.run.file("network/card.json").stat().st_mtime_ns == stamp, "it was done again"
 
 
@@ -421,14 +424,14 @@ def test_it_is_trained_on_from_its_own_weights(tmp_path: Path) -> None:
     found = searched(tmp_path / "run")
     still = {"train.lr.start": 0.0, "train.lr.end": 0.0}
     common = {"data": tiny_masks(), "protocol": "segment_smoke", "epochs": 1, "device": "cpu", "threads": 1}
-    on = api.train(found.run.path, inherit=True, settings=still, out=tmp_path / "on", **common)  # type: ignore[arg-type]
+    on = train_network(found.run.path, inherit=True, settings=still, out=tmp_path / "on", **common)  # type: ignore[arg-type]
     wanted = dict(load_network(found.run).network.named_parameters())
     got = dict(load_network(on.run).network.named_parameters())
     assert all(torch.equal(t, got[name]) for name, t in wanted.items())
-    afresh = api.train(found.run.path, settings=still, out=tmp_path / "afresh", **common)  # type: ignore[arg-type]
+    afresh = train_network(found.run.path, settings=still, out=tmp_path / "afresh", **common)  # type: ignore[arg-type]
     assert not all(torch.equal(t, wanted[n]) for n, t in load_network(afresh.run).network.named_parameters())
     with pytest.raises(UserError, match="Only a run's folder has weights"):
-        api.train(found.genotype.to_json(), inherit=True, **common)  # type: ignore[arg-type]
+        train_network(found.genotype.to_json(), inherit=True, **common)  # type: ignore[arg-type]
 
 
 @pytest.mark.slow
@@ -459,7 +462,7 @@ def test_entropy_terms_grow_while_alpha_steps() -> None:
     (late,) = penalty(0.1, 0.4, "da2s", "delayed", (0.2, 0.6))
     assert late == InputEntropy(Ramp(0.1, 0.4, 0.6), Ramp(0.4, 0.4, 0.6))
     set_ = {"method.entropy": 0.3, "method.entropy_form": "ssr", "method.entropy_schedule": "delayed"}
-    searcher = resolve(Request("single_stage", budget="smoke", settings=set_), tiny_masks()).searcher
+    searcher = resolve(Request("single_stage", data=tiny_masks(), budget="smoke", settings=set_)).searcher
     (term,) = method_in(searcher).outer_terms
     assert term == Entropy(Ramp(0.3, 0.4, 0.6), Ramp(0.0, 0.4, 0.6), log_distance)
 

@@ -11,11 +11,18 @@ from PIL import Image
 
 from oche.api import inference
 from oche.api import search as api
+from oche.api.folders import genotype_of
+from oche.api.limits import cpu_threads, out_of_memory
+from oche.api.resume import resume
+from oche.api.train import Trained, plan_training
+from oche.api.train import train as train_network
 from oche.data import Data
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.plan.resolve import Request, TrainRequest, requested, resolve
+from oche.plan.request import Request, TrainRequest, requested
+from oche.plan.resolve import resolve
 from oche.run import Run
+from oche.search.searcher import MethodSearcher
 from reference.tiny import tiny_data
 
 SMALL = tiny_data(12)
@@ -33,8 +40,8 @@ def searched(path: Path, data: str | Data = SMALL, **options: object) -> api.Fou
     return api.search("darts", data=data, out=path, **arguments)  # type: ignore[arg-type]
 
 
-def trained(path: Path, data: Data = SMALL, **options: object) -> api.Trained:
-    return api.train(CELL, space="toy", data=data, protocol="smoke", epochs=1, batch=6, out=path, **options)  # type: ignore[arg-type]
+def trained(path: Path, data: Data = SMALL, **options: object) -> Trained:
+    return train_network(CELL, space="toy", data=data, protocol="smoke", epochs=1, batch=6, out=path, **options)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------------- search
@@ -47,7 +54,7 @@ def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    plan = resolve(Request("rf_darts", "toy", budget="smoke"), SMALL)
+    plan = resolve(Request("rf_darts", space="toy", data=SMALL, budget="smoke"))
     assert api.start(plan).path == Path("runs/rf_darts-toy")
 
 
@@ -64,7 +71,7 @@ def test_a_search_with_its_comparison(tmp_path: Path) -> None:
     assert "supernet" in events
     score = inference.evaluate_run(found.run.path, data=SMALL)
     assert score.accuracy == found.comparison.found[0], "the exported network is the first of the comparison"
-    again = api.resume(found.run.path, SMALL)
+    again = resume(found.run.path, SMALL)
     assert isinstance(again, api.Found)
     assert again.comparison == found.comparison
     assert again.genotype == found.genotype
@@ -74,9 +81,9 @@ def test_a_search_with_its_comparison(tmp_path: Path) -> None:
 def test_a_finished_search_is_not_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = searched(tmp_path / "run", compare=1, compare_seeds=1, protocol="smoke")
     before = found.run.read(Run.LOG)
-    monkeypatch.setattr("oche.search.searcher.MethodSearcher.run", lambda *_: pytest.fail("searched again"))
+    monkeypatch.setattr(MethodSearcher, "run", lambda *_: pytest.fail("searched again"))
     monkeypatch.setattr("oche.training.compare.retrain", lambda *_: pytest.fail("trained again"))
-    api.resume(found.run.path, SMALL)
+    resume(found.run.path, SMALL)
     assert found.run.read(Run.LOG) == before
 
 
@@ -87,15 +94,15 @@ def test_missing_exports_are_made_up_for(tmp_path: Path, monkeypatch: pytest.Mon
     found = searched(tmp_path / "run", compare=1, compare_seeds=1, protocol="smoke")
     file = found.run.file("network/model.pt2")
     file.unlink()
-    api.resume(found.run.path, SMALL)
+    resume(found.run.path, SMALL)
     assert file.exists()
 
 
 def test_data_objects_are_needed_again_to_resume(tmp_path: Path) -> None:
     found = searched(tmp_path / "run")
     with pytest.raises(UserError, match="noise"):
-        api.resume(found.run.path)
-    assert isinstance(api.resume(found.run.path, SMALL), api.Found)
+        resume(found.run.path)
+    assert isinstance(resume(found.run.path, SMALL), api.Found)
 
 
 # ---------------------------------------------------------------------- train
@@ -107,13 +114,13 @@ def test_a_training_takes_over_space_size_and_data(tmp_path: Path) -> None:
         data="digits",
         settings={"space.channels": 6, "data.size": 12, "split.weights": 0.02, "split.arch": 0.02},
     )
-    plan = api.plan_training(TrainRequest(str(found.run.path), protocol="smoke"))
+    plan = plan_training(TrainRequest(str(found.run.path), protocol="smoke"))
     assert plan.training.genotype == found.genotype
     assert (plan.training.space.size, getattr(plan.training.space, "channels", 0)) == ((12, 12), 6)
     assert plan.training.data.name == "digits"
     assert plan.name == "run-train"
-    other = api.plan_training(
-        TrainRequest(str(found.run.path), protocol="smoke", settings={"space.channels": 8}), SMALL
+    other = plan_training(
+        TrainRequest(str(found.run.path), data=SMALL, protocol="smoke", settings={"space.channels": 8})
     )
     assert (getattr(other.training.space, "channels", 0), other.training.data.name) == (8, "noise")
 
@@ -124,11 +131,11 @@ def test_genotypes_in_every_form(tmp_path: Path) -> None:
     file.write_text(genotype.to_json())
     run = searched(tmp_path / "run").run
     for given in (CELL, genotype.to_json(), file):
-        assert api.genotype_of(given, "toy") == (genotype, None)
-    assert api.genotype_of(run.path)[1] == run
-    assert api.genotype_of("NB201_9930")[0].space == "nb201"
+        assert genotype_of(given, "toy") == (genotype, None)
+    assert genotype_of(run.path)[1] == run
+    assert genotype_of("NB201_9930")[0].space == "nb201"
     with pytest.raises(UserError, match="'toy', not of 'nb201'"):
-        api.genotype_of(file, "nb201")
+        genotype_of(file, "nb201")
 
 
 def test_a_training_is_scored_on_the_test_images(tmp_path: Path) -> None:
@@ -142,8 +149,8 @@ def test_a_training_is_scored_on_the_test_images(tmp_path: Path) -> None:
 def test_a_finished_training_resumed_gives_the_same(tmp_path: Path) -> None:
     done = trained(tmp_path / "run")
     log, weights = done.run.records(), done.run.read("network/weights.safetensors")
-    again = api.resume(done.run.path, SMALL)
-    assert isinstance(again, api.Trained)
+    again = resume(done.run.path, SMALL)
+    assert isinstance(again, Trained)
     assert again.test == done.test
     assert [{k: v for k, v in r.items() if k != "seconds"} for r in again.run.records()] == [
         {k: v for k, v in r.items() if k != "seconds"} for r in log
@@ -217,18 +224,18 @@ def test_what_cannot_be_predicted(grey: Path, tmp_path: Path) -> None:
     ],
 )
 def test_memory_that_runs_out_is_a_sentence(error: Exception) -> None:
-    with pytest.raises(UserError, match="--batch 32"), api.out_of_memory(64):
+    with pytest.raises(UserError, match="--batch 32"), out_of_memory(64):
         raise error
 
 
 def test_other_errors_stay_what_they_are() -> None:
-    with pytest.raises(RuntimeError, match="a bug"), api.out_of_memory(64):
+    with pytest.raises(RuntimeError, match="a bug"), out_of_memory(64):
         raise RuntimeError("a bug")
 
 
 def test_threads_are_put_back(tmp_path: Path) -> None:
     before = torch.get_num_threads()
-    with api.cpu_threads(before + 1):
+    with cpu_threads(before + 1):
         assert torch.get_num_threads() == before + 1
     assert torch.get_num_threads() == before
 

@@ -149,7 +149,7 @@ def test_list_of_nothing_known(oche: Oche) -> None:
     ("arguments", "words"),
     [
         (("rf_dart",), ("method 'rf_dart'", "did you mean 'rf_darts'")),
-        (("mine.py:method",), ("no file 'mine.py'", "FILE.py:FUNCTION")),
+        (("mine.py:method",), ("no file 'mine.py'", "FILE.py:NAME")),
         (("--space", "nb2001"), ("space 'nb2001'", "did you mean 'nb201'")),
         (("--budget", "papers"), ("budget 'papers'", "did you mean 'paper'")),
         (("--protocol", "darts_cifer"), ("protocol 'darts_cifer'", "did you mean 'darts_cifar'")),

@@ -12,7 +12,7 @@ from scipy import stats
 
 from oche.base import counted
 from oche.genotype import Choice, Genotype
-from oche.plan.resolve import fabric_for
+from oche.plan.machine import fabric_for
 from oche.run import Run
 from oche.spaces import Network
 from oche.spaces.sampling import sample

@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 
 from oche.api import search as api
+from oche.api.resume import reopen, resume
 from oche.cli import main as cli
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.plan.resolve import Request, resolve
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.run import Run, silent
 from oche.training.evaluate import Score
 
@@ -76,7 +78,7 @@ def test_an_interrupted_one_goes_on_where_it_stood(tmp_path: Path) -> None:
     first = tmp_path / "broken" / "seeds" / "seed_5" / "trained" / "state.pt"
     written = first.stat().st_mtime_ns
     told: list[str] = []
-    again = api.resume(tmp_path / "broken", listener=lambda event, record: told.append(event))
+    again = resume(tmp_path / "broken", listener=lambda event, record: told.append(event))
     assert isinstance(again, api.Found)
     assert lines(again.run) == lines(whole.run)
     assert again.genotype == whole.genotype
@@ -86,10 +88,10 @@ def test_an_interrupted_one_goes_on_where_it_stood(tmp_path: Path) -> None:
 
 def test_all_seeds_see_the_same_images_and_differ_in_their_search(tmp_path: Path) -> None:
     search(tmp_path / "two", seeds=2)
-    plans = [api.reopen(tmp_path / "two" / "seeds" / f"seed_{seed}")[0] for seed in (5, 6)]
+    plans = [reopen(tmp_path / "two" / "seeds" / f"seed_{seed}")[0] for seed in (5, 6)]
     assert [plan.request.seed for plan in plans] == [5, 6]
     first, second = (plan.data.val.targets.tolist() for plan in plans)
-    whole = api.reopen(tmp_path / "two")[0].data.val.targets.tolist()
+    whole = reopen(tmp_path / "two")[0].data.val.targets.tolist()
     assert first == second == whole
     alphas = [(tmp_path / "two" / "seeds" / f"seed_{seed}" / Run.ALPHAS).read_bytes() for seed in (5, 6)]
     assert alphas[0] != alphas[1]

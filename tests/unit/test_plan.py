@@ -12,24 +12,17 @@ import torch
 
 from oche import config
 from oche.api import search as api
+from oche.api.resume import reopen
 from oche.data import Data, none
 from oche.errors import UserError
 from oche.methods import METHODS
 from oche.methods.random_sampling import RandomSampling
 from oche.optim import SGD, Adam
-from oche.plan.resolve import (
-    Plan,
-    Request,
-    TrainRequest,
-    fabric_for,
-    recorded_request,
-    requested,
-    resolve,
-    resolve_training,
-    searcher_named,
-    threads_for,
-    training_table,
-)
+from oche.plan.machine import fabric_for, threads_for
+from oche.plan.named import searcher_named
+from oche.plan.request import Request, TrainRequest, recorded_request, requested
+from oche.plan.resolve import Plan, resolve
+from oche.plan.training import resolve_training, training_table
 from oche.run import Run
 from oche.schedule import Cosine
 from oche.search.bilevel import FiniteDifference, FirstOrder, Unrolled
@@ -50,7 +43,7 @@ def plan(
     method: str = "darts", space: str = "toy", budget: str = "smoke", data: Data = SMALL, **settings: object
 ) -> Plan:
     dotted = {name.replace("__", "."): value for name, value in settings.items()}
-    return resolve(Request(method, space, "noise", budget, settings=dotted), data)
+    return resolve(Request(method, space=space, data=data, budget=budget, settings=dotted))
 
 
 def searcher(p: Plan) -> Method:
@@ -163,11 +156,11 @@ def test_options_of_the_method_override_the_budget_too() -> None:
 
 
 def test_epochs_and_batch_override_the_budget() -> None:
-    p = resolve(Request("darts", "toy", "noise", "paper", epochs=3, batch=7), SMALL)
+    p = resolve(Request("darts", space="toy", data=SMALL, budget="paper", epochs=3, batch=7))
     assert (p.epochs, p.batch) == (3, 7)
     for wrong in ({"epochs": 0}, {"batch": 0}, {"batch": 1}):
         with pytest.raises(UserError, match="at least one epoch and batches of two"):
-            resolve(replace(Request("darts", "toy", "noise", "smoke"), **wrong), SMALL)
+            resolve(replace(Request("darts", space="toy", data=SMALL, budget="smoke"), **wrong))
 
 
 def test_a_users_setting_of_a_field_that_is_not_there() -> None:
@@ -183,7 +176,7 @@ def test_settings_reach_every_part() -> None:
         "space.channels": 8, "data.val": 0.25, "data.size": 16, "train.epochs": 4, "train.lr.start": 0.3, "train.optimizer.nesterov": False,
         "method.K": 2, "method.clip": 1.5, "arch_every": 2, "relaxation.inner.scale": 0.1, "split.weights": 0.3,
     }  # fmt: skip
-    p = resolve(Request("pcdarts", "toy", "digits", "smoke", settings=settings))
+    p = resolve(Request("pcdarts", space="toy", budget="smoke", settings=settings))
     m = searcher(p)
     assert getattr(p.space, "channels", None) == 8
     assert (len(p.data.val), p.data.size) == (round(0.25 * 1797), (16, 16))
@@ -197,7 +190,7 @@ def test_settings_reach_every_part() -> None:
 )
 def test_unknown_settings_are_refused(path: str) -> None:
     with pytest.raises(UserError, match=path.rpartition(".")[2]):
-        resolve(Request("pcdarts", "toy", "digits", "smoke", settings={path: 3}))
+        resolve(Request("pcdarts", space="toy", budget="smoke", settings={path: 3}))
 
 
 def test_settings_of_data_that_is_loaded_already() -> None:
@@ -207,7 +200,7 @@ def test_settings_of_data_that_is_loaded_already() -> None:
 
 def test_the_seed_splits_the_data() -> None:
     one, same, other = (
-        resolve(Request("darts", "toy", budget="smoke", seed=seed)).data.test.index for seed in (1, 1, 2)
+        resolve(Request("darts", space="toy", budget="smoke", seed=seed)).data.test.index for seed in (1, 1, 2)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -269,9 +262,9 @@ def test_run_toml_gives_the_same_plan(method: str, space: str, tmp_path: Path) -
         settings |= {"clip": "none"}
     if method in ("darts", "pcdarts"):
         settings |= {"split.weights": 0.3, "arch_optimizer.betas": [0.4, 0.9]}
-    first = resolve(Request(method, space, "digits", "quick", epochs=3, seed=5, settings=settings))
+    first = resolve(Request(method, space=space, epochs=3, seed=5, settings=settings))
     run = api.start(first, tmp_path / "run")
-    second, opened = api.reopen(run.path)
+    second, opened = reopen(run.path)
     assert opened == run
     for part in ("request", "searcher", "space", "protocol", "epochs", "batch", "source"):
         assert getattr(second, part) == getattr(first, part), part
@@ -297,7 +290,7 @@ def test_what_run_toml_says_holds_even_if_defaults_change(tmp_path: Path) -> Non
     run = api.start(plan(), tmp_path / "run")
     text = run.read(Run.CONFIG).decode().replace("momentum = 0.9", "momentum = 0.8")
     run.write(Run.CONFIG, text.encode())
-    assert searcher(api.reopen(run.path, SMALL)[0]).weight_optimizer == replace(WEIGHTS, momentum=0.8)
+    assert searcher(reopen(run.path, SMALL)[0]).weight_optimizer == replace(WEIGHTS, momentum=0.8)
 
 
 def test_the_number_of_epochs_is_the_recorded_one(tmp_path: Path) -> None:
@@ -305,7 +298,7 @@ def test_the_number_of_epochs_is_the_recorded_one(tmp_path: Path) -> None:
     text = run.read(Run.CONFIG).decode()
     assert "epochs = 2\nbatch = 16" in text
     run.write(Run.CONFIG, text.replace("epochs = 2\nbatch = 16", "epochs = 4\nbatch = 8").encode())
-    again, _ = api.reopen(run.path, SMALL)
+    again, _ = reopen(run.path, SMALL)
     assert (again.epochs, again.batch) == (4, 8)
 
 
@@ -314,7 +307,7 @@ def test_a_run_toml_of_another_method_is_refused(tmp_path: Path) -> None:
     text = run.read(Run.CONFIG).decode().replace('method = "pcdarts"', 'method = "darts"')
     run.write(Run.CONFIG, text.encode())
     with pytest.raises(UserError, match=r"run\.toml: method: \w+ is"):
-        api.reopen(run.path, SMALL)
+        reopen(run.path, SMALL)
 
 
 @pytest.mark.parametrize("missing", ["request", "resolved", "method", "space", "train"])
@@ -323,7 +316,7 @@ def test_a_run_toml_without_a_table(missing: str, tmp_path: Path) -> None:
     table = {name: part for name, part in tomllib.loads(run.read(Run.CONFIG).decode()).items() if name != missing}
     run.write(Run.CONFIG, config.dumps(table).encode())
     with pytest.raises(UserError, match=rf"\[{missing}\]"):
-        api.reopen(run.path, SMALL)
+        reopen(run.path, SMALL)
 
 
 # ---------------------------------------------------------------------- trainings
@@ -333,39 +326,39 @@ CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|"
 
 
 def train_request(**changes: object) -> TrainRequest:
-    return replace(TrainRequest(CELL, "toy", "noise", "smoke"), **changes)  # type: ignore[arg-type]
+    return replace(TrainRequest(CELL, space="toy", data=SMALL, protocol="smoke"), **changes)  # type: ignore[arg-type]
 
 
 def test_a_training_takes_its_size_from_the_protocol_and_the_settings() -> None:
-    small = resolve_training(train_request(), SMALL)
+    small = resolve_training(train_request())
     assert small.space == SPACES["toy"](inputs=2, outputs=3, size=(8, 8))
     nb201 = train_request(genotype="NB201_9930", space="nb201", protocol="nb201")
-    sizes = {k: getattr(resolve_training(nb201, SMALL).space, k) for k in ("cells", "channels")}
+    sizes = {k: getattr(resolve_training(nb201).space, k) for k in ("cells", "channels")}
     assert sizes == {"cells": 5, "channels": 16}
-    changed = resolve_training(replace(nb201, settings={"space.channels": 8, "train.clip": 2.0}), SMALL)
+    changed = resolve_training(replace(nb201, settings={"space.channels": 8, "train.clip": 2.0}))
     assert (getattr(changed.space, "channels", 0), changed.protocol.clip) == (8, 2.0)
-    searched = resolve_training(train_request(), SMALL, {"channels": 6, "stages": 3})
+    searched = resolve_training(train_request(), {"channels": 6, "stages": 3})
     assert (getattr(searched.space, "channels", 0), getattr(searched.space, "stages", 0)) == (6, 3)
 
 
 def test_epochs_and_batch_of_a_training() -> None:
-    t = resolve_training(train_request(epochs=7, batch=5), SMALL)
+    t = resolve_training(train_request(epochs=7, batch=5))
     assert (t.protocol.epochs, t.protocol.batch) == (7, 5)
     with pytest.raises(UserError, match="at least one epoch"):
-        resolve_training(train_request(epochs=0), SMALL)
+        resolve_training(train_request(epochs=0))
 
 
 @pytest.mark.parametrize("path", ["clip", "method.K", "weight_lr.start"])
 def test_a_training_has_no_method(path: str) -> None:
     with pytest.raises(UserError, match="training setting"):
-        resolve_training(train_request(settings={path: 1}), SMALL)
+        resolve_training(train_request(settings={path: 1}))
 
 
 def test_a_genotype_of_another_space_is_refused() -> None:
     with pytest.raises(UserError, match="leaves a node without input"):
-        resolve_training(train_request(space="nb201"), SMALL)
+        resolve_training(train_request(space="nb201"))
     with pytest.raises(UserError, match="did you mean 'toy'"):
-        resolve_training(train_request(space="toyy"), SMALL)
+        resolve_training(train_request(space="toyy"))
 
 
 def test_a_training_is_read_back_from_run_toml(tmp_path: Path) -> None:
@@ -391,9 +384,9 @@ def test_a_training_is_read_back_from_run_toml(tmp_path: Path) -> None:
 def test_a_training_is_not_carried_on_by_search(tmp_path: Path) -> None:
     request = train_request()
     run = Run.create(tmp_path / "run")
-    run.write(Run.CONFIG, config.dumps(training_table(request, resolve_training(request, SMALL))).encode())
+    run.write(Run.CONFIG, config.dumps(training_table(request, resolve_training(request))).encode())
     with pytest.raises(UserError, match="oche train --resume"):
-        api.reopen(run.path)
+        reopen(run.path)
 
 
 # ---------------------------------------------------------------------- devices and threads

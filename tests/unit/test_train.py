@@ -17,7 +17,7 @@ from oche.data import Data, Stream, for_training, none
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.optim import SGD
-from oche.plan.resolve import fabric_for
+from oche.plan.machine import fabric_for
 from oche.run import Run
 from oche.schedule import Constant
 from oche.spaces import SPACES, Network

@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from oche.api import search as api
+from oche.api.resume import reopen
 from oche.config import describe, restore
 from oche.errors import UserError
 from oche.methods import METHODS
-from oche.plan.resolve import Request, resolve
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.run import Run
 from oche.search.loop import search
 from oche.search.method import Method
@@ -78,7 +80,7 @@ def test_a_search_writes_them_into_its_log_and_its_report(tmp_path: Path) -> Non
     assert (run.path / "figures" / "eigenvalue.svg").is_file()
     assert (run.path / "figures" / "tau.svg").is_file()
     assert "Largest Hessian eigenvalue" in run.read(Run.REPORT).decode()
-    plan, _ = api.reopen(run.path)
+    plan, _ = reopen(run.path)
     assert plan.watch == Watch(ALL, 2, 20, 4, 2)
     assert json.loads(run.read(Run.LOG).splitlines()[0])["table_accuracy"] == first["table_accuracy"]
 

@@ -19,7 +19,9 @@ from oche.data.problems import problems_of, refuse
 from oche.data.reading.applied import Applied, applied, painted
 from oche.data.reading.files import SUFFIXES, images_below
 from oche.errors import UserError, unknown
-from oche.plan.resolve import fabric_for, requested, task_for
+from oche.plan.machine import fabric_for
+from oche.plan.parts import task_for
+from oche.plan.request import requested
 from oche.run import Run
 from oche.training.evaluate import Score, evaluate
 from oche.training.export import Loaded, load_network

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from oche import config
+from oche.api.folders import write_table
 from oche.data import none
 from oche.genotype import Genotype
 from oche.plan.resolve import Plan
@@ -62,7 +62,7 @@ def _seed(plan: Plan, seed: int, run: Run, search: Search) -> dict[str, object]:
     settings = {"data.seed": asked.seed, **asked.settings}  # all seeds see the same split
     one = replace(plan, request=replace(asked, seed=seed, seeds=1, compare=0, settings=settings))
     if not run.has(Run.CONFIG):
-        run.write(Run.CONFIG, config.dumps(one.table()).encode())
+        write_table(run, one.table(), one.files)
     genotype, network = search(one, run)
     data = plan.data.to(plan.fabric.device)
     if network is None:

@@ -14,7 +14,8 @@ from oche import config
 from oche.bench.tables import known
 from oche.errors import UserError, unknown
 from oche.methods.ask_tell import AskTell
-from oche.plan.resolve import Request, searcher_named
+from oche.plan.named import searcher_named
+from oche.plan.request import Request, options
 from oche.search.searcher import SearcherLike, as_searcher
 from oche.tables import TableLike
 from oche.training.protocols import PROTOCOLS
@@ -157,7 +158,9 @@ class Trial:
 def asked(request: Request) -> dict[str, object]:
     """What decides a trial, as plain values: probes only look, compiled cells give the same, and a trial is of one seed."""
     free = ("probes", "seeds", "pick", "compile")
-    table = {name: value for name, value in asdict(request).items() if name not in free}
+    table = {f.name: getattr(request, f.name) for f in options(Request) if f.name not in free}
+    if request.task is None:  # lines of earlier benches do not have it
+        del table["task"]
     return {**table, "settings": {k: v for k, v in request.settings.items() if not k.startswith("probe.")}}
 
 

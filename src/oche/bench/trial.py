@@ -11,14 +11,19 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from oche import config
-from oche.api.search import cpu_threads, out_of_memory, problem_of, reopen
+from oche.api.folders import write_table
+from oche.api.limits import cpu_threads, out_of_memory
+from oche.api.resume import reopen
+from oche.api.search import problem_of
 from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL, Trial, asked
 from oche.data import Data, none
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.ask_tell import AskTell
 from oche.methods.evaluators import TableScore
-from oche.plan.resolve import Plan, TrainRequest, resolve, resolve_training, searched_size, training_table
+from oche.plan.request import TrainRequest
+from oche.plan.resolve import Plan, resolve
+from oche.plan.training import resolve_training, searched_size, training_table
 from oche.run import Run
 from oche.search.searcher import SearcherLike, as_searcher
 from oche.spaces import Space
@@ -139,7 +144,7 @@ def _opened(trial: Trial, folder: Path) -> tuple[Plan, Run]:
         plan = resolve(trial.request)
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
-        run.write(Run.CONFIG, config.dumps(plan.table()).encode())
+        write_table(run, plan.table(), plan.files)
         return plan, run
     plan, run = reopen(folder)
     if asked(plan.request) != trial.asked():
@@ -181,9 +186,9 @@ def trained_network(
     settings = {path: value for path, value in asked.settings.items() if path.startswith(("train.", "task."))}
     request = TrainRequest(
         genotype.to_json(),
-        genotype.space,
-        asked.data,
-        asked.protocol,
+        space=genotype.space,
+        data=asked.data,
+        protocol=asked.protocol,
         seed=asked.seed,
         device=asked.device,
         precision=asked.precision,
@@ -192,7 +197,9 @@ def trained_network(
     )
     own = Run(run.file("trained"))
     own.path.mkdir(exist_ok=True)
-    training = replace(resolve_training(request, plan.data, searched_size(plan.table())), run=own, start=start)
+    training = replace(
+        resolve_training(replace(request, data=plan.data), searched_size(plan.table())), run=own, start=start
+    )
     own.write(Run.CONFIG, config.dumps(training_table(request, training)).encode())
     network = retrain(training)
     seconds = sum(_number(r, "seconds") for r in own.records() if r.get("kind") == "train_epoch")

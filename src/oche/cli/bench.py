@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from oche.cli.show import console
+from oche.api.terminal import console
 from oche.config import assignment
 from oche.errors import UserError, unknown
 from oche.run import Run

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.markup import escape
 from rich.table import Table
 
-from oche.cli.show import console, data_rows, rows_table
+from oche.api.terminal import console, data_rows, rows_table
 from oche.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,20 +7,30 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.table import Table
 
+from oche import own
+from oche.api.folders import genotype_of
+from oche.api.terminal import TITLES, Show, console, rows_table
 from oche.cli.bench import bench
 from oche.cli.boundary import guarded
-from oche.cli.show import TITLES, Show, console, rows_table
+from oche.cli.flags import flags
+from oche.cli.show import show_found, show_trained
 from oche.cli.study import study
 from oche.config import assignment
 from oche.errors import UserError, unknown
+from oche.plan.request import Request, TrainRequest, recorded_request, requested, written
 from oche.run import Run
+
+if TYPE_CHECKING:
+    from oche.api.train import Trained
 
 app = typer.Typer(
     help="Differentiable neural architecture search that does not collapse.",
@@ -30,18 +40,9 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Seed = Annotated[int, typer.Option(help="Everything random depends on this number.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")]
-Devices = Annotated[int, typer.Option(help="How many processes, one a device.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads. Default: 1 for images up to 16x16, else all.")]
-Precision = Annotated[str, typer.Option(help="32, or bf16 for mixed precision.")]
-Epochs = Annotated[int | None, typer.Option(help="Default: the budget's.")]
-BatchSize = Annotated[int | None, typer.Option("--batch", help="Images a step and process. Default: the budget's.")]
-Out = Annotated[Path | None, typer.Option(help="The run's folder; an existing one is never overwritten.")]
-Settings = Annotated[
-    list[str] | None, typer.Option("--set", help="PART.FIELD=VALUE, as often as you like; see docs/settings.md.")
-]
 Resume = Annotated[Path | None, typer.Option(help="Carry on with an interrupted run.")]
+Trust = Annotated[bool, typer.Option("--trust", help="Run the code that the file of --config names, without asking.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
 
@@ -50,162 +51,96 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result onl
 
 
 @app.command()
+@flags(Request)
 def search(
     context: typer.Context,
-    method: Annotated[str, typer.Argument(help="`oche list methods`, or FILE.py:FUNCTION.")] = "rf_darts",
-    space: Annotated[
-        str, typer.Option(help="`oche list spaces`. Default: nb201 for classes, grid for masks.")
-    ] = "auto",
-    data: Annotated[
-        str, typer.Option(help="digits, camvid, a folder of images (and masks), an .npz file, a folder of idx files.")
-    ] = "digits",
-    task: Annotated[str | None, typer.Option(help="classify or segment. Default: what the data is for.")] = None,
-    budget: Annotated[str, typer.Option(help="paper, quick or smoke.")] = "quick",
-    epochs: Epochs = None,
-    batch: BatchSize = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    devices: Devices = 1,
-    precision: Precision = "32",
-    threads: Threads = None,
-    compare: Annotated[
-        int | None,
-        typer.Option(
-            help="Random cells to train beside the found one. Default: 3; 0 with --budget paper, or if the search keeps its weights."
-        ),
-    ] = None,
-    compare_seeds: Annotated[int, typer.Option(help="Trainings of each of these cells.")] = 3,
-    protocol: Annotated[str, typer.Option(help="How they are trained: `oche list protocols`.")] = "auto",
-    seeds: Annotated[int, typer.Option(help="Searches, from --seed on; the best cell by --pick is kept.")] = 1,
-    pick: Annotated[
-        str | None, typer.Option(help="validation: each seed's cell is trained by --protocol and scored there.")
-    ] = None,
-    probe: Annotated[
-        list[str] | None,
-        typer.Option(help="gap, eigenvalue, tau or table, as often as you like: measured after each epoch."),
-    ] = None,
-    recompute: Annotated[
-        bool, typer.Option("--recompute", help="Less memory, more time: cells run again in the backward pass.")
-    ] = False,
-    compile: Annotated[
-        bool,
-        typer.Option(
-            "--compile", help="torch.compile the cells that run in plain PyTorch: minutes before the first step."
-        ),
-    ] = False,
-    settings: Settings = None,
-    out: Out = None,
+    request: Request,
     config: Annotated[Path | None, typer.Option(help="Repeat the search of this run.toml.")] = None,
     resume: Resume = None,
+    trust: Trust = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done, measure one step, and stop.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Search a space for a cell that fits the data, and train it beside random cells."""
-    from oche.api import search as api
-    from oche.plan.resolve import Request, recorded_request, resolve
-
     show = Show(quiet)
     if resume:
         _goes_alone(context, "resume", "dry_run", "quiet")
-        plan, run = api.reopen(resume)
     elif config:
-        _goes_alone(context, "config", "out", "dry_run", "quiet")
-        request, table = recorded_request(config)
-        plan, run = resolve(request, recorded=table), None
+        _goes_alone(context, "config", "out", "dry_run", "quiet", "trust")
+    elif request.seeds == 1 and _is_given(context, "pick"):
+        raise UserError("--pick chooses among several seeds: give `--seeds 4` or so, or leave it out.")
+    from oche.api import search as api
+    from oche.api.resume import reopen
+    from oche.plan.resolve import resolve
+
+    if resume:
+        plan, run = reopen(resume)
     else:
-        if pick and seeds == 1:
-            raise UserError("--pick chooses among several seeds: give `--seeds 4` or so, or leave it out.")
-        asked = api.with_task(dict(map(assignment, settings or [])), task, data)
-        plan = resolve(
-            Request(
-                method,
-                space,
-                data,
-                budget,
-                epochs,
-                batch,
-                seed,
-                device,
-                devices,
-                precision,
-                threads,
-                compare,
-                compare_seeds,
-                protocol,
-                asked,
-                tuple(probe or ()),
-                seeds,
-                pick or "validation",
-                recompute,
-                compile,
-            )
-        )
-        run = None
-    show.preflight(plan, out or (run.path if run else None))
+        recorded = None
+        if config:
+            request, recorded = _repeated(config, request.out, trust)
+        plan, run = resolve(request, recorded), None
+    show.preflight(plan, api.measured(plan), str(run.path if run else request.out or api.default_folder(plan)))
     if dry_run:
         return
-    run = run or api.start(plan, out)
+    run = run or api.start(plan, request.out)
     with show.search(plan):
         found = api.carry_out(plan, run, show.listen)
-    show.found(found)
+    show_found(found)
+
+
+def _repeated(path: Path, out: str | Path | None, trust: bool) -> tuple[Request, Mapping[str, object]]:
+    """The request of a run.toml and its table; says where a file has changed, and asks before code from a file is run."""
+    request, table = recorded_request(path)
+    for changed in own.changed(table):
+        console.print(f"WARNING  {changed} has changed since {path} was written.", markup=False, soft_wrap=True)
+    if (code := sorted(set(own.names_in(written(request))))) and not trust:
+        if not sys.stdin.isatty():
+            raise UserError(f"{path} runs code from {', '.join(code)}: read it, then repeat with `--trust`.")
+        if not typer.confirm(f"{path} runs code from {', '.join(code)}. Run it?"):
+            raise UserError("Nothing was run.")
+    return replace(request, out=out), table
 
 
 @app.command()
-def train(
-    context: typer.Context,
-    genotype: Annotated[
-        str, typer.Argument(help="A search's folder, a genotype file, string, or published name.")
-    ] = "",
-    data: Annotated[str | None, typer.Option(help="Default: the search's data.")] = None,
-    space: Annotated[str | None, typer.Option(help="The space of a genotype that does not say it.")] = None,
-    protocol: Annotated[str, typer.Option(help="`oche list protocols`. Default: quick, for masks segment.")] = "auto",
-    epochs: Epochs = None,
-    batch: BatchSize = None,
-    seed: Seed = 0,
-    device: Device = "auto",
-    devices: Devices = 1,
-    precision: Precision = "32",
-    threads: Threads = None,
-    inherit: Annotated[bool, typer.Option("--inherit", help="Begin with the weights of the run's network.")] = False,
-    settings: Settings = None,
-    out: Out = None,
-    resume: Resume = None,
-    quiet: Quiet = False,
-) -> None:
+@flags(TrainRequest)
+def train(context: typer.Context, request: TrainRequest, resume: Resume = None, quiet: Quiet = False) -> None:
     """Train a genotype's network, from scratch or with the weights of a run's network."""
-    from oche.api import search as api
-    from oche.plan.resolve import Request, TrainRequest, requested
-
     show = Show(quiet)
     if resume:
         _goes_alone(context, "resume", "quiet")
         if isinstance(requested(Run.open(resume))[0], Request):
             raise UserError(f"{resume} is a search; carry on with it by `oche search --resume {resume}`.")
+        from oche.api.resume import resume as carry_on
+
         with show.training():
-            trained = api.resume(resume, listener=show.listen)
-        assert isinstance(trained, api.Trained)
-    else:
-        if not genotype:
-            raise UserError(
-                "`oche train` needs a genotype: a search's folder, a genotype file or string, or `--resume RUN`."
-            )
-        asked = dict(map(assignment, settings or []))
-        request = TrainRequest(
-            genotype, space, data, protocol, epochs, batch, seed, device, devices, precision, threads, asked, inherit
+            show_trained(cast("Trained", carry_on(resume, listener=show.listen)))
+        return
+    if not request.genotype:
+        raise UserError(
+            "`oche train` needs a genotype: a search's folder, a genotype file or string, or `--resume RUN`."
         )
-        plan = api.plan_training(request)
-        run = plan.start(out)
-        show.training_plan(plan.training, run)
-        with show.training(plan.training.protocol.epochs):
-            trained = api.finish_training(plan.training, run, plan.request.threads, show.listen)
-    show.trained(trained)
+    from oche.api import train as api
+
+    plan = api.plan_training(request)
+    run = plan.start(request.out)
+    show.training_plan(plan.training, run)
+    with show.training(plan.training.protocol.epochs):
+        trained = api.finish_training(plan.training, run, plan.request.threads, show.listen)
+    show_trained(trained)
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """True if the option was typed."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _goes_alone(context: typer.Context, option: str, *beside: str) -> None:
     """Raises UserError for options that would be ignored, since the recorded run has settled them."""
     for parameter in context.command.params:
-        source, name = context.get_parameter_source(parameter.name or ""), parameter.name
-        if source is not None and source.name == "COMMANDLINE" and name not in (option, *beside):
+        name = parameter.name or ""
+        if _is_given(context, name) and name not in (option, *beside):
             given = max(parameter.opts, key=len)
             raise UserError(
                 f"{given} cannot be given with --{option}, which takes everything from that run: leave it out."
@@ -281,13 +216,7 @@ def draw(
     from oche.report.draw import draw as picture
     from oche.report.draw import draw_text
 
-    path = Path(genotype)
-    if len(genotype) < 250 and path.is_dir():
-        path = Run.open(path).file(Run.GENOTYPE)
-    text = path.read_text(errors="replace") if len(genotype) < 250 and path.is_file() else genotype
-    from oche.genotype import Genotype
-
-    parsed = Genotype.parse(text, space)
+    parsed, _ = genotype_of(genotype, space)
     if out is None:
         console.print(draw_text(parsed), markup=False)
     else:
@@ -331,7 +260,7 @@ def check(
 def cite(method: Annotated[str, typer.Argument(help="As for `oche search`.")]) -> None:
     """Print the BibTeX entries of a method's papers."""
     from oche.methods.papers import cite as entries_of
-    from oche.plan.resolve import searcher_named
+    from oche.plan.named import searcher_named
 
     print(entries_of(searcher_named(method).papers))
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from oche.cli.show import console
+from oche.api.terminal import console
 from oche.errors import UserError
 from oche.run import Run
 

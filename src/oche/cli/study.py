@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from oche.cli.show import console
+from oche.api.terminal import console
 from oche.config import assignment
 from oche.run import Run
 

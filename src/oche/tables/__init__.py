@@ -8,21 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from oche.errors import unknown
+from oche.own import Kind
 from oche.tables import nb201
 from oche.tables.tabular import Table, TableLike
 
 TABLES: dict[str, Callable[[Path | None], Table]] = {"nb201": nb201.read}
+
+TABLE: Kind[Callable[[Path | None], TableLike]] = Kind(
+    "table", TABLES, callable, "a function of a folder (None: where OCHE_DATA says) that gives an oche.tables.Table"
+)
 
 CONVERTERS: dict[str, Callable[[Path, Path], Path]] = {"nb201": nb201.convert}
 """(official download, folder) -> the compact file that the table's reader finds in that folder."""
 
 
 def table_named(name: str, folder: str | Path | None = None) -> TableLike:
-    """The table of that name, its files in `folder` or where OCHE_DATA says. Raises UserError."""
-    if name not in TABLES:
-        raise unknown("table", name, TABLES)
-    return TABLES[name](Path(folder) if folder else None)
+    """The table of that name or FILE.py:NAME, its files in `folder` or where OCHE_DATA says. Raises UserError."""
+    return TABLE.find(name)(Path(folder) if folder else None)
 
 
-__all__ = ["CONVERTERS", "TABLES", "Table", "TableLike", "table_named"]
+__all__ = ["CONVERTERS", "TABLE", "TABLES", "Table", "TableLike", "table_named"]

@@ -5,13 +5,13 @@ oche search darts --probe eigenvalue --probe gap --set probe.every=5
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
+from oche import own
 from oche.errors import UserError, unknown
 from oche.search.callbacks import Callback
-from oche.tables import TABLES, Table
+from oche.tables import Table, table_named
 from oche.watch.monitor import Eigenvalue, Gap, Monitor, ParameterFree, Probe, Probes, RankCorrelation, TableAccuracy
 
 
@@ -23,6 +23,8 @@ class Watch:
     - `table`, its files in `folder` or where OCHE_DATA says, and `metric`: what a cell is worth. A test metric is allowed, for a
       probe selects nothing.
     - `cells`: how many of the table's cells, always the same and no two isomorphic, are ranked for Kendall's tau.
+
+    `names` and `table` take FILE.py:NAME too; `objects` are probes that were handed over as they are.
     """
 
     names: tuple[str, ...] = ()
@@ -33,17 +35,33 @@ class Watch:
     table: str = "nb201"
     folder: str | None = None
     metric: str = "cifar10/test"
+    objects: tuple[Probe, ...] = field(default=(), repr=False)
+
+    @staticmethod
+    def of(probes: Sequence[str | Probe]) -> Watch:
+        """Watches these probes: names, FILE.py:NAME, or objects."""
+        names = tuple(probe for probe in probes if isinstance(probe, str))
+        objects = (probe for probe in probes if not isinstance(probe, str))
+        return Watch(names, objects=tuple(PROBE.part(probe) for probe in objects))
 
     def read(self) -> Table:
         """The table. Raises UserError."""
-        return TABLES[self.table](Path(self.folder) if self.folder else None)
+        table = table_named(self.table, self.folder)
+        if not isinstance(table, Table):
+            raise UserError(f"Probes ask an oche.tables.Table, and {self.table} gives another kind of table.")
+        return table
 
     def callbacks(self) -> tuple[Callback, ...]:
         """The probes, and the monitor behind them, to be added to a method's callbacks."""
-        own: tuple[Callback, ...] = (Probes((ParameterFree(),)),)
-        if self.names:
-            own += (Probes(tuple(PROBES[name](self) for name in self.names), self.every),)
-        return (*own, Monitor())
+        beside: tuple[Callback, ...] = (Probes((ParameterFree(),)),)
+        if self.names or self.objects:
+            beside += (Probes(self.probes(), self.every),)
+        return (*beside, Monitor())
+
+    def probes(self) -> tuple[Probe, ...]:
+        """The probes. Raises UserError for a name that there is not."""
+        made = (PROBE.part(name) if own.is_own(name) else PROBES[name](self) for name in self.names)
+        return (*made, *self.objects)
 
 
 PROBES: dict[str, Callable[[Watch], Probe]] = {
@@ -54,6 +72,13 @@ PROBES: dict[str, Callable[[Watch], Probe]] = {
 }
 """By name, for `--probe NAME`. Skips, the parameter-free share and alpha's entropy cost nothing and are always there."""
 
+PROBE: own.Kind[Probe] = own.Kind(
+    "probe",
+    PROBES,
+    lambda thing: own.takes(3)(thing) and own.has("name")(thing),
+    "an object with a `name` that maps (state, problem, genotype) to a number",
+)
+
 ASKING = ("tau", "table")
 """Those that ask a table."""
 
@@ -61,15 +86,13 @@ ASKING = ("tau", "table")
 def checked(watch: Watch, space: str, steps: bool) -> Watch:
     """The same. Raises UserError for what cannot be measured in this space, or of a method that has no `steps` to stop between."""
     for name in watch.names:
-        if name not in PROBES:
+        if not own.is_own(name) and name not in PROBES:
             raise unknown("probe", name, PROBES)
-    if watch.names and not steps:
+    if (watch.names or watch.objects) and not steps:
         raise UserError("Probes look at a supernet after its epochs, and this method trains none: leave `--probe` out.")
     if min(watch.every, watch.images, watch.hessian_images, watch.cells) < 1 or watch.images < 2:
         raise UserError("probe: every, hessian_images and cells must be at least 1, images at least 2.")
     if any(name in ASKING for name in watch.names):
-        if watch.table not in TABLES:
-            raise unknown("table", watch.table, TABLES)
         table = watch.read()
         if table.space != space:
             raise UserError(

@@ -13,7 +13,7 @@ from oche.fast import coverage
 from oche.fast.backends.native import kernels
 from oche.fast.portable.combine import Moments
 from oche.methods.darts import darts
-from oche.plan.resolve import fabric_for
+from oche.plan.machine import fabric_for
 from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import gradient
 from oche.search.loop import search

@@ -19,7 +19,8 @@ from oche.fast.portable.program import Program
 from oche.methods.darts import darts
 from oche.methods.idarts import idarts
 from oche.optim import Adam
-from oche.plan.resolve import Request, resolve
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.search.begin import begin, streams
 from oche.search.bilevel import ArchGradient, FiniteDifference, Unrolled
 from oche.search.loop import search

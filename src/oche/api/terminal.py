@@ -1,0 +1,251 @@
+"""What a run says on the terminal while it runs: the table before it, the bar and the lines during it.
+
+Importing this loads no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from oche.genotype import Genotype
+from oche.run import Listener, Run
+
+if TYPE_CHECKING:
+    from oche.data import Data
+    from oche.plan.resolve import Plan
+    from oche.search.preflight import Estimate
+    from oche.training.train import Training
+
+console = Console(highlight=False)
+
+TITLES = {"accuracy": "accuracy", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+"""A metric's name in a log -> in words."""
+
+
+class Show:
+    """Prints a run's beginning, progress and end. `quiet` leaves the end only."""
+
+    def __init__(self, quiet: bool) -> None:
+        self.quiet = quiet
+        self.bar: Progress | None = None
+        self.task = TaskID(0)
+        self.trainings = 0
+        self.every = 1
+
+    def preflight(self, plan: Plan, estimate: Estimate | None, folder: str) -> None:
+        """The table before a search: what it will do, what the budget changed, and what it will cost."""
+        if self.quiet:
+            return
+        from oche.data import for_search, for_training
+        from oche.search.searcher import as_searcher
+
+        request, space = plan.request, plan.space
+        rows = data_rows(plan.data)
+        rows += [("split", "test images are kept aside; " + _split(plan))]
+        rows += [
+            (
+                "method",
+                f"{plan.searcher.name}, {plan.epochs} epochs, batch {plan.batch} ({request.budget}: {plan.source})",
+            )
+        ]
+        rows += [("budget sets" if n == 0 else "", line) for n, line in enumerate(_changes(plan))]
+        rows += [("space", f"{space.name}: {space.cardinality():,} genotypes")]
+        rows += [("", note) for note in space.notes()]
+        rows += [("images", f"search: {for_search(plan.data).describe()}")]
+        if estimate:
+            rows += [("supernet", f"{estimate.parameters:,} parameters, {estimate.trainable:,} of them learn")]
+            rows += [("cells", "; ".join(f"{n} {how}" for how, n in estimate.cells.items()))]
+            minutes = f"{estimate.seconds:.0f} s" if estimate.seconds < 120 else f"{estimate.seconds / 60:.0f} min"
+            cost = f"about {estimate.memory_mib:.0f} MiB and {minutes} ({estimate.steps} steps of {1000 * estimate.step_seconds:.0f} ms)"
+            rows += [("cost", cost)]
+        if request.seeds > 1:
+            last = request.seed + request.seeds - 1
+            rows += [
+                (
+                    "seeds",
+                    f"{request.seed} to {last}, a search each at that cost; each cell is trained ({request.protocol})",
+                )
+            ]
+            rows += [("", f"and the best on {request.pick} images is picked; all see the same images")]
+        if as_searcher(plan.searcher).keeps_weights:
+            rows += [("then", "keeps the supernet's weights: the network that was searched is the result")]
+        if plan.compare:
+            cells = f"{plan.compare} random cells, {request.compare_seeds} seeds each, protocol {request.protocol}"
+            rows += [("then", f"trains the found cell beside {cells}")]
+            rows += [
+                ("", f"training: {for_training(plan.data, plan.protocol.cutout, plan.protocol.policy).describe()}")
+            ]
+        rows += [
+            (
+                "device",
+                f"{plan.fabric.device}, {request.threads} thread(s), precision {request.precision}, seed {request.seed}",
+            )
+        ]
+        rows += [("run", folder)]
+        console.print(rows_table(rows))
+
+    def training_plan(self, training: Training, run: Run) -> None:
+        if self.quiet:
+            return
+        from oche.data import for_training
+        from oche.spaces.cost import cost
+
+        protocol = training.protocol
+        rows = data_rows(training.data)
+        rows += [("genotype", brief(str(training.genotype)))]
+        rows += [("network", f"{cost(training.space, training.genotype)}")]
+        rows += [("weights", "begin with those of the run's network")] if training.start is not None else []
+        rows += [("", note) for note in training.space.notes() if protocol.auxiliary]
+        rows += [("images", for_training(training.data, protocol.cutout, protocol.policy).describe())]
+        rows += [("protocol", f"{protocol.epochs} epochs, batch {protocol.batch} ({protocol.source})")]
+        rows += [("device", f"{training.fabric.device}, seed {training.seed}"), ("run", str(run.path))]
+        console.print(rows_table(rows))
+
+    def search(self, plan: Plan) -> Progress:
+        self.trainings = (1 + plan.compare) * plan.request.compare_seeds
+        return self._progress("search", plan.epochs)
+
+    def training(self, total: int | None = None) -> Progress:
+        return self._progress("train", total)
+
+    def _progress(self, name: str, total: int | None) -> Progress:
+        self.every = max(1, (total or 1) // 10)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(20),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[said]}"),
+        )
+        self.bar = Progress(*columns, console=console, transient=True, disable=self.quiet)
+        self.task = self.bar.add_task(name, total=total, said="")
+        return self.bar
+
+    def beside(self, listener: Listener) -> Listener:
+        """A listener that shows every event, then passes it on."""
+
+        def both(event: str, record: Mapping[str, Any]) -> None:
+            self.listen(event, record)
+            listener(event, record)
+
+        return both
+
+    def listen(self, event: str, record: Mapping[str, Any]) -> None:
+        """Moves the bar at every step and shows every epoch beside it; a tenth of the epochs, and all else, stay as lines."""
+        if self.bar is None or self.quiet:
+            return
+        if event == "step":
+            self.bar.update(
+                self.task, completed=record["step"] / max(record["steps"], 1) * (self.bar.tasks[0].total or 1)
+            )
+        elif event == "searching":
+            self.bar.reset(self.task, description=f"search, seed {record['seed']}", total=record["epochs"], said="")
+        elif event == "supernet":
+            self.bar.console.print(_LINES[event](record), markup=False, soft_wrap=True)
+            self.bar.reset(self.task, description="compare", total=self.trainings, said="")
+        elif event in _LINES:
+            line = _LINES[event](record)
+            self.bar.update(self.task, said=line)
+            if "epoch" not in record or record["epoch"] % self.every == self.every - 1 or "warning" in record:
+                self.bar.console.print(line, markup=False, soft_wrap=True)
+            if event == "train_epoch":
+                self.bar.update(self.task, completed=record["epoch"] + 1)
+            elif event == "trained":
+                self.bar.advance(self.task)
+
+
+def _epoch_line(r: Mapping[str, Any]) -> str:
+    skips = "+".join(str(n) for n in r["skips"].values())
+    metric = _metric(r, "weight_")
+    alpha = "held    " if r["arch_loss"] is None else f"{r['arch_loss']:.3f} {r['arch_' + metric]:4.0%}"
+    mark = "*" if r["changed"] else " "
+    return (
+        f"{r['epoch']:3d} {r['phase']:7s} w {r['weight_loss']:.3f} {r['weight_' + metric]:4.0%}  alpha {alpha}  "
+        f"entropy {r['entropy']:.3f}  skips {skips} {mark}{brief(r['genotype'])}"
+        + (f"\n    WARNING  {r['warning']}" if "warning" in r else "")
+    )
+
+
+def seed_line(r: Mapping[str, Any]) -> str:
+    """One seed's scores and cell."""
+    skips = "+".join(str(n) for n in r["skips"].values())
+    return (
+        f"seed {r['seed']}: {_said(r, 'val_', 2)} on validation images, {_said(r, 'test_', 2)} on test images, "
+        f"skips {skips}  {brief(r['genotype'])}"
+    )
+
+
+def brief(genotype: str) -> str:
+    """A genotype in its published form, or in a few words if it has none."""
+    return Genotype.from_json(genotype).summary() if genotype.startswith("{") else genotype
+
+
+def _metric(record: Mapping[str, Any], prefix: str) -> str:
+    """Which metric counts in a record: the task's first."""
+    return next(name for name in ("miou", "accuracy") if prefix + name in record)
+
+
+def _said(record: Mapping[str, Any], prefix: str, digits: int = 1) -> str:
+    name = _metric(record, prefix)
+    return f"{record[prefix + name]:.{digits}%}" + (f" {TITLES[name]}" if name != "accuracy" else "")
+
+
+_LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "epoch": _epoch_line,
+    "supernet": lambda r: (
+        f"supernet: {_said(r, 'val_')} on validation images; alpha moved by {r['alpha_moved']:.3f} (rms)"
+    ),
+    "network": lambda r: f"network: {_said(r, 'val_')} on validation images, {_said(r, 'test_')} on test images",
+    "seed": lambda r: seed_line(r),
+    "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images",
+    "train_epoch": lambda r: (
+        f"{r['epoch']:3d} train {r['loss']:.3f} {r[_metric(r, '')]:4.0%}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
+    ),
+}
+
+
+def rows_table(rows: Sequence[tuple[str, str]]) -> Table:
+    """Name and line, a row each."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, line in rows:
+        table.add_row(name, line.replace("[", r"\["))
+    return table
+
+
+def data_rows(data: Data) -> list[tuple[str, str]]:
+    """What is worth knowing of a data set before it is searched on."""
+    size = f"{data.size[0]}x{data.size[1]}, {data.channels} channel{'s' if data.channels > 1 else ''}"
+    names = ", ".join(data.classes[:8]) + (", ..." if len(data.classes) > 8 else "")
+    parts = f"{len(data.train)} train, {len(data.val)} validation, {len(data.test)} test images of {size}"
+    return [
+        ("data", f"{data.name}: {parts}"),
+        ("classes", f"{len(data.classes)}: {names}"),
+        *(("", note) for note in data.notes),
+    ]
+
+
+def _changes(plan: Plan) -> list[str]:
+    """What the budget changed, two settings per line."""
+    said = [str(change) for change in plan.changed]
+    return [", ".join(said[i : i + 2]) for i in range(0, len(said), 2)]
+
+
+def _split(plan: Plan) -> str:
+    from oche.data import UntilFreeze
+    from oche.search.searcher import as_searcher
+
+    method = as_searcher(plan.searcher).method
+    if method is None:
+        return "nothing is trained in the search"
+    parts, count = method.split(plan.data.train, plan.request.seed), len(plan.data.train)
+    arch = parts.weights if parts.arch is None else parts.arch
+    if len(parts.weights) == len(arch) == count:
+        return "all train images train weights and alpha"
+    said = f"of the train images {len(parts.weights) / count:.0%} train weights, {len(arch) / count:.0%} train alpha"
+    later = isinstance(method.split, UntilFreeze)
+    return said + ", drawn anew every epoch" * parts.anew + "; all train weights after the freeze" * later

@@ -1,0 +1,150 @@
+"""`oche.train(...)`: a genotype's network from scratch, or with the weights of a run's network, and its score on the test images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from math import isnan
+from pathlib import Path
+
+import torch
+from safetensors.torch import load as safetensors_load
+
+from oche import own
+from oche.api.folders import RUNS, begun, genotype_of
+from oche.api.limits import cpu_threads, out_of_memory
+from oche.api.terminal import Show
+from oche.data import Data, none
+from oche.data.reading.readers import Source
+from oche.errors import UserError
+from oche.plan.machine import threads_for
+from oche.plan.request import TrainRequest, requested, verb
+from oche.plan.training import resolve_training, searched_size, training_table
+from oche.report import render
+from oche.run import Listener, Run, silent
+from oche.spaces import named as spaces
+from oche.tasks import named
+from oche.training.evaluate import Score, evaluate
+from oche.training.export import FORMATS, WEIGHTS, Deployed, export_network, load_network, save_network
+from oche.training.train import START, Training, retrain
+from oche.training.train import begin as begin_training
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What `train` returns: the run's folder and the test score of the weights that its protocol keeps."""
+
+    run: Run
+    test: Score
+
+    def export(self, formats: Sequence[str] = FORMATS) -> list[Path]:
+        """Writes `.pt2` and ONNX files."""
+        return export_network(self.run, formats)
+
+    def network(self) -> torch.nn.Module:
+        """The trained network, a plain module: images (B, C, H, W) in [0, 1] -> class scores."""
+        loaded = load_network(self.run)
+        return Deployed(loaded.network, loaded.augment.mean, loaded.augment.std).eval()
+
+
+@verb(TrainRequest)
+def train(request: TrainRequest) -> Trained:
+    """Trains a genotype's network on the train images, from scratch, and scores it on the test images. Raises UserError.
+
+    With `inherit` it begins with the weights of the network in the run's folder instead (training on).
+    """
+    plan = plan_training(request)
+    run = plan.start(request.out)
+    if not request.progress:
+        return finish_training(plan.training, run, plan.request.threads, request.listener)
+    show = Show(quiet=False)
+    show.training_plan(plan.training, run)
+    with show.training(plan.training.protocol.epochs):
+        return finish_training(plan.training, run, plan.request.threads, show.beside(request.listener))
+
+
+@dataclass(frozen=True)
+class TrainPlan:
+    """A request to train, resolved, before its folder exists; `start_with` is the file of the weights to begin with, if any."""
+
+    request: TrainRequest
+    training: Training
+    name: str
+    start_with: bytes | None = None
+    files: own.Files = field(default_factory=dict)
+
+    def start(self, out: str | Path | None = None) -> Run:
+        """Makes the run's folder and writes run.toml."""
+        training = self.training
+        table = training_table(self.request, training)
+        run = begun(training.fabric, Path(out) if out else RUNS / self.name, table, self.files)
+        if training.fabric.is_global_zero:
+            run.write(Run.GENOTYPE, training.genotype.to_json().encode())
+            if self.start_with is not None:
+                run.write(START, self.start_with)
+        return run
+
+
+def plan_training(request: TrainRequest) -> TrainPlan:
+    """Resolves what `train` was asked for; from a search's folder, its data, task and size are taken over. Raises UserError."""
+    with own.noted() as files:
+        plan = _planned(request)
+    return replace(plan, files=files)
+
+
+def _planned(request: TrainRequest) -> TrainPlan:
+    if not request.genotype:
+        raise UserError(
+            "A training needs a genotype: a search's folder, a genotype file or string, or a published cell's name."
+        )
+    if own.is_foreign(request.space) and request.space is not None:
+        request = replace(request, space=str(spaces.space(request.space)().name))
+    genotype, source = genotype_of(request.genotype, request.space if isinstance(request.space, str) else None)
+    if request.inherit and source is None:
+        raise UserError("Only a run's folder has weights to begin with: name one, or leave `--inherit` out.")
+    size, settings = None, dict(request.settings)
+    earlier: Source = "digits"
+    if source:
+        spaces.register_kept(source)
+        searched, table = requested(source)
+        settings = {k: v for k, v in searched.settings.items() if k.startswith("task.")} | settings
+        size, earlier = searched_size(table), searched.data or earlier
+        if request.task is None:
+            request = replace(request, task=searched.task)
+        if request.data is None:  # the search's split too: its images must not be tested on
+            own_ = {k: v for k, v in searched.settings.items() if k.startswith("data.")}
+            settings = {"data.seed": searched.seed, **own_, **settings}
+    data = earlier if request.data is None else request.data
+    request = replace(request, genotype=str(genotype), space=genotype.space, data=data, settings=settings)
+    training = resolve_training(request, size)
+    request = replace(request, threads=threads_for(request.threads, training.data))
+    start_with = None
+    if request.inherit and source:
+        training = replace(training, start=load_network(source).network.state_dict())
+        begin_training(training)  # refuses weights that do not fit before there is a folder
+        start_with = source.read(WEIGHTS)
+    name = f"{source.path.name if source else genotype.space}-train"
+    return TrainPlan(request, training, name, start_with)
+
+
+def finish_training(training: Training, run: Run, threads: int | None = None, listener: Listener = silent) -> Trained:
+    """Trains from wherever the run stands, scores the result on the test images, exports it, writes the report."""
+    start = safetensors_load(run.read(START)) if run.has(START) else None
+    training = replace(training, run=run, listener=listener, start=start)
+    with out_of_memory(training.protocol.batch), cpu_threads(threads):
+        network = retrain(training)
+        test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
+    if training.fabric.is_global_zero:
+        metrics = named(test.metrics, "test")
+        save_network(run, network, training.space, training.genotype, training.data, metrics)
+        log_test(run, training.data, test)
+        render(run)
+    return Trained(run, test)
+
+
+def log_test(run: Run, data: Data, test: Score) -> None:
+    """A trained network's test score: its metrics, of masks each class's IoU, and the confusion matrix."""
+    run.log({"kind": "test", **test.metrics, "loss": test.loss})
+    for name, iou in zip(data.classes, test.iou, strict=True) if data.ignore is not None else ():
+        run.log({"kind": "class", "class": name, "iou": None if isnan(iou) else iou})
+    run.log({"kind": "confusion", "classes": list(data.classes), "matrix": [list(row) for row in test.confusion]})

@@ -1,0 +1,59 @@
+"""What a run takes of the machine: device, processes, precision, threads; and the versions that it was made with."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import version
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+
+from oche.data import Data
+from oche.errors import UserError, unknown
+
+PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
+
+SMALL = 16 * 16
+"""Pixels up to which one thread is as fast as several, and steadier on a busy machine."""
+
+
+def threads_for(asked: int | None, data: Data) -> int:
+    """How many threads torch's CPU operations use: as asked, else one for images up to 16x16, where more only wait for each other.
+
+    It is settled before the run and kept with it, for sums round differently with another number. Raises UserError below 1.
+    """
+    if asked is not None and asked < 1:
+        raise UserError(f"--threads must be at least 1; given {asked}.")
+    return asked or (1 if data.size[0] * data.size[1] <= SMALL else torch.get_num_threads())
+
+
+def fabric_for(device: str, devices: int = 1, precision: str = "32") -> Fabric:
+    """lightning-fabric for "auto", "cpu", "cuda", "cuda:1" or "mps". Raises UserError where there is no such device."""
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    kind, _, number = device.partition(":")
+    if kind == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    if kind not in ("cpu", "cuda", "mps"):
+        raise unknown("device", device, ["auto", "cpu", "cuda", "cuda:0", "mps"])
+    if devices < 1:
+        raise UserError(f"At least one process is needed; given {devices}.")
+    there = {"cpu": 1 << 16, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
+    if (number and not number.isdigit()) or int(number or 0) + devices > there:
+        raise UserError(
+            f"There is no device {device!r} here for {devices} process(es); `--device auto` takes what there is."
+        )
+    ids: list[int] | int = [int(number)] if number and kind == "cuda" else devices
+    fabric = Fabric(
+        accelerator=kind, devices=ids, strategy="ddp" if devices > 1 else "auto", precision=PRECISIONS[precision]
+    )
+    fabric.launch()
+    return fabric
+
+
+def versions() -> dict[str, str]:
+    """Of oche and of what its numbers depend on."""
+    return {name: version(name) for name in ("oche", "torch", "lightning-fabric", "numpy")} | {
+        "python": platform.python_version()
+    }

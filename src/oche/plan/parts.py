@@ -1,0 +1,110 @@
+"""The parts that a search and a training both have: data, task, space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import cast
+
+from oche import config, own
+from oche.data import SETS, Data, load
+from oche.data.facts import pixel_counts
+from oche.errors import UserError, unknown
+from oche.plan.settings import Change, layered
+from oche.spaces import Space
+from oche.spaces import named as spaces
+from oche.tasks import Classify, Segment, Task, balanced
+
+SPACE = {"classify": "nb201", "segment": "grid"}
+"""What "auto" stands for, by what the data can teach."""
+
+
+def data_for(given: object, task: object, seed: int, settings: Mapping[str, object]) -> Data:
+    """The data that were asked for, read for the task, where it is named. Raises UserError."""
+    thing = own.load(given) if isinstance(given, str) and own.is_own(given) else given
+    if callable(thing) and not isinstance(thing, Data):
+        thing = own.called(thing, own.display(given))
+    if isinstance(thing, Data):
+        if settings:
+            raise UserError("Settings of `data` do not apply to data that is already loaded; set them when loading it.")
+        if task in ("classify", "segment") and task != thing.task:
+            raise UserError(f"The data is to {thing.task}, not to {task}: leave the task out.")
+        return thing
+    asked = {"task": task} if task is not None and "task" not in settings else {}
+    return config.build(load, {"source": thing, "seed": seed, **asked, **settings}, "data")
+
+
+def path_of(given: object, data: Data) -> str:
+    """What run.toml calls the data: a name, a path from the root, FILE.py:NAME, or the name of an object."""
+    if not isinstance(given, str | Path):
+        return data.name
+    if own.is_own(given):
+        return cast(str, own.absolute(given))
+    path = Path(given).expanduser()
+    return str(path.resolve()) if str(given) not in SETS and path.exists() else str(given)
+
+
+def data_facts(data: Data) -> dict[str, object]:
+    """The [data] table of run.toml."""
+    parts = {"train": len(data.train), "val": len(data.val), "test": len(data.test)}
+    return {
+        "name": data.name,
+        **parts,
+        "classes": list(data.classes),
+        "size": list(data.size),
+        "notes": list(data.notes),
+    }
+
+
+def task_for(
+    data: Data,
+    given: object = None,
+    settings: Mapping[str, object] | None = None,
+    recorded: Mapping[str, object] | None = None,
+    rules: int = config.RULES,
+) -> Task:
+    """What the data teaches, its loss changed by settings: the fields of `Segment`, or `balanced`, which measures class weights.
+
+    A run from before there were tasks has none recorded, which means the default. Raises UserError.
+    """
+    task: Task = Classify() if data.ignore is None else Segment(data.ignore)
+    fields_set = {path: value for path, value in (settings or {}).items() if path != "balanced"}
+    weighed = (settings or {}).get("balanced")
+    if weighed is not None and data.ignore is None:
+        raise UserError("task.balanced weighs the classes of mask pixels; images with a class each have none.")
+    if weighed is True:
+        if "class_weights" in fields_set:
+            raise UserError("task.balanced measures the class weights; leave task.class_weights out, or balanced.")
+        weights = balanced(pixel_counts(data.train, len(data.classes)))
+        fields_set["class_weights"] = [round(weight, 6) for weight in weights]
+    return layered(task, "task", given=fields_set, recorded=recorded, rules=rules)[0]
+
+
+def space_for(
+    kind: type[Space],
+    data: Data,
+    given: Mapping[str, object],
+    *,
+    lower: Mapping[str, object] | None = None,
+    recorded: Mapping[str, object] | None = None,
+    rules: int = config.RULES,
+) -> tuple[Space, tuple[Change, ...]]:
+    """The space for these data, with the settings given before those of the method and the budget (`lower`), and what the latter changed.
+
+    Raises UserError where it is not for the data.
+    """
+    name = str(kind().name)
+    teaches = "segment" if data.ignore is not None else "classify"
+    if kind.task != teaches:
+        has = "masks" if data.ignore is not None else "one class per image"
+        raise UserError(f"{data.name} has {has}, which the space {name} is not for; choose `--space {SPACE[teaches]}`.")
+    bound = kind(inputs=data.channels, outputs=len(data.classes), size=data.size)
+    known = {f.name for f in fields(bound)} - {"name", "inputs", "outputs", "size"}
+    for path in {**(lower or {}), **given}:
+        if path not in known:
+            raise unknown(f"setting of the space {name}", path, known)
+    return layered(
+        bound, f"space {name}" if recorded is None else "space", budget=lower, given=given, recorded=recorded, rules=rules,
+        choose=spaces.setting,
+    )  # fmt: skip

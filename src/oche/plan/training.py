@@ -1,0 +1,86 @@
+"""From what a training is asked for to what is trained; and the run.toml that it leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+
+from oche import config, own
+from oche.errors import UserError, unknown
+from oche.genotype import Genotype
+from oche.plan import named
+from oche.plan.machine import fabric_for, versions
+from oche.plan.parts import data_facts, data_for, path_of, space_for, task_for
+from oche.plan.request import AUTO, TrainRequest, check_objects, objects_of, part_of, plain, rules_of, table_of, written
+from oche.plan.settings import by_part, layered
+from oche.spaces import named as spaces
+from oche.training.train import Training
+
+TRAINING = {"classify": "quick", "segment": "segment"}
+"""The protocol of a training that "auto" stands for, by what the data can teach."""
+
+
+def resolve_training(
+    request: TrainRequest,
+    size: Mapping[str, object] | None = None,
+    recorded: Mapping[str, object] | None = None,
+) -> Training:
+    """Turns a request into a training. `size` holds the searched space's own fields, which the protocol and the settings override.
+
+    Raises UserError for anything unknown or impossible, a genotype of another space included.
+    """
+    check_objects(request, recorded)
+    parts, rules = by_part(request.settings), rules_of(recorded)
+    if foreign := [*parts.get("slot", {}), *parts.get("method", {}), *parts.get("probe", {})]:
+        wrong = sorted(foreign)[0]
+        raise unknown("training setting", wrong, ["space.FIELD", "data.FIELD", "task.FIELD", "train.FIELD"])
+    fabric = fabric_for(request.device, request.devices, request.precision)
+    given = "digits" if request.data is None else request.data
+    data = data_for(given, request.task, request.seed, parts.get("data", {}))
+    asked = {key: value for key, value in (("epochs", request.epochs), ("batch", request.batch)) if value is not None}
+    form = "segment" if data.ignore is not None else "classify"
+    protocol, _ = layered(
+        named.protocol(TRAINING[form] if request.protocol == AUTO else request.protocol),
+        "train",
+        given={**asked, **parts.get("train", {})},
+        recorded=table_of(recorded, "train"),
+        rules=rules,
+    )
+    task = task_for(data, request.task, parts.get("task", {}), table_of(recorded, "task", optional=True), rules)
+    kind = spaces.space(str(request.space) if request.space is None else request.space)
+    known = {f.name for f in fields(kind)}
+    sizes = {key: getattr(protocol, key) for key in ("cells", "channels", "stem_multiplier")}
+    sizes = {key: value for key, value in sizes.items() if value is not None and key in known}
+    own_size = {**(size or {}), **sizes, **parts.get("space", {})}
+    space, _ = space_for(kind, data, own_size, recorded=table_of(recorded, "space"), rules=rules)
+    genotype = Genotype.parse(str(request.genotype), str(kind().name))
+    space.check(genotype)
+    if protocol.batch < 2 or protocol.epochs < 1:
+        raise UserError(
+            f"A training needs at least one epoch and batches of two images; given epochs={protocol.epochs}, batch={protocol.batch}."
+        )
+    return Training(space, genotype, data.to(fabric.device), protocol, request.seed, fabric, task=task)
+
+
+def training_table(request: TrainRequest, training: Training) -> dict[str, object]:
+    """run.toml of a training: the request, every resolved value, and the versions."""
+    protocol = request.protocol if isinstance(request.protocol, str) else own.display(request.protocol)
+    settled = replace(
+        plain(request, space=training.space.name, task=training.task.name, protocol=protocol),
+        data=None if request.data is None else path_of(request.data, training.data),
+    )
+    return {
+        "rules": config.RULES,
+        "training": written(settled),
+        "resolved": {"objects": list(objects_of(request))},
+        "space": config.describe(training.space),
+        "task": config.describe(training.task),
+        "train": config.describe(training.protocol),
+        "data": data_facts(training.data),
+        "versions": versions(),
+    }
+
+
+def searched_size(table: Mapping[str, object]) -> dict[str, object]:
+    """The fields of a run.toml's space that a training takes over: all but what the data decides."""
+    return {k: v for k, v in part_of(table, "space").items() if k not in ("type", "name", "inputs", "outputs", "size")}
