@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from oche.base import counted
+from oche.data.contract import Contract
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.run import Run
@@ -62,7 +63,11 @@ def test_the_card_says_all_that_is_needed(run: Run) -> None:
     assert card["task"] == "classify"
     assert Genotype.from_json(json.dumps(card["genotype"])) == CHOSEN
     assert card["classes"] == ["0", "1", "2"]
+    said = card["input"].pop("says")
     assert card["input"] == {"shape": ["batch", 2, 8, 8], "range": [0.0, 1.0], "mean": [0.5, 0.5], "std": [0.3, 0.3]}
+    assert "applied inside" in said
+    assert (card["normalisation"], card["outputs"].split()[0]) == ("inside", "logits")
+    assert Contract.of(card["contract"]) == DATA.contract
     assert card["metrics"] == {"test_accuracy": 0.5}
     assert card["space"]["type"] == "ToySpace"
     weights = load_file(run.file(WEIGHTS))
@@ -184,7 +189,10 @@ def test_the_normalisation_is_inside() -> None:
 def test_the_pt2_file_needs_no_oche(run: Run) -> None:
     """It is loaded by torch alone, takes any batch, and gives the network's scores."""
     (path,) = export_network(run, ["pt2"])
-    loaded, program = load_network(run), torch.export.load(path).module()
+    held = {"contract": "", "outputs": ""}
+    loaded, program = load_network(run), torch.export.load(path, extra_files=held).module()
+    assert Contract.of(json.loads(held["contract"])) == DATA.contract
+    assert held["outputs"].startswith("logits")
     for batch in (1, 2, 7):
         images = torch.rand(batch, 2, 8, 8)
         with torch.no_grad():

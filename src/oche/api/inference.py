@@ -14,7 +14,7 @@ from torch import Tensor
 from oche import config
 from oche.api.overlay import as_picture, colours, overlaid, shown
 from oche.data import Data, load
-from oche.data.contract import Contract, PixelRule
+from oche.data.contract import Contract
 from oche.data.problems import problems_of, refuse
 from oche.data.reading.applied import Applied, applied, painted
 from oche.data.reading.files import SUFFIXES, images_below
@@ -64,7 +64,7 @@ def evaluate_run(
         )
         settled: dict[str, object] = {"size": loaded.space.size, "channels": loaded.space.inputs}
         if "contract" in loaded.card:
-            settled = {"contract": contract_of(loaded)}
+            settled = {"contract": loaded.contract}
             own = {name: value for name, value in own.items() if name not in ("size", "channels", "labels", "range")}
         elif data is None:
             del settled["size"]
@@ -77,22 +77,6 @@ def evaluate_run(
         )
     fabric, task = fabric_for(device), task_for(data, {})
     return evaluate(loaded.network.to(fabric.device), data.test, loaded.augment, fabric, task)
-
-
-def contract_of(loaded: Loaded) -> Contract:
-    """What was decided about the data of a network; for one from before contracts were kept, 8-bit images."""
-    table = loaded.card.get("contract")
-    if isinstance(table, Mapping):
-        return Contract.of(table)
-    return Contract(
-        loaded.space.task,
-        loaded.classes,
-        loaded.space.inputs,
-        loaded.space.size,
-        PixelRule(),
-        loaded.augment.mean,
-        loaded.augment.std,
-    )
 
 
 @torch.no_grad()
@@ -111,7 +95,7 @@ def predict(
     """
     loaded = load_network(Run.open(Path(path)))
     _network_for("classify", loaded, path)
-    files, contract = list(image_files(images)), contract_of(loaded)
+    files, contract = list(image_files(images)), loaded.contract
     where = fabric_for(device).device
     network = loaded.network.to(where)
     predictions: list[Prediction] = []
@@ -192,7 +176,7 @@ def segment(
         raise UserError(f"{taken[0]} exists already; choose another folder, with `--out FOLDER`.")
     folder.mkdir(parents=True, exist_ok=True)
     where = fabric_for(device).device
-    network, contract, wrong = loaded.network.to(where), contract_of(loaded), list[str]()
+    network, contract, wrong = loaded.network.to(where), loaded.contract, list[str]()
     palette = torch.tensor(contract.palette, dtype=torch.uint8) if contract.palette else colours(len(loaded.classes))
 
     def scores(pixels: Tensor) -> Tensor:

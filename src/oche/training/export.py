@@ -1,6 +1,7 @@
 """A trained network as files that need no oche: safetensors with a card, torch.export's .pt2, and ONNX checked against onnxruntime.
 
-What leaves the house takes images as (B, C, H, W) floats in [0, 1] and normalises them itself, so nobody has to know the constants.
+An exported file takes images as (B, C, H, W) floats in [0, 1], normalises them itself and gives logits; the contract of its training lies
+in its metadata, and a script beside the ONNX file predicts without oche (`shipped`).
 """
 
 from __future__ import annotations
@@ -24,11 +25,13 @@ from torch import Tensor, nn
 
 from oche.config import describe, restore
 from oche.data import Augment, Data
+from oche.data.contract import Contract, PixelRule
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.run import Run
 from oche.spaces import SPACES, Network, Space
 from oche.spaces.cost import cost
+from oche.training.shipped import INPUT, OUTPUTS, SCRIPT, SCRIPT_NAME, add_to_onnx, metadata
 
 CARD, WEIGHTS = f"{Run.NETWORK}/card.json", f"{Run.NETWORK}/weights.safetensors"
 FORMATS = ("pt2", "onnx")
@@ -45,6 +48,15 @@ class Loaded:
     classes: tuple[str, ...]
     augment: Augment
     card: Mapping[str, object]
+
+    @property
+    def contract(self) -> Contract:
+        """What was decided about the data in training; for a network from before that was kept, what 8-bit images need."""
+        table = self.card.get("contract")
+        if isinstance(table, Mapping):
+            return Contract.of(table)
+        mean, std = self.augment.mean, self.augment.std
+        return Contract(self.space.task, self.classes, self.space.inputs, self.space.size, PixelRule(), mean, std)
 
 
 class Deployed(nn.Module):
@@ -81,7 +93,10 @@ def save_network(
             "range": [0.0, 1.0],
             "mean": list(data.mean),
             "std": list(data.std),
+            "says": INPUT,
         },
+        "normalisation": "inside",
+        "outputs": OUTPUTS.get(space.task, "the network's outputs as they are"),
         "parameters": price.parameters,
         "multiply_adds": price.multiply_adds,
         "metrics": dict(metrics),
@@ -125,7 +140,7 @@ def load_network(run: Run) -> Loaded:
 
 
 def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
-    """Writes the run's network as `network/model.pt2` and `network/model.onnx`, both with a free batch size.
+    """Writes the run's network as `network/model.pt2` and `network/model.onnx`, both with a free batch size, and a script for the latter.
 
     Every file is loaded again and compared with the module on batches of 1 and 3. Raises UserError for an unknown format, a
     missing extra, or a file whose scores differ by more than 1e-4 of the largest.
@@ -140,9 +155,15 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
     for name in formats:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"model.{name}"
-            (_to_pt2 if name == "pt2" else _to_onnx)(module, size, path)
+            if name == "pt2":
+                torch.export.save(_program(module, size), path, extra_files=metadata(trained.contract))
+            else:
+                _to_onnx(module, size, path)
+                add_to_onnx(path, trained.contract)
             _compare(module, _runner(name, path), size, name)
             run.write(f"{Run.NETWORK}/model.{name}", path.read_bytes())
+            if name == "onnx":
+                run.write(f"{Run.NETWORK}/{SCRIPT_NAME}", SCRIPT.encode())
         written.append(run.file(f"{Run.NETWORK}/model.{name}"))
     return written
 
@@ -151,10 +172,6 @@ def available_formats() -> tuple[str, ...]:
     """The formats that can be written here: ONNX needs the extra `onnx`."""
     there = all(find_spec(name) for name in ("onnxruntime", "onnxscript"))
     return FORMATS if there else tuple(name for name in FORMATS if name != "onnx")
-
-
-def _to_pt2(module: nn.Module, size: tuple[int, ...], path: Path) -> None:
-    torch.export.save(_program(module, size), path)
 
 
 def _program(module: nn.Module, size: tuple[int, ...]) -> torch.export.ExportedProgram:

@@ -1,0 +1,151 @@
+"""What lies beside an exported network: a script that needs onnxruntime, numpy and Pillow alone, and the contract inside the files.
+
+The script does with an image what `oche predict` does, bit for bit up to the network: reading, the rule for values, the crop at the centre
+and the antialiased bilinear resizing, of bytes in the fixed-point arithmetic of PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from oche.data.contract import Contract
+
+INPUT = (
+    "floats (value - offset) / scale as under pixels, (batch, channels, height, width); mean and std are applied inside"
+)
+OUTPUTS = {
+    "classify": "logits (batch, classes): softmax over axis 1 gives probabilities",
+    "segment": "logits (batch, classes, height, width): argmax over axis 1 gives the mask",
+}
+
+SCRIPT_NAME = "predict.py"
+
+
+def metadata(contract: Contract) -> dict[str, str]:
+    """What the exported files hold beside the network, each value a text: class names, the contract as JSON, input and outputs in words."""
+    return {
+        "task": contract.task,
+        "classes": json.dumps(list(contract.classes)),
+        "contract": json.dumps(contract.plain()),
+        "input": INPUT,
+        "normalisation": "inside",
+        "outputs": OUTPUTS.get(contract.task, "the network's outputs as they are"),
+    }
+
+
+def add_to_onnx(path: Path, contract: Contract) -> None:
+    """Writes the metadata into an ONNX file."""
+    import onnx
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, metadata(contract))
+    onnx.save(model, path)
+
+
+SCRIPT = '''\
+"""Predicts with model.onnx, which lies beside this file: python predict.py IMAGE ...   Needs onnxruntime, numpy and Pillow alone."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps, ImageSequence
+
+session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
+contract = json.loads(session.get_modelmeta().custom_metadata_map["contract"])
+rule, size, channels = contract["pixels"], contract["size"], contract["channels"]
+
+
+def main(paths):
+    for path in paths:
+        pixels = resized(cropped(channelled(scaled(values(Path(path))))))
+        pixels = pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels
+        (logits,) = session.run(None, {"images": pixels.transpose(2, 0, 1)[None].astype(np.float32)})
+        shares = np.exp(logits[0] - logits[0].max(0))
+        shares /= shares.sum(0)  # softmax: probabilities per class, or per class and pixel
+        if contract["task"] == "segment":  # the mask of the crop, in the size of the network
+            mask = f"{Path(path).stem}_mask.png"
+            Image.fromarray(shares.argmax(0).astype(np.uint8)).save(mask)
+            print(path, mask)
+        else:
+            print(path, contract["classes"][shares.argmax()], f"{shares.max():.7f}")
+
+
+def values(path):
+    """The values of a file as they are, (H, W, C): (H, W, C) or (C, H, W) of .npy, pages of a TIFF as channels."""
+    if path.suffix == ".npy":
+        array = np.load(path)
+        array = array[..., None] if array.ndim == 2 else array
+        return array if array.shape[2] in (1, 3, 4) or array.shape[2] < min(array.shape[:2]) else np.moveaxis(array, 0, 2)
+    image = Image.open(path)
+    pages = list(map(page, ImageSequence.Iterator(image))) if image.format == "TIFF" else [page(image)]
+    return np.concatenate(pages, axis=2)
+
+
+def page(image):
+    if image.mode.startswith("RGB") and image.tile and "16" in str(image.tile[0][3]):
+        sys.exit("Pillow cuts colours of 16 bits to 8: save them as .npy")
+    image, grey = ImageOps.exif_transpose(image), image.mode in ("1", "L", "LA", "La")
+    if not image.mode.startswith(("I", "F")):
+        image = image.convert("L" if grey else "RGBA" if channels == 4 else "RGB")
+    array = np.array(image)
+    return array[..., None] if array.ndim == 2 else array
+
+
+def scaled(array):
+    """Bytes as they are where the network was trained on such, all else as floats by the rule of the training."""
+    whole = rule["offset"] == 0 and rule["scale"] == 255 and not rule["depth"].startswith("float")
+    if whole and array.dtype.kind in "ui" and array.max() <= 255:
+        return array.astype(np.uint8)
+    floats = array.astype(np.result_type(array.dtype, np.float32))
+    return ((floats - floats.dtype.type(rule["offset"])) / floats.dtype.type(rule["scale"])).astype(np.float32)
+
+
+def channelled(array):
+    """Grey as colour, colour as grey (ITU-R 601), alpha dropped, as the network wants it."""
+    have = array.shape[2]
+    if have == channels:
+        return array
+    if channels == 3:
+        return array.repeat(3, 2) if have == 1 else array[..., :3]
+    luma = array[..., :3].astype(np.int32) @ np.array([19595, 38470, 7471])
+    return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
+def cropped(array):
+    """The largest window with the shape of the network's input, at the centre."""
+    height, width = array.shape[:2]
+    by = max(size[0] / height, size[1] / width)
+    rows, columns = max(1, round(size[0] / by)), max(1, round(size[1] / by))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return array[top : top + rows, left : left + columns]
+
+
+def resized(array):
+    """Antialiased bilinear along both axes; bytes in fixed-point arithmetic, as PyTorch resizes them."""
+    for axis in (1, 0):
+        old, new = array.shape[axis], size[axis]
+        if old == new:
+            continue
+        scale, reach = old / new, max(old / new, 1.0)
+        centre, k = (np.arange(new)[:, None] + 0.5) * scale, np.arange(old)
+        low, high = (centre - reach + 0.5).astype(int), (centre + reach + 0.5).astype(int)
+        weights = np.where((k >= low) & (k < high), np.maximum(0, 1 - abs((k + 0.5 - centre) / reach)), 0)
+        weights /= weights.sum(1, keepdims=True)
+        moved = np.moveaxis(array, axis, 0)
+        if array.dtype == np.uint8:
+            bits = next(b for b in range(22) if int(0.5 + weights.max() * 2 ** (b + 1)) >= 2**15)
+            sums = np.tensordot(np.floor(weights * 2**bits + 0.5).astype(np.int64), moved.astype(np.int64), 1)
+            moved = ((sums + 2 ** (bits - 1)) >> bits).clip(0, 255).astype(np.uint8)
+        else:
+            moved = np.tensordot(weights.astype(np.float32), moved, 1)
+        array = np.moveaxis(moved, 0, axis)
+    return array
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
+'''
