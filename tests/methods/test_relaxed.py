@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,17 @@ from oche.methods.beta_darts import BetaDecay, beta_darts
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
 from oche.methods.gdas import gdas
 from oche.methods.snas import Resource, snas
+from oche.optim import Adam
+from oche.plan.resolve import Request, resolve
 from oche.schedule import Constant, Linear
 from oche.search.begin import StepBatches, begin, streams
 from oche.search.bilevel import gradient
+from oche.search.loop import search
+from oche.search.method import Method
 from oche.search.relaxations import GumbelSoftmax, Sigmoid, Softmax
-from oche.spaces.edges import SampledOps, WeightedSum
+from oche.spaces.edges import DropPath, SampledOps, WeightedSum
+from reference.real import digits, epochs_of, real_problem
+from reference.tiny import tiny_data
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -258,3 +265,29 @@ def test_below_one_a_cost_is_nothing_and_the_term_is_in_the_step_when_weighed() 
     assert snas().inner_terms == ()
     assert_same_search(replace(snas(resource=1e-2), inner_terms=()), snas())
     assert_other_search(snas(resource=1e-2), snas())
+
+
+def test_snas_as_its_readme_runs_it() -> None:
+    found = resolve(Request("snas", space="darts", data=tiny_data(), budget="paper"))
+    method = found.searcher
+    assert isinstance(method, Method)
+    assert method.edge == DropPath(rate=Constant(0.3), whole=True)
+    assert method.inner_terms == (Resource(1.5e-3),)
+    assert isinstance(snas().edge, WeightedSum)
+    assert snas().inner_terms == ()
+
+
+@pytest.mark.slow
+def test_on_digits_snas_cools_and_decides() -> None:
+    """Weights and alpha learn from one batch; the temperature falls in a straight line; what is sampled grows decided."""
+    torch.set_default_dtype(torch.float32)
+    told: list[dict[str, Any]] = []
+    problem = real_problem("nb201", digits(), 4, listener=epochs_of(told))
+    state = search(problem, replace(snas(), arch_optimizer=Adam(3e-2))).state
+    assert [record["temperature"] for record in told] == pytest.approx(
+        [1 - 0.97 * e / 4 for e in (1, 2, 3, 4)], abs=1e-3
+    )
+    assert told[-1]["entropy"] < told[0]["entropy"]
+    assert told[-1]["weight_accuracy"] > told[0]["weight_accuracy"]
+    rows = state.trajectory["cell/alpha"]
+    assert float(rows[0].std()) == pytest.approx(0.01, rel=0.3)

@@ -8,7 +8,7 @@ keep now, Z_c (E, O) of cell c, Z0 those of the start, and measured accuracies a
     d(y, z) = sum_o v_o [y_o != z_o] / sum_o v_o          h(Y, Z) = max_i min_j d(Y_i, Z_j)
     distance = mean_c max( h(Z0, Z_c), h(Z_c, Z0) )       stop when it is within 0.001 of each of the last four epochs'
 
-Taken from code (aheuillet/D-DARTS @ e3ad5d9): the 12 ops (genotypes.py:11-24), 10 (architecture_processing.py:76), 5 + 50 epochs and 32
+Taken from code (aheuillet/D-DARTS @ e3ad5d9): the 12 ops (genotypes.py:12-25), 10 (architecture_processing.py:78), 5 + 50 epochs and 32
 channels (train_search.py:36-38), the stop (train_search.py:217-226, its weights op_stats.json); else as `d_darts`.
 Published (readme), CIFAR-10 accuracy with AutoAugment: 97.39 % from ResNet-18, 97.20 % from ResNet-50.
 

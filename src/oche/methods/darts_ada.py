@@ -5,7 +5,7 @@ epoch, the weight decay is multiplied by `factor`, and the search goes on to its
 stays within `most`. Second-order DARTS otherwise.
 
 Taken from code (automl/RobustDARTS @ 3dec3fe, scripts/DARTS-ADA_search.sh:19): from 3e-4, factor 10, at most 0.03; the rule is that of
-`darts_es`. Without its script that code has 3 and 0.0243 (src/search/args.py:62-63), which was our default before.
+`darts_es`. Without its script that code has 3 and 0.0243 (src/search/args.py:67-68), which was our default before.
 
 Deviations from the paper: none known.
 Deviations from the script of the published numbers: those of `darts_es`, but the last epoch's probe is not looked at, as there; the series

@@ -5,7 +5,7 @@
 
 looked at once that epoch is 10 or later, so a search stops after epoch 22 at the earliest. Second-order DARTS otherwise.
 
-Published and taken from code (automl/RobustDARTS @ 3dec3fe, src/search/args.py:54-58 and src/utils.py:67-140): all numbers; the paper
+Published and taken from code (automl/RobustDARTS @ 3dec3fe, src/search/args.py:61-64 and src/utils.py:67-140): all numbers; the paper
 states the inverse ratio as 0.75. The settings for NAS-Bench-201 are ours, those of `darts_2nd` there.
 
 Deviations from the paper: none known.
