@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "oche"
 
 LAYERS = [  # a room imports from those before it, and from itself
     *("errors", "own", "genotype", "run", "config", "base", "schedule", "optim", "tasks"),
-    *("data", "spaces", "fast", "tables", "training", "search", "watch", "methods", "plan", "report"),
+    *("data", "spaces", "fast", "tables", "training", "search", "watch", "methods", "testing", "plan", "report"),
     *("api", "bench", "study", "__init__", "cli", "__main__"),
 ]
 

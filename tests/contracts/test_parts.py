@@ -24,8 +24,6 @@ from contracts.registry import (
     SMALL,
     TRAINABLES,
     TRIED,
-    epochs,
-    small,
 )
 from oche.methods import METHODS, method_named
 from oche.schedule import Constant
@@ -33,13 +31,10 @@ from oche.search import bilevel as gradients
 from oche.search import relaxations, selection, trainable
 from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import ArchGradient, Bilevel, detached
-from oche.search.loop import arch_step, search, set_learning_rate, weight_step
+from oche.search.loop import arch_step, set_learning_rate, weight_step
 from oche.search.method import Method
-from oche.search.record import SearchResult
 from oche.search.relaxations import GumbelSoftmax, Relaxation
-from oche.search.searcher import as_searcher
 from oche.search.selection import Keep, Selection
-from oche.search.stages import Staged
 from oche.search.state import Problem, SearchState
 from oche.search.trainable import TRAINABLES as TRAINABLES_BY_NAME
 from oche.search.trainable import Trainable
@@ -142,51 +137,6 @@ def test_the_ops_that_were_not_drawn_rest() -> None:
                 path = f"body.cells.{cell}.edges.{source}-{target}.ops.{op}."
                 own = {n: p for n, p in state.supernet.named_parameters() if n.startswith(path)}
                 assert w[e, o] or all(torch.equal(p, before[n]) for n, p in own.items())
-
-
-LONG = {
-    "ddpnas",
-    "darts_pt",
-    "zarts",
-    "random_search_ws",
-    "idarts",
-    "shapley_nas",
-    "rlnas",
-    "rdarts",
-    "darts_es",
-    "darts_ada",
-    "gm_nas",
-}
-"""Searches of more than two seconds in any space but the smallest."""
-
-SEARCHES = [
-    pytest.param(name, space, marks=pytest.mark.slow if name in LONG and space != "toy" else (), id=f"{name}-{space}")
-    for name, build in METHODS.items()
-    if (method := as_searcher(build()).method) is not None
-    for space in SMALL
-    if space not in method.unfit
-]
-
-
-@pytest.mark.parametrize(("name", "space"), SEARCHES)
-def test_every_method_searches_every_space(name: str, space: str) -> None:
-    """The shortest search: reproducible to the bit, another seed gives another search, the genotype belongs to the space."""
-    searcher = small(name)
-
-    def run(seed: int) -> SearchResult:
-        problem = tiny_problem(space, epochs=epochs(name, space), count=12, batch=6, seed=seed, **SMALL[space])
-        if isinstance(searcher, Staged):
-            return searcher.search(problem)
-        assert isinstance(searcher, Method)
-        return search(problem, replace(searcher, arch_start=searcher.arch_start if searcher.arch_start == 1 else 0.0))
-
-    first, again, other = run(0), run(0), run(1)
-    assert_finite(first.state)
-    assert_same_bits(first.state, again.state)
-    assert first.genotype == again.genotype
-    assert any(not torch.equal(t, other.state.theta[n]) for n, t in first.state.theta.items() if n in other.state.theta)
-    tiny_problem(space, **SMALL[space]).space.check(first.genotype)
-    assert 0 <= first.state.entropy() <= 1 + 1e-9
 
 
 @pytest.mark.parametrize("relaxation", RELAXATIONS, **named)

@@ -88,9 +88,7 @@ class SupernetScore:
         state = begin(problem, method)
         run = problem.run
         trained = run is not None and run.has(Run.STATE) and loads(state, run.read(Run.STATE), problem.fabric.device)
-        if (
-            not trained or state.epoch < problem.epochs
-        ):  # else the log goes on with queries, which `resume` would cut off
+        if not trained or state.epoch < problem.epochs:  # else the log goes on with queries, which `resume` cuts off
             resume(state)
             advance(state, method)
         return lambda genotype: 100 * accuracy(state, problem, problem.data.val, genotype)
