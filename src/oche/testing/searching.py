@@ -25,7 +25,7 @@ MEASURED = ("seconds", "images_per_second", "memory_mib")
 """What a log measures anew in every run."""
 
 
-def check_method(method: SearcherLike, problem: Problem | None = None, *, kill_every: int | None = 5) -> None:
+def check_method(method: SearcherLike, problem: Problem | None = None, *, kill_every: int | None = 3) -> None:
     """Checks a method, or a searcher around one: what `check_searcher` checks, and that weights and alpha stay finite.
 
     Also that the seed reaches the weights, and that the settings survive being written to run.toml and read again.
@@ -47,12 +47,12 @@ def check_method(method: SearcherLike, problem: Problem | None = None, *, kill_e
     assert_true(not same, f"{name} learns the same weights with another seed.")
 
 
-def check_searcher(searcher: SearcherLike, problem: Problem | None = None, *, kill_every: int | None = 1) -> None:
+def check_searcher(searcher: SearcherLike, problem: Problem | None = None, *, kill_every: int | None = 3) -> None:
     """Checks whatever searches: it finds a genotype of the space, only the seed decides, and a killed search ends as an unbroken one.
 
     `problem` is `noise_problem(space)` for a space of your own; by default that of a toy space. The search is killed after every
-    `kill_every` steps or queries (None: not at all). An ask/tell searcher without an evaluator gets one that costs nothing; the number
-    of its queries and its result are checked too.
+    `kill_every` steps or queries (None: not at all); 1 is too few for steps, whose checkpoint is written after they are told of. An
+    ask/tell searcher without an evaluator gets one that costs nothing; the number of its queries and its result are checked too.
     """
     problem = problem or noise_problem()
     if isinstance(searcher, AskTell):
@@ -135,7 +135,7 @@ class _Killed(Exception):
 
 def _run_with_kills(searcher: SearcherLike, problem: Problem, every: int) -> int:
     """Carries on until the search is done, killed after so many steps or queries each time; how often it was killed."""
-    for kills in range(1000):
+    for kills in range(100):
         left = [every]
 
         def listener(event: str, record: Mapping[str, object], left: list[int] = left) -> None:
