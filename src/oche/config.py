@@ -27,15 +27,31 @@ T = TypeVar("T")
 NONE = "none"
 """How None is written in TOML and on the command line, for settings that may be None."""
 
-RULES = 1
+RULES = 2
 """The version of the rules that a run is written under; runs without an entry are of version 1. See `BEFORE`."""
 
-BEFORE: dict[tuple[str, str], tuple[int, object]] = {}
+BEFORE: dict[tuple[str, str], tuple[int, object]] = {
+    ("BestEpoch", "at_end"): (2, True),
+    ("DropPath", "whole"): (2, False),
+    ("Evaluation", "rule"): (2, "paper"),
+    ("FreezeOverfitted", "rule"): (2, "paper"),
+    ("KeepInitial", "rule"): (2, "convolutions"),
+    ("Method", "fresh_inner"): (2, False),
+    ("PoolsAndSkips", "rule"): (2, "paper"),
+    ("RememberAccuracy", "images"): (2, "val"),
+    ("SGD", "nesterov_ahead"): (2, True),
+    ("Trials", "rule"): (2, "paper"),
+    ("Trials", "since"): (2, 0.0),
+    ("WidestAngle", "rule"): (2, "convolutions"),
+}
 """(type, field) -> (N, value): what a field that run.toml does not record meant before version N of the rules.
 
 A rule is corrected by a new field of its part, whose default is the new rule; the row here, and `RULES` raised to N, keep older runs
 what they were: they resume, and end, as they would have.
 """
+
+ADDED = {"Followed": 2, "StandstillStop": 2, "Temperature": 2, "Terms": 2}
+"""Type -> N: parts, of several in one slot, that there were not before version N of the rules; an older run does without them."""
 
 PLAIN = (str, int, float, list, dict)
 """What TOML can hold; such a value is no part."""
@@ -296,6 +312,7 @@ def _restored(old: Any, described: object, path: str, where: str, rules: int, hi
         changes = {n: _restored(getattr(old, n), v, prefix + n, where, rules, hints[n]) for n, v in table.items()}
         return replace(old, **changes)
     if isinstance(old, tuple) and any(_is_part(item) or callable(item) for item in old):
+        old = tuple(item for item in old if ADDED.get(type(item).__name__, 0) <= rules)
         if not isinstance(described, list) or len(described) != len(old):
             raise UserError(f"{where}: {path} has {len(old)} parts here, which {described!r} does not fit.")
         pairs = enumerate(zip(old, described, strict=True))

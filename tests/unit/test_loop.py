@@ -155,8 +155,8 @@ def test_later_batches_are_those_of_the_later_steps() -> None:
     assert now.inner(2) is now.inner(2)
 
 
-@pytest.mark.parametrize("first", [True, False])
-def test_the_architecture_step_sees_the_coming_weight_steps_batch(first: bool) -> None:
+@pytest.mark.parametrize(("first", "fresh"), [(True, True), (False, True), (False, False)])
+def test_the_architecture_step_sees_the_coming_weight_steps_batch(first: bool, fresh: bool) -> None:
     """`inner()` is the batch of the next weight step from now: this step's where alpha goes first, else the next one's."""
     problem, asked = tiny_problem("toy"), []
 
@@ -166,11 +166,12 @@ def test_the_architecture_step_sees_the_coming_weight_steps_batch(first: bool) -
             asked.append((now.inner(), now.inner(1), now.outer()))
             return FirstOrder()(problem, theta, alpha, now)
 
-    method = replace(darts(), arch_first=first, arch_gradient=Asking())
+    method = replace(darts(), arch_first=first, fresh_inner=fresh, arch_gradient=Asking())
     state, now = ready(problem, method)
     steps(state, method, bilevel(state, method), now, due=True)
     ((inner, ahead, outer),) = asked
-    for batch, stream, step in ((inner, now.weights, 1 - first), (ahead, now.weights, 2 - first), (outer, now.arch, 0)):
+    later = int(not first and fresh)
+    for batch, stream, step in ((inner, now.weights, later), (ahead, now.weights, later + 1), (outer, now.arch, 0)):
         assert torch.equal(batch.images, stream.at(step).images)
 
 

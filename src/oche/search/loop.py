@@ -96,7 +96,7 @@ def steps(
         arch(now)
     weight(now)
     if due and not method.arch_first:
-        arch(now.after())
+        arch(now.after() if method.fresh_inner else now)
 
 
 def both_steps(state: SearchState, method: Method, losses: Bilevel) -> tuple[Step, Step]:

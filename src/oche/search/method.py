@@ -25,7 +25,8 @@ class Method:
     - `relaxation`, `edge`: how alpha becomes op weights, and how an edge uses them.
     - `trainable`: which weights learn.
     - `arch_gradient`, `arch_optimizer`: how alpha steps: after the share `arch_start` of the epochs, every `arch_every` steps,
-      before the first weight step of them (`arch_first`) or after the last.
+      before the first weight step of them (`arch_first`) or after the last. A gradient that looks at the weights' images sees those of
+      the coming weight step; where alpha steps last and `fresh_inner` is false, those of the step just taken.
       1.0 is never: alpha stays as it began. `arch_clip` bounds the norm of its gradient.
     - `weight_optimizer`, `weight_lr`, `clip`: how weights step; `lr_by_step` moves the learning rate at every step, not every epoch.
     - `single_level`: weights and alpha step together, from one backward pass of the weights' batch with all terms (SNAS).
@@ -51,6 +52,7 @@ class Method:
     arch_start: float = 0.0
     arch_every: int = 1
     arch_first: bool = True
+    fresh_inner: bool = True
     arch_clip: float | None = None
     single_level: bool = False
     split: Split = Fractions()
