@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 
+from oche.bench.baselines import RIVALS
 from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, Matrix
 from oche.bench.result import BenchResult, Finished, Place, Row
 from oche.bench.stats import Interval
+from oche.bench.tables import LARGEST
 from oche.genotype import Genotype
 from oche.report.page import duration
 from oche.watch.probes import parameter_free
@@ -20,9 +22,11 @@ from oche.watch.probes import parameter_free
 COLUMNS = (
     "space", "data", "budget", "metric", "method", "seeds", "mean", "std", "best", "low", "high", "picked", "rank", "regret",
     "improvement", "improvement_low", "improvement_high", "t_test", "t_p", "rank_test", "rank_p", "seconds", "train_seconds",
-    "memory_mib", "device",
+    "memory_mib", "device", "over_largest", "over_size",
 )  # fmt: skip
-HEADINGS = ("method", "seeds", "mean ± std", "95 % interval", "best", "picked", "rank", "regret", "RI %", "p", "search")
+BESIDE = ("- largest", "- as large")
+"""What stands beside every mean: how far it is above the table's largest cell, and above random cells as large as those found."""
+HEADINGS = ("95 % interval", "best", "picked", "rank", "regret", "RI %", "p", "search")
 NOT_RUN = "not run"
 
 Sheet = tuple[str, list[str], list[list[str]]]
@@ -41,7 +45,7 @@ def to_csv(result: BenchResult) -> str:
             (
                 r.space, r.data, r.budget, r.metric, r.method, s.n, s.mean, s.std, s.best, *(s.interval or (None, None)), r.picked,
                 r.rank, r.regret, r.improvement, *(r.improvement_interval or (None, None)), *tests, r.seconds, r.train_seconds,
-                r.memory_mib, r.device,
+                r.memory_mib, r.device, r.over_largest, r.over_size,
             )
         )  # fmt: skip
     return file.getvalue()
@@ -69,7 +73,8 @@ def sheets(result: BenchResult) -> list[Sheet]:
 def overview(result: BenchResult) -> Sheet:
     """Methods against places and what papers report, side by side: mean ± std, interval, seeds, or that it was not run; best first.
 
-    In one place also RI by the first metric, the skips of each seed's cell, the time of a search, and the choices without a search.
+    Below them are the choices without a search. In one place also the distances to these and RI by the first metric, each seed's skips,
+    and the time of a search.
     """
     places = [place for place, _ in result.places()]
     metrics, alone = headline(result.matrix), len(places) == 1
@@ -86,16 +91,17 @@ def overview(result: BenchResult) -> Sheet:
                 method,
                 *([_seeds(result, method, count)] if alone else []),
                 *(_together(result, r, counted=not alone) if r else NOT_RUN for r in told[method]),
-                *([_improvement(first), skips_of(mine), _search(first)] if alone else []),
+                *([*_beside(result, first), _improvement(first), skips_of(mine), _search(first)] if alone else []),
             ]
         )
-    if alone:
-        fixed = dict.fromkeys(r.method for r in result.rows if r.fixed)
-        for name in fixed:
-            values = [found.get((*column, name)) for column in columns]
-            rows.append([name, "", *(_mean(r) if r else "" for r in values), _improvement(values[0]), "", ""])
+    for name in dict.fromkeys(r.method for r in result.rows if r.fixed):
+        values = [found.get((*column, name)) for column in columns]
+        means = [_mean(r) if r else "" for r in values]
+        more = [*_beside(result, values[0]), _improvement(values[0]), "", ""]
+        rows.append([name, "", *means, *more] if alone else [name, *means])
     labels = [_label(place, metric, places, metrics) for place, metric in columns]
-    headings = ["method", *(["seeds"] if alone else []), *labels, *(["RI %", "skips", "search"] if alone else [])]
+    headings = ["method", *(["seeds"] if alone else []), *labels]
+    headings += [*_known(result), "RI %", "skips", "search"] if alone else []
     return "Side by side: mean ± std over seeds, [95 % interval]", headings, rows
 
 
@@ -108,18 +114,19 @@ def headline(matrix: Matrix) -> tuple[str, ...]:
 def tables(result: BenchResult) -> list[Sheet]:
     """(title, headings, rows) for each place and metric: the methods by rank, then those not run, then the choices without a search."""
     found = []
+    headings = ["method", "seeds", "mean ± std", *_known(result), *HEADINGS]
     for (space, data, budget), _ in result.places():
         for metric in result.matrix.reported:
             here = [r for r in result.rows if (r.space, r.data, r.budget, r.metric) == (space, data, budget, metric)]
             run = [r for r in here if not r.fixed]
             rows = [cells(result, r) for r in run]
             rows += [
-                [method, _seeds(result, method, 0), NOT_RUN, *[""] * (len(HEADINGS) - 3)]
+                [method, _seeds(result, method, 0), NOT_RUN, *[""] * (len(headings) - 3)]
                 for method in result.matrix.searched
                 if method not in {r.method for r in run}
             ]
             rows += [cells(result, r) for r in here if r.fixed]
-            found.append((f"{metric}: {space}, searched on {data}, {budget}", list(HEADINGS), rows))
+            found.append((f"{metric}: {space}, searched on {data}, {budget}", headings, rows))
     return found
 
 
@@ -160,12 +167,13 @@ def searches(result: BenchResult) -> list[Sheet]:
 
 
 def cells(result: BenchResult, row: Row) -> list[str]:
-    """A row as text, under HEADINGS."""
+    """A row as text, under the headings of `tables`."""
     s, test = row.summary, row.significance
     return [
         row.method,
         _seeds(result, row.method, s.n) if s.n else "",
         _mean(row),
+        *_beside(result, row),
         _interval(s.interval, ".2f"),
         f"{s.best:.2f}" if s.n else "",
         _number(row.picked, ".2f"),
@@ -201,6 +209,9 @@ def legend(result: BenchResult) -> list[str]:
     return [
         "interval: of the mean, by bootstrap (BCa, 9,999 resamples, seeded)",
         f"picked: the value of the seed that is best by {result.matrix.selector}",
+        "- largest: the mean less what the table's cell with the most parameters has",
+        f"- as large: each seed's value less that of the best by validation of {RIVALS} random cells with as many parameters, on average",
+        "best of n random cells: by the metric that selects, mean ± deviation; n is 5, 10, 50 and the seeds and queries of methods",
         "regret: the table's optimum less the mean",
         f"RI: relative improvement over {result.matrix.baseline}, 100 (mean - its mean) / its mean, with a percentile bootstrap interval",
         f"p: two-sided, against {result.matrix.baseline}; paired tests where both have the same seeds",
@@ -229,6 +240,16 @@ def _number(value: float | None, form: str) -> str:
 
 def _mean(row: Row) -> str:
     return f"{row.summary.mean:.2f}" + (f" ± {row.summary.std:.2f}" if row.summary.std is not None else "")
+
+
+def _known(result: BenchResult) -> tuple[str, ...]:
+    """The headings of what stands beside a mean: none where no table says how large its cells are."""
+    return BESIDE if any(choice.name == LARGEST for choice in result.facts.fixed) else ()
+
+
+def _beside(result: BenchResult, row: Row | None) -> list[str]:
+    told = (row.over_largest, row.over_size) if row else (None, None)
+    return [_number(value, "+.2f") for value in told[: len(_known(result))]]
 
 
 def _together(result: BenchResult, row: Row, *, counted: bool) -> str:

@@ -15,12 +15,16 @@ from typing import ClassVar
 from oche import config
 from oche.bench import stats
 from oche.bench.matrix import Matrix, Trial, trials
-from oche.bench.tables import Facts
+from oche.bench.tables import LARGEST, Facts
+from oche.bench.trial import BEST
 from oche.errors import UserError
 from oche.run import Run
 
 Place = tuple[str, str, str]
 """A space, the data searched on, and a budget."""
+
+FEW_RANDOM = (5, 10, 50)
+"""Numbers of random cells of which every result tells the best."""
 
 FEW = 6
 """Seeds below which Wilcoxon's test cannot fall under 0.05, and bootstrap intervals come out too narrow."""
@@ -78,6 +82,7 @@ class Row:
     """A method in one place of the matrix by one metric. `fixed` choices have a mean and a regret only.
 
     `picked` is the value of the seed that `select` chose; `improvement` is RI over the baseline; `seconds` the median of a search's.
+    `over_largest` is the mean less what the table's largest cell has, `over_size` less the best of random cells as large as those found.
     """
 
     space: str
@@ -97,6 +102,8 @@ class Row:
     train_seconds: float | None = None
     memory_mib: float | None = None
     device: str = ""
+    over_largest: float | None = None
+    over_size: float | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,10 @@ def _rows(result: BenchResult, space: str, data: str, budget: str, metric: str) 
             by_seed.setdefault(trial.method, {})[trial.seed] = value
     summaries = {method: stats.summary(list(values.values())) for method, values in by_seed.items()}
     order = stats.ranks({method: s.mean for method, s in summaries.items()}) if summaries else {}
-    optimum = result.facts.optimum.get(metric)
+    facts = result.facts
+    optimum = facts.optimum.get(metric)
+    fixed = {choice.name: choice.values.get(metric) for choice in facts.fixed}
+    largest = fixed.get(LARGEST)
     base = by_seed.get(result.matrix.baseline, {})
     for method in sorted(order, key=lambda name: order[name]):
         mine, of_method = by_seed[method], [t for t in here if t.method == method]
@@ -193,15 +203,48 @@ def _rows(result: BenchResult, space: str, data: str, budget: str, metric: str) 
             train_seconds=median(t.train_seconds for t in of_method),
             memory_mib=max((t.memory_mib for t in of_method if t.memory_mib is not None), default=None),
             device=", ".join(sorted({t.device for t in of_method})),
+            over_largest=None if largest is None else summaries[method].mean - largest,
+            over_size=_over_size(facts, of_method, metric),
         )  # fmt: skip
-    choices = {choice.name: choice.values.get(metric) for choice in result.facts.fixed}
-    choices |= {"mean of the table": result.facts.mean.get(metric), "optimum of the table": optimum}
-    for name, value in choices.items():
+    choices: dict[str, Sequence[float | None]] = {name: (value, None) for name, value in fixed.items()}
+    random = facts.best_of.get(metric, ())
+    choices |= {f"best of {n} random cells": random[n - 1] for n in _queries(here) if 1 < n <= len(random)}
+    choices |= {"mean of the table": (facts.mean.get(metric), None), "optimum of the table": (optimum, None)}
+    for name, (value, spread) in choices.items():
         if value is not None:
-            alone = stats.Summary(0, value, None, value, None)
+            alone = stats.Summary(0, value, spread, value, None)
             regret = None if optimum is None else optimum - value
             improvement = stats.relative_improvement(value, _mean(base)) if base else None
-            yield Row(space, data, budget, metric, name, True, alone, regret=regret, improvement=improvement)
+            over = None if largest is None else value - largest
+            yield Row(
+                space,
+                data,
+                budget,
+                metric,
+                name,
+                True,
+                alone,
+                regret=regret,
+                improvement=improvement,
+                over_largest=over,
+            )
+
+
+def _queries(here: Sequence[Finished]) -> list[int]:
+    """How many random cells are worth a row: a few fixed numbers, as many as a method has seeds, and as many as a search asked for."""
+    seeds = {method: {t.seed for t in here if t.method == method} for method in {t.method for t in here}}
+    asked = {round(max(t.probe(BEST))) for t in here if t.probes.get(BEST)}
+    return sorted({*FEW_RANDOM, *(len(found) for found in seeds.values()), *asked})
+
+
+def _over_size(facts: Facts, of_method: Sequence[Finished], metric: str) -> float | None:
+    """The mean over seeds of a cell's value less that of the best of random cells with as many parameters."""
+    over = []
+    for trial in of_method:
+        value, rival = trial.values.get(metric), facts.as_large(trial.values.get(facts.size), metric)
+        if value is not None and rival is not None:
+            over.append(value - rival)
+    return sum(over) / len(over) if over else None
 
 
 def _mean(values: Mapping[int, float]) -> float:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from oche import config
+from oche.bench.baselines import size_metric
 from oche.bench.matrix import FREE, Matrix, Trial, check, trials
 from oche.bench.page import write
 from oche.bench.pool import Done, Work, here, in_processes, on_ray
@@ -184,6 +185,8 @@ def _line(trial: Trial, outcome: Outcome, matrix: Matrix, table: TableLike | Non
         return dict(values(table, Genotype.parse(cell, trial.space), metrics)) if table else {}
 
     first = matrix.metrics[:1]
+    size = size_metric(table, first[0]) if table and first else None
+    metrics = (*matrix.looked_up, *([size] if size and size not in matrix.looked_up else []))
     curve = [(epoch, skips, next(iter(looked_up(cell, first).values()), None)) for epoch, skips, cell in outcome.epochs]
     return Finished(
         trial.name,
@@ -194,7 +197,7 @@ def _line(trial: Trial, outcome: Outcome, matrix: Matrix, table: TableLike | Non
         trial.seed,
         trial.asked(),
         outcome.genotype,
-        {**looked_up(outcome.genotype, matrix.looked_up), **outcome.measured},
+        {**looked_up(outcome.genotype, metrics), **outcome.measured},
         tuple(curve),
         outcome.seconds,
         outcome.train_seconds,

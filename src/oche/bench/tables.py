@@ -9,10 +9,14 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from oche.bench.baselines import best_of, by_size, size_metric
 from oche.config import build
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.tables import TableLike
+
+LARGEST = "largest cell (by parameters)"
+"""The name of a table's cell with the most parameters: most searches do not beat it."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,23 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Facts:
-    """Of a table: each metric's optimum and mean over all cells, and the choices that need no search."""
+    """What a table says without a search: each metric's optimum and mean over all cells, single cells, and the best of random ones.
+
+    `best_of` holds for each metric the mean and deviation for the best by validation of 1, 2, 3, ... random cells. `sizes` holds, for each
+    number of parameters (the metric `size`), the metrics of the best of random cells that have as many.
+    """
 
     name: str = ""
     optimum: Mapping[str, float] = field(default_factory=dict)
     mean: Mapping[str, float] = field(default_factory=dict)
     fixed: tuple[Fixed, ...] = ()
+    best_of: Mapping[str, Sequence[Sequence[float]]] = field(default_factory=dict)
+    size: str = ""
+    sizes: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def as_large(self, parameters: float | None, metric: str) -> float | None:
+        """The best of random cells with that many parameters, None where the table does not know."""
+        return None if parameters is None else self.sizes.get(f"{parameters:.0f}", {}).get(metric)
 
     def table(self) -> dict[str, object]:
         """As JSON holds it; `read` takes it back."""
@@ -48,19 +63,31 @@ class Facts:
 
 
 def facts(table: TableLike, metrics: Sequence[str], select: str, zero_cost: Sequence[str]) -> Facts:
-    """The optimum and the mean of `metrics`; the oracle, which is the best cell by `select`; the best cell by each score.
+    """The optimum and the mean of `metrics`; the best cell by `select` (the oracle), by each score and by size; the best of random cells.
 
-    What selects may be measured by the bench itself (`trained/val`): then no cell is known to be the best, and there is no oracle.
+    What selects may be measured by the bench itself (`trained/val`): then no cell is known to be the best, and nothing is chosen by it.
     """
     columns = {metric: finite(table.column(metric)) for metric in metrics}
-    by = {f"oracle (by {select})": select} if select in table.metrics else {}
-    by |= {f"best {score}": score for score in zero_cost}
+    size, selects = size_metric(table, metrics[0]) if metrics else None, select in table.metrics
+    by = {f"oracle (by {select})": select} if selects else {}
+    by |= {f"best {score}": score for score in zero_cost} | ({LARGEST: size} if size else {})
     chosen = {name: table.genotype(int(np.nanargmax(finite(table.column(metric))))) for name, metric in by.items()}
+    scores = finite(table.column(select)) if selects else np.empty(0)
+    sizes: dict[str, dict[str, float]] = {}
+    if selects and size:
+        for metric, column in columns.items():
+            for parameters, value in by_size(finite(table.column(size)), scores, column).items():
+                sizes.setdefault(parameters, {})[metric] = value
     return Facts(
         table.name,
         {metric: float(np.nanmax(column)) for metric, column in columns.items()},
         {metric: float(np.nanmean(column)) for metric, column in columns.items()},
         tuple(Fixed(name, str(cell), dict(values(table, cell, metrics))) for name, cell in chosen.items()),
+        {metric: [list(pair) for pair in best_of(scores, column)] for metric, column in columns.items()}
+        if selects
+        else {},
+        size or "",
+        sizes,
     )
 
 

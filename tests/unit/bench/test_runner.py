@@ -282,12 +282,13 @@ def test_all_stand_side_by_side(matrix: Matrix, table: ToyTable, tmp_path: Path)
     both = replace(matrix, evaluate="both")
     result = run_bench(both, tmp_path / "b", only=["darts", "random_sampling"], table=table, work=pretend)
     _, headings, rows = overview(result)
-    assert headings == ["method", "seeds", "digits/test", "trained/test", "RI %", "skips", "search"]
+    beside = ["- largest", "- as large"]
+    assert headings == ["method", "seeds", "digits/test", "trained/test", *beside, "RI %", "skips", "search"]
     said = {line[0]: dict(zip(headings, line, strict=True)) for line in rows}
     means = [r.summary.mean for r in result.rows if r.metric == "digits/test" and not r.fixed]
     searched = [line for line in rows if line[0] in matrix.searched]
     assert [line[2].split()[0] for line in searched[:2]] == [f"{m:.2f}" for m in sorted(means, reverse=True)]
-    assert searched[2] == ["pcdarts", "0 of 3", NOT_RUN, NOT_RUN, "", NOT_RUN, ""]
+    assert searched[2] == ["pcdarts", "0 of 3", NOT_RUN, NOT_RUN, "", "", "", NOT_RUN, ""]
     (found,) = (r for r in result.rows if r.metric == "trained/test" and r.method == "darts")
     low, high = found.summary.interval or (0.0, 0.0)
     assert (
@@ -462,7 +463,7 @@ def test_without_ray_the_extra_is_named(
 def test_lines_hold_all_that_is_needed(matrix: Matrix, table: ToyTable, tmp_path: Path) -> None:
     result = run_bench(matrix, tmp_path / "b", table=table, work=pretend)
     line = json.loads(result.folder.read(result.folder.TRIALS).splitlines()[0])
-    assert set(line["values"]) == {"digits/test", "digits/valid", "supernet/val"}
+    assert set(line["values"]) == {"digits/test", "digits/valid", "digits/parameters", "supernet/val"}
     assert [epoch for epoch, _, _ in line["curve"]] == [1, 2, 3]
     assert line["curve"][-1][2] == line["values"]["digits/test"]
     assert line["asked"]["method"] == "darts"
