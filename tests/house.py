@@ -25,7 +25,19 @@ INSIDE = {  # a module imports from those before it; in folders that are not lis
     "training": ["protocols", "evaluate", "train", "compare", "shipped", "export"],
     "search": [
         *("relaxations", "weights", "state", "bilevel", "callbacks", "terms", "selection", "trainable", "method"),
-        *("begin", "replay", "checkpoint", "record", "loop", "stages", "searcher", "preflight", "inherit"),
+        *(
+            "begin",
+            "replay",
+            "checkpoint",
+            "finite",
+            "connected",
+            "record",
+            "loop",
+            "stages",
+            "searcher",
+            "preflight",
+            "inherit",
+        ),
     ],
 }
 

@@ -10,6 +10,10 @@ class UserError(ValueError):
     """Says in one sentence what was given, what was expected and what to do."""
 
 
+class RunFailed(RuntimeError):
+    """Says in one sentence why a run that had begun cannot go on, what to do, and what is kept; the command line exits with 1."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest one that does.
 

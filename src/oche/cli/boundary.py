@@ -1,6 +1,7 @@
 """The boundary between oche and its surroundings: what a machine can do to a run ends in one sentence, never in a traceback.
 
 UserError                           2   the sentence itself
+RunFailed                           1   the sentence itself
 full disk, no permission, ...       1   what failed, on which path, what to do; what was written before is kept
 not enough memory                   1
 killed worker or process            1

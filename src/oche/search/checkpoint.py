@@ -59,7 +59,7 @@ def dumps(state: SearchState) -> bytes:
         "weight_optimizer": weights.optimizer_table(),
         "arch_optimizer": by_name(state.arch_optimizer, state.alpha),
         "stage": state.stage,
-        "counters": [state.step, state.epoch, state.lines, int(state.stop)],
+        "counters": [state.step, state.epoch, state.lines, int(state.stop), state.slower],
         "tensors": [state.mask, state.memory, state.meters],
         "trajectory": state.trajectory,
         "genotype": state.genotype,
@@ -99,7 +99,10 @@ def loads(state: SearchState, data: bytes, device: torch.device) -> bool:
     if table.get("packed"):
         weights.pack()
     state.step, state.epoch, state.lines = table["counters"][:3]
-    state.stop = bool(table["counters"][3])
+    state.stop, state.slower = (
+        bool(table["counters"][3]),
+        sum(table["counters"][4:5]),
+    )  # absent before there were rollbacks
     state.mask, state.memory, state.meters = table["tensors"]
     state.trajectory, state.genotype = table["trajectory"], table["genotype"]
     return True

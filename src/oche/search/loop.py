@@ -18,10 +18,12 @@ from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import Batches, Bilevel, averaged, detached
 from oche.search.callbacks import InnerStep, OuterStep, asked
 from oche.search.checkpoint import checkpoint, resume
+from oche.search.finite import roll_back
 from oche.search.method import Method
 from oche.search.record import SearchResult, conclude, end_epoch
 from oche.search.replay import Step, replayed
 from oche.search.state import Problem, SearchState
+from oche.search.weights import NotFinite, check_finite
 
 
 def search(problem: Problem, method: Method) -> SearchResult:
@@ -52,23 +54,26 @@ def advance(state: SearchState, method: Method) -> None:
         searching = state.epoch >= method.arch_start * problem.epochs
         begun = state.steps_before + state.epoch * steps_per_epoch
         weights, arch = streams(problem, method, state.epochs_before + state.epoch, begun)
-        while state.step < (state.epoch + 1) * steps_per_epoch:
-            set_learning_rate(state, method, steps_per_epoch)
-            now = StepBatches(weights, arch, state.steps_before + state.step)
-            due = searching and arch_due(method, state.step)
-            steps(state, method, losses, now, due, pair)
-            state.step += 1
-            problem.listener("step", {"step": state.step, "steps": state.steps, "epoch": state.epoch})
-            if state.step % problem.checkpoint_every == 0:
-                checkpoint(state)
-        end_epoch(state, method, time.perf_counter() - started, (state.step - first) * problem.batch, searching)
+        try:
+            while state.step < (state.epoch + 1) * steps_per_epoch:
+                set_learning_rate(state, method, steps_per_epoch)
+                now = StepBatches(weights, arch, state.steps_before + state.step)
+                due = searching and arch_due(method, state.step)
+                steps(state, method, losses, now, due, pair)
+                state.step += 1
+                problem.listener("step", {"step": state.step, "steps": state.steps, "epoch": state.epoch})
+                if state.step % problem.checkpoint_every == 0:
+                    checkpoint(state)
+            end_epoch(state, method, time.perf_counter() - started, (state.step - first) * problem.batch, searching)
+        except NotFinite as fault:
+            roll_back(state, method, fault)
 
 
 def set_learning_rate(state: SearchState, method: Method, steps_per_epoch: int) -> None:
     """Sets the weights' learning rate to the schedule's value at this epoch, or at this step."""
     start, end = state.span
     done = state.step / state.steps if method.lr_by_step else (state.step // steps_per_epoch) / state.problem.epochs
-    set_rate(state.weight_optimizer, method.weight_lr(start + (end - start) * done))
+    set_rate(state.weight_optimizer, method.weight_lr(start + (end - start) * done) * 0.5**state.slower)
 
 
 def arch_due(method: Method, step: int) -> bool:
@@ -109,6 +114,7 @@ def arch_step(state: SearchState, method: Method, losses: Bilevel, now: Batches)
     kept: Params = {}
     keeping = replace(losses, keep=kept.update)
     loss, grads = method.arch_gradient(keeping, state.weights.tensors, state.alpha, now)
+    check_finite("the loss on alpha's images", loss)
     grads, kept = averaged(losses, grads), averaged(losses, kept)
     step_alpha(state, method, grads, OuterStep(loss, kept))
 
@@ -122,6 +128,7 @@ def weight_step(state: SearchState, method: Method, losses: Bilevel, now: Batche
         op_weights = callback.before_inner_step(state, op_weights, alpha, batch)
     theta = state.weights.taking_part(op_weights)
     loss, confusion = state.task_loss(op_weights, batch, draw, theta)
+    check_finite("the loss on the weights' images", loss.detach())
     state.meter(weight_loss=loss, weight_confusion=confusion, weight_steps=1.0)
     for term in method.inner_terms + (method.outer_terms if joint else ()):
         loss = loss + term(state, theta, alpha, batch)
@@ -140,6 +147,7 @@ def step_alpha(state: SearchState, method: Method, grads: Alpha, outer: OuterSte
     """Lets the callbacks see alpha's gradients, clips them where the method does, and steps."""
     for callback in method.callbacks:
         grads = callback.after_outer_backward(state, grads, outer)
+    check_finite("alpha's gradient", torch.nn.utils.get_total_norm(grads.values()))
     for name, t in state.alpha.items():
         t.grad = grads.get(name)
     if method.arch_clip is not None:

@@ -16,6 +16,7 @@ from oche.run import Run
 from oche.search.checkpoint import checkpoint
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
+from oche.search.weights import check_finite
 from oche.tasks import named
 
 STATUS = Path("/proc/self/status")
@@ -34,6 +35,8 @@ class SearchResult:
 def end_epoch(state: SearchState, method: Method, seconds: float, images: int, searching: bool) -> None:
     """Turns the epoch's sums into a record, writes it down, and checkpoints."""
     problem = state.problem
+    for who, whose in (("weight", "the weights'"), ("arch", "alpha's")):
+        check_finite(f"the mean loss on {whose} images", _mean_loss(state, who) or 0.0)
     genotype = method.selection(state, problem)
     metric = problem.task.metric
     record: dict[str, object] = {

@@ -25,6 +25,7 @@ class Problem:
     `run` is where it is kept (None: nowhere), `checkpoint_every` the number of steps between checkpoints besides those at
     every epoch's end. `recompute` runs each cell again in its backward pass instead of keeping what it computed: less memory, more time.
     `compile` has torch.compile make programs of the cells that no kernels of ours compute: minutes before the first step.
+    `rollbacks` is how often the search goes back to its last checkpoint where numbers are no longer finite (`finite`).
     """
 
     space: Space
@@ -40,6 +41,7 @@ class Problem:
     listener: Listener = silent
     recompute: bool = False
     compile: bool = False
+    rollbacks: int = 3
 
 
 @dataclass
@@ -49,7 +51,8 @@ class SearchState:
     `problem` is what is searched and `arch_images` alpha's part of its images: references, no part of a checkpoint. `mask` holds the
     candidates that remain in groups that lost some; `memory` is the callbacks' own; `meters` sums what the running epoch has seen.
     `step` and `epoch` count within the search, or within its stage number `stage`, which began after `steps_before` steps and
-    `epochs_before` epochs of the stages before it and runs `progress` through `span`. `still` is set while a step is captured (`replay`).
+    `epochs_before` epochs of the stages before it and runs `progress` through `span`. `still` is set while a step is captured (`replay`);
+    `slower` counts how often the rates were halved (`finite`).
     """
 
     problem: Problem
@@ -73,6 +76,7 @@ class SearchState:
     trajectory: dict[str, list[Tensor]] = field(default_factory=dict)
     genotype: str = ""
     still: bool = False
+    slower: int = 0
 
     # ------------------------------------------------------------------ views
 

@@ -28,6 +28,20 @@ def same_shape(name: str, t: Tensor, shape: torch.Size) -> Tensor | None:
     return t if t.shape == shape else None
 
 
+class NotFinite(ArithmeticError):
+    """Names the number that is NaN or infinite."""
+
+
+def check_finite(what: str, value: Tensor | float) -> None:
+    """Raises NotFinite where a number is NaN or infinite. An accelerator is not waited for: its epoch's mean loss is checked instead."""
+    if isinstance(value, Tensor):
+        if value.device.type != "cpu":
+            return
+        value = float(value)
+    if value - value != 0:
+        raise NotFinite(what)
+
+
 @dataclass
 class SupernetWeights:
     """The weights of `supernet`; those named in `learns` are stepped by `optimizer`."""
@@ -97,7 +111,10 @@ class SupernetWeights:
         for name, t in self.tensors.items():
             t.grad = grads.get(name)
         if clip is not None:
-            torch.nn.utils.clip_grad_norm_(self.tensors.values(), clip, foreach=True)
+            norm = torch.nn.utils.clip_grad_norm_(self.tensors.values(), clip, foreach=True)
+        else:
+            norm = torch.nn.utils.get_total_norm(grads.values(), foreach=True)
+        check_finite("the weights' gradient", norm)
         self.optimizer.step()
         self.optimizer.zero_grad()  # as large as the weights, and of no more use
 
