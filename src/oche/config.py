@@ -110,7 +110,7 @@ def assignment(text: str) -> tuple[str, object]:
         raise UserError(f"{text!r} sets nothing; expected NAME=VALUE, such as space.cells=3.")
     try:
         table = tomllib.loads(f"value = {written.strip()}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         table = {}
     value = table.get("value") if len(table) == 1 else None
     return path.strip(), value if isinstance(value, str | int | float | list) else written.strip()
@@ -148,7 +148,7 @@ def loads(text: str, where: str) -> dict[str, object]:
     """The table in a TOML text; `where` is what errors call it. Raises UserError where it is no TOML."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid TOML: {error}.") from None
 
 

@@ -37,7 +37,7 @@ from oche.data import load
 from oche.data.reading.arrays import read_idx_file
 from oche.data.reading.folders import read_image
 from oche.errors import UserError
-from oche.genotype import PUBLISHED, Genotype
+from oche.genotype import Genotype
 from oche.plan.request import requested
 from oche.run import Run, damaged, digests, records
 from oche.spaces import SPACES
@@ -104,7 +104,8 @@ def targets(folder: Path) -> dict[str, Target]:
         return lambda data: parse(data.decode(errors="replace"))
 
     cell = Genotype.parse("DARTS_V2")
-    forms = (*(value.encode() for value in list(PUBLISHED.values())[:6]), str(cell).encode(), b"DARTS_V2")
+    names = ("DARTS_V1", "PC_DARTS_CIFAR", "GDAS_V1", "FairDARTS_a", "NB201_9930")
+    forms = (*(str(Genotype.parse(name)).encode() for name in names), str(cell).encode(), b"DARTS_V2", b"nb201:9930")
     toml = b'[request]\nmethod = "darts"\nseed = 3\nsettings = {"space.cells" = 1}\n[data]\nclasses = ["a", "b"]\nsize = [8, 8]\n'
     lines = b"".join(records.seal({"kind": "epoch", "epoch": n, "loss": 0.5}) for n in range(3))
     return {

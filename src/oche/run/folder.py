@@ -25,6 +25,12 @@ from filelock import FileLock, Timeout
 from oche.errors import UserError
 from oche.run import digests, records
 
+UNREADABLE = (
+    *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
+    *(OverflowError, NotImplementedError, pickle.UnpicklingError),
+)
+"""What torch's reader of checkpoints raises for bytes that are none, by fuzzing (`make fuzz`)."""
+
 STALE = 600.0
 """Seconds after which a temporary file is a killed process's: a report may open a run that a search is writing to."""
 
@@ -243,7 +249,7 @@ def damaged() -> Iterator[None]:
     """Turns an error of `torch.load` into a UserError of one sentence."""
     try:
         yield
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         reason = (str(error).splitlines() or ["end of file"])[0]
         raise UserError(
             f"The checkpoint state.pt is truncated or damaged ({reason}): delete it to start that run anew."

@@ -51,7 +51,7 @@ def read_npz(path: Path, wish: Wish) -> Parts:
             arrays = {key: archive[key] for key in archive.files}
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, NotImplementedError, LookupError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read as an .npz file: {error}; write it with numpy.savez.") from error
     names = arrays.get("classes")
     classes = () if names is None else tuple(names.astype(str).ravel().tolist())
@@ -98,7 +98,7 @@ def read_idx_file(path: Path) -> NDArray[np.uint8]:
             raw = file.read(wanted + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}; fetch it again.") from error
-    if len(shape) != head[3] or len(raw) != wanted:
+    if len(shape) != head[3] or len(raw) != wanted or not wanted:
         raise UserError(f"{path} has {len(raw)} bytes of values, not what its shape {shape} asks for; fetch it again.")
     return np.frombuffer(bytearray(raw), np.uint8).reshape(shape)
 

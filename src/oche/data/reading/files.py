@@ -26,7 +26,10 @@ SUFFIXES = frozenset((
 ))  # fmt: skip
 HEIC = frozenset((".heic", ".heif"))
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, KeyError, OverflowError, Image.DecompressionBombError)
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, LookupError, OverflowError, TypeError, NotImplementedError),
+    *(AttributeError, AssertionError, MemoryError, Image.DecompressionBombError),
+)
 """What Pillow, numpy and `tiff` raise for files that are damaged or are none."""
 
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height are swapped
