@@ -306,3 +306,21 @@ def test_restore_keeps_what_an_older_file_does_not_know() -> None:
 def test_broken_toml_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"run\.toml is not valid TOML: .*line 2"):
         loads("a = 1\nb = nothing\n", "run.toml")
+
+
+def test_what_a_field_meant_before_a_correction(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rule is corrected by a new field whose default is the new rule: older runs keep the old one, which the table tells."""
+    older = {k: v for k, v in describe(Method()).items() if k != "steps"}
+    monkeypatch.setattr("oche.config.BEFORE", {("Method", "steps"): (3, 9), ("Decay", "weight"): (2, 0.5)})
+    assert restore(Method(), older, "run.toml", rules=2).steps == 9
+    assert restore(Method(), older, "run.toml", rules=3).steps == 1
+    assert restore(Method(), describe(Method(steps=4)), "run.toml", rules=1).steps == 4, "what is recorded holds"
+    inner = {**older, "terms": [{"type": "Decay"}]}
+    assert restore(Method(terms=(Decay(),)), inner, "run.toml", rules=1).terms == (Decay(0.5),)
+    assert restore(Method(terms=(Decay(),)), inner, "run.toml", rules=2).terms == (Decay(),)
+
+
+def test_functions_are_known_by_name_and_by_their_old_paths() -> None:
+    method = Method(rule=double)
+    for told in ("double", "somewhere.before.the.move.double"):
+        assert restore(method, describe(method) | {"rule": told}, "run.toml") == method

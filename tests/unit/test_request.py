@@ -1,0 +1,168 @@
+"""One list of options: each arrives where it belongs, through Python, the command line and run.toml; none takes another's place."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import oche
+from oche import config
+from oche.api import search as search_module
+from oche.api import train as train_module
+from oche.api.resume import reopen
+from oche.cli import main as cli
+from oche.errors import UserError
+from oche.plan.request import Request, TrainRequest, options, plain, request_in, rules_of, verb, words, written
+from oche.plan.resolve import resolve
+from reference.tiny import tiny_data
+
+Kind = type[Request] | type[TrainRequest]
+BOTH: tuple[Kind, ...] = (Request, TrainRequest)
+
+
+def distinct(of: Kind) -> dict[str, object]:
+    """A value for every option that run.toml records, no two alike and none the default."""
+    made: dict[str, object] = {}
+    for n, field in enumerate(options(of), start=3):
+        hint = config.annotations_of(of)[field.name]
+        kinds = typing.get_args(hint) or (hint,)
+        if typing.get_origin(hint) is Mapping:
+            made[field.name] = {f"space.field_{n}": n}
+        elif typing.get_origin(hint) is Sequence:
+            made[field.name] = (f"name_{n}", "other")
+        elif bool in kinds:
+            made[field.name] = True
+        else:
+            made[field.name] = n if int in kinds else f"name_{n}"
+    return made
+
+
+def called(of: Kind, **values: object) -> Request | TrainRequest:
+    """The request that the verb of Python makes of these arguments."""
+    seen = verb(of)(lambda request: request)  # type: ignore[arg-type]
+    return seen(**values)  # type: ignore[call-arg, return-value]
+
+
+def typed(of: Kind, values: Mapping[str, object], monkeypatch: pytest.MonkeyPatch) -> Request | TrainRequest:
+    """The request that the command line makes of these values, each typed as its flag."""
+    command, seen = ("search", []) if of is Request else ("train", [])  # type: tuple[str, list[Request | TrainRequest]]
+
+    def stop(request: Request | TrainRequest, *_: object) -> None:
+        seen.append(request)
+        raise UserError("seen")
+
+    monkeypatch.setattr("oche.plan.resolve.resolve", stop)
+    monkeypatch.setattr(train_module, "plan_training", stop)
+    line: list[str] = [command]
+    for field in fields(of):
+        if field.name not in values or not words(field).flags:
+            continue
+        value, flag = values[field.name], words(field).flags[0]
+        if isinstance(value, Mapping):
+            line += [word for path, v in value.items() for word in (flag, f"{path}={v}")]
+        elif isinstance(value, tuple):
+            line += [word for v in value for word in (flag, v)]
+        else:
+            line += [flag] if value is True else [word for word in (flag, str(value)) if word]
+    CliRunner().invoke(cli.app, line)
+    return seen[0]
+
+
+@pytest.mark.parametrize("of", BOTH)
+def test_every_option_arrives(of: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = distinct(of)
+    plain_values = [str(v) for v in values.values() if not isinstance(v, bool)]
+    assert len(set(plain_values)) == len(plain_values)
+    wanted = of(**values)  # type: ignore[arg-type]
+    assert {name: getattr(wanted, name) for name in values} == values
+    assert called(of, **values) == wanted
+    assert typed(of, values, monkeypatch) == wanted
+    table = config.dumps({"request" if of is Request else "training": written(wanted)})
+    assert request_in(table.encode(), "run.toml")[0] == wanted
+
+
+@pytest.mark.parametrize("of", BOTH)
+def test_switches_arrive_one_by_one(of: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All switches are True alike, so each is tried alone."""
+    first = {"genotype": "cell"} if of is TrainRequest else {}
+    switches = [name for name, value in distinct(of).items() if value is True]
+    assert switches
+    for name in switches:
+        wanted = of(**first, **{name: True})  # type: ignore[arg-type]
+        with monkeypatch.context() as patch:
+            assert typed(of, {**first, name: True}, patch) == wanted
+        assert called(of, **first, **{name: True}) == wanted
+
+
+@pytest.mark.parametrize("of", BOTH)
+def test_defaults_are_the_same_everywhere(of: Kind, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = {"genotype": "cell"} if of is TrainRequest else {}
+    assert typed(of, first, monkeypatch) == called(of, **first) == of(**first)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("of", BOTH)
+def test_every_option_has_help_and_is_in_the_docs_of_the_verb(of: Kind) -> None:
+    run = oche.search if of is Request else oche.train
+    for field in fields(of):
+        assert words(field).help.endswith(".")
+        assert f"{field.name}: {words(field).help}" in (run.__doc__ or "")
+    assert list(inspect.signature(run).parameters) == [field.name for field in fields(of)]
+    assert run.__module__ == (search_module.__name__ if of is Request else train_module.__name__)
+
+
+def test_plain_options_arrive_in_the_plan_and_the_problem() -> None:
+    asked = Request(
+        "darts", space="toy", data=tiny_data(), budget="smoke", epochs=5, batch=7, seed=11, device="cpu", threads=2, compare=4,
+        compare_seeds=9, protocol="smoke", seeds=3, recompute=True, probes=("gap",),
+    )  # fmt: skip
+    plan = resolve(asked)
+    problem = search_module.problem_of(plan)
+    assert (problem.epochs, problem.batch, problem.seed, problem.recompute, problem.compile) == (5, 7, 11, True, False)
+    settled = plan.request
+    assert (settled.seeds, settled.compare, settled.compare_seeds, settled.threads) == (3, 4, 9, 2)
+    assert (plan.watch.names, plan.protocol.epochs, str(plan.fabric.device)) == (("gap",), 2, "cpu")
+
+
+# ---------------------------------------------------------------------- what run.toml holds
+
+
+def test_paths_hold_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text("def mine(): pass\n")
+    asked = plain(
+        Request("mine.py:mine", probes=("mine.py:mine",), settings={"split": "mine.py:mine"}),
+        space="toy",
+        protocol="smoke",
+    )
+    there = f"{tmp_path}/mine.py:mine"
+    assert (asked.method, asked.probes, asked.settings) == (there, (there,), {"split": there})
+
+
+def test_objects_are_needed_again(tmp_path: Path) -> None:
+    plan = resolve(Request("darts", space="toy", data=tiny_data(), budget="smoke"))
+    assert plan.objects == ("data",)
+    run = search_module.start(plan, tmp_path / "run")
+    with pytest.raises(
+        UserError, match=r"data was handed over as an object \(noise\).*oche\.resume\(RUN, data=\.\.\.\)"
+    ):
+        reopen(run.path)
+    assert reopen(run.path, tiny_data())[0].request == plan.request
+
+
+def test_rules_of_a_run() -> None:
+    assert rules_of(None) == config.RULES
+    assert rules_of({}) == 1
+    with pytest.raises(UserError, match="install a later one"):
+        rules_of({"rules": config.RULES + 1})
+
+
+def test_a_request_is_what_it_was_asked_for() -> None:
+    assert replace(Request("darts"), seed=3) == Request("darts", seed=3)
+    with pytest.raises(TypeError):
+        Request("darts", "toy")  # type: ignore[misc]
