@@ -8,8 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from oche.data import load
-from oche.data.augmentation import for_search
+from oche.data import for_search, load
 from oche.methods.beta_darts import beta_darts
 from oche.methods.darts import darts
 from oche.methods.darts_aer import darts_aer
