@@ -13,6 +13,7 @@ from torch import Tensor
 
 from oche import config
 from oche.api.overlay import as_picture, colours, overlaid, shown
+from oche.api.pinned import compared
 from oche.data import Data, load
 from oche.data.contract import Contract
 from oche.data.problems import problems_of, refuse
@@ -56,6 +57,7 @@ def evaluate_run(
         weights = safetensors_load(run.read(LAST if checkpoint == "last" else BEST))
         loaded.network.load_state_dict({name: t for name, t in weights.items() if not name.startswith("auxiliary.")})
     request, _ = requested(run)
+    mine = data is None
     if not isinstance(data, Data):
         own = (
             {k.removeprefix("data."): v for k, v in request.settings.items() if k.startswith("data.")}
@@ -70,6 +72,8 @@ def evaluate_run(
             del settled["size"]
         options = {"source": data or request.data, "seed": request.seed, **settled, **own}
         data = config.build(load, options, "data")
+    if mine and "contract" in loaded.card:
+        compared(run, data)
     if data.classes != loaded.classes or data.size != loaded.space.size:
         raise UserError(
             f"{data.name} has {len(data.classes)} classes at {data.size}, the network was trained for {len(loaded.classes)} at "

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from oche.api.folders import write_table
+from oche.api.pinned import pin
 from oche.data import none
 from oche.genotype import Genotype
 from oche.plan.resolve import Plan
@@ -63,6 +64,7 @@ def _seed(plan: Plan, seed: int, run: Run, search: Search) -> dict[str, object]:
     one = replace(plan, request=replace(asked, seed=seed, seeds=1, compare=0, settings=settings))
     if not run.has(Run.CONFIG):
         write_table(run, one.table(), one.files)
+        pin(run, plan.data)
     genotype, network = search(one, run)
     data = plan.data.to(plan.fabric.device)
     if network is None:

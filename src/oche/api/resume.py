@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oche import own
+from oche.api.pinned import compared
 from oche.api.search import Found, carry_out
 from oche.api.train import Trained, finish_training
+from oche.data import Data
 from oche.data.reading.readers import Source
 from oche.errors import UserError
 from oche.plan.request import Request, TrainRequest, requested
@@ -59,7 +61,8 @@ def reopen(path: str | Path, data: object = None, **objects: object) -> tuple[Pl
     if not isinstance(request, Request):
         raise UserError(f"{path} is a training; carry on with it by `oche train --resume {path}`.")
     with own.copies_of(run.path, table):
-        return resolve(_handed(request, {"data": data, **objects}), table), run
+        plan = resolve(_handed(request, {"data": data, **objects}), table)
+    return replace(plan, data=_same(run, plan.data)), run
 
 
 def _training(run: Run, request: TrainRequest, objects: Mapping[str, object], listener: Listener) -> Trained:
@@ -67,7 +70,14 @@ def _training(run: Run, request: TrainRequest, objects: Mapping[str, object], li
     register_kept(run)
     with own.copies_of(run.path, table):
         training = resolve_training(_handed(request, objects), recorded=table)
+    training = replace(training, data=_same(run, training.data))
     return finish_training(training, run, request.threads, listener)
+
+
+def _same(run: Run, data: Data) -> Data:
+    """The data, with a note where it cannot be told if they are those that the run began with. Raises UserError where they are not."""
+    notes = compared(run, data)
+    return replace(data, notes=(*data.notes, *notes)) if notes else data
 
 
 def _handed(request: Asked, objects: Mapping[str, object]) -> Asked:

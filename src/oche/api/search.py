@@ -13,6 +13,7 @@ from oche import config
 from oche.api.folders import RUNS, begun
 from oche.api.limits import cpu_threads, out_of_memory
 from oche.api.pick import picked
+from oche.api.pinned import pin
 from oche.api.terminal import Show
 from oche.api.train import Trained, log_test, train
 from oche.data import for_search, none
@@ -84,7 +85,10 @@ def default_folder(plan: Plan) -> Path:
 
 def start(plan: Plan, out: str | Path | None = None) -> Run:
     """Makes the run's folder and writes run.toml."""
-    return begun(plan.fabric, Path(out) if out else default_folder(plan), plan.table(), plan.files)
+    run = begun(plan.fabric, Path(out) if out else default_folder(plan), plan.table(), plan.files)
+    if plan.fabric.is_global_zero:
+        pin(run, plan.data)
+    return run
 
 
 def problem_of(plan: Plan, run: Run | None = None, listener: Listener = silent) -> Problem:

@@ -13,6 +13,7 @@ from safetensors.torch import load as safetensors_load
 from oche import own
 from oche.api.folders import RUNS, begun, genotype_of
 from oche.api.limits import cpu_threads, out_of_memory
+from oche.api.pinned import compared, pin
 from oche.api.terminal import Show
 from oche.data import Data, none
 from oche.data.reading.readers import Source
@@ -79,6 +80,7 @@ class TrainPlan:
         table = training_table(self.request, training)
         run = begun(training.fabric, Path(out) if out else RUNS / self.name, table, self.files)
         if training.fabric.is_global_zero:
+            pin(run, training.data)
             run.write(Run.GENOTYPE, training.genotype.to_json().encode())
             if self.start_with is not None:
                 run.write(START, self.start_with)
@@ -102,7 +104,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
     genotype, source = genotype_of(request.genotype, request.space if isinstance(request.space, str) else None)
     if request.inherit and source is None:
         raise UserError("Only a run's folder has weights to begin with: name one, or leave `--inherit` out.")
-    size, settings = None, dict(request.settings)
+    size, settings, asked, taken_over = None, dict(request.settings), request.settings, request.data is None
     earlier: Source = "digits"
     if source:
         spaces.register_kept(source)
@@ -117,6 +119,9 @@ def _planned(request: TrainRequest) -> TrainPlan:
     data = earlier if request.data is None else request.data
     request = replace(request, genotype=str(genotype), space=genotype.space, data=data, settings=settings)
     training = resolve_training(request, size)
+    if source and taken_over:
+        notes = compared(source, training.data, split=not any(path.startswith("data.") for path in asked))
+        training = replace(training, data=replace(training.data, notes=(*training.data.notes, *notes)))
     request = replace(request, threads=threads_for(request.threads, training.data))
     start_with = None
     if request.inherit and source:

@@ -31,6 +31,7 @@ from oche.run import Run
 
 if TYPE_CHECKING:
     from oche.api.train import Trained
+    from oche.plan.resolve import Plan
 
 app = typer.Typer(
     help="Differentiable neural architecture search that does not collapse.",
@@ -80,6 +81,8 @@ def search(
         if config:
             request, recorded = _repeated(config, request.out, trust)
         plan, run = resolve(request, recorded), None
+        if config:
+            _note_changed_data(config, plan)
     show.preflight(plan, api.measured(plan), str(run.path if run else request.out or api.default_folder(plan)))
     if dry_run:
         return
@@ -87,6 +90,16 @@ def search(
     with show.search(plan):
         found = api.carry_out(plan, run, show.listen)
     show_found(found)
+
+
+def _note_changed_data(path: Path, plan: Plan) -> None:
+    """Prints what has changed in the data since the run.toml was written, where the run beside it recorded that."""
+    from oche.api.pinned import changes
+
+    folder = path.parent
+    found = changes(Run(folder), plan.data) if path.name == Run.CONFIG and Run(folder).has(Run.CONFIG) else None
+    for said in found or ():
+        console.print(f"WARNING  the data are not those of {folder}: {said}", markup=False, soft_wrap=True)
 
 
 def _repeated(path: Path, out: str | Path | None, trust: bool) -> tuple[Request, Mapping[str, object]]:
@@ -160,8 +173,11 @@ def evaluate(
 ) -> None:
     """Score a trained network on test images."""
     from oche.api import inference
+    from oche.api.pinned import unrecorded
 
     score = inference.evaluate_run(run, data=data, checkpoint=checkpoint, device=device)
+    if data is None and (unknown_data := unrecorded(Run.open(run))):
+        print(f"oche: {unknown_data}", file=sys.stderr)
     total, counted = sum(map(sum, score.confusion)), "pixels" if score.metric == "miou" else "images"
     if as_json:
         print(json.dumps({**score.metrics, "loss": score.loss, counted: total, "confusion": score.confusion}))

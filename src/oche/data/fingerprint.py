@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from oche.data.images import Data, in_parallel
+from oche.data.facts import both
+from oche.data.images import ArraySource, Data, ImageSet, in_parallel
 from oche.errors import UserError
 
 LENGTH = 12
@@ -68,17 +70,37 @@ class Fingerprint:
 
 
 def fingerprint(data: Data) -> Fingerprint:
-    """Of a data set that was read from files or arrays; images of a `Data` made by hand have none, and only counts are kept."""
-    digests, names = {}, {}
+    """What the images of a data set are, computed once for each.
+
+    The images of a `Data` made by hand are told by their pixels, or only by their number where they are decoded on demand.
+    """
+    if data in _KNOWN:
+        return _KNOWN[data]
+    digests: dict[str, tuple[str, ...]] = {}
+    names: dict[str, tuple[str, ...]] = {}
     for part in ("train", "val", "test"):
         identity = data.identities.get(part)
         if identity is None:
-            digests[part] = tuple(f"{i:0{LENGTH}x}" for i in range(len(getattr(data, part))))
+            digests[part] = tuple(_of_pixels(getattr(data, part)))
             continue
         digests[part] = tuple(in_parallel(identity.digest, range(len(identity.names)), WORKERS))
         if len(identity.names) <= NAMED:
             names[part] = identity.names
-    return Fingerprint(data.classes, digests, names)
+    _KNOWN[data] = Fingerprint(data.classes, digests, names)
+    return _KNOWN[data]
+
+
+_KNOWN: WeakKeyDictionary[Data, Fingerprint] = WeakKeyDictionary()
+
+
+def _of_pixels(images: ImageSet) -> Iterator[str]:
+    if not isinstance(images.source, ArraySource):
+        yield from (f"{i:0{LENGTH}x}" for i in range(len(images)))
+        return
+    for pixels, targets in both(images):
+        for one, target in zip(pixels.cpu(), targets.cpu(), strict=True):
+            raw = one.contiguous().numpy().tobytes() + target.contiguous().numpy().tobytes()
+            yield blake2b(raw, digest_size=LENGTH // 2).hexdigest()
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> tuple[str, ...]:

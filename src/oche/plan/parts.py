@@ -10,6 +10,7 @@ from typing import cast
 from oche import config, own
 from oche.data import SETS, Data, load
 from oche.data.facts import pixel_counts
+from oche.data.fingerprint import fingerprint
 from oche.errors import UserError, unknown
 from oche.plan.settings import Change, layered
 from oche.spaces import Space
@@ -54,6 +55,7 @@ def data_facts(data: Data) -> dict[str, object]:
         "classes": list(data.classes),
         "size": list(data.size),
         "notes": list(data.notes),
+        **fingerprint(data).summary(),
     }
 
 
