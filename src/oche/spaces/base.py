@@ -314,6 +314,10 @@ class Space(ABC):
         """The number of genotypes that can be derived: `keep` edges per node with one op other than `none` each, or one op per edge."""
         return math.prod(_derivable(group) for group in self.groups)
 
+    def ends(self, group: Group) -> tuple[int, ...]:
+        """The states of which at least one must be reached from an input, or the network outputs a constant."""
+        return (max(target for _, target in group.edges),)
+
     def spread(self, by_group: Mapping[str, Tensor]) -> OpWeights:
         """Ties cells to groups: {group: (E, O)} -> {cell: (E, O)}."""
         return {cell: by_group[group.name] for group in self.groups for cell in group.cells}

@@ -124,6 +124,10 @@ class GridSpace(Space):
             starts.append(starts[-1] + len(node.sources) + 1)
         return {node.name: slice(*ends) for node, ends in zip(self.nodes(), pairwise(starts), strict=True)}
 
+    def ends(self, group: Group) -> tuple[int, ...]:
+        """The outputs of the last layer's nodes."""
+        return tuple(2 * n for n, node in enumerate(self.nodes(), start=1) if node.layer == self.layers)
+
     def spread(self, by_group: Mapping[str, Tensor]) -> OpWeights:
         """Each node's rows of the one matrix."""
         return {name: by_group["grid"][rows] for name, rows in self.rows().items()}
