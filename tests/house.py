@@ -30,6 +30,7 @@ INSIDE = {  # a module imports from those before it; in folders that are not lis
             "replay",
             "checkpoint",
             "finite",
+            "connected",
             "record",
             "loop",
             "stages",

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
 
 from oche.base import Group
 from oche.genotype import Choice, Genotype
+from oche.methods.darts import darts
+from oche.run import Run
+from oche.search.callbacks import Callback
 from oche.search.connected import joined
+from oche.search.loop import search
 from oche.search.selection import argmax
+from oche.search.state import SearchState
 from oche.spaces import SPACES, GridSpace
+from oche.watch.monitor import Monitor
+from reference.tiny import tiny_problem
 
 
 def cell(group: Group, ops: tuple[str, ...]) -> tuple[Choice, ...]:
@@ -92,3 +102,38 @@ def test_a_grid_reaches_its_last_layer() -> None:
     edges = lambda choices: {(c.source, c.target) for c in choices if c.op != "none"}  # noqa: E731
     assert not space.used(edges(literal))
     assert space.used(edges(got))
+
+
+# ---------------------------------------------------------------------- in a search
+
+
+@dataclass(frozen=True)
+class Dead(Callback):
+    """Makes `none` the strongest candidate of every edge."""
+
+    def on_epoch_start(self, state: SearchState) -> None:
+        (group,) = state.space.groups
+        with torch.no_grad():
+            state.alpha["cell/alpha"][group.named("none")] = 9.0
+
+
+@pytest.mark.parametrize("literal", [False, True])
+def test_a_dead_cell_is_told_at_the_epoch_and_not_handed_out(tmp_path: Path, literal: bool) -> None:
+    run = Run.create(tmp_path / "run")
+    run.write(Run.CONFIG, b"")
+    method = replace(darts(), callbacks=(Dead(), Monitor()))
+    found = search(replace(tiny_problem("nb201"), run=run, literal=literal), method)
+    epoch, supernet = run.records()
+    assert found.genotype.connected is not literal
+    assert Genotype.from_json(run.read(Run.GENOTYPE).decode()) == found.genotype
+    assert json.loads(run.read(Run.GENOTYPE))["derived"] == ("literal" if literal else "connected")
+    assert (epoch["genotype"] == epoch["cut"]) is literal
+    assert "leave no path through the cell" in str(epoch["warning"])
+    assert supernet["cut"] == ("kept" if literal else "connected")
+
+
+def test_a_living_cell_is_handed_out_as_the_rule_derived_it(tmp_path: Path) -> None:
+    asked = tiny_problem("nb201")
+    found, literal = search(asked, darts()), search(replace(asked, literal=True), darts())
+    assert literal.genotype.connected
+    assert found.genotype == literal.genotype

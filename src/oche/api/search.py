@@ -106,6 +106,8 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = silent) 
         listener=listener,
         recompute=plan.request.recompute,
         compile=plan.request.compile,
+        rollbacks=0 if plan.request.budget == "paper" else Problem.rollbacks,
+        literal=plan.request.budget == "paper",
     )
 
 

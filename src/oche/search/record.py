@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from oche.data import ImageSet, batches, none
 from oche.genotype import Genotype
 from oche.run import Run
 from oche.search.checkpoint import checkpoint
+from oche.search.connected import connected
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
 from oche.search.weights import check_finite
@@ -37,7 +39,9 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
     problem = state.problem
     for who, whose in (("weight", "the weights'"), ("arch", "alpha's")):
         check_finite(f"the mean loss on {whose} images", _mean_loss(state, who) or 0.0)
-    genotype = method.selection(state, problem)
+    literal = method.selection(state, problem)
+    joined = connected(state, literal)
+    genotype = literal if problem.literal else joined
     metric = problem.task.metric
     record: dict[str, object] = {
         "kind": "epoch",
@@ -52,6 +56,7 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
         "skips": genotype.skips(),
         "lr": state.weights.rate,
         "genotype": str(genotype),
+        **({"cut": str(literal)} if joined != literal else {}),
         "changed": bool(state.genotype) and state.genotype != str(genotype),
         "seconds": seconds,
         "images_per_second": images * problem.fabric.world_size / seconds,
@@ -73,12 +78,17 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
 def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchResult:
     """Scores the supernet and writes the genotype, last of all: from then on this search is done."""
     problem = state.problem
+    joined = connected(state, genotype)
+    cut, genotype = joined != genotype, genotype if problem.literal else joined
     state.weights.unpack()
     metrics, loss = metrics_of(state, problem, problem.data.val)
     record = {"kind": "supernet", **named(metrics, "val"), "val_loss": loss, "alpha_moved": _moved(state)}
+    if cut:
+        record["cut"] = "kept" if problem.literal else "connected"
     if problem.run and problem.fabric.is_global_zero:
         problem.run.log(record)
-        problem.run.write(Run.GENOTYPE, genotype.to_json().encode())
+        table = {**json.loads(genotype.to_json()), "derived": "literal" if problem.literal else "connected"}
+        problem.run.write(Run.GENOTYPE, json.dumps(table).encode())
     problem.listener("supernet", record)
     return SearchResult(genotype, state, tuple(_history(problem)))
 

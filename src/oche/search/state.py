@@ -26,6 +26,7 @@ class Problem:
     every epoch's end. `recompute` runs each cell again in its backward pass instead of keeping what it computed: less memory, more time.
     `compile` has torch.compile make programs of the cells that no kernels of ours compute: minutes before the first step.
     `rollbacks` is how often the search goes back to its last checkpoint where numbers are no longer finite (`finite`).
+    `literal` hands out what the method's rule derives even where no signal can pass through it (`connected`).
     """
 
     space: Space
@@ -42,6 +43,7 @@ class Problem:
     recompute: bool = False
     compile: bool = False
     rollbacks: int = 3
+    literal: bool = False
 
 
 @dataclass

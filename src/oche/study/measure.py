@@ -148,7 +148,10 @@ class Searched:
 def measured(trial: Trial, plan: Plan, run: Run, genotype: Genotype, measure: Measure) -> Judged:
     """What comes after a study's search (`bench.trial.After`)."""
     searcher = as_searcher(plan.searcher)
-    method, (_, state) = searcher.method, searcher.run(problem_of(plan, run), plan.watch.callbacks())
+    method, (_, state) = (
+        searcher.method,
+        searcher.run(replace(problem_of(plan, run), literal=True), plan.watch.callbacks()),
+    )
     if method is None or state is None:  # a cell drawn at random: there is nothing to decode
         scores, training, seconds = trained_network(plan, run, genotype)
         return Judged(scores, genotype, training.space, seconds)

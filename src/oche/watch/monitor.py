@@ -184,9 +184,10 @@ class EigenvalueRule:
 class Monitor(Callback):
     """Puts one sentence under `warning` into the record of the epoch in which the search is first seen to collapse.
 
-    Signs, the first counts: more than `skips` of a cell's operations are skip connections; `parameter_free` or more of all operations
-    have no weights; the eigenvalue rule triggers; alpha's entropy is below `entropy` before half of the search. All but the rule must
-    hold `patience` epochs in a row. Stands behind `Probes` in a method's callbacks; without them it looks at skips, share and entropy.
+    Signs, the first counts: the derived cell lets nothing through (`connected`); more than `skips` of a cell's operations are skip
+    connections; `parameter_free` or more of all operations have no weights; the eigenvalue rule triggers; alpha's entropy is below
+    `entropy` before half of the search. The second, third and last must hold for `patience` epochs in a row. Stands behind `Probes` in a
+    method's callbacks; without them it looks at skips, share and entropy.
     """
 
     skips: float = 0.5
@@ -208,7 +209,9 @@ class Monitor(Callback):
         )
         grown = self.eigenvalue.growth(epochs, values) if searching and "eigenvalue" in record else None
         said = None
-        if lasting[0]:
+        if record.get("cut"):
+            said = _cut()
+        elif lasting[0]:
             said = _too_many_skips(genotype, state, self.patience)
         elif lasting[1]:
             said = _too_few_weights(genotype, state, self.patience)
@@ -234,6 +237,15 @@ def warning(state: SearchState) -> str | None:
 
 
 # ------------------------------------------------------------------ the sentences
+
+
+def _cut() -> str:
+    return (
+        "the strongest operations leave no path through the cell, so its network would answer the same to every image; "
+        "the strongest connected cell is kept instead, unless the literal rule was asked for (`--budget paper`, `oche bench`). "
+        "`none` wins where features mean little: search longer, hold alpha back (`--set arch_start=0.4`), or leave it out "
+        "(`--set space.without=none`)"
+    )
 
 
 def _too_many_skips(genotype: Genotype, state: SearchState, patience: int) -> str:
