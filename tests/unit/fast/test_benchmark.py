@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import sys
@@ -229,3 +230,18 @@ def test_the_page_says_what_was_reached(tmp_path: Path) -> None:
         assert (tmp_path / f"performance-{name}.svg").read_bytes().startswith(b"<?xml")
     log.write_text("")
     assert "no row yet" in render.render(log, tmp_path)
+
+
+def test_measuring_leaves_nothing_frozen() -> None:
+    """Objects that are frozen when Python ends count as leaked: Triton's bindings would print a page about theirs."""
+    supernet = module("supernet")
+    with supernet.unfrozen_after():
+        gc.freeze()
+        assert gc.get_freeze_count() > 0
+    assert gc.get_freeze_count() == 0
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_frozen() -> Iterator[None]:
+    yield
+    assert gc.get_freeze_count() == 0
