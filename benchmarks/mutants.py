@@ -39,6 +39,12 @@ LARGEST = 0.03
 OURS = {"SMOKE", "QUICK"}
 """Rows of our own choice, of which nothing is published."""
 
+PUBLISHED = "tests/methods/test_published.py"
+"""The tests of budgets, which alone answer for a constant in a row."""
+
+OTHERS = "was_published or has_a_source or in_the_table"
+"""Tests of published.toml that concern one method each: of those only the method's own are run."""
+
 SIGN = {ast.Add: "-", ast.Sub: "+"}
 TURNED = {
     ast.Lt: ">=", ast.LtE: ">", ast.Gt: "<=", ast.GtE: "<", ast.Eq: "!=", ast.NotEq: "==",
@@ -48,12 +54,13 @@ TURNED = {
 
 @dataclass(frozen=True)
 class Mutant:
-    """A change of one file: `text` is the file after it, `line` and `change` say what it is."""
+    """A change of one file: `text` is the file after it, `line` and `change` say what it is; `row` is true for a constant of a budget."""
 
     method: str
     line: str
     change: str
     text: str
+    row: bool = False
 
     @property
     def key(self) -> str:
@@ -74,24 +81,25 @@ def mutants(method: str, source: str, rules: Sequence[dict[str, str]]) -> Iterat
         line = next(row for row in source.split("\n") if rule["from"].split("\n")[0] in row)
         yield Mutant(method, line.strip(), f"{rule['from']} -> {rule['to']}", source.replace(rule["from"], rule["to"]))
     seen = set[str]()
-    for node, fresh in changed(ast.parse(source)):
-        mutant = _replaced(method, source, node, fresh)
+    for node, fresh, row in changed(ast.parse(source)):
+        mutant = _replaced(method, source, node, fresh, row)
         if mutant.key not in seen and mutant.text != source:
             seen.add(mutant.key)
             yield mutant
 
 
-def changed(tree: ast.Module) -> Iterator[tuple[ast.expr, str]]:
-    """(expression, what stands in its place) of every automatic mutant, in the order of the file."""
+def changed(tree: ast.Module) -> Iterator[tuple[ast.expr, str, bool]]:
+    """(expression, what stands in its place, is it a budget's) of every automatic mutant, in the order of the file."""
     for statement in tree.body:
         targets = [t.id for t in getattr(statement, "targets", []) if isinstance(t, ast.Name)]
         if not isinstance(statement, ast.Import | ast.ImportFrom) and not OURS & set(targets):
-            yield from _within(statement)
+            row = "Budget(" in ast.unparse(statement) or any(t.startswith("_") for t in targets)
+            yield from ((node, fresh, row) for node, fresh in _within(statement))
 
 
 def _within(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
-    """Not in annotations, nor in what an error says."""
-    if isinstance(node, ast.Raise | ast.JoinedStr):
+    """Not in annotations, in what an error says, nor in the `strict` of a zip, which guards what cannot happen."""
+    if isinstance(node, ast.Raise | ast.JoinedStr) or (isinstance(node, ast.keyword) and node.arg == "strict"):
         return
     if isinstance(node, ast.Constant) and (fresh := _constant(node.value)) is not None:
         yield node, fresh
@@ -100,7 +108,10 @@ def _within(node: ast.AST) -> Iterator[tuple[ast.expr, str]]:
         yield node, f"({turned})"
     if isinstance(node, ast.BinOp) and type(node.op) in SIGN:
         yield node, f"({ast.unparse(node.left)} {SIGN[type(node.op)]} {ast.unparse(node.right)})"
-    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not):
+    axis = (
+        isinstance(node, ast.UnaryOp) and ast.unparse(node) == "-1"
+    )  # the last of two: 1 says the same, 2 is tried below
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub | ast.Not) and not axis:
         yield node, f"({ast.unparse(node.operand)})"
     for name, child in ast.iter_fields(node):
         if name in ("annotation", "returns", "decorator_list"):
@@ -119,7 +130,7 @@ def _constant(value: object) -> str | None:
     return None
 
 
-def _replaced(method: str, source: str, node: ast.expr, fresh: str) -> Mutant:
+def _replaced(method: str, source: str, node: ast.expr, fresh: str, row: bool) -> Mutant:
     lines = source.encode().split(b"\n")
     starts = [0]
     for line in lines:
@@ -130,7 +141,7 @@ def _replaced(method: str, source: str, node: ast.expr, fresh: str) -> Mutant:
     whole = source.encode()
     old = " ".join(whole[begin:end].decode().split())
     text = (whole[:begin] + fresh.encode() + whole[end:]).decode()
-    return Mutant(method, lines[node.lineno - 1].decode().strip(), f"{old} -> {fresh}", text)
+    return Mutant(method, lines[node.lineno - 1].decode().strip(), f"{old} -> {fresh}", text, row)
 
 
 # ------------------------------------------------------------------ whether a test notices
@@ -147,25 +158,29 @@ def prepare() -> None:
 
 
 def preload() -> None:
-    """Imports what takes long and does not change, so that a fork need not."""
-    import hypothesis  # noqa: F401
-    import lightning_fabric  # noqa: F401
+    """Imports what takes long and does not change, so that a fork need not: of oche what knows no method."""
+    sys.path[:0] = [str(TREE / "src"), str(TREE / "tests")]
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # both as tests/conftest.py has them
     import pytest  # noqa: F401
-    import scipy.stats  # noqa: F401
     import torch
 
+    import oche.search.stages
+    import oche.watch.probes  # noqa: F401
+
     torch.set_num_threads(1)
+    assert "oche.methods" not in sys.modules
 
 
-def passes(file: Path, text: str, tests: Sequence[str], seconds: float) -> bool:
-    """True if the tests pass with this text in the place of the file's; a fork that takes too long has not passed."""
-    target = TREE / file
+def passes(method: str, text: str, tests: Sequence[str], seconds: float) -> bool:
+    """True if the tests pass with this text in the place of the method's file; a fork that takes too long has not passed."""
+    target = TREE / METHODS / f"{method}.py"
     before = target.read_text(encoding="utf-8")
     for compiled in (target.parent / "__pycache__").glob(f"{target.stem}.*.pyc"):
         compiled.unlink()
     target.write_text(text, encoding="utf-8")
     try:
-        return _forked(tests, seconds) == 0
+        return _forked([*tests, "-k", f"{method} or not ({OTHERS})"], seconds) == 0
     finally:
         target.write_text(before, encoding="utf-8")
 
@@ -186,17 +201,16 @@ def _forked(tests: Sequence[str], seconds: float) -> int:
 
 
 def _run(tests: Sequence[str]) -> None:
-    """In the fork: the tests, silently. Does not return."""
+    """In the fork: the tests, whose words go to build/mutants/last.txt. Does not return."""
     code = 3
     try:
         import pytest
 
-        silent = os.open(os.devnull, os.O_WRONLY)
+        silent = os.open(KEPT / "last.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(silent, 1)
         os.dup2(silent, 2)
         os.chdir(TREE)
         sys.dont_write_bytecode = True
-        sys.path[:0] = [str(TREE / "src"), str(TREE / "tests")]
         code = int(pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
     finally:
         os._exit(code)
@@ -207,8 +221,7 @@ def _run(tests: Sequence[str]) -> None:
 
 def run(method: str, table: dict[str, object], budget: float) -> list[tuple[Mutant, bool]] | None:
     """(mutant, survived) of each mutant of a method; None where the time is over before the last. Raises SystemExit if it fails whole."""
-    file = METHODS / f"{method}.py"
-    source = (ROOT / file).read_text(encoding="utf-8")
+    source = (ROOT / METHODS / f"{method}.py").read_text(encoding="utf-8")
     tests = [str(test) for test in copy.copy(table["tests"])]  # type: ignore[call-overload]
     stamp = hashlib.sha256(source.encode())
     for test in sorted({test.split("::")[0] for test in tests if test.startswith("tests/")}):
@@ -222,14 +235,15 @@ def run(method: str, table: dict[str, object], budget: float) -> list[tuple[Muta
     everything = list(mutants(method, source, table.get("rules", [])))  # type: ignore[arg-type]
     left = [mutant for mutant in everything if mutant.key not in known]
     if left:
-        if not passes(file, source, tests, 600):
+        if not passes(method, source, tests, 600):
             raise SystemExit(f"{method}: its tests fail, or take over ten minutes, before anything is broken.")
         whole = time.monotonic() - started
     for number, mutant in enumerate(left):
         if time.monotonic() - started > budget:
             print(f"{method}: {len(left) - number} of {len(everything)} mutants are left for another run.", flush=True)
             return None
-        survived = passes(file, mutant.text, tests, 10 + 3 * whole)
+        own = [test for test in tests if (test == PUBLISHED) or not mutant.row]
+        survived = passes(method, mutant.text, own, 10 + 3 * whole)
         known[mutant.key] = survived
         row = {"stamp": stamp.hexdigest(), "key": mutant.key, "survived": survived}
         with kept.open("a", encoding="utf-8") as out:

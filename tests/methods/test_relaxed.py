@@ -11,21 +11,23 @@ import torch
 
 from contracts.same import assert_other_search, assert_same_search, problem_of
 from oche.base import Batch, Draw, Group
+from oche.genotype import Choice
 from oche.methods.beta_darts import BetaDecay, beta_darts
-from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
+from oche.methods.darts_minus import darts_minus
+from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts, reached
 from oche.methods.gdas import gdas
 from oche.methods.snas import Resource, snas
 from oche.optim import Adam
 from oche.plan.resolve import Request, resolve
-from oche.schedule import Constant, Linear
+from oche.schedule import Constant, Cosine, Linear
 from oche.search.begin import StepBatches, begin, streams
 from oche.search.bilevel import gradient
 from oche.search.loop import search
 from oche.search.method import Method
 from oche.search.relaxations import GumbelSoftmax, Sigmoid, Softmax
-from oche.spaces.edges import DropPath, SampledOps, WeightedSum
+from oche.spaces.edges import AuxiliarySkip, DropPath, SampledOps, WeightedSum
 from reference.real import digits, epochs_of, real_problem
-from reference.tiny import tiny_data
+from reference.tiny import tiny_data, tiny_problem
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -214,7 +216,80 @@ def test_a_node_keeps_two_edges_above_the_threshold_or_its_best_one() -> None:
     assert [(c.source, c.op) for c in chosen if c.target == 2] == [(1, "sep_conv_5x5")]
 
 
+def threshold_sparse(weights: list[list[float]], ops: tuple[str, ...], least: float) -> list[tuple[str, int, int]]:
+    """`parse` of FairDARTS's utils.py, literally: (op, node, input)."""
+    found, start = [], 0
+    for i in range(2):
+        rows = weights[start : start + 2 + i]
+        for j in sorted(range(2 + i), key=lambda x: -max(rows[x]))[:2]:
+            best = max(range(len(ops)), key=lambda k: rows[j][k])
+            if rows[j][best] >= least:
+                found.append((ops[best], i + 2, j))
+        start += 2 + i
+    return found
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_starved_nodes_are_absent_as_in_the_code(seed: int) -> None:
+    """Against its `parse`; the edges that leave an absent node go, as in its model.py."""
+    problem = tiny_problem("darts", channels=4, cells=3, nodes=2, without=("none",))
+    state = begin(problem, fair_darts())
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for alpha in state.alpha.values():
+            alpha.copy_(torch.randn(alpha.shape, generator=rng, dtype=alpha.dtype))
+    found = Threshold(0.75, starve=True)(state, problem)
+    for group in problem.space.groups:
+        wanted = threshold_sparse(state.alpha[f"{group.name}/alpha"].detach().sigmoid().tolist(), group.ops[0], 0.75)
+        fed = {target for _, target, _ in wanted}
+        wanted = [c for c in wanted if c[2] in {0, 1} | fed]
+        if wanted:
+            assert sorted((c.op, c.target, c.source) for c in found.groups[group.name]) == sorted(wanted)
+            assert found.concat.get(group.name, (2, 3)) == tuple(sorted({target for _, target, _ in wanted}))
+    problem.space.fitted(found).check(found)
+    assert problem.space.network(found)(torch.randn(2, 2, 8, 8)).shape == (2, 3)
+
+
+def test_a_cell_without_any_node_keeps_the_strongest_op_of_each() -> None:
+    problem = tiny_problem("darts", channels=4, cells=3, nodes=2, without=("none",))
+    state = begin(problem, fair_darts())
+    found = Threshold(0.85, starve=True)(state, problem)
+    assert found == Threshold(0.85)(state, problem)
+    assert {c.target for c in found.groups["normal"]} == {2, 3}
+    assert not found.concat
+
+
+def test_edges_that_leave_an_absent_node_are_not_reached() -> None:
+    choices = [Choice(0, 3, "a"), Choice(2, 4, "a"), Choice(3, 5, "a"), Choice(4, 5, "a")]
+    assert reached(choices) == [choices[0], choices[2]]
+
+
+def test_fair_darts_is_the_published_one() -> None:
+    method = fair_darts()
+    assert method.arch_optimizer == Adam(3e-3, (0.9, 0.999), 1e-3)
+    assert method.weight_lr == Cosine(0.005, 0.001)
+    assert method.outer_terms == (ZeroOne(10.0),)
+    assert method.selection == Threshold(0.85)
+    assert fair_darts(starve=True).selection == Threshold(0.85, starve=True)
+
+
 # ---------------------------------------------------------------------- DARTS-, Beta-DARTS
+
+
+def test_beta_darts_and_darts_minus_are_the_published_ones() -> None:
+    assert beta_darts().outer_terms == (BetaDecay(0.5),)
+    assert darts_minus().edge == AuxiliarySkip(beta=Linear(1.0, 0.0))
+
+
+def test_the_beta_penalty_counts_epochs_from_the_search_s_first() -> None:
+    state = begin(problem_of("toy"), beta_darts())
+    state.epoch, state.epochs_before = 3, 4
+    still = {name: torch.zeros_like(t) for name, t in state.alpha.items()}
+    assert float(BetaDecay(0.5)(state, {}, still, NOTHING)) == pytest.approx(3.5 * math.log(3))
+    record: dict[str, object] = {}
+    for callback in beta_darts().callbacks:
+        callback.on_epoch_end(state, record)
+    assert record["beta_decay"] == pytest.approx(3.5)
 
 
 def test_the_beta_penalty_s_gradient_is_the_softmax_over_the_number_of_edges() -> None:

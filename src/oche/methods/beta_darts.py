@@ -43,7 +43,7 @@ BUDGETS = {"paper": PUBLISHED}
 class BetaDecay:
     """rate * epoch * sum over groups of the mean over edges of logsumexp(alpha_e), over the candidates that remain."""
 
-    rate: float = 0.5
+    rate: float
 
     def __call__(self, state: SearchState, theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
         means = []
