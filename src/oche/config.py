@@ -9,6 +9,7 @@ one. A field with `repr=False` is no setting: it stays what the part's author ma
 from __future__ import annotations
 
 import inspect
+import sys
 import tomllib
 import types
 import typing
@@ -32,12 +33,23 @@ RULES = 2
 
 BEFORE: dict[tuple[str, str], tuple[int, object]] = {
     ("BestEpoch", "at_end"): (2, True),
+    ("Cosine", "ramp"): (2, "cosine"),
     ("DropPath", "whole"): (2, False),
+    ("Entropy", "derivable"): (2, False),
     ("Evaluation", "rule"): (2, "paper"),
     ("FreezeOverfitted", "rule"): (2, "paper"),
+    ("Game", "before"): (2, False),
+    ("Game", "correction"): (2, 0),
+    ("Game", "fresh"): (2, False),
+    ("Game", "initial"): (2, 0.0),
     ("KeepInitial", "rule"): (2, "convolutions"),
     ("Method", "fresh_inner"): (2, False),
+    ("Perturb", "carry"): (2, "momentum"),
+    ("Perturb", "falling"): (2, True),
+    ("Perturbation", "empty"): (2, "clean"),
     ("PoolsAndSkips", "rule"): (2, "paper"),
+    ("Progressive", "keep_adam"): (2, False),
+    ("Prune", "draw"): (2, "theta"),
     ("RememberAccuracy", "images"): (2, "val"),
     ("SGD", "nesterov_ahead"): (2, True),
     ("Trials", "rule"): (2, "paper"),
@@ -300,12 +312,16 @@ def _public(routine: Any) -> str:
 
 def _restored(old: Any, described: object, path: str, where: str, rules: int, hint: Any = object) -> Any:
     """What stands in the place of `old` after `described`: a part, a tuple with parts, a function or a plain value."""
+    if rules < RULES and (
+        described == [] or _tells_of_parts(described)
+    ):  # methods' parts were others under older rules
+        old = _as_it_was(old, described)
     if _is_part(old):
         if not isinstance(described, Mapping) or described.get("type") != type(old).__name__:
             told = described.get("type") if isinstance(described, Mapping) else described
             raise UserError(f"{where}: {path or 'this'} is {told!r} there but {type(old).__name__} here.")
         prefix = f"{path}." if path else ""
-        table = {**_meant(type(old).__name__, rules), **described}
+        table = {**_meant(old, rules), **described}
         del table["type"]
         _refuse_unknown(table, _names(old), prefix, where)
         hints = annotations_of(type(old))
@@ -324,6 +340,36 @@ def _restored(old: Any, described: object, path: str, where: str, rules: int, hi
     return _fit(described, hint, path, where)
 
 
-def _meant(name: str, rules: int) -> dict[str, object]:
-    """What the fields of a type that an older run.toml does not record meant then."""
-    return {field: value for (type_, field), (since, value) in BEFORE.items() if type_ == name and rules < since}
+def _meant(part: Any, rules: int) -> dict[str, object]:
+    """What the part's fields that an older run.toml does not record meant then."""
+    name, own = type(part).__name__, _names(part)
+    return {f: value for (type_, f), (since, value) in BEFORE.items() if type_ == name and f in own and rules < since}
+
+
+def _tells_of_parts(described: object) -> bool:
+    """True for the table of a part, or for a list with such tables."""
+    if isinstance(described, list):
+        return any(map(_tells_of_parts, described))
+    return isinstance(described, Mapping) and "type" in described
+
+
+def _as_it_was(old: Any, described: Any) -> Any:
+    """`old` if it has the described types, else fresh parts of those types, by their names; `_restored` then sets their fields."""
+    if isinstance(described, list):
+        here = old if isinstance(old, tuple) else ()
+        same = [next((p for p in here if type(p).__name__ == table.get("type")), None) for table in described]
+        return tuple(_as_it_was(p, table) for p, table in zip(same, described, strict=True))
+    if type(old).__name__ == described["type"]:
+        return old
+    found = {
+        part
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] == "oche"
+        for part in vars(module).values()
+        if inspect.isclass(part) and is_dataclass(part) and part.__name__ == described["type"]
+    }
+    if len(found) != 1:
+        return old  # `_restored` says that it does not fit
+    (part,) = found
+    given = {f.name: described[f.name] for f in fields(part) if f.init and f.name in described}
+    return part(**{n: _as_it_was(None, v) if _tells_of_parts(v) else v for n, v in given.items()})

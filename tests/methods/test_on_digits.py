@@ -25,6 +25,7 @@ from oche.methods.random_search_ws import accuracy, random_search_ws
 from oche.methods.sdarts import Perturbation, sdarts_adv
 from oche.methods.shapley_nas import Game, shapley_nas
 from oche.optim import Adam
+from oche.schedule import Linear
 from oche.search.begin import StepBatches, begin, streams
 from oche.search.loop import search
 from oche.search.method import Method
@@ -171,7 +172,7 @@ def test_sdarts_epsilon_grows_and_the_attack_raises_the_loss() -> None:
         now = replace(state, step=step)
         batch = StepBatches(*streams(problem, sdarts_adv()), step).inner()
         clean = {c: w.detach() for c, w in now.op_weights(now.alpha, now.draw("weight")).items()}
-        p = Perturbation(steps=3).before_inner_step(now, clean, now.alpha, batch)
+        p = Perturbation(Linear(0.03, 0.3), 3).before_inner_step(now, clean, now.alpha, batch)
         losses = [float(now.task_loss(w, batch, now.draw("weight"))[0].detach()) for w in (clean, p)]
         raised += losses[1] > losses[0]
     assert raised >= 8
@@ -242,12 +243,12 @@ def test_darts_pt_decides_one_edge_per_stage_for_good() -> None:
 
 
 def test_shapley_scores_tell_candidates_apart_in_the_second_half() -> None:
-    method = replace(shapley_nas(K=2), callbacks=(Game(4, 64),))
-    seen = run(method, digits(6))
-    assert moved(seen, 0, 3) == 0
-    assert moved(seen, 3, 6) > 0.01
-    assert [("shapley_reached" in record) for record in seen.epochs] == [False] * 3 + [True] * 3
-    for record in seen.epochs[3:]:
+    method = replace(shapley_nas(K=2), callbacks=(Game(3, 48),))
+    seen = run(method, digits(4))
+    assert moved(seen, 0, 2) == 0
+    assert moved(seen, 2, 4) > 0.01
+    assert [("shapley_reached" in record) for record in seen.epochs] == [False] * 2 + [True] * 2
+    for record in seen.epochs[2:]:
         assert 0 < float(record["shapley_reached"]) <= 1  # type: ignore[arg-type]
         assert float(record["shapley_accuracy"]) > 0.1  # type: ignore[arg-type]
     m = next(t for key, t in seen.state.memory.items() if key == "shapley/cell")

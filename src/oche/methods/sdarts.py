@@ -64,7 +64,7 @@ class Perturbation(Callback):
     A row that is clamped to nothing becomes one-hot where the `empty` row, perturbed or clean, was largest.
     """
 
-    epsilon: Schedule = Linear(0.03, 0.3)
+    epsilon: Schedule
     steps: int = 0
     empty: Empty = "perturbed"
 
