@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -199,6 +200,31 @@ def test_any_image_can_be_predicted(grey: Path, tmp_path: Path) -> None:
     told = inference.predict(grey, [tmp_path / "c.webp", tmp_path / "more"])
     assert [p.path.name for p in told] == ["c.webp", "a.png", "b.png"]
     assert all(p.label in ("0", "1", "2") and 1 / 3 <= p.probability <= 1 for p in told)
+
+
+def test_one_damaged_image_does_not_lose_the_others(grey: Path, tmp_path: Path) -> None:
+    for name in ("a", "c", "e"):
+        Image.new("L", (8, 8), 100).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.png").write_bytes(b"nothing")
+    (tmp_path / "d.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
+    failed: list[str] = []
+    told = inference.predict(grey, [tmp_path], batch=2, failed=failed.append)
+    assert [p.path.name for p in told] == ["a.png", "c.png", "e.png"]
+    assert [name in sentence for name, sentence in zip(("b.png", "d.png"), failed, strict=True)] == [True, True]
+    with pytest.raises(UserError, match=r"2 problems.*b\.png.*d\.png"):
+        inference.predict(grey, [tmp_path], batch=2)
+
+
+def test_values_that_training_never_saw_are_said(grey: Path, tmp_path: Path) -> None:
+    """The network was trained on floats in [0, 1]: bytes are divided by 255, as ever, and larger values are odd."""
+    Image.new("L", (8, 8), 100).save(tmp_path / "bytes.png")
+    Image.fromarray(np.full((8, 8), 100 / 255, np.float32)).save(tmp_path / "floats.tif")
+    Image.fromarray(np.full((8, 8), 4000, np.uint16)).save(tmp_path / "deep.png")
+    one, deep, two = inference.predict(grey, [tmp_path])
+    assert (one.label, two.odd) == (two.label, "")
+    assert one.probability == pytest.approx(two.probability, abs=1e-6)
+    assert "8-bit values, divided by 255" in one.odd
+    assert "values up to 4000, where the train images end at 1" in deep.odd
 
 
 def test_what_cannot_be_predicted(grey: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from oche.api import search as api
+from oche.api.inference import Prediction
 from oche.cli import main as cli
 from oche.genotype import Genotype, published
 from oche.methods import METHODS
@@ -488,3 +489,61 @@ def test_ctrl_c_in_a_real_search(tmp_path: Path) -> None:
     assert child.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err
+
+
+# ---------------------------------------------------------------------- data that people have
+
+
+def test_check_lists_all_problems(oche: Oche, tmp_path: Path) -> None:
+    data = folder_of_images(tmp_path / "data")
+    for name in ("1.png", "3.png", "7.png"):
+        (data / "class_1" / name).write_bytes(b"no image at all")
+    code, out, err = oche("check", data)
+    assert code == 2
+    assert all(f"{n}. The image" in out for n in (1, 2, 3))
+    assert "3 problems" in err
+    code, out, _ = oche("check", data, "--json")
+    assert code == 2
+    assert len(json.loads(out)["problems"]) == 3
+
+
+def test_check_tells_what_became_of_every_file(oche: Oche, tmp_path: Path) -> None:
+    data = folder_of_images(tmp_path / "data", classes=3)
+    (data / "class_1" / "film.mp4").write_bytes(b"film")
+    shutil.copy(data / "class_0" / "0.png", data / "class_2" / "again.png")
+    code, out, _ = oche("check", data)
+    assert code == 0
+    told = " ".join(out.split())
+    assert "skipped 1 no image (.mp4)" in told
+    assert "used 37 train images" in told
+    code, out, _ = oche("check", data, "--json", "--set", "data.size=16")
+    found = json.loads(out)
+    assert found["contract"]["size"] == [16, 16]
+    assert sum(sum(counts.values()) for counts in found["counts"].values()) == 37
+    assert any("different classes, pixel for pixel" in note for note in found["notes"])
+    assert_refused(oche("check", data, "--set", "space.cells=3"), "space.cells")
+
+
+def test_predict_ends_with_1_where_an_image_cannot_be_read(
+    oche: Oche, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command alone: what is classified is tested with the API."""
+
+    def predicted(run: Path, images: list[Path], *, device: str, failed: Callable[[str], None]) -> list[Prediction]:
+        failed("The image b.png cannot be read: it is not an image; remove or replace it.")
+        return [Prediction(images[0], "cat", 0.9, "values up to 4000, where the train images end at 255")]
+
+    class Classifies:
+        class space:
+            task = "classify"
+
+    monkeypatch.setattr("oche.api.inference.predict", predicted)
+    monkeypatch.setattr("oche.training.export.load_network", lambda run: Classifies)
+    (tmp_path / "run.toml").write_text("")
+    code, out, err = oche("predict", tmp_path, "a.png")
+    assert code == 1
+    assert out.split() == ["a.png", "cat", "90.0%"]
+    assert err.splitlines() == [
+        "oche: a.png has values up to 4000, where the train images end at 255.",
+        "oche: The image b.png cannot be read: it is not an image; remove or replace it.",
+    ]

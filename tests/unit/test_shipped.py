@@ -49,6 +49,8 @@ def write(root: Path, kind: str, images: list[Array]) -> list[Path]:
         elif kind == "stack":
             pages = [Image.fromarray(image[..., c]) for c in range(image.shape[2])]
             pages[0].save(path, save_all=True, append_images=pages[1:])
+        elif kind == "tensors":
+            np.save(path.with_suffix(".npy"), (image / 255).astype("f4"))
         else:
             Image.fromarray(image.squeeze()).save(path)
     return paths
@@ -77,13 +79,15 @@ def exported(root: Path, paths: list[Path], size: int | None = None, channels: i
     ("kind", "size", "channels"),
     [
         ("rgb", 12, None), ("rgb", 13, 1), ("grey16", 12, None), ("float", 12, None),
-        ("rgba", None, 4), ("rgba", 12, None), ("bands", 12, None), ("stack", None, None),
+        ("rgba", None, 4), ("rgba", 12, None), ("tensors", None, None), ("bands", 12, None), ("stack", None, None),
     ],
 )  # fmt: skip
 def test_the_script_agrees_with_predict(tmp_path: Path, kind: str, size: int | None, channels: int | None) -> None:
     """In a process that cannot import oche or torch: the same labels, probabilities within 1e-5."""
     paths = write(tmp_path / "data", kind, pictures(kind, (16, 20)))
     run = exported(tmp_path, paths, size, channels)
+    if kind == "tensors":  # trained on floats in [0, 1], used on the 8-bit files that they came from
+        paths = write(tmp_path / "files", "rgb", pictures(kind, (16, 20)))
     (tmp_path / "torch.py").write_text("raise ImportError")
     done = subprocess.run(
         [sys.executable, str(run.file("network/predict.py")), *map(str, paths)],

@@ -32,7 +32,7 @@ def predict_images(run: Path, images: Sequence[Path], out: Path | None, device: 
         else:
             console.print(line, markup=False, soft_wrap=True)
         if odd:
-            print(f"oche: {record['path']} has {odd}: the answer may mean nothing.", file=sys.stderr)
+            print(f"oche: {record['path']} has {odd}.", file=sys.stderr)
     for sentence in failed:
         print(f"oche: {sentence}", file=sys.stderr)
     if failed:

@@ -53,6 +53,11 @@ class PixelRule:
             pixels = (pixels - pixels.dtype.type(self.offset)) / pixels.dtype.type(self.scale)
         return torch.from_numpy(np.require(pixels, np.float32, ("C", "W")))
 
+    @property
+    def unit(self) -> bool:
+        """True if training saw floats in [0, 1], as a torch Dataset has them: bytes of a file are then divided by 255."""
+        return self.offset == 0 and self.scale == 1 and self.low >= 0 and self.high <= 1
+
     def strange(self, low: float, high: float, depth: str) -> str | None:
         """What is odd about values of this range and type; None for such as training saw.
 

@@ -98,6 +98,8 @@ def page(image):
 def scaled(array):
     """Bytes as they are where the network was trained on such, all else as floats by the rule of the training."""
     whole = rule["offset"] == 0 and rule["scale"] == 255 and not rule["depth"].startswith("float")
+    if array.dtype == np.uint8 and rule["offset"] == 0 and rule["scale"] == 1 and 0 <= rule["low"] and rule["high"] <= 1:
+        return array
     if whole and array.dtype.kind in "ui" and array.max() <= 255:
         return array.astype(np.uint8)
     floats = array.astype(np.result_type(array.dtype, np.float32))

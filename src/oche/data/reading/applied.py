@@ -43,8 +43,11 @@ def applied(path: Path, contract: Contract) -> Applied:
         height, width = values.shape[:2]
         raise UserError(f"The image {path} has {height} x {width} pixels; {SMALLEST} x {SMALLEST} is the least.")
     low, high = float(values.min()), float(values.max())
-    odd = contract.pixels.strange(low, high, values.dtype.name) or ""
     fits = contract.pixels.whole_bytes and values.dtype.kind in "ui" and low >= 0 and high <= 255
+    if contract.pixels.unit and values.dtype == np.uint8:
+        fits, odd = True, "8-bit values, divided by 255 for a network that was trained on floats in [0, 1]"
+    else:
+        odd = contract.pixels.strange(low, high, values.dtype.name) or ""
     return Applied(with_channels(contract.pixels.apply(values, as_bytes=fits), contract.channels, str(path)), odd)
 
 
