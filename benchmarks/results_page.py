@@ -217,6 +217,8 @@ def said(result: BenchResult, form: str | None) -> Iterator[str]:
     yield "- that is: better or worse where the interval leaves out 0 and the t-test's p is below 0.05."
     alone = len(list(result.places())) == 1
     if form or alone:
+        yield "- `- largest`: the mean less what the table's largest cell has."
+        yield f"- best of n random cells: the best by {result.matrix.selector}, expected over all draws."
         yield f"- RI: relative improvement over {result.matrix.baseline}, 100 (mean - its mean) / its mean."
     if form is None and alone:
         yield "- skips: of each seed's cell. search: the median time of one, without what is measured beside it."
@@ -279,7 +281,8 @@ def pairs(result: BenchResult, form: str) -> list[Sheet]:
     metric, searched = headline(result.matrix)[0], result.matrix.searched
     versions, name_of = {form.format(name) for name in searched}, form.format("…")
     bases = [name for name in searched if name not in versions]
-    headings = ["method", "alone", "RI %", name_of, "RI %", "difference", "95 % interval", "p", "that is"]
+    own = ["- largest", "RI %"]
+    headings = ["method", "alone", *own, name_of, *own, "difference", "95 % interval", "p", "that is"]
     found = []
     for place, here in result.places():
         told = {r.method: r for r in result.rows if (r.space, r.data, r.budget, r.metric) == (*place, metric)}
@@ -291,7 +294,7 @@ def pairs(result: BenchResult, form: str) -> list[Sheet]:
             versus = [""] * 4
             if other in searched:
                 _, *versus = difference(by_seed.get(other, {}), by_seed.get(name, {}))
-            second = scored(result, ours[1]) if other in searched else ["", ""]
+            second = scored(result, ours[1]) if other in searched else [""] * 3
             rows.append(
                 (
                     max((r.summary.mean for r in ours if r), default=0.0),
@@ -299,20 +302,21 @@ def pairs(result: BenchResult, form: str) -> list[Sheet]:
                 )
             )
         ordered = [row for _, row in sorted(rows, key=lambda pair: -pair[0])]
-        fixed = [[r.method, f"{r.summary.mean:.2f}", improved(r), *[""] * 6] for r in told.values() if r.fixed]
+        fixed = [[r.method, *scored(result, r), *[""] * 7] for r in told.values() if r.fixed]
         where = "" if len(list(result.places())) == 1 else f": {', '.join(place)}"
         found.append((f"{metric}, each method alone and as {name_of}{where}", headings, ordered + fixed))
     return found
 
 
 def scored(result: BenchResult, row: Row | None) -> list[str]:
-    """Mean, spread and seeds where some are missing; RI with its interval."""
+    """Mean, spread and seeds where some are missing; the distance to the table's largest cell; RI."""
     if row is None:
-        return [NOT_RUN, ""]
+        return [NOT_RUN, "", ""]
     spread = f" ± {row.summary.std:.2f}" if row.summary.std is not None else ""
-    asked = result.matrix.seeds_for(row.method)
+    asked = 0 if row.fixed else result.matrix.seeds_for(row.method)
     few = f" ({row.summary.n} of {asked})" if row.summary.n < asked else ""
-    return [f"{row.summary.mean:.2f}{spread}{few}", improved(row)]
+    over = "" if row.over_largest is None else f"{row.over_largest:+.2f}"
+    return [f"{row.summary.mean:.2f}{spread}{few}", over, improved(row)]
 
 
 def improved(row: Row) -> str:

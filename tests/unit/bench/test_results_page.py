@@ -80,7 +80,7 @@ def test_pairs_stand_beside_each_other_the_best_first(
         work=pretend,
     )
     ((_, headings, rows),) = script.pairs(result, "rf_{}")
-    assert headings[:6] == ["method", "alone", "RI %", "rf_…", "RI %", "difference"]
+    assert headings[:8] == ["method", "alone", "- largest", "RI %", "rf_…", "- largest", "RI %", "difference"]
     searched = [row for row in rows if row[0] in result.matrix.searched]
     by = {
         m: {t.seed: t.values["digits/test"] or 0.0 for t in result.finished if t.method == m}
@@ -93,14 +93,17 @@ def test_pairs_stand_beside_each_other_the_best_first(
     assert [row[0] for row in searched] == [*sorted(best, key=lambda m: -best[m]), "gdas"]
     said = {row[0]: row[1:] for row in rows}
     gap = np.mean([by["rf_darts"][seed] - by["darts"][seed] for seed in range(3)])
-    assert said["darts"][4] == f"{gap:+.2f}"
+    assert said["darts"][6] == f"{gap:+.2f}"
+    largest = table.column("digits/test")[int(table.column("digits/parameters").argmax())]
+    assert said["darts"][1] == f"{np.mean([*by['darts'].values()]) - largest:+.2f}"
+    assert said["largest cell (by parameters)"][1] == "+0.00"
     assert (
-        said["darts"][3]
+        said["darts"][5]
         == f"{100 * (np.mean([*by['rf_darts'].values()]) / np.mean([*by['random_sampling'].values()]) - 1):+.2f}"
     )
-    assert said["pcdarts"][2:5] == ["not run", "", "not run"]
-    assert said["gdas"][:5] == ["not run", "", "not run", "", "not run"]
-    assert said["random_sampling"][2:] == [""] * 6  # there is nothing to freeze
+    assert said["pcdarts"][3:7] == ["not run", "", "", "not run"]
+    assert said["gdas"][:7] == ["not run", "", "", "not run", "", "", "not run"]
+    assert said["random_sampling"][3:] == [""] * 7  # there is nothing to freeze
     assert "optimum of the table" in said
 
 
