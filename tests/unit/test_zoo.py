@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import importlib.util
 import re
 from pathlib import Path
 
@@ -303,3 +304,23 @@ def test_a_searched_cell_is_of_the_space_itself() -> None:
     space = DartsSpace()
     assert space.fitted(Genotype.parse("DARTS_V2")) is space
     assert space.fitted(Genotype.parse("NASNet")) != space
+
+
+# ---------------------------------------------------------------------- the page
+
+
+def test_the_page_lists_what_the_zoo_holds() -> None:
+    """Run `python docs/make_cells.py` after changing the zoo; the costs of the second table are the slow test's above."""
+    docs = Path(__file__).parents[2] / "docs"
+    spec = importlib.util.spec_from_file_location("make_cells", docs / "make_cells.py")
+    assert spec is not None
+    assert spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    page = script.PAGE.read_text()
+    assert "\n".join(script.listed()) in page
+    assert page.startswith(script.TEXT)
+    assert page.endswith(script.NOTES)
+    for name, entry in published().items():
+        told = [key for key in entry.told or {} if key not in ("by", "auxiliary")]
+        assert len(re.findall(rf"^\| {name} \| \w+, M [^|]+\|", page, flags=re.M)) == len(told)
