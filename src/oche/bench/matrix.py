@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from oche import config
+from oche import config, own
 from oche.bench.tables import known
 from oche.errors import UserError, unknown
 from oche.methods.ask_tell import AskTell
 from oche.plan.named import searcher_named
 from oche.plan.request import Request, options
 from oche.search.searcher import SearcherLike, as_searcher
+from oche.spaces import named as spaces_named
 from oche.tables import TableLike
 from oche.training.protocols import PROTOCOLS
 
@@ -47,10 +48,12 @@ class Matrix:
     - `arms` are further entries beside `methods`, under names of their own: a method with settings, so that one method can be compared
       with itself: `{"affine": {"method": "darts", "settings": {"trainable.affine": True}}}`. A baseline's name may be one.
     - `seeds` is how many, from `first_seed` on, where an arm has no number of its own; `epochs` and `batch` replace the budgets' own.
+    - `methods`, `spaces`, `data` and `table` take FILE.py:NAME too. No space stands for that of the table, or nb201.
     - `evaluate`: "table" looks the cells up in `table` (whose files lie in `table_folder`, or where OCHE_DATA says), "train" trains
-      them from scratch under `protocol` on the data, "both" does both.
+      them from scratch under `protocol` on the data, "both" does both; "auto" is "table" where there is one, else "train".
     - `metrics` are those of the table to report, the most important first; `select` is the one that selects: among a method's seeds,
-      and as the oracle. It must not be a test metric.
+      and as the oracle. It must not be a test metric. By default the table's first metric that may select, and the test metric of
+      the same data.
     - `baselines` are added to `methods`, and `baseline` is the one that RI and significance refer to; `zero_cost` names the table's
       scores whose best cell is reported (by default all that belong to the first metric's data set).
     - `settings` are `--set`'s, for all methods (those without a supernet get what concerns space, data and training); `settings_of`
@@ -61,7 +64,7 @@ class Matrix:
 
     name: str = "bench"
     methods: tuple[str, ...] = ("darts", "pcdarts", "rf_darts")
-    spaces: tuple[str, ...] = ("nb201",)
+    spaces: tuple[str, ...] = ()
     data: tuple[str, ...] = ("digits",)
     budgets: tuple[str, ...] = ("quick",)
     seeds: int = 4
@@ -71,7 +74,7 @@ class Matrix:
     device: str = "auto"
     precision: str = "32"
     threads: int = 1
-    evaluate: Literal["table", "train", "both"] = "train"
+    evaluate: Literal["auto", "table", "train", "both"] = "auto"
     table: str | None = None
     table_folder: str | None = None
     metrics: tuple[str, ...] = ()
@@ -100,8 +103,8 @@ class Matrix:
 
     def seeds_for(self, name: str) -> int:
         """How many seeds the method or arm is run with."""
-        own = self.arm(name).seeds
-        return self.seeds if own is None else own
+        count = self.arm(name).seeds
+        return self.seeds if count is None else count
 
     @property
     def looked_up(self) -> tuple[str, ...]:
@@ -121,7 +124,7 @@ class Matrix:
     @property
     def selects_by_table(self) -> bool:
         """True if the metric that selects is one of the table's."""
-        return self.evaluate != "train" and self.selector not in OWN
+        return self.evaluate in ("table", "both") and self.selector not in OWN
 
     def written(self) -> dict[str, object]:
         """The `[bench]` table of run.toml."""
@@ -185,9 +188,9 @@ def matrix_in(table: Mapping[str, object], where: str, overrides: Mapping[str, o
     if "arms" in table:
         table = {"methods": (), **table}
     settings = {**flat(table.get("settings", {})), **flat(given.pop("settings", {}))}
-    own = {**_table(table.get("settings_of", {})), **_table(given.pop("settings_of", {}))}
-    own = {method: flat(values) for method, values in own.items()}
-    matrix = config.build(Matrix, {**table, **given, "settings": settings, "settings_of": own}, where)
+    of = {**_table(table.get("settings_of", {})), **_table(given.pop("settings_of", {}))}
+    of = {method: flat(values) for method, values in of.items()}
+    matrix = config.build(Matrix, {**table, **given, "settings": settings, "settings_of": of}, where)
     check(matrix)
     return matrix
 
@@ -196,6 +199,8 @@ def check(matrix: Matrix, table: TableLike | None = None) -> None:
     """Raises UserError where the matrix contradicts itself or the table, or would select on test data."""
     for axis in AXES:
         names = (*matrix.methods, *matrix.arms) if axis == "methods" else getattr(matrix, axis)
+        if not names and axis == "spaces" and table is None:
+            continue  # the table's, which is not read yet
         if not names or len(set(names)) < len(names):
             raise UserError(f"{axis} must name at least one, and none twice; given {', '.join(names) or 'nothing'}.")
     fewest = min(map(matrix.seeds_for, matrix.searched))
@@ -211,14 +216,14 @@ def check(matrix: Matrix, table: TableLike | None = None) -> None:
         raise UserError('A table is given, but evaluate="train" does not look at it; say evaluate="table" or "both".')
     if matrix.evaluate != "table" and matrix.protocol not in PROTOCOLS:
         raise unknown("protocol", matrix.protocol, PROTOCOLS)
-    if matrix.evaluate == "table" and matrix.selector in (TRAINED_VAL, TRAINED_TEST):
+    if matrix.evaluate == "table" and (matrix.select or table) and matrix.selector in (TRAINED_VAL, TRAINED_TEST):
         raise UserError(
             'Nothing is trained with evaluate="table", so `select` must name one of the table\'s validation metrics.'
         )
     for method in matrix.settings_of:
         if method not in matrix.searched:
             raise unknown("method in settings_of", method, matrix.searched)
-    if matrix.evaluate != "train":
+    if matrix.evaluate in ("table", "both"):
         _check_table(matrix, table)
 
 
@@ -236,7 +241,7 @@ def trials(matrix: Matrix) -> tuple[Trial, ...]:
         seed = matrix.first_seed + index
         request = Request(
             method=_absolute(matrix.arm(method).method),
-            space=space,
+            space=_absolute(space),
             data=_absolute(data),
             budget=budget,
             epochs=matrix.arm(method).epochs or matrix.epochs,
@@ -266,6 +271,11 @@ def flat(table: object, prefix: str = "") -> dict[str, object]:
     return paths
 
 
+def space_name(given: str) -> str:
+    """The name of a space that is given by its name or as FILE.py:NAME. Raises UserError."""
+    return str(spaces_named.space(given)().name) if own.is_own(given) else given
+
+
 def slug(text: str) -> str:
     """A file name for a text: itself where it can be one, else with a checksum, so that two texts never share one.
 
@@ -280,15 +290,15 @@ def slug(text: str) -> str:
 
 
 def _check_table(matrix: Matrix, table: TableLike | None) -> None:
-    if matrix.table is None or not matrix.metrics:
+    if matrix.table is None or (table is not None and not matrix.metrics):
         names: Collection[str] = table.metrics if table else ()
         there = f"; {table.name} has {', '.join(names)}" if table else ""
         raise UserError(f"evaluate={matrix.evaluate!r} needs a `table` and the `metrics` to report{there}.")
     if table is not None:
         known(table, (*matrix.looked_up, *matrix.zero_cost))
         for space in matrix.spaces:
-            if space != table.space:
-                raise UserError(f"The table {table.name} holds cells of {table.space}, not of {space}.")
+            if space_name(space) != table.space:
+                raise UserError(f"The table {table.name} holds cells of {table.space}, not of {space_name(space)}.")
 
 
 def _settings(matrix: Matrix, name: str, searcher: SearcherLike) -> dict[str, object]:
@@ -303,8 +313,8 @@ def _settings(matrix: Matrix, name: str, searcher: SearcherLike) -> dict[str, ob
         if part in ("space", "data", "train") or (asks if part in ("queries", "evaluator") else supernet):
             found[path] = value
     found |= {**flat(arm.settings), **flat(matrix.settings_of.get(name, {}))}
-    own = any(path.removeprefix("method.").partition(".")[0] == "evaluator" for path in found)
-    if isinstance(searcher, AskTell) and searcher.evaluator is None and not own and matrix.selects_by_table:
+    told = any(path.removeprefix("method.").partition(".")[0] == "evaluator" for path in found)
+    if isinstance(searcher, AskTell) and searcher.evaluator is None and not told and matrix.selects_by_table:
         folder = "none" if matrix.table_folder is None else matrix.table_folder
         found |= {"evaluator": "table", "evaluator.table": matrix.table, "evaluator.metric": matrix.selector}
         found |= {"evaluator.folder": folder}

@@ -47,7 +47,10 @@ class BenchFolder(Run):
 
 @dataclass(frozen=True)
 class Finished:
-    """A line of trials.jsonl: what was asked for, the cell, its values by metric, (epoch, skips, table's value) by epoch, and costs."""
+    """A line of trials.jsonl: what was asked for, the cell, its values by metric, (epoch, skips, table's value) by epoch, and costs.
+
+    `code` has the checksum of each file of the user's own that it used, by path; `version` is oche's. Earlier lines have neither.
+    """
 
     name: str
     method: str
@@ -67,6 +70,8 @@ class Finished:
     multiply_adds: int = 0
     probes: Mapping[str, object] = field(default_factory=dict)
     warning: str = ""
+    code: Mapping[str, object] = field(default_factory=dict)
+    version: str = ""
 
     def probe(self, key: str) -> dict[int, float]:
         """Epoch -> value of a number that was measured beside the search. Raises UserError where the line holds something else."""

@@ -11,10 +11,12 @@ from pathlib import Path
 
 from oche import config
 from oche.bench.baselines import size_metric
-from oche.bench.matrix import FREE, Matrix, Trial, check, trials
+from oche.bench.identity import changed, table_code
+from oche.bench.matrix import FREE, Matrix, Trial, check, space_name, trials
 from oche.bench.page import write
 from oche.bench.pool import Done, Work, here, in_processes, on_ray
 from oche.bench.result import BenchFolder, BenchResult, Finished, finished, matrix_of, read
+from oche.bench.settled import settled
 from oche.bench.spawning import check_spawning
 from oche.bench.tables import facts, values, zero_cost_scores
 from oche.bench.trial import Outcome, run_trial
@@ -53,6 +55,7 @@ def run_bench(
     if workers > 1:
         check_spawning((table, work))
     asked = table or _own_table(matrix)
+    matrix = settled(matrix, asked)
     check(matrix, asked)
     folder = _fitting(Path(out), matrix)
     everything = tuple(replace(trial, given=table) for trial in trials(matrix))
@@ -122,7 +125,7 @@ def _check_workers(matrix: Matrix, workers: int, address: str | None) -> None:
 
 def _own_table(matrix: Matrix) -> TableLike | None:
     """The table that the matrix names, if it looks cells up."""
-    named = matrix.table if matrix.evaluate != "train" else None
+    named = matrix.table if matrix.evaluate != "train" else None  # the check says what such a matrix contradicts
     return table_named(named, matrix.table_folder) if named is not None else None
 
 
@@ -147,13 +150,13 @@ def _write_request(folder: BenchFolder, matrix: Matrix) -> None:
 
 
 def _missing(everything: Sequence[Trial], folder: BenchFolder, only: Sequence[str]) -> tuple[Trial, ...]:
-    """The trials to run now. Raises UserError for one that was done with other settings."""
+    """The trials to run now. Raises UserError for one that was done with other settings, files or another version."""
     done = finished(folder)
     for trial in everything:
-        if trial.name in done and done[trial.name].asked != trial.asked():
+        if trial.name in done and (what := changed(done[trial.name], trial)):
             raise UserError(
-                f"{trial.name} was run with other settings in this folder; choose another folder, or take its line out of "
-                f"{BenchFolder.TRIALS} and its folder out of {BenchFolder.RUNS}."
+                f"{trial.name} was run {what} in this folder, so new rows would not be comparable: choose another folder, or take its line "
+                f"out of {BenchFolder.TRIALS} and its folder out of {BenchFolder.RUNS}."
             )
     return tuple(t for t in everything if t.name not in done and (not only or t.method in only))
 
@@ -182,7 +185,7 @@ def _line(trial: Trial, outcome: Outcome, matrix: Matrix, table: TableLike | Non
     """The trial's line: its outcome, with what the table says of its cell and of each epoch's."""
 
     def looked_up(cell: str, metrics: Sequence[str]) -> dict[str, float | None]:
-        return dict(values(table, Genotype.parse(cell, trial.space), metrics)) if table else {}
+        return dict(values(table, Genotype.parse(cell, space_name(trial.space)), metrics)) if table else {}
 
     first = matrix.metrics[:1]
     size = size_metric(table, first[0]) if table and first else None
@@ -207,4 +210,6 @@ def _line(trial: Trial, outcome: Outcome, matrix: Matrix, table: TableLike | Non
         outcome.multiply_adds,
         outcome.probes,
         outcome.warning,
+        {**outcome.code, **table_code(matrix)},
+        version("oche"),
     )

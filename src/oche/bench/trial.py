@@ -15,6 +15,7 @@ from oche.api.folders import write_table
 from oche.api.limits import cpu_threads, out_of_memory
 from oche.api.resume import reopen
 from oche.api.search import problem_of
+from oche.bench.identity import changed_files, checksums
 from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL, Trial, asked
 from oche.data import Data, none
 from oche.errors import UserError
@@ -53,7 +54,8 @@ class Outcome:
 
     Of a search that asks for cells one by one, `epochs` has (query, skips, cell) after every query.
 
-    `probes` are (epoch, value) by the number's key in the record; `warning` is what the monitor said.
+    `probes` are (epoch, value) by the number's key in the record; `warning` is what the monitor said; `code` has the checksum of each file
+    of the user's own, by path.
 
     `parameters` and `multiply_adds` are those of the network that was judged, or else of the cell at the searched size.
     """
@@ -69,6 +71,7 @@ class Outcome:
     multiply_adds: int = 0
     probes: Mapping[str, tuple[tuple[int, float], ...]] = field(default_factory=dict)
     warning: str = ""
+    code: Mapping[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,7 @@ def run_trial(trial: Trial, folder: Path, after: After = trained) -> Outcome:
         price.multiply_adds,
         {**{key: found for key in NUMBERS if (found := tuple(_series(epochs, key)))}, **best, **judged.series},
         next((str(r["warning"]) for r in epochs if "warning" in r), ""),
+        checksums(run),
     )
 
 
@@ -146,6 +150,11 @@ def _opened(trial: Trial, folder: Path) -> tuple[Plan, Run]:
         run = Run(folder)
         write_table(run, plan.table(), plan.files)
         return plan, run
+    if others := changed_files(Run(folder)):
+        raise UserError(
+            f"{folder} holds a trial that began with {', '.join(others)} as it was before it changed: choose another folder, "
+            "or remove that one."
+        )
     plan, run = reopen(folder)
     if asked(plan.request) != trial.asked():
         raise UserError(f"{folder} holds a search with other settings than this bench's; choose another folder.")

@@ -5,17 +5,22 @@ One file per benchmark: it builds a `Table` (`tabular`) from its data (`nb201`, 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
-from oche.own import Kind
+from oche.errors import UserError
+from oche.own import Kind, called
 from oche.tables import nb201
 from oche.tables.tabular import Table, TableLike
 
 TABLES: dict[str, Callable[[Path | None], Table]] = {"nb201": nb201.read}
 
-TABLE: Kind[Callable[[Path | None], TableLike]] = Kind(
-    "table", TABLES, callable, "a function of a folder (None: where OCHE_DATA says) that gives an oche.tables.Table"
+TABLE: Kind[Callable[..., object] | TableLike] = Kind(
+    "table",
+    TABLES,
+    lambda thing: callable(thing) or isinstance(thing, TableLike),
+    "an oche.tables.Table, or a function that gives one; of a folder, if it has a parameter",
 )
 
 CONVERTERS: dict[str, Callable[[Path, Path], Path]] = {"nb201": nb201.convert}
@@ -24,7 +29,13 @@ CONVERTERS: dict[str, Callable[[Path, Path], Path]] = {"nb201": nb201.convert}
 
 def table_named(name: str, folder: str | Path | None = None) -> TableLike:
     """The table of that name or FILE.py:NAME, its files in `folder` or where OCHE_DATA says. Raises UserError."""
-    return TABLE.find(name)(Path(folder) if folder else None)
+    given = TABLE.find(name)
+    found: object = given
+    if not isinstance(given, TableLike):
+        found = given(Path(folder) if folder else None) if inspect.signature(given).parameters else called(given, name)
+    if not isinstance(found, TableLike):
+        raise UserError(f"{name} gives {type(found).__name__}, which is no table: expected {TABLE.expected}.")
+    return found
 
 
 __all__ = ["CONVERTERS", "TABLE", "TABLES", "Table", "TableLike", "table_named"]

@@ -72,9 +72,9 @@ def test_each_trial_gets_the_settings_it_has_parts_for(tmp_path: Path) -> None:
             "evaluate = 'table'\ntable = 'nb201'\nmetrics = ['cifar10/test']\nselect = 'cifar10/test'",
             "would select on test data",
         ),
-        ("evaluate = 'table'\ntable = 'nb201'\nmetrics = ['cifar10/test']", "`select` must name"),
+        ("evaluate = 'table'\ntable = 'nb201'\nselect = 'trained/val'", "`select` must name"),
         ("evaluate = 'both'\nselect = 'cifar10/valid'", "needs a `table` and the `metrics`"),
-        ("table = 'nb201'", "does not look at it"),
+        ("evaluate = 'train'\ntable = 'nb201'", "does not look at it"),
         ("protocol = 'quik'", "did you mean 'quick'"),
         ("settings_of.dart.clip = 1.0", "did you mean 'darts'"),
         ("seeds = [", "not valid TOML"),
@@ -115,7 +115,7 @@ def test_two_paths_never_share_a_folder() -> None:
 def test_data_that_is_a_path_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
-    (trial, *_) = trials(Matrix(methods=("darts",), data=("images",), baselines=()))
+    (trial, *_) = trials(Matrix(methods=("darts",), spaces=("toy",), data=("images",), baselines=()))
     assert (trial.data, trial.request.data) == ("images", str(tmp_path / "images"))
 
 
