@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 from oche import config, own
 from oche.bench.matrix import Matrix, Trial
-from oche.bench.result import Finished
 from oche.run import Run
 
 
@@ -30,15 +30,18 @@ def table_code(matrix: Matrix) -> dict[str, object]:
     return {str(path): own.digest(path.read_bytes())}
 
 
-def changed(done: Finished, trial: Trial) -> str:
-    """How a finished trial was run otherwise than it would be now, in words that follow "was run"; empty if it was not."""
-    if done.asked != trial.asked():
+def changed(trial: Trial, asked: Mapping[str, object], code: Mapping[str, object], by: str) -> str:
+    """How a trial that was done with these settings and files, `by` this version, differs from the one that would be run now.
+
+    The words follow "was run"; empty if it does not.
+    """
+    if asked != trial.asked():
         return "with other settings"
-    for path, checksum in done.code.items():
+    for path, checksum in code.items():
         if Path(path).is_file() and own.digest(Path(path).read_bytes()) != checksum:
             return f"with {path} as it was before it changed"
-    if done.version and done.version != version("oche"):
-        return f"by oche {done.version}, not {version('oche')},"
+    if by and by != version("oche"):
+        return f"by oche {by}, not {version('oche')},"
     return ""
 
 

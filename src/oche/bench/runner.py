@@ -153,7 +153,8 @@ def _missing(everything: Sequence[Trial], folder: BenchFolder, only: Sequence[st
     """The trials to run now. Raises UserError for one that was done with other settings, files or another version."""
     done = finished(folder)
     for trial in everything:
-        if trial.name in done and (what := changed(done[trial.name], trial)):
+        old = done.get(trial.name)
+        if old and (what := changed(trial, old.asked, old.code, old.version)):
             raise UserError(
                 f"{trial.name} was run {what} in this folder, so new rows would not be comparable: choose another folder, or take its line "
                 f"out of {BenchFolder.TRIALS} and its folder out of {BenchFolder.RUNS}."
