@@ -16,6 +16,7 @@ from oche.spaces.edges import (
     AuxiliarySkip,
     DropPath,
     EdgeFactory,
+    Normed,
     PartialChannels,
     SampledOps,
     SkipDropout,
@@ -41,6 +42,7 @@ EDGE_TYPES: tuple[EdgeFactory, ...] = (
     DropPath(rate=Constant(0.3)),
     DropPath(rate=Constant(0.3), whole=False),
     SkipDropout(rate=Constant(0.3)),
+    Normed(),
 )
 
 ARCH_GRADIENTS: tuple[ArchGradient, ...] = (
@@ -85,6 +87,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 EPOCHS: dict[str, dict[str, int]] = {
     "drnas_progressive": dict.fromkeys(SMALL, 2),
     "pdarts": dict.fromkeys(SMALL, 3),
+    "ista_nas_one_stage": dict.fromkeys(SMALL, 2),
     "rdarts_pick": dict.fromkeys(SMALL, 4),
     "darts_pt": {"toy": 3, "nb201": 6, "darts": 6, "s1": 17, "s2": 2, "s3": 2, "s4": 2, "grid": 10},
     "gm_nas": dict.fromkeys(SMALL, 3),

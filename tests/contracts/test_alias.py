@@ -10,6 +10,7 @@ from math import inf
 
 import pytest
 
+from contracts.registry import epochs
 from contracts.same import assert_other_search, assert_same_search, moved, problem_of, step_alpha_from
 from oche.data import TrueTargets, Whole
 from oche.methods import METHODS
@@ -39,7 +40,7 @@ from oche.methods.pdarts import Progressive as Deepening
 from oche.methods.pdarts import pdarts
 from oche.methods.random_features import rf_darts, rf_pcdarts
 from oche.methods.random_search_ws import random_search_ws
-from oche.methods.rdarts import rdarts
+from oche.methods.rdarts import BestTrained, rdarts, rdarts_pick
 from oche.methods.rlnas import rlnas
 from oche.methods.sdarts import sdarts_adv, sdarts_rs
 from oche.methods.shapley_nas import Game, shapley_nas
@@ -53,6 +54,7 @@ from oche.search.method import Method
 from oche.search.relaxations import Gated
 from oche.search.stages import Staged, entered
 from oche.search.trainable import AllWeights
+from oche.spaces.edges import WeightedSum
 
 
 @dataclass(frozen=True)
@@ -86,11 +88,13 @@ ROWS: dict[str, Row] = {
     "rf_darts": Row(without(rf_darts(), "trainable"), darts(), rf_darts()),
     "rf_pcdarts": Row(without(rf_pcdarts(2), "trainable"), pcdarts(2), rf_pcdarts(2)),
     "beta_darts": Row(beta_darts(0.0), darts(), far(beta_darts(50.0))),
-    "cdarts": Row(far(cdarts(weight=0.0, l1=0.0)), far(replace(darts(), arch_first=False)), far(cdarts())),
+    "cdarts": Row(
+        far(cdarts(weight=0.0, l1=0.0)), far(replace(darts(), weight_lr=Cosine(0.05, 0.05))), far(cdarts(rule="paper"))
+    ),
     "darts_ada": Row(darts_ada(inf), darts_2nd(), None),
     "d_darts": Row(without(d_darts(ablation=0.0), "callbacks"), fair_darts(weight=9.0), d_darts(ablation=0.0)),
-    "dartopti": Row(replace(dartopti(), relaxation=StartFrom(())), replace(d_darts(), arch_start=0.1), dartopti()),
-    "darts_aer": Row(darts_aer(0.0), darts(), far(darts_aer(5.0)), ROUNDING),
+    "dartopti": Row(replace(dartopti(), relaxation=StartFrom(())), replace(d_darts(), arch_start=1 / 11), dartopti()),
+    "darts_aer": Row(darts_aer(0.0), darts_2nd(), far(darts_aer(5.0)), ROUNDING),
     "darts_es": Row(darts_es(inf), darts_2nd(), None),
     "darts_minus": Row(darts_minus(0.0), darts(), darts_minus(), ROUNDING),
     "darts_plus": Row(darts_plus(skips=99), darts(), darts_plus(skips=0)),
@@ -115,9 +119,11 @@ ROWS: dict[str, Row] = {
         ista_nas(),
     ),
     "ista_nas_one_stage": Row(
-        without(ista_nas_one_stage(), "edge", "trainable", "single_level", "split", "callbacks", like=ista_nas()),
+        without(
+            ista_nas_one_stage().method, "edge", "trainable", "single_level", "split", "callbacks", like=ista_nas()
+        ),
         replace(ista_nas(), arch_optimizer=Adam(), weight_lr=Constant(0.025)),
-        ista_nas_one_stage(),
+        ista_nas_one_stage().method,
     ),
     "lambda_darts": Row(lambda_darts(weight=0.0), darts(), lambda_darts()),
     "oles": Row(oles(threshold=-1.1), darts(), oles(window=1, threshold=1.1)),
@@ -125,11 +131,17 @@ ROWS: dict[str, Row] = {
         without(random_search_ws(), "relaxation", "edge", "arch_start"), darts(), random_search_ws()
     ),
     "rdarts": Row(rdarts("l2", 3e-4), darts_2nd(), rdarts()),
-    "rlnas": Row(replace(rlnas(), targets=TrueTargets()), replace(random_search_ws(), split=Whole()), rlnas()),
+    "rlnas": Row(
+        replace(rlnas(), targets=TrueTargets()),
+        replace(random_search_ws(), split=Whole(), trainable=AllWeights(affine=True)),
+        rlnas(),
+    ),
     "sdarts_adv": Row(sdarts_adv(0.0), darts(), sdarts_adv(), ROUNDING),
     "sdarts_rs": Row(sdarts_rs(0.0), darts(), sdarts_rs(), ROUNDING),
     "shapley_nas": Row(
-        replace(shapley_nas(), callbacks=(Game(1, 8, step=0.0),)), replace(darts(), arch_start=1.0), None
+        replace(shapley_nas(), edge=WeightedSum(), callbacks=(Game(1, 8, step=0.0),)),
+        replace(darts(), arch_start=1.0),
+        None,
     ),
     "snas": Row(without(snas(), "relaxation", "single_level", "split"), darts(), without(snas(), "split")),
     "zarts": Row(
@@ -146,6 +158,7 @@ STAGES: dict[str, tuple[Staged, Staged, Method]] = {
         pdarts(),
         replace(darts(), weight_lr=Cosine(0.025, 0.0), arch_optimizer=Adam(6e-4), arch_clip=5.0, arch_start=0.4),
     ),
+    "rdarts_pick": (rdarts_pick(), replace(rdarts_pick(), choose=BestTrained("smoke")), darts_2nd()),
     "single_stage": (
         single_stage(freeze=1.0),  # never frozen
         single_stage(),
@@ -162,7 +175,7 @@ STAGES: dict[str, tuple[Staged, Staged, Method]] = {
 }
 """(without its rule, with it, the base that its first stage then is)."""
 
-NO_BASE = {"darts", "random_sampling"}
+NO_BASE = {"darts", "random_sampling", "random_search", "local_search", "regularized_evolution"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -181,7 +194,7 @@ def test_with_its_rule_it_is_not(name: str) -> None:
 @pytest.mark.parametrize("name", STAGES)
 def test_the_first_stage_is_the_base_and_all_of_them_are_not(name: str) -> None:
     off, on, base = STAGES[name]
-    problem = problem_of("toy", epochs=3, count=24)
+    problem = problem_of("toy", epochs=max(3, epochs(name, "toy")), count=24)
     stage = off.stages(problem, off.method, ())
     assert stage is not None
     state = entered(problem, stage, ())

@@ -18,7 +18,7 @@ def show_found(found: Found) -> None:
     """Prints a search's result."""
     from oche.api.pick import best
     from oche.report.draw import draw_text
-    from oche.spaces.edges import KEPT
+    from oche.spaces.edges import TRAINED
 
     seeds = [record for record in found.run.records() if record.get("kind") == "seed"]
     for record in seeds:
@@ -31,7 +31,7 @@ def show_found(found: Found) -> None:
     path = found.run.path
     console.print(f"\nEverything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
     if found.run.has(Run.NETWORK):
-        on = " --inherit" if found.genotype.edge == KEPT else ""  # its network is trained already
+        on = " --inherit" if found.genotype.edge in TRAINED else ""  # its network is trained already
         console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche train {path}{on}", soft_wrap=True)
     else:
         console.print(f"Next: oche train {path}", soft_wrap=True)

@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from oche.base import Batch, Draw, Group, OpWeights, Params
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
-from oche.spaces.edges import EDGES, KEPT, Edge, EdgeFactory, plain_name
+from oche.spaces.edges import EDGES, TRAINED, Edge, EdgeFactory, plain_name
 from oche.spaces.ops import OPS, BatchNorm, Drawn, PoolBN, Zero, run
 
 Through = Callable[[int, nn.Module, Tensor], Tensor]
@@ -352,7 +352,7 @@ class Space(ABC):
                 chosen = chosen[number : number + 1]
             if not chosen:
                 return None
-            if parallel or (genotype.discrete and genotype.edge != KEPT):
+            if parallel or (genotype.discrete and genotype.edge not in TRAINED):
                 return Chosen(chosen[0].op, OPS[chosen[0].op](channels, stride, True))
             edge = self.mixing(group, e, EDGES[genotype.edge](**genotype.edge_args))
             mixed = edge(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from oche.base import Draw
 from oche.errors import UserError
 from oche.schedule import Constant, Linear, Schedule
-from oche.spaces.ops import Drawn, Zero, run
+from oche.spaces.ops import Drawn, PoolBN, Zero, run
 
 Candidate = Callable[[str, int], nn.Module]
 """(op name, channels) -> module; the space closes over stride, affine, and what it puts behind a pool."""
@@ -207,6 +207,21 @@ class SkipDropout:
         return self.inner(ops, channels, stride, candidate)
 
 
+@dataclass(frozen=True)
+class Normed:
+    """`inner` with a batch norm behind each pool and each identity (ISTA-NAS, one stage)."""
+
+    inner: EdgeFactory = SampledOps()
+
+    def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
+        def candidate(op: str, width: int) -> nn.Module:
+            module = build(op, width)
+            bare = isinstance(module, nn.Identity | nn.AvgPool2d | nn.MaxPool2d)
+            return PoolBN(module, width, affine=True) if bare else module
+
+        return self.inner(ops, channels, stride, candidate)
+
+
 def plain_name(name: str) -> str:
     """A weight's name without the wrappers around its edge or operation: the name it has in any other supernet or network."""
     return name.replace(".dropped.", ".").replace(".mixed.", ".")
@@ -219,12 +234,24 @@ def _mix(ops: nn.ModuleDict, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
     return sum(terms[1:], terms[0]) if terms else w[0] * run(modules[0], x, draw)
 
 
+def kept_normed() -> EdgeFactory:
+    """The edges of a network that keeps the batch norms behind its pools and identities."""
+    return Normed(WeightedSum())
+
+
 KEPT = "kept"
 """The edge type of a genotype whose network is what a supernet was: with its candidates, though one alone is left on every edge."""
+
+KEPT_NORMED = "kept_normed"
+"""As `KEPT`, with a batch norm behind each pool and identity as that supernet had."""
+
+TRAINED = (KEPT, KEPT_NORMED)
+"""Edge types of networks that keep what a search has trained."""
 
 EDGES: dict[str, Callable[..., EdgeFactory]] = {
     "weighted_sum": WeightedSum,
     "partial_channels": PartialChannels,
     KEPT: WeightedSum,
+    KEPT_NORMED: kept_normed,
 }
 """Edge types by the name that a genotype with soft coefficients keeps."""
