@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pydoc
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -140,6 +141,21 @@ def test_figures() -> None:
     assert count["Python files over 400 lines"] <= 1
     assert count["lists of a search's options"] == 1
     assert count["lines of search/loop.py on packs, graphs, leaves"] == 0
+
+
+def test_the_page_about_the_house_shows_it() -> None:
+    """docs/architecture.md has every room, in the order of imports, and names no file that does not exist."""
+    page = (SOURCE.parents[1] / "docs" / "architecture.md").read_text()
+    table = page[page.index("## The folders") : page.index("## Where a new part goes")]
+    named = [
+        name.strip("/").removesuffix(".py")
+        for line in table.splitlines()
+        if line.startswith("| `")
+        for name in re.findall(r"`([\w.]+/?)`", line.split("|")[1])
+    ]
+    assert named == [name for name in LAYERS if not name.startswith("__")]
+    for path in re.findall(r"`([\w/]+\.py)`", page):
+        assert (SOURCE / path).exists() or (SOURCE.parents[1] / path).exists(), path
 
 
 # ---------------------------------------------------------------------- names of the package
