@@ -1,4 +1,4 @@
-"""Which cells of a supernet run fused, and how? `accelerate` puts a `FusedCell` in the place of every cell it can."""
+"""Fuses the cells of a supernet: `accelerate` puts a `FusedCell` in the place of every cell it can."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from oche.spaces.base import Cell, Supernet
 class FusedCell(Cell):
     """A cell with the same submodules under the same names, whose `mixed` shares and fuses the work of its candidates.
 
-    Weights are read from the submodules when it is called, so `torch.func.functional_call` and optimisers see no difference. Whoever has
-    them as the kernels want them (`packs`) gives them under the names `taps`, `matrices`, `gamma` and `beta` instead.
+    Weights are read from the submodules when it is called, so `torch.func.functional_call` and optimisers see no difference. A caller that
+    has them as the kernels want them (`packs`) gives them under the names `taps`, `matrices`, `gamma` and `beta` instead.
     """
 
     taps: Tensor | None
@@ -76,7 +76,7 @@ class FusedCell(Cell):
         return run_portable(self, states, w, zero, draw, compiled) if out is None else out
 
     def leaves_out(self, w: Tensor) -> bool:
-        """Whether a candidate that has weights takes no part under the op weights w (E, O)."""
+        """True if a candidate that has weights takes no part under the op weights w (E, O)."""
         if not isinstance(self.layout, Layout):
             return False
         zero, affine = zeros(w), self.layout.affine
@@ -98,7 +98,7 @@ def _layout(cell: Cell) -> Layout | DenseLayout | str:
 
 
 def _simple(states: Sequence[Tensor]) -> bool:
-    """Whether the kernels take these: on the CPU, of one shape, in single or double precision."""
+    """True if the kernels take these: on the CPU, of one shape, in single or double precision."""
     first = states[0]
     return (
         first.device.type == "cpu"

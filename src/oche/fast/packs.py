@@ -1,8 +1,8 @@
-"""Where do a cell's weights lie so that a step has few tensors to handle? In one tensor a kind, which its hundred weights are views of.
+"""Packs a cell's weights into one tensor per kind; the weights become views of it, so a step has few tensors to handle.
 
-A supernet has over a thousand weights, and what is done a weight (collecting, splitting gradients, stepping) takes as long as what the
-kernels compute of a small batch. A `Pack` is a tensor in the order of `packed.Weights`; it is a leaf of its own, and each weight a view
-of its memory: whoever reads or writes a weight by its name reads or writes the pack. Gradients, clipping and the optimiser take packs.
+A supernet has over a thousand weights, and what is done per weight (collecting, splitting gradients, stepping) takes as long as what the
+kernels compute on a small batch. A `Pack` is a tensor in the order of `packed.Weights`; it is a leaf of its own, and each weight a view
+of its memory: reading or writing a weight by its name reads or writes the pack. Gradients, clipping and the optimiser take packs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Pack:
 
     @property
     def intact(self) -> bool:
-        """Whether the weights still lie in it: somebody may have moved them, to another precision say."""
+        """True if the weights still lie in it; a change of precision, for example, moves them."""
         return self.addresses == [p.data_ptr() for p in self.weights.values()]
 
     def split(self, like: Tensor) -> dict[str, Tensor]:
@@ -43,7 +43,7 @@ class Pack:
         return {name: _own(view(like)) for name, view in self.views.items()}
 
     def join(self, parts: Mapping[str, Tensor]) -> Tensor:
-        """`split` undone; zeros for what is not there."""
+        """Undoes `split`; zeros for missing parts."""
         joined = torch.zeros_like(self.values)
         for name, part in parts.items():
             self.views[name](joined).copy_(part)
@@ -82,7 +82,7 @@ def packs(supernet: Supernet) -> tuple[Pack, ...]:
 
 
 def leaves_out(supernet: Supernet, op_weights: OpWeights) -> bool:
-    """Whether a cell passes over a candidate that has weights: where nobody differentiates in the op weights, those that are 0."""
+    """True if a cell passes over a candidate that has weights: its op weight is 0 and needs no gradient."""
     cells = ((cell, op_weights[name]) for name, cell in supernet.body.cells.items() if isinstance(cell, FusedCell))
     return any(cell.leaves_out(w) for cell, w in cells)
 
@@ -117,7 +117,7 @@ def _channels(layout: Layout) -> int:
 
 
 def _views(layout: Layout, names: Mapping[int, str]) -> Sequence[dict[str, View]]:
-    """Of each field of `Weights`: a weight's name -> its part."""
+    """{weight's name: its part} for each field of `Weights`."""
     parts, channels = Parts.of(layout.units), _channels(layout)
 
     def named(modules: Iterable[nn.Module], attribute: str = "weight") -> list[str]:

@@ -15,9 +15,9 @@ from oche.search.state import SearchState
 
 @dataclass(frozen=True)
 class InnerStep:
-    """What a weight step was: the op weights it used, alpha, the batch, the draw, and d inner / d op weights by cell.
+    """A weight step that was taken: the op weights it used, alpha, the batch, the draw, and d inner / d op weights by cell.
 
-    `weight_grads` holds the cells whose op weights `before_inner_step` returned as leaves that require grad, and no others.
+    `weight_grads` has only the cells whose op weights `before_inner_step` returned as leaves that require grad.
     """
 
     weights: OpWeights
@@ -29,7 +29,7 @@ class InnerStep:
 
 @dataclass(frozen=True)
 class OuterStep:
-    """What an architecture step was: the outer loss, and d outer / d theta where the method's arch_gradient keeps it."""
+    """An architecture step that was taken: the outer loss, and d outer / d theta where the method's arch_gradient keeps it."""
 
     loss: Tensor
     theta_grads: Params = field(default_factory=dict)

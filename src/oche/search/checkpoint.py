@@ -1,4 +1,4 @@
-"""What a search writes down so that a killed one carries on, and how it does."""
+"""Checkpoints: what a search writes so that a killed one can carry on, and how it carries on."""
 
 from __future__ import annotations
 

@@ -25,18 +25,18 @@ class Method:
     - `relaxation`, `edge`: how alpha becomes op weights, and how an edge uses them.
     - `trainable`: which weights learn.
     - `arch_gradient`, `arch_optimizer`: how alpha steps: after the share `arch_start` of the epochs, every `arch_every` steps,
-      before the first weight step of them (`arch_first`) or after the last. A gradient that looks at the weights' images sees those of
-      the coming weight step; where alpha steps last and `fresh_inner` is false, those of the step just taken.
-      1.0 is never: alpha stays as it began. `arch_clip` bounds the norm of its gradient.
+      before the first weight step of them (`arch_first`) or after the last. With `arch_start=1.0` alpha stays as it began. A gradient that
+      looks at the weights' images sees those of the coming weight step; where alpha steps last and `fresh_inner` is false, those of the
+      step just taken. `arch_clip` bounds the norm of its gradient.
     - `weight_optimizer`, `weight_lr`, `clip`: how weights step; `lr_by_step` moves the learning rate at every step, not every epoch.
     - `single_level`: weights and alpha step together, from one backward pass of the weights' batch with all terms (SNAS).
     - `split`, `targets`: which training images each of the two sees, and with which labels.
     - `inner_terms`, `outer_terms`, `callbacks`: what is added to the losses, and hooks.
     - `selection`: how the genotype is derived.
     - `space`: settings of the space that come with the method, `{"sharing": "cell"}`, or with it in one space, `{"darts.without":
-      ("none",)}`; a budget's and the user's go before.
-    - `unfit`: spaces that the rule is not made for; such a search is refused, and told why by `unfit_why`.
-    - `papers`: BibTeX keys, see `papers.py`.
+      ("none",)}`; a budget's and the user's outrank them.
+    - `unfit`: spaces that the rule is not made for; such a search is refused with the reason `unfit_why`.
+    - `papers`: BibTeX keys, see `oche.methods.papers`.
     """
 
     name: str = "method"

@@ -1,4 +1,4 @@
-"""What a search is about to cost, measured before it starts: parameters, memory, time; and whether it fits."""
+"""Measures what a search will cost before it starts: parameters, memory, time. Refuses one that does not fit."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ LARGE = 64 * 64
 """Pixels above which fewer images are measured, so that measuring itself fits into memory."""
 
 LONG = 2.0
-"""Seconds: a first step that takes longer is believed, a shorter one is measured again, warm."""
+"""Seconds. A first step that takes longer counts; after a shorter one a second is measured, warm."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Of a search: weights in the supernet and among them those that learn, peak memory in MiB, seconds a step and in all.
+    """What a search will cost: weights in the supernet, those of them that learn, peak memory in MiB, seconds per step and steps.
 
     `cells` says how the supernet's cells run: "kernels", "portable: why", or "plain: why", each with how many do.
     """
@@ -67,9 +67,9 @@ def estimate(problem: Problem, method: Method) -> Estimate:
 def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
     """Peak memory of a step: what the two losses keep for their backward passes, a fifth more for what passes through, and the weights.
 
-    Counted on batches of 16 and 32 (fewer may not fill the kernels' vectors), of large images on 2 and 4, and extended to the
-    batch; first order keeps one loss at a time, unrolling about three. Of cells that are recomputed one is kept at a time; the
-    first ones are the largest, so twice the mean is reckoned.
+    Measured on batches of 16 and 32 (fewer may not fill the kernels' vectors), 2 and 4 for large images, and extrapolated to the
+    batch; first order keeps one loss at a time, unrolling about three. Recomputed cells are kept one at a time; the first ones
+    are the largest, so it counts twice the mean.
     """
     few = 16 if problem.data.size[0] * problem.data.size[1] <= LARGE else 2
     small, large = (_kept_bytes(state, problem, method, batch) for batch in (few, 2 * few))

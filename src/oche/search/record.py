@@ -1,4 +1,4 @@
-"""What a search measures of itself: the record of each epoch, the supernet's score, and the result."""
+"""Writes down what a search has measured: the record of each epoch, the supernet's score, and the result."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from oche.search.weights import check_finite
 from oche.tasks import named
 
 STATUS = Path("/proc/self/status")
-"""Where Linux says what this process has used."""
+"""Linux's account of the memory that this process has used."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def metrics_of(state: SearchState, problem: Problem, images: ImageSet) -> tuple[
     plain = none(problem.data)
     loss, seen, confusion = 0.0, 0, torch.zeros(1, 1, dtype=torch.int64, device=problem.fabric.device)
     for batch in batches(images, problem.batch, plain, problem.fabric.device):
-        if len(batch.targets) > 1:  # batch statistics of one image are no statistics
+        if len(batch.targets) > 1:  # a batch norm needs more than one image
             mean, counts = state.task_loss(weights, batch, draw)
             loss, confusion = loss + float(mean) * len(batch.targets), confusion + counts
             seen += len(batch.targets)

@@ -73,7 +73,7 @@ class Sigmoid(Relaxation):
 
 @dataclass(frozen=True)
 class GumbelSoftmax(Relaxation):
-    """p_e = softmax((a_e + G) / tau), G from Gumbel(0, 1), tau = temperature(progress): one draw a group and forward.
+    """p_e = softmax((a_e + G) / tau), G from Gumbel(0, 1), tau = temperature(progress): one draw per group and forward pass.
 
     The log softmax(a_e) that papers write for a_e differs from it by one number for all ops of an edge, so p_e is the same; taken over
     ops that a mask has removed it would give those a derivative. `hard` makes it the one-hot vector of p's largest entry, with p's
@@ -128,7 +128,7 @@ class EdgeNormalised(Relaxation):
 
 @lru_cache(maxsize=64)
 def _strangers(group: Group, device: torch.device) -> Tensor:
-    """(E, E) bool: pairs of edges into different nodes. Sent to the device once, for a step must not wait for copies."""
+    """(E, E) bool: pairs of edges into different nodes. Sent to the device once, since a step must not wait for copies."""
     targets = torch.tensor([target for _, target in group.edges])
     return (targets[:, None] != targets[None, :]).to(device)
 
@@ -177,7 +177,7 @@ class SoftmaxGate:
 class Gated(Relaxation):
     """`inner` for the operations, and on each edge whose candidates are `none` and `connect` a gate b: (1 - b, b).
 
-    A gate that has lost one of the two is decided: what is left has 1. The gate's one parameter an edge, beta, starts at `scale`
+    A gate that has lost one of the two is decided: what is left has 1. The gate's one parameter per edge, beta, starts at `scale`
     N(0, 1). Groups without such edges are the inner relaxation's.
     """
 
@@ -211,7 +211,7 @@ class Gated(Relaxation):
 
 
 def gated(group: Group) -> list[bool]:
-    """Which edges of a group are gates."""
+    """Returns for each edge of the group True if it is a gate."""
     return ["connect" in ops for ops in group.ops]
 
 
@@ -226,7 +226,7 @@ def one_hot_of(p: Tensor) -> Tensor:
 
 
 def masked_softmax(logits: Tensor, group: Group, draw: Draw) -> Tensor:
-    """Softmax over the candidates that are there; an edge that has lost all of them gets zeros."""
+    """Softmax over the candidates that are there; zeros for an edge that has lost all of them."""
     if group.name not in draw.mask and all(len(ops) == group.width for ops in group.ops):
         return logits.softmax(-1)
     alive = draw.alive(group, logits.device)

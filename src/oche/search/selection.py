@@ -1,4 +1,4 @@
-"""From a searched state to a genotype."""
+"""Derives the genotype from a searched state."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from oche.spaces.edges import KEPT
 
 
 class Selection(Protocol):
-    """Derives the genotype; may look at the state's strengths, or tune through the problem."""
+    """Derives the genotype; may use the state's strengths, or go on training on the problem's data."""
 
     def __call__(self, state: SearchState, problem: Problem) -> Genotype: ...
 
@@ -26,7 +26,7 @@ class Selection(Protocol):
 class TopK:
     """Each node keeps the edges with the strongest op other than `none`, and on each of them that op (DARTS, 2.4).
 
-    How many is `keep`, or where that is None what the space's group says (2 in DARTS cells). A group that keeps all its edges
+    It keeps `keep` of them, or if that is None as many as the space's group says (2 in DARTS cells). A group that keeps all its edges
     (NAS-Bench-201) takes the strongest op of each, `none` included.
     """
 
@@ -86,14 +86,14 @@ def _carrying(ops: Sequence[str], row: Sequence[float]) -> list[tuple[str, float
 
 
 def argmax(group: Group, strength: Tensor, alive: Tensor | None = None) -> tuple[Choice, ...]:
-    """One op an edge: the strongest of those `alive` (E, O), or of all. `strength` is (E, O); the first wins a tie."""
+    """One op per edge: the strongest of those `alive` (E, O), or of all. `strength` is (E, O); the first wins a tie."""
     there = group.valid() if alive is None else alive
     best = strength.masked_fill(~there, float("-inf")).argmax(-1).tolist()
     return tuple(Choice(s, t, group.ops[e][o]) for e, ((s, t), o) in enumerate(zip(group.edges, best, strict=True)))
 
 
 def strongest(group: Group, strength: Tensor, keep: int, alive: Tensor | None = None) -> tuple[Choice, ...]:
-    """`keep` edges a node, by their strongest op `alive` that is not `none`; an edge that has no such op is never kept."""
+    """`keep` edges per node, by their strongest op `alive` that is not `none`; an edge that has no such op is never kept."""
     usable = group.valid() & ~group.named("none")
     usable = usable if alive is None else usable & alive
     scores, best = strength.masked_fill(~usable, float("-inf")).max(-1)

@@ -2,8 +2,9 @@
 
     Staged("pdarts", darts(), Grow(...)).run(problem)
 
-One run folder, one log, epochs and steps counted through. A stage that has ended is kept in `stages/`; a killed search takes the
-ended ones from there, asks the plan anew, which depends on nothing else, and carries on with the checkpoint of the running one.
+All stages share one run folder and one log; epochs and steps are counted through. A stage that has ended is kept in `stages/`; a killed
+search takes the ended ones from there, asks the plan again, which depends on nothing else, and carries on with the checkpoint of the
+running one.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def carry_arch_optimizer(state: SearchState, earlier: SearchState) -> None:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: `epochs` epochs of `method` in `space`, of whose candidates only those in `mask` {group: (E, O) bool} are built.
+    """One stage: `epochs` epochs of `method` in `space`, with only the candidates in `mask` {group: (E, O) bool}; the others are not built.
 
     Schedules run through `span`: (0, 1) is from their start to their end, (0.5, 1) their second half. `arch_start` is a share of the
     stage's own epochs. `note` goes into the log.

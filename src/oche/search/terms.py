@@ -1,4 +1,4 @@
-"""Scalars that a method adds to a loss. Every term reaches every architecture gradient, for both losses are plain functions."""
+"""Scalars that a method adds to a loss. Every term reaches every architecture gradient, since both losses are pure functions."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ class Term(Protocol):
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """Of (O,) weights of at least 0, over their sum: -sum p ln p."""
+    """-sum p ln p, with p the (O,) weights, at least 0, over their sum."""
     p = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
     h: Tensor = torch.special.xlogy(p, p.clamp_min(torch.finfo(p.dtype).tiny)).sum()
     return -h
 
 
 def normalised_entropy(weights: Tensor) -> Tensor:
-    """Of (O,) weights of at least 0, over their sum: -sum p ln p / ln O, in [0, 1]."""
+    """-sum p ln p / ln O, in [0, 1], with p the (O,) weights, at least 0, over their sum."""
     return entropy(weights) / math.log(len(weights))
 
 
 def log_distance(weights: Tensor) -> Tensor:
-    """Of (O,) weights of at least 0, over their sum: mean ln p + ln O = -KL(uniform || p), at most 0 and without bound (SSR, IJCV 2022).
+    """mean ln p + ln O = -KL(uniform || p), at most 0 and unbounded below, p the (O,) weights over their sum (SSR, IJCV 2022).
 
-    Minimising it drives one p to 1 and the others to 0; they are not counted below the dtype's smallest normal number.
+    Minimising it drives one p to 1 and the others to 0; below the dtype's smallest normal number they are cut off.
     """
     p = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
     return p.clamp_min(torch.finfo(p.dtype).tiny).log().mean() + math.log(len(weights))
@@ -79,7 +79,7 @@ class InputEntropy:
     """ops(t) H_ops + gates(t) mean_n [H(softmax of n's betas) + count (sum of min(beta, 1) over its beta > 0 - inputs)^2] (DA2S).
 
     H_ops: mean over the edges without a gate of -sum_o p ln p, p the op weights over their sum. n runs over the nodes that have beta, one
-    number an incoming edge; H is in nats, -sum ln softmax times softmax. The second summand asks for `inputs` open inputs a node.
+    number per incoming edge; H is in nats, -sum ln softmax times softmax. The second summand asks for `inputs` open inputs per node.
     The form and its constants, inputs=2, count=0.2 and gates at four times ops, are those of sunsmarterjie/DAAS (arXiv 2007.03154), as
     our notes of that code have them; it takes another, "strengthened" alpha in H_ops, which they do not define, and sums the count over
     the nodes.
@@ -115,6 +115,6 @@ class InputEntropy:
         return total
 
     def _node(self, beta: Tensor) -> Tensor:
-        """Of the (n,) betas of a node's inputs."""
+        """The gates' summand for one node, from the (n,) betas of its inputs."""
         opened = torch.where(beta > 0, beta.clamp(max=1.0), 0.0).sum()
         return entropy(beta.softmax(0)) + self.count * (opened - self.inputs).square()

@@ -1,4 +1,4 @@
-"""Which weights of a supernet learn. The rest keep the values they were drawn with, bit for bit, and get no gradients."""
+"""Chooses the weights of a supernet that learn. The rest keep the values they were drawn with, bit for bit, and get no gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from oche.spaces.ops import PoolBN
 
 
 class Trainable(Protocol):
-    """`affine`: whether the cells' batch norms have weights. `prepare` may draw the weights anew. Call it for the names that learn."""
+    """Returns the names of the weights that learn. `affine`: the cells' batch norms have weights; `prepare` may draw weights anew."""
 
     @property
     def affine(self) -> bool: ...
@@ -84,7 +84,7 @@ class ClassifierOnly:
 
     - `gamma`: "one", every batch norm normalises and nothing else (random features without batch norm: what does training it give?);
       "uniform", gamma is drawn from U(0, 1) and beta is 0, as in the batch-norm-only literature (open_lth), in the cells' batch norms
-      too (do features of random scale do as much as trained ones?).
+      too (are features of random scale as good as trained ones?).
     - `initialiser`: how convolutions are drawn, as in BatchNormOnly.
     """
 
@@ -112,8 +112,8 @@ class WeightSubset:
     """A random few of the convolutions' weights and the classifier learn, as many weights as batch norms would have: a control.
 
     From the batch-norm-only literature (Frankle et al., arXiv 2003.00152): is it batch norm that makes random features work, or would
-    any so many weights do? The others are a buffer, so neither a gradient nor weight decay reaches them; batch norms have no weights in
-    the cells, and keep 1 and 0 elsewhere.
+    as many weights of any kind do? The others are a buffer, so neither a gradient nor weight decay reaches them; batch norms have no
+    weights in the cells, and keep 1 and 0 elsewhere.
     """
 
     @property
@@ -122,7 +122,7 @@ class WeightSubset:
 
     @torch.no_grad()
     def prepare(self, supernet: nn.Module, rng: torch.Generator) -> None:
-        """Draws which weights learn, uniformly over all convolutions, and makes them parameters of their own."""
+        """Draws the weights that learn uniformly from all convolutions, and makes them parameters of their own."""
         kernels = [module for module in supernet.modules() if isinstance(module, nn.Conv2d)]
         count = sum(2 * module.num_features for module in supernet.modules() if isinstance(module, nn.BatchNorm2d))
         ends = torch.tensor([module.weight.numel() for module in kernels]).cumsum(0)

@@ -1,4 +1,4 @@
-"""Is the found cell better than chance? It is trained beside random cells of its space, under one protocol, with paired seeds.
+"""Compares the found cell with chance: trains it beside random cells of its space, under one protocol, with paired seeds.
 
 Random cells that no signal can pass (NAS-Bench-201 has some) are drawn again: beating a network that outputs a constant is no merit.
 """
@@ -30,7 +30,7 @@ Keep = Callable[[Network, float], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Test scores in [0, 1] (`metric`) by cell, one a seed, the found cell first; the seeds are the same for every cell."""
+    """Test scores in [0, 1] (`metric`) by cell, one per seed, the found cell first; the seeds are the same for every cell."""
 
     accuracies: dict[str, tuple[float, ...]]
     metric: str = "accuracy"
@@ -50,7 +50,7 @@ class Comparison:
         return tuple(100 * (f - r) / r for f, r in zip(self.found, self.random, strict=True))
 
     def record(self) -> dict[str, object]:
-        """What the log keeps; intervals are Student's, 95 %, over seeds."""
+        """The record for the log; intervals are Student's, 95 %, over seeds."""
         return {
             "kind": "comparison",
             "metric": self.metric,

@@ -18,7 +18,7 @@ PIXELS = 2**22
 
 @dataclass(frozen=True)
 class Score:
-    """Of a network on images: the task's `metrics` in [0, 1], mean `loss`, and `confusion` (classes, classes), true class by row.
+    """A network's scores on images: the task's `metrics` in [0, 1], mean `loss`, and `confusion` (classes, classes), true class by row.
 
     `value` is the metric that counts: accuracy, or mean IoU.
     """
@@ -52,7 +52,7 @@ class Score:
 
     @property
     def iou(self) -> tuple[float, ...]:
-        """Intersection over union of each class; NaN for one that is neither there nor predicted."""
+        """Intersection over union of each class; NaN for a class that is neither there nor predicted."""
         return tuple(class_iou(torch.tensor(self.confusion)).tolist())
 
 

@@ -29,7 +29,7 @@ START, LAST, BEST = (f"checkpoints/{name}.safetensors" for name in ("start", "la
 
 @dataclass(frozen=True)
 class Training:
-    """One network's training, resolved: everything `retrain` needs. `start` are the weights it begins with, None those it draws."""
+    """One network's training, resolved: everything `retrain` needs. `start` are the weights it begins with; None draws them."""
 
     space: Space
     genotype: Genotype
@@ -44,7 +44,7 @@ class Training:
 
 
 Trunk = Callable[[torch.Tensor, Draw | None, Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor | None]]
-"""`Network.trunk`: (images, draw, what multiplies each edge's output) -> (outputs, auxiliary outputs)."""
+"""`Network.trunk`: (images, draw, factors of the edges' outputs) -> (outputs, auxiliary outputs)."""
 
 
 @dataclass
@@ -61,7 +61,7 @@ class TrainState:
 
 
 def retrain(training: Training) -> Network:
-    """The genotype's network, trained from scratch. Continues from the run's checkpoint if there is one.
+    """Trains the genotype's network from scratch. Continues from the run's checkpoint if there is one.
 
     Returns the network with the weights that the protocol keeps, in eval mode. Raises UserError for a genotype of another space or
     a damaged checkpoint.
