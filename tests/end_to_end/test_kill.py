@@ -25,7 +25,7 @@ import torch
 from oche.base import counted
 from oche.methods import METHODS
 from oche.plan.machine import fabric_for
-from oche.run import Run
+from oche.run import Run, digests
 from oche.search.loop import search
 from oche.search.method import Method
 from oche.spaces.sampling import sample
@@ -36,6 +36,9 @@ from reference.tiny import tiny_data, tiny_problem, tiny_space
 MEASURED = {"seconds", "images_per_second", "memory_mib"}
 SITES = ("before rename", "after rename", "half a log line", "after a log line")
 WAYS = (*SITES, "the clock")
+
+MANY = int(os.environ.get("OCHE_CHAOS", "1"))
+"""How many times as many kills as usual: `make chaos` sets it."""
 
 Work = Callable[[Run], object]
 """What a child does in the run's folder: it begins, or carries on with what lies there."""
@@ -100,6 +103,7 @@ def killed_and_resumed(work: Work, folder: Path, *, kills: int, seed: int) -> Co
     whole = fresh(folder / "whole")
     work(whole)
     assert Run.STATE in files(whole)
+    kills *= MANY
     rng, causes, resumed = random.Random(seed), Counter[str](), 0
     turns = itertools.chain.from_iterable(
         rng.sample(WAYS, len(WAYS)) for _ in itertools.count()
@@ -110,7 +114,7 @@ def killed_and_resumed(work: Work, folder: Path, *, kills: int, seed: int) -> Co
             site = next(turns)
             resumed += broken.has(Run.STATE)
             clock = rng.uniform(0.01, 0.3) if site == "the clock" else None
-            ended = attempt(work, broken, None if clock else site, rng.randint(1, 6 if "rename" in site else 2), clock)
+            ended = attempt(work, broken, None if clock else site, rng.randint(1, 12 if "rename" in site else 2), clock)
             causes[site] += ended == signal.SIGKILL
         if ended:
             assert attempt(work, broken, None, 0, None) == 0
@@ -148,9 +152,9 @@ def content(run: Run, name: str) -> object:
 
 
 def files(run: Run) -> set[str]:
-    """All but the log and temporaries, which a killed process may leave for a later one to sweep."""
+    """All but the log and its length in the digests, which hold times, and temporaries, which a killed process may leave behind."""
     found = (path for path in run.path.rglob("*") if path.is_file() and path.suffix != ".tmp")
-    return {str(path.relative_to(run.path)) for path in found} - {Run.LOG}
+    return {str(path.relative_to(run.path)) for path in found} - {Run.LOG, digests.FILE}
 
 
 def assert_same_run(one: Run, other: Run) -> None:
@@ -199,14 +203,17 @@ def test_a_larger_search_killed_over_and_over(name: str, space: str, tmp_path: P
 
 
 @pytest.mark.parametrize("site", SITES)
-@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("n", [0, 1, 2, 3, 4, 5])
 def test_a_kill_in_the_last_epoch(site: str, n: int, tmp_path: Path) -> None:
     """From the last steps to the genotype, which is written last: every call there once."""
     work = a_search("rf_darts", epochs=1)
     whole, broken = fresh(tmp_path / "whole"), fresh(tmp_path / "broken")
-    work(whole)
-    last = sum(1 for _ in whole.path.rglob("*") if _.is_file())
-    ended = attempt(work, broken, site, last - n if "rename" in site else n, None)
+    replaced, renames = os.replace, list[object]()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", lambda source, target: (renames.append(target), replaced(source, target)))
+        work(whole)
+    assert len(renames) > 9
+    ended = attempt(work, broken, site, len(renames) - n if "rename" in site else n, None)
     attempt(work, broken, None, 0, None)
     assert_same_run(whole, broken)
     assert ended == signal.SIGKILL or "log" in site

@@ -5,6 +5,7 @@ Pixels are stored as they lie in files, (B, H, W, C); they become (B, C, H, W) f
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -201,10 +202,10 @@ class Data:
 
 
 def in_parallel(work: Callable[[int], Item], numbers: Iterable[int], workers: int) -> list[Item]:
-    """[work(n) for n in numbers], by a pool of threads that is made once."""
-    return [work(n) for n in numbers] if workers == 1 else list(_pool(workers).map(work, numbers))
+    """[work(n) for n in numbers], by a pool of threads that is made once per process: a forked one has none of its parent's."""
+    return [work(n) for n in numbers] if workers == 1 else list(_pool(workers, os.getpid()).map(work, numbers))
 
 
 @cache
-def _pool(workers: int) -> ThreadPoolExecutor:
+def _pool(workers: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="oche-decode")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import warnings
+
 import torch
 from torch import Tensor
 from torch.testing import assert_close
 
 from oche.data import ArraySource, Data, ImageSet, LazySource
+from oche.data.images import in_parallel
 
 IMAGES = torch.arange(6 * 8 * 8 * 3).remainder(256).to(torch.uint8).view(6, 8, 8, 3)
 TARGETS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -69,3 +74,14 @@ def test_a_lazy_source_decodes_nothing_before_it_is_asked() -> None:
     assert not asked
     part.take(torch.tensor([1]))
     assert asked == [2]
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    assert in_parallel(lambda n: n + 1, range(4), 2) == [1, 2, 3, 4]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Python's, of forks beside threads
+        pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)  # the parent's threads are not here: waiting for them would never end
+        os._exit(in_parallel(lambda n: n + 1, range(4), 2) != [1, 2, 3, 4])
+    assert os.waitpid(pid, 0)[1] == 0
