@@ -15,7 +15,8 @@ from PIL import Image
 
 from oche.api import search as api
 from oche.api.overlay import as_picture, colours, overlaid
-from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL, Trial
+from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL
+from oche.bench.planned import Trial
 from oche.bench.trial import run_trial
 from oche.cli import main as cli
 from oche.data import Data, load

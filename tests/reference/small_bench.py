@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from oche.bench.matrix import SUPERNET, TRAINED_TEST, TRAINED_VAL, Trial
+from oche.bench.matrix import SUPERNET, TRAINED_TEST, TRAINED_VAL
+from oche.bench.planned import Trial
 from oche.bench.trial import Outcome
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype

@@ -7,7 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from oche import config, own
-from oche.bench.matrix import Matrix, Trial
+from oche.bench.matrix import Matrix
+from oche.bench.planned import Trial
 from oche.run import Run
 
 

@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_compl
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
-from oche.bench.matrix import Trial
+from oche.bench.planned import Trial
 from oche.bench.spawning import without_a_script
 from oche.bench.trial import Outcome
 from oche.errors import UserError

@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from oche import config
 from oche.bench import stats
-from oche.bench.matrix import Matrix, Trial, trials
+from oche.bench.matrix import Matrix
+from oche.bench.planned import Trial, trials
 from oche.bench.tables import LARGEST, Facts
 from oche.bench.trial import BEST
 from oche.errors import UserError

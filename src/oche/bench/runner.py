@@ -12,8 +12,9 @@ from pathlib import Path
 from oche import config
 from oche.bench.baselines import size_metric
 from oche.bench.identity import changed, table_code
-from oche.bench.matrix import FREE, Matrix, Trial, check, space_name, trials
+from oche.bench.matrix import FREE, Matrix, check, space_name
 from oche.bench.page import write
+from oche.bench.planned import Trial, trials
 from oche.bench.pool import Done, Work, here, in_processes, on_ray
 from oche.bench.result import BenchFolder, BenchResult, Finished, finished, matrix_of, read
 from oche.bench.settled import settled

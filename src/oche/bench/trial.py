@@ -16,7 +16,8 @@ from oche.api.limits import cpu_threads, out_of_memory
 from oche.api.resume import reopen
 from oche.api.search import problem_of
 from oche.bench.identity import changed_files, checksums
-from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL, Trial, asked
+from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL
+from oche.bench.planned import Trial, asked
 from oche.data import Data, none
 from oche.errors import UserError
 from oche.genotype import Genotype

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from oche.api.search import problem_of
 from oche.base import Group
-from oche.bench.matrix import Trial
+from oche.bench.planned import Trial
 from oche.bench.trial import Judged, scores_of, trained_network
 from oche.data import none
 from oche.errors import UserError

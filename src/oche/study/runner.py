@@ -12,8 +12,9 @@ from pathlib import Path
 
 from oche import config
 from oche.bench import run_bench
-from oche.bench.matrix import Matrix, matrix_in, trials
+from oche.bench.matrix import Matrix, matrix_in
 from oche.bench.page import write
+from oche.bench.planned import trials
 from oche.bench.render import Sheet
 from oche.bench.result import BenchFolder, BenchResult, read
 from oche.bench.trial import run_trial

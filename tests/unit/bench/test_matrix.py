@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from oche.bench.matrix import Matrix, check, matrix_from, slug, trials
+from oche.bench.matrix import Matrix, check, matrix_from
+from oche.bench.planned import slug, trials
 from oche.errors import UserError
 from oche.plan.resolve import resolve
 from oche.search.method import Method

@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from oche.bench import BenchResult, Matrix, matrix_from, run_bench
-from oche.bench.matrix import trials
+from oche.bench.planned import trials
 from oche.bench.settled import settled
 from oche.cli.main import app
 from oche.errors import UserError

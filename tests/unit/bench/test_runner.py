@@ -20,8 +20,8 @@ import pytest
 
 from oche.bench import BenchResult, Matrix, pool, run_bench, show
 from oche.bench import page as benchs_page
-from oche.bench.matrix import Trial
 from oche.bench.pictures import PROBES, Panels, _plots, front, looks, pictures, svg
+from oche.bench.planned import Trial
 from oche.bench.render import NOT_RUN, overview, searches, tables, trial_table
 from oche.bench.trial import BEST, NUMBERS, Outcome
 from oche.errors import UserError
@@ -598,7 +598,7 @@ def test_epochs_and_queries_have_scales_of_their_own(matrix: Matrix, table: ToyT
 
 
 def test_an_evaluator_of_one_s_own_is_not_replaced(asking: Matrix, table: ToyTable) -> None:
-    from oche.bench.matrix import trials
+    from oche.bench.planned import trials
 
     own = replace(asking, settings_of={"local_search": {"evaluator": "supernet"}}, select="supernet/val")
     assert {t.request.settings.get("evaluator") for t in trials(own)} == {None, "supernet"}

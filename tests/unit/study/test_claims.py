@@ -13,8 +13,9 @@ import pytest
 from scipy import stats
 
 from oche.bench import BenchResult, Matrix, run_bench
-from oche.bench.matrix import TRAINED_TEST, TRAINED_VAL, Trial
+from oche.bench.matrix import TRAINED_TEST, TRAINED_VAL
 from oche.bench.pictures import looks
+from oche.bench.planned import Trial
 from oche.bench.trial import Outcome
 from oche.study.claims import HOLDS, NOT, OPEN, Roles, judged
 from oche.study.degeneration import FREE_SHARE, PARAMETERS

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from oche import config
-from oche.bench.matrix import TRAINED_VAL, trials
+from oche.bench.matrix import TRAINED_VAL
+from oche.bench.planned import trials
 from oche.bench.result import BenchResult
 from oche.errors import UserError
 from oche.plan.resolve import resolve
