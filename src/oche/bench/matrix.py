@@ -152,8 +152,11 @@ def matrix_in(table: Mapping[str, object], where: str, overrides: Mapping[str, o
     return matrix
 
 
-def check(matrix: Matrix, table: TableLike | None = None) -> None:
-    """Raises UserError where the matrix contradicts itself or the table, or would select on test data."""
+def check(matrix: Matrix, table: TableLike | None = None, parts: Mapping[str, object] | None = None) -> None:
+    """Raises UserError where the matrix contradicts itself or the table, or would select on test data.
+
+    `parts` are what names in the matrix stand for, where they were handed over as objects.
+    """
     for axis in AXES:
         names = (*matrix.methods, *matrix.arms) if axis == "methods" else getattr(matrix, axis)
         if not names and axis == "spaces" and table is None:
@@ -181,7 +184,7 @@ def check(matrix: Matrix, table: TableLike | None = None) -> None:
         if method not in matrix.searched:
             raise unknown("method in settings_of", method, matrix.searched)
     if matrix.evaluate in ("table", "both"):
-        _check_table(matrix, table)
+        _check_table(matrix, table, parts or {})
 
 
 def flat(table: object, prefix: str = "") -> dict[str, object]:
@@ -196,24 +199,24 @@ def flat(table: object, prefix: str = "") -> dict[str, object]:
     return paths
 
 
-def space_name(given: str) -> str:
-    """The name of a space that is given by its name or as FILE.py:NAME. Raises UserError."""
-    return str(spaces_named.space(given)().name) if own.is_own(given) else given
+def space_name(given: object) -> str:
+    """The name of a space that is given by its name, as FILE.py:NAME or as an object. Raises UserError."""
+    return str(spaces_named.space(given)().name) if own.is_foreign(given) else str(given)
 
 
 # ------------------------------------------------------------------ helpers
 
 
-def _check_table(matrix: Matrix, table: TableLike | None) -> None:
+def _check_table(matrix: Matrix, table: TableLike | None, parts: Mapping[str, object]) -> None:
     if matrix.table is None or (table is not None and not matrix.metrics):
         names: Collection[str] = table.metrics if table else ()
         there = f"; {table.name} has {', '.join(names)}" if table else ""
         raise UserError(f"evaluate={matrix.evaluate!r} needs a `table` and the `metrics` to report{there}.")
     if table is not None:
         known(table, (*matrix.looked_up, *matrix.zero_cost))
-        for space in matrix.spaces:
-            if space_name(space) != table.space:
-                raise UserError(f"The table {table.name} holds cells of {table.space}, not of {space_name(space)}.")
+        for space in (space_name(parts.get(name, name)) for name in matrix.spaces):
+            if space != table.space:
+                raise UserError(f"The table {table.name} holds cells of {table.space}, not of {space}.")
 
 
 def _table(value: object, where: str = "settings") -> Mapping[str, object]:

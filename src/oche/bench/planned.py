@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 import re
 import zlib
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
-from oche.bench.matrix import Matrix, flat
+from oche.bench.matrix import Matrix, flat, space_name
 from oche.methods.ask_tell import AskTell
 from oche.plan.named import searcher_named
 from oche.plan.request import Request, options
@@ -17,26 +19,64 @@ from oche.tables import TableLike
 
 
 @dataclass(frozen=True)
-class Trial:
-    """One search and the evaluation of its cell, in plain values, so that it can be sent to another machine.
-
-    `method` (an arm's name where it is one) and the rest are as the matrix names them; the request has paths from the root. `given` is
-    the bench's table, where that is an object without a name.
-    """
+class Planned:
+    """A trial's place in the matrix: `method` (an arm's name where it is one) and the rest are as the matrix names them."""
 
     method: str
     space: str
     data: str
     budget: str
     seed: int
-    request: Request
-    train: bool
-    given: TableLike | None = field(default=None, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """What the trial, and its folder, is called."""
         return "-".join(slug(part) for part in (self.method, self.space, self.data, self.budget, str(self.seed)))
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What a bench was handed over as objects: methods, spaces and data by the names that the matrix has for them, and the table."""
+
+    parts: Mapping[str, object] = field(default_factory=dict)
+    table: TableLike | None = None
+
+    def of(self, name: str) -> object:
+        """The part of that name; the name itself where it stands for no object."""
+        return self.parts.get(name, name)
+
+    def space(self, name: str) -> str:
+        """The name that genotypes of a space have. Raises UserError."""
+        return space_name(self.of(name))
+
+
+@dataclass(frozen=True)
+class Trial(Planned):
+    """One search and the evaluation of its cell, in plain values, so that it can be sent to another machine.
+
+    The request has paths from the root; what the bench was handed over as `objects` goes with it.
+    """
+
+    request: Request
+    train: bool
+    objects: Objects = field(default=Objects(), compare=False, repr=False)
+
+    @property
+    def handed(self) -> dict[str, object]:
+        """The options of the search that are objects."""
+        named = {"method": self.request.method, "space": self.request.space, "data": self.request.data}
+        return {option: self.objects.of(str(name)) for option, name in named.items() if name in self.objects.parts}
+
+    @property
+    def whole(self) -> Request:
+        """The request with the objects in their places."""
+        handed: dict[str, Any] = self.handed
+        return replace(self.request, **handed)
+
+    def same(self, request: Request) -> bool:
+        """True if an earlier trial's request, whose objects have names, asked for the same."""
+        named: dict[str, Any] = {option: getattr(self.request, option) for option in self.handed}
+        return asked(replace(request, **named)) == self.asked()
 
     def asked(self) -> dict[str, object]:
         """What the search was asked for."""
@@ -52,35 +92,40 @@ def asked(request: Request) -> dict[str, object]:
     return {**table, "settings": {k: v for k, v in request.settings.items() if not k.startswith("probe.")}}
 
 
-def trials(matrix: Matrix) -> tuple[Trial, ...]:
-    """Every trial, seeds outermost: whenever a bench is stopped, all methods have about as many of them. Raises UserError."""
-    searchers = {name: searcher_named(matrix.arm(name).method) for name in matrix.searched}
-    settings = {name: _settings(matrix, name, s) for name, s in searchers.items()}
+def planned(matrix: Matrix) -> Iterator[Planned]:
+    """Every place, seeds outermost: whenever a bench is stopped, all methods have about as many trials."""
     counts = {name: matrix.seeds_for(name) for name in matrix.searched}
-    found = []
     for index, budget, data, space, method in itertools.product(
         range(max(counts.values())), matrix.budgets, matrix.data, matrix.spaces, matrix.searched
     ):
-        if index >= counts[method]:
-            continue
-        seed = matrix.first_seed + index
+        if index < counts[method]:
+            yield Planned(method, space, data, budget, matrix.first_seed + index)
+
+
+def trials(matrix: Matrix, objects: Objects = Objects()) -> tuple[Trial, ...]:
+    """Every trial, in the order of `planned`. Raises UserError."""
+    searchers = {name: searcher_named(objects.of(matrix.arm(name).method)) for name in matrix.searched}
+    settings = {name: _settings(matrix, name, s) for name, s in searchers.items()}
+    found = []
+    for place in planned(matrix):
+        arm = matrix.arm(place.method)
         request = Request(
-            method=_absolute(matrix.arm(method).method),
-            space=_absolute(space),
-            data=_absolute(data),
-            budget=budget,
-            epochs=matrix.arm(method).epochs or matrix.epochs,
+            method=_absolute(arm.method, objects),
+            space=_absolute(place.space, objects),
+            data=_absolute(place.data, objects),
+            budget=place.budget,
+            epochs=arm.epochs or matrix.epochs,
             batch=matrix.batch,
-            seed=seed,
+            seed=place.seed,
             device=matrix.device,
             precision=matrix.precision,
             threads=matrix.threads,
             compare=0,
             protocol=matrix.protocol,
-            settings=settings[method],
-            probes=matrix.probes if as_searcher(searchers[method]).method else (),
+            settings=settings[place.method],
+            probes=matrix.probes if as_searcher(searchers[place.method]).method else (),
         )
-        found.append(Trial(method, space, data, budget, seed, request, matrix.evaluate != "table"))
+        found.append(Trial(**vars(place), request=request, train=matrix.evaluate != "table", objects=objects))
     return tuple(found)
 
 
@@ -117,7 +162,9 @@ def _settings(matrix: Matrix, name: str, searcher: SearcherLike) -> dict[str, ob
     return found
 
 
-def _absolute(text: str) -> str:
+def _absolute(text: str, objects: Objects) -> str:
     """A path, or FILE.py:FUNCTION, from the root, because a trial may run elsewhere; any other name as it is."""
+    if text in objects.parts:
+        return text
     path, colon, function = text.rpartition(":") if ".py:" in text else (text, "", "")
     return f"{Path(path).resolve()}{colon}{function}" if Path(path).exists() else text

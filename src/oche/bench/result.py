@@ -15,7 +15,7 @@ from typing import ClassVar
 from oche import config
 from oche.bench import stats
 from oche.bench.matrix import Matrix
-from oche.bench.planned import Trial, trials
+from oche.bench.planned import Planned, planned
 from oche.bench.tables import LARGEST, Facts
 from oche.bench.trial import BEST
 from oche.errors import UserError
@@ -121,7 +121,7 @@ class BenchResult:
     finished: tuple[Finished, ...]
     missing: tuple[str, ...]
     facts: Facts
-    planned: tuple[Trial, ...] = ()
+    planned: tuple[Planned, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
@@ -147,11 +147,11 @@ def read(path: Path) -> BenchResult:
     """The result that a bench's folder holds by now. Raises UserError where it is no bench, or damaged."""
     folder = BenchFolder(Run.open(path).path)
     matrix, found = matrix_of(folder), finished(folder)
-    planned = trials(matrix)
-    names = [trial.name for trial in planned]
+    places = tuple(planned(matrix))
+    names = [place.name for place in places]
     facts = Facts.read(json.loads(folder.read(folder.FACTS))) if folder.has(folder.FACTS) else Facts()
     done = tuple(found[name] for name in names if name in found)
-    return BenchResult(folder, matrix, done, tuple(name for name in names if name not in found), facts, planned)
+    return BenchResult(folder, matrix, done, tuple(name for name in names if name not in found), facts, places)
 
 
 def matrix_of(folder: BenchFolder) -> Matrix:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -12,9 +12,9 @@ from pathlib import Path
 from oche import config
 from oche.bench.baselines import size_metric
 from oche.bench.identity import changed, table_code
-from oche.bench.matrix import FREE, Matrix, check, space_name
+from oche.bench.matrix import FREE, Matrix, check
 from oche.bench.page import write
-from oche.bench.planned import Trial, trials
+from oche.bench.planned import Objects, Trial, trials
 from oche.bench.pool import Done, Work, here, in_processes, on_ray
 from oche.bench.result import BenchFolder, BenchResult, Finished, finished, matrix_of, read
 from oche.bench.settled import settled
@@ -40,6 +40,7 @@ def run_bench(
     *,
     only: Sequence[str] = (),
     table: TableLike | None = None,
+    parts: Mapping[str, object] | None = None,
     work: Work = run_trial,
     render: Render = write,
 ) -> BenchResult:
@@ -47,24 +48,25 @@ def run_bench(
 
     `workers` processes work at a time; with an `address` the trials are tasks of that Ray cluster ("local": one on this machine).
     A trial that fails is told of and left missing; the others go on. `only` names the methods and arms to run now, all where it is
-    empty; the rest stays missing. `table` takes the place of the matrix's own, `work` that of `run_trial`, `render` writes the result.
+    empty; the rest stays missing. `table` takes the place of the matrix's own; `parts` are methods, spaces and data as objects,
+    by the names that the matrix has for them. `work` takes the place of `run_trial`, `render` writes the result.
     `listener` is called with ("begin", {total, missing, folder}), `missing` being those to run now, then as each trial ends with
     ("trial", {...}) or ("failed", {name, reason}).
     Raises UserError for a matrix that contradicts itself, or a folder of another bench.
     """
     _check_workers(matrix, workers, address)
     if workers > 1:
-        check_spawning((table, work))
+        check_spawning((table, parts, work))
     asked = table or _own_table(matrix)
     matrix = settled(matrix, asked)
-    check(matrix, asked)
+    check(matrix, asked, parts)
     folder = _fitting(Path(out), matrix)
-    everything = tuple(replace(trial, given=table) for trial in trials(matrix))
+    everything = trials(matrix, Objects(parts or {}, table))
     for name in only:
         if name not in matrix.searched:
             raise unknown("method or arm of this bench", name, matrix.searched)
     for trial in _one_of_a_kind(_missing(everything, folder, only)):
-        resolve(trial.request)  # a mistake in the last method is told before the first one has run for hours
+        resolve(trial.whole)  # a mistake in the last method is told before the first one has run for hours
     found = (
         facts(asked, matrix.looked_up, matrix.selector, matrix.zero_cost or _scores(asked, matrix)) if asked else None
     )
@@ -187,7 +189,7 @@ def _line(trial: Trial, outcome: Outcome, matrix: Matrix, table: TableLike | Non
     """The trial's line: its outcome, with what the table says of its cell and of each epoch's."""
 
     def looked_up(cell: str, metrics: Sequence[str]) -> dict[str, float | None]:
-        return dict(values(table, Genotype.parse(cell, space_name(trial.space)), metrics)) if table else {}
+        return dict(values(table, Genotype.parse(cell, trial.objects.space(trial.space)), metrics)) if table else {}
 
     first = matrix.metrics[:1]
     size = size_metric(table, first[0]) if table and first else None

@@ -17,7 +17,7 @@ from oche.api.resume import reopen
 from oche.api.search import problem_of
 from oche.bench.identity import changed_files, checksums
 from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL
-from oche.bench.planned import Trial, asked
+from oche.bench.planned import Trial
 from oche.data import Data, none
 from oche.errors import UserError
 from oche.genotype import Genotype
@@ -109,7 +109,7 @@ def run_trial(trial: Trial, folder: Path, after: After = trained) -> Outcome:
     """Searches, then `after`, from wherever the folder stands. Raises UserError where the folder is of another trial."""
     plan, run = _opened(trial, folder)
     with out_of_memory(plan.batch), cpu_threads(plan.request.threads):
-        genotype, tail = _searched(plan, run, trial.given)
+        genotype, tail = _searched(plan, run, trial.objects.table)
         judged = after(trial, plan, run, genotype)
     records = run.records()
     epochs = [r for r in records if r.get("kind") == "epoch"]
@@ -146,7 +146,7 @@ def run_trial(trial: Trial, folder: Path, after: After = trained) -> Outcome:
 def _opened(trial: Trial, folder: Path) -> tuple[Plan, Run]:
     """The plan of a new trial, or of an interrupted one as its run.toml has it."""
     if not (folder / Run.CONFIG).is_file():
-        plan = resolve(trial.request)
+        plan = resolve(trial.whole)
         folder.mkdir(parents=True, exist_ok=True)
         run = Run(folder)
         write_table(run, plan.table(), plan.files)
@@ -156,8 +156,8 @@ def _opened(trial: Trial, folder: Path) -> tuple[Plan, Run]:
             f"{folder} holds a trial that began with {', '.join(others)} as it was before it changed: choose another folder, "
             "or remove that one."
         )
-    plan, run = reopen(folder)
-    if asked(plan.request) != trial.asked():
+    plan, run = reopen(folder, **trial.handed)
+    if not trial.same(plan.request):
         raise UserError(f"{folder} holds a search with other settings than this bench's; choose another folder.")
     return plan, run
 

@@ -188,3 +188,29 @@ def test_a_space_of_one_s_own_is_benched(folder: Path) -> None:
     result = run_bench(matrix, "b")
     assert not result.failures
     assert {t.method for t in result.finished} == {"darts", "random_sampling"}
+
+
+def test_methods_spaces_and_data_may_be_objects(folder: Path) -> None:
+    """By the names that the matrix has for them; killed and started again, and shown from the files alone."""
+    from oche.bench import show
+    from oche.methods.random_search import random_search
+    from oche.spaces.toy import ToySpace
+    from reference.tiny import tiny_data
+
+    parts = {"few": random_search(4), "small": ToySpace(channels=2), "noise": tiny_data()}
+    matrix = Matrix(
+        methods=("few", "random_sampling"), spaces=("small",), data=("noise",), budgets=("smoke",), seeds=1, evaluate="table",
+        select="digits/valid", baselines=(),
+    )  # fmt: skip
+    result = run_bench(matrix, "b", table=ToyTable(), parts=parts)
+    assert not result.failures
+    assert [t.name for t in result.finished] == ["few-small-noise-smoke-0", "random_sampling-small-noise-smoke-0"]
+    (few, _) = result.finished
+    assert len(few.curve) == 4
+    assert few.values["digits/valid"] == few.probe("best_validation")[4]
+    assert show("b").finished == result.finished
+    result.folder.write(result.folder.TRIALS, b"")
+    again = run_bench(matrix, "b", table=ToyTable(), parts=parts)
+    assert [(t.name, t.genotype) for t in again.finished] == [(t.name, t.genotype) for t in result.finished]
+    with pytest.raises(UserError, match="holds cells of toy, not of small"):
+        run_bench(matrix, "c", table=ToyTable())
