@@ -40,9 +40,11 @@ def write_table(run: Run, table: Mapping[str, object], files: own.Files) -> None
 def _copied(run: Run, files: own.Files) -> dict[str, object]:
     """Copies the files into the run's folder; returns the table [code] of run.toml."""
     table: dict[str, object] = {}
-    for number, (path, used) in enumerate(sorted(files.items())):
-        content = used.file.read_bytes()
-        copy = f"{own.CODE}/{Path(path).stem}{f'_{number}' if number else ''}.py"
+    stems: list[str] = []
+    for path, used in sorted(files.items()):
+        content, stem = used.file.read_bytes(), Path(path).stem
+        stems.append(stem)
+        copy = f"{own.CODE}/{stem}{f'_{stems.count(stem)}' if stems.count(stem) > 1 else ''}.py"
         run.write(copy, content)
         table[path] = {"copy": copy, "sha256": own.digest(content), "names": sorted(used.names)}
     return table

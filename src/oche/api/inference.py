@@ -20,8 +20,9 @@ from oche.data.problems import problems_of, refuse
 from oche.data.reading.applied import Applied, applied, painted
 from oche.data.reading.files import SUFFIXES, images_below
 from oche.errors import UserError, unknown
+from oche.own import copies_of
 from oche.plan.machine import fabric_for
-from oche.plan.parts import task_for
+from oche.plan.parts import source_of, task_for
 from oche.plan.request import requested
 from oche.run import Run
 from oche.training.evaluate import Score, evaluate
@@ -56,9 +57,13 @@ def evaluate_run(
     if checkpoint != "kept":
         weights = safetensors_load(run.read(LAST if checkpoint == "last" else BEST))
         loaded.network.load_state_dict({name: t for name, t in weights.items() if not name.startswith("auxiliary.")})
-    request, _ = requested(run)
     mine = data is None
-    if not isinstance(data, Data):
+    request, table = requested(run)
+    with copies_of(run.path, table):
+        source = source_of(request.data if data is None else data)
+    if isinstance(source, Data):
+        data = source
+    else:
         own = (
             {k.removeprefix("data."): v for k, v in request.settings.items() if k.startswith("data.")}
             if data is None
@@ -70,7 +75,7 @@ def evaluate_run(
             own = {name: value for name, value in own.items() if name not in ("size", "channels", "labels", "range")}
         elif data is None:
             del settled["size"]
-        options = {"source": data or request.data, "seed": request.seed, **settled, **own}
+        options = {"source": source, "seed": request.seed, **settled, **own}
         data = config.build(load, options, "data")
     if mine and "contract" in loaded.card:
         compared(run, data)

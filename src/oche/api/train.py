@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from math import isnan
 from pathlib import Path
@@ -19,6 +20,7 @@ from oche.data import Data, none
 from oche.data.reading.readers import Source
 from oche.errors import UserError
 from oche.plan.machine import threads_for
+from oche.plan.parts import source_of
 from oche.plan.request import TrainRequest, requested, verb
 from oche.plan.training import resolve_training, searched_size, training_table
 from oche.report import render
@@ -94,6 +96,11 @@ def plan_training(request: TrainRequest) -> TrainPlan:
     return replace(plan, files=files)
 
 
+def _copies(run: Run | None) -> AbstractContextManager[None]:
+    """Meanwhile a search's own files are its copies of them."""
+    return own.copies_of(run.path, requested(run)[1]) if run else nullcontext()
+
+
 def _planned(request: TrainRequest) -> TrainPlan:
     if not request.genotype:
         raise UserError(
@@ -113,12 +120,15 @@ def _planned(request: TrainRequest) -> TrainPlan:
         size, earlier = searched_size(table), searched.data or earlier
         if request.task is None:
             request = replace(request, task=searched.task)
-        if request.data is None:  # the search's split too: its images must not be tested on
+        with own.copies_of(source.path, table):
+            split = not isinstance(source_of(earlier), Data)
+        if request.data is None and split:  # the search's split too: its images must not be tested on
             own_ = {k: v for k, v in searched.settings.items() if k.startswith("data.")}
             settings = {"data.seed": searched.seed, **own_, **settings}
     data = earlier if request.data is None else request.data
     request = replace(request, genotype=str(genotype), space=genotype.space, data=data, settings=settings)
-    training = resolve_training(request, size)
+    with _copies(source):
+        training = resolve_training(request, size)
     if source and taken_over:
         notes = compared(source, training.data, split=not any(path.startswith("data.") for path in asked))
         training = replace(training, data=replace(training.data, notes=(*training.data.notes, *notes)))

@@ -23,9 +23,7 @@ SPACE = {"classify": "nb201", "segment": "grid"}
 
 def data_for(given: object, task: object, seed: int, settings: Mapping[str, object]) -> Data:
     """The data that were asked for, read for the task, where it is named. Raises UserError."""
-    thing = own.load(given) if isinstance(given, str) and own.is_own(given) else given
-    if callable(thing) and not isinstance(thing, Data):
-        thing = own.called(thing, own.display(given))
+    thing = source_of(given)
     if isinstance(thing, Data):
         if settings:
             raise UserError("Settings of `data` do not apply to data that is already loaded; set them when loading it.")
@@ -34,6 +32,12 @@ def data_for(given: object, task: object, seed: int, settings: Mapping[str, obje
         return thing
     asked = {"task": task} if task is not None and "task" not in settings else {}
     return config.build(load, {"source": thing, "seed": seed, **asked, **settings}, "data")
+
+
+def source_of(given: object) -> object:
+    """What the data are read from: a name, a path or an object; that of FILE.py:NAME, or what its function gives. Raises UserError."""
+    thing = own.load(given, "data") if isinstance(given, str) and own.is_own(given) else given
+    return own.called(thing, own.display(given)) if callable(thing) and not isinstance(thing, Data) else thing
 
 
 def path_of(given: object, data: Data) -> str:

@@ -31,6 +31,7 @@ from oche.genotype import Genotype
 from oche.run import Run
 from oche.spaces import SPACES, Network, Space
 from oche.spaces.cost import cost
+from oche.spaces.named import register_kept
 from oche.training.shipped import INPUT, OUTPUTS, SCRIPT, SCRIPT_NAME, add_to_onnx, metadata
 
 CARD, WEIGHTS = f"{Run.NETWORK}/card.json", f"{Run.NETWORK}/weights.safetensors"
@@ -121,8 +122,12 @@ def load_network(run: Run) -> Loaded:
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{run.file(CARD)} is damaged: train the network again.") from None
     genotype = Genotype.from_json(chosen)
+    register_kept(run)
     if genotype.space not in SPACES:
-        raise unknown("space", genotype.space, SPACES)
+        raise UserError(
+            f"The network of {run.path} is of the space {genotype.space!r}, which oche does not have: its search was given it as an "
+            "object, which has to be handed over again, `oche.resume(RUN, space=...)`."
+        )
     space = restore(SPACES[genotype.space](), described, "card.json: space")
     network = space.network(genotype)
     try:
