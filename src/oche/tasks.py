@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from oche.errors import UserError
+from oche.own import Kind, has
 
 
 class Task(Protocol):
@@ -153,6 +154,17 @@ class Segment:
         if self.lovasz:
             total = total + self.lovasz * lovasz_softmax_loss(pixels, labels, present * (classes / present.sum()))
         return total
+
+
+TASKS: dict[str, type[Task]] = {"classify": Classify, "segment": Segment}
+"""By name, for `--task NAME`: what the data have decides which of them fits."""
+
+TASK: Kind[Task] = Kind(
+    "task",
+    TASKS,
+    has("name", "metric", "loss", "confusion", "score", "metrics", "smoothed"),
+    "an object with the methods of oche.tasks.Task",
+)
 
 
 # ------------------------------------------------------------------ what a confusion matrix tells

@@ -20,7 +20,7 @@ from oche.data.problems import problems_of, refuse
 from oche.data.reading.applied import Applied, applied, painted
 from oche.data.reading.files import SUFFIXES, images_below
 from oche.errors import UserError, unknown
-from oche.own import copies_of
+from oche.own import copies_of, is_own
 from oche.plan.machine import fabric_for
 from oche.plan.parts import source_of, task_for
 from oche.plan.request import requested
@@ -84,7 +84,8 @@ def evaluate_run(
             f"{data.name} has {len(data.classes)} classes at {data.size}, the network was trained for {len(loaded.classes)} at "
             f"{loaded.space.size}: choose data with the same classes, in the same size."
         )
-    fabric, task = fabric_for(device), task_for(data, {})
+    with copies_of(run.path, table):
+        fabric, task = fabric_for(device), task_for(data, request.task if is_own(request.task) else None)
     return evaluate(loaded.network.to(fabric.device), data.test, loaded.augment, fabric, task)
 
 

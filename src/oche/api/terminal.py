@@ -186,13 +186,17 @@ def brief(genotype: str) -> str:
 
 
 def _metric(record: Mapping[str, Any], prefix: str) -> str:
-    """Which metric counts in a record: the task's first."""
-    return next(name for name in ("miou", "accuracy") if prefix + name in record)
+    """The metric that counts in a record: the task's first."""
+    for name in ("miou", "accuracy"):
+        if prefix + name in record:
+            return name
+    named = prefix or "val_"
+    return next(key.removeprefix(named) for key in record if key.startswith(named) and not key.endswith("loss"))
 
 
 def _said(record: Mapping[str, Any], prefix: str, digits: int = 1) -> str:
     name = _metric(record, prefix)
-    return f"{record[prefix + name]:.{digits}%}" + (f" {TITLES[name]}" if name != "accuracy" else "")
+    return f"{record[prefix + name]:.{digits}%}" + (f" {TITLES.get(name, name)}" if name != "accuracy" else "")
 
 
 _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {

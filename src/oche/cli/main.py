@@ -182,7 +182,7 @@ def evaluate(
     if as_json:
         print(json.dumps({**score.metrics, "loss": score.loss, counted: total, "confusion": score.confusion}))
     else:
-        metrics = ", ".join(f"{TITLES[name]} {value:.2%}" for name, value in score.metrics.items())
+        metrics = ", ".join(f"{TITLES.get(name, name)} {value:.2%}" for name, value in score.metrics.items())
         console.print(f"{metrics}, loss {score.loss:.4f}, on {total} {counted}")
 
 

@@ -40,7 +40,7 @@ def show_found(found: Found) -> None:
 def show_trained(trained: Trained) -> None:
     """Prints a training's result."""
     path = trained.run.path
-    metrics = ", ".join(f"test {TITLES[name]} {value:.2%}" for name, value in trained.test.metrics.items())
+    metrics = ", ".join(f"test {TITLES.get(name, name)} {value:.2%}" for name, value in trained.test.metrics.items())
     console.print(f"\n{metrics}, loss {trained.test.loss:.4f}")
     console.print(f"Everything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
     console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche eval {path}", soft_wrap=True)
@@ -54,7 +54,7 @@ def _comparison(found: Found) -> Table:
 
     assert found.comparison
     table = Table(
-        title=f"\ntest {TITLES[found.comparison.metric]}, mean over seeds [95 % interval]",
+        title=f"\ntest {TITLES.get(found.comparison.metric, found.comparison.metric)}, mean over seeds [95 % interval]",
         title_justify="left",
         box=None,
         pad_edge=False,

@@ -15,7 +15,7 @@ from oche.errors import UserError, unknown
 from oche.plan.settings import Change, layered
 from oche.spaces import Space
 from oche.spaces import named as spaces
-from oche.tasks import Classify, Segment, Task, balanced
+from oche.tasks import TASK, TASKS, Classify, Segment, Task, balanced
 
 SPACE = {"classify": "nb201", "segment": "grid"}
 """What "auto" stands for, by what the data can teach."""
@@ -27,10 +27,10 @@ def data_for(given: object, task: object, seed: int, settings: Mapping[str, obje
     if isinstance(thing, Data):
         if settings:
             raise UserError("Settings of `data` do not apply to data that is already loaded; set them when loading it.")
-        if task in ("classify", "segment") and task != thing.task:
+        if isinstance(task, str) and task in TASKS and task != thing.task:
             raise UserError(f"The data is to {thing.task}, not to {task}: leave the task out.")
         return thing
-    asked = {"task": task} if task is not None and "task" not in settings else {}
+    asked = {"task": task} if isinstance(task, str) and task in TASKS and "task" not in settings else {}
     return config.build(load, {"source": thing, "seed": seed, **asked, **settings}, "data")
 
 
@@ -75,6 +75,8 @@ def task_for(
     A run from before there were tasks has none recorded, which means the default. Raises UserError.
     """
     task: Task = Classify() if data.ignore is None else Segment(data.ignore)
+    if given is not None and (own.is_foreign(given) or given not in TASKS):
+        task = TASK.part(given)
     fields_set = {path: value for path, value in (settings or {}).items() if path != "balanced"}
     weighed = (settings or {}).get("balanced")
     if weighed is not None and data.ignore is None:

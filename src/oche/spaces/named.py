@@ -38,7 +38,7 @@ def space(given: object) -> type[Space]:
         name = kind().name
         if name not in BUILT_IN:
             SPACES[name] = kind
-        elif not issubclass(kind, SPACES[name]):
+        elif not issubclass(kind, SPACES[name]) or kind.__name__ != SPACES[name].__name__:
             raise UserError(
                 f"There is a space {name!r} already: give the one of {own.display(given)} a `name` of its own."
             )
