@@ -32,6 +32,7 @@ RULES = 2
 """The version of the rules that a run is written under; runs without an entry are of version 1. See `BEFORE`."""
 
 BEFORE: dict[tuple[str, str], tuple[int, object]] = {
+    ("Ablation", "learns"): (2, True),
     ("BestEpoch", "at_end"): (2, True),
     ("Cosine", "ramp"): (2, "cosine"),
     ("DropPath", "whole"): (2, False),

@@ -50,7 +50,7 @@ OF_ALPHA: tuple[Term, ...] = (
     InputEntropy(Constant(1.0), Constant(0.5)),
     Resource(1e-2),
 )
-OF_WEIGHTS: tuple[Term, ...] = (Ablation(),)
+OF_WEIGHTS: tuple[Term, ...] = (Ablation(learns=True),)
 CASES = [(term, space) for term in OF_ALPHA for space in ("toy", "grid")]
 CASES.remove((PoolsAndSkips(Constant(5.0)), "grid"))  # it has none
 
@@ -127,9 +127,9 @@ def test_a_term_of_alpha_adds_its_own_derivative(arch_gradient: ArchGradient, te
 @pytest.mark.parametrize("arch_gradient", ARCH_GRADIENTS, **named)
 def test_a_term_of_the_weights_reaches_through_the_step(arch_gradient: ArchGradient) -> None:
     if isinstance(arch_gradient, FiniteDifference):  # so near that hardly a rectifier turns
-        assert_added(replace(arch_gradient, radius=1e-6), Ablation(), "toy", arch_gradient, tolerance=1e-4)
+        assert_added(replace(arch_gradient, radius=1e-6), Ablation(learns=True), "toy", arch_gradient, tolerance=1e-4)
     else:
-        assert_added(arch_gradient, Ablation(), "toy", arch_gradient, tolerance=1e-7)
+        assert_added(arch_gradient, Ablation(learns=True), "toy", arch_gradient, tolerance=1e-7)
 
 
 def test_every_outer_term_is_here() -> None:

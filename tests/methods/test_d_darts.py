@@ -63,7 +63,7 @@ def cell_loss(state: SearchState, batch: Batch, cell: str, zero_one: float, abla
 def test_each_cell_s_alpha_has_the_gradient_of_its_own_loss_once(
     zero_one: float, ablation: float, floor: float
 ) -> None:
-    terms = (ZeroOne(zero_one, by_group=True), Ablation(ablation, floor))
+    terms = (ZeroOne(zero_one, by_group=True), Ablation(ablation, floor, learns=True))
     problem, method = by_cell(without=("none",)), replace(d_darts(), outer_terms=terms)
     state, batch = started(problem, method)
     found = gradient(bilevel(state, method).outer(state.theta, state.alpha, batch), state.alpha)
@@ -77,11 +77,11 @@ def test_each_cell_s_alpha_has_the_gradient_of_its_own_loss_once(
 def test_the_ablation_term_moves_alpha_and_the_code_s_constant_does_not() -> None:
     problem = by_cell(without=("none",))
     state, batch = started(problem, d_darts())
-    grads = gradient(Ablation()(state, state.theta, state.alpha, batch), state.alpha)
+    grads = gradient(Ablation(learns=True)(state, state.theta, state.alpha, batch), state.alpha)
     assert all(g.abs().max() > 1e-6 for g in grads.values())
-    assert not any(isinstance(term, Ablation) for term in d_darts(learns=False).outer_terms)
-    assert_same_search(d_darts(learns=False), d_darts(ablation=0.0), "darts")
-    assert_other_search(d_darts(learns=False), d_darts(), "darts")
+    assert d_darts().outer_terms == (ZeroOne(9.0, by_group=True), Ablation(0.7, learns=False))
+    assert_same_search(d_darts(), d_darts(ablation=0.0), "darts")
+    assert_other_search(d_darts(learns=True), d_darts(), "darts")
 
 
 def test_an_ablated_cell_has_random_weights_and_the_others_keep_theirs() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from oche import config
 from oche.methods.cdarts import Evaluation, PoolsAndSkips
+from oche.methods.d_darts import Ablation
 from oche.methods.dartopti import dartopti
 from oche.methods.idarts import idarts
 from oche.methods.oles import BestEpoch, FreezeOverfitted, RememberAccuracy, oles
@@ -64,6 +65,7 @@ def test_a_run_of_before_keeps_the_rules_of_before(make: Callable[[], Method]) -
 
 
 PARTS = (
+    Ablation(),
     BestEpoch(),
     DropPath(),
     Evaluation(),

@@ -142,3 +142,22 @@ def test_on_digits_the_pick_keeps_the_best_trained_of_four(tmp_path: Path) -> No
     assert str(result.genotype) == best["genotype"]
     decays = [r["note"] for r in run.records() if r["kind"] == "stage"]
     assert decays == ["l2 0.0003", "l2 0.0009", "l2 0.0027", "l2 0.0081"]
+
+
+def test_a_rung_looks_at_its_own_epochs_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that was far ahead in the first rung loses the second by little; over all epochs it would win."""
+    problem = tiny_problem("nb201", channels=4, cells=1)
+    rng = counted(1)
+    cells = [sample(problem.space, rng), sample(problem.space, rng)]
+    scores, trained = ((0.9, 0.9, 0.99, 0.50), (0.1, 0.1, 0.10, 0.51)), [0, 0]
+
+    def planted(network: int, *rest: object) -> Any:
+        trained[network] += 1
+        return Score(scores[network][trained[network] - 1])
+
+    monkeypatch.setattr(racing, "begin", lambda training: Fake(cells.index(training.genotype)))
+    monkeypatch.setattr(racing, "train_epoch", lambda state, training, stream: None)
+    monkeypatch.setattr(racing, "set_rate", lambda optimizer, rate: None)
+    monkeypatch.setattr(racing, "evaluate", planted)
+    assert race(problem, cells, "smoke", (3, 4), (2, 1)) == 1
+    assert smoothed(scores[0]) > smoothed(scores[1])

@@ -10,13 +10,13 @@ Every cell c has an alpha of its own (`sharing="cell"`) and a loss of its own, a
 Each alpha_c steps by Adam along d L_c / d alpha_c. A node keeps the two edges with the largest weights, and their ops if the weight is at
 least 0.85 (`parse="sparse"`), or every edge keeps up to two ops of at least that (`parse="edge"`).
 
-The ablation term's gradient is our design (`learns=True`): with N cells and |mean M| held, but at least a tenth of L_val, so that it does
-not blow up while no cell matters,
+In the authors' code M is a number without a gradient (architect.py:77-92), so the ablation term moves nothing: that is the default. With
+`learns=True` it has one, of our design: with N cells and |mean M| held, but at least a tenth of L_val, so that it does not blow up while
+no cell matters,
 
     d (- I_c) / d alpha_c = 1 / (N |mean M|) sum_j!=c d L_val(without j) / d alpha_c
 
-so that a cell learns to do without any one of the others; it is the gradient of ablation mean_j L_val(without j) / |mean M|. In the
-authors' code M is a number without a gradient, and the term moves nothing; `learns=False` leaves it out, which is the same. M_c is in the
+so that a cell learns to do without any one of the others; it is the gradient of ablation mean_j L_val(without j) / |mean M|. M_c is in the
 log either way (`Contributions`).
 
 Taken from code (aheuillet/D-DARTS @ e3ad5d9): the constants, 50 epochs, 8 cells, batch 96, SGD 0.005 -> 0.001, Adam 3e-3 -> 1e-3 cosine
@@ -28,7 +28,8 @@ tables know one cell, shares alpha between all its cells.
 Deviations from the script of the published numbers: their `backward` once a cell adds up gradients between cells, steps, and into the
 weights; here each alpha has its own once, and the weights' gradients are those of the training loss alone. In a deeper network the first
 third repeats the normal cells i mod N//3, where theirs reads (i mod N)//3.
-Cost against DARTS: as many more passes of the architecture step as there are cells, twice forward, one at a time in memory.
+Cost against DARTS: none; with `learns=True` as many more passes of the architecture step as there are cells, twice forward, one at a time
+in memory.
 """
 
 from __future__ import annotations
@@ -75,12 +76,15 @@ def without(weights: OpWeights, cell: str, state: SearchState, draw: Draw) -> Op
 
 @dataclass(frozen=True)
 class Ablation:
-    """weight * mean over cells of L(without the cell) / max(|mean M|, floor * L); see the module."""
+    """weight * mean over cells of L(without the cell) / max(|mean M|, floor * L), or 0 where it does not learn; see the module."""
 
     weight: float = 0.7
     floor: float = 0.1
+    learns: bool = False
 
     def __call__(self, state: SearchState, theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
+        if not self.learns:
+            return torch.zeros((), device=batch.images.device)
         draw = state.draw("alpha")
         weights = state.op_weights(alpha, draw)
 
@@ -199,19 +203,19 @@ def selection(parse: Literal["sparse", "edge"], least: float) -> Selection:
 def d_darts(
     zero_one: float = 9.0,
     ablation: float = 0.7,
-    learns: bool = True,
+    learns: bool = False,
     parse: Literal["sparse", "edge"] = "sparse",
     least: float = 0.85,
 ) -> Method:
     """FairDARTS with an alpha and a loss of each cell.
 
-    `learns=False` takes the ablation term's gradient as the code does, for 0.
+    `learns=True` gives the ablation term a gradient, which the code takes for 0.
     """
     base = fair_darts()
     return replace(
         base,
         name="d_darts",
-        outer_terms=(ZeroOne(zero_one, by_group=True), *((Ablation(ablation),) if learns and ablation else ())),
+        outer_terms=(ZeroOne(zero_one, by_group=True), *((Ablation(ablation, learns=learns),) if ablation else ())),
         callbacks=(ArchRate(Cosine(1.0, 1 / 3)), Contributions()),
         selection=selection(parse, least),
         space={**base.space, "sharing": "cell", "nb201.sharing": "type", "grid.sharing": "type"},

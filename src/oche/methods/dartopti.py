@@ -155,7 +155,7 @@ class StartFrom(Relaxation):
         return Sigmoid()(alpha, group, draw)
 
 
-def dartopti(learns: bool = True, parse: Literal["sparse", "edge"] = "edge", least: float = 0.85) -> Method:
+def dartopti(learns: bool = False, parse: Literal["sparse", "edge"] = "edge", least: float = 0.85) -> Method:
     """D-DARTS started from a residual network.
 
     In a space with dense convolutions.
