@@ -547,3 +547,11 @@ def test_a_bomb_is_refused(tmp_path: Path) -> None:
     (tmp_path / "idx" / "train-images-idx3-ubyte").write_bytes(raw)
     with pytest.raises(UserError, match=r"claims 1,099,511,627,776 values"):
         load(tmp_path / "idx")
+
+
+def test_large_images_are_said_to_be(tmp_path: Path) -> None:
+    for c in ("a", "b"):
+        for i in range(5):
+            save(tmp_path / c / f"{i}.png", np.zeros((700, 800), np.uint8) + np.uint8(i))
+    assert any("Images of 700x800 take much memory" in note for note in load(tmp_path).notes)
+    assert not any("take much memory" in note for note in load(tmp_path, size=64).notes)

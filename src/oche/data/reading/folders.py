@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from oche.data.entries import Fate, fates
 from oche.data.problems import refuse
-from oche.data.reading.files import below, folders_in, images_below, read_image, skipped_for
+from oche.data.reading.files import below, folders_in, head, images_below, read_image, skipped_for
 from oche.data.reading.listing import filled, of_files
 from oche.data.reading.parts import ALIASES, Filled, Parts, Wish, classes_of, numbered
 from oche.errors import UserError
@@ -22,8 +22,8 @@ from oche.errors import UserError
 FEW, MANY = 32, 64
 """Different values up to which pictures look like masks, and from which on like photographs."""
 
-COMPARED = 8
-"""Pairs of files that are looked at to tell pairs from classes."""
+COMPARED, SIDE = 6, 96
+"""Pairs of files that are looked at to tell pairs from classes, and about how many rows and columns of each."""
 
 ALIKE = 0.8
 """Correlation from which on two pictures show the same."""
@@ -156,10 +156,10 @@ def refuse_pairs(root: Path) -> None:
 def _paired(a: Mapping[Path, Path], b: Mapping[Path, Path], names: Sequence[Path]) -> str | None:
     """What shows that files of the same names belong together: one looks like the other's mask, or both show the same."""
     try:
-        pictures = [(read_image(a[name]), read_image(b[name])) for name in names]
+        if any(head(a[name]).shape[:2] != head(b[name]).shape[:2] for name in names):
+            return None
+        pictures = [(_sampled(a[name]), _sampled(b[name])) for name in names]
     except UserError:
-        return None
-    if any(one.shape[:2] != other.shape[:2] for one, other in pictures):
         return None
     values = [(_different(one), _different(other)) for one, other in pictures]
     if all(np.array_equal(one, other) for one, other in pictures):
@@ -171,6 +171,12 @@ def _paired(a: Mapping[Path, Path], b: Mapping[Path, Path], names: Sequence[Path
     matched = np.mean([abs(_correlation(one, other)) for one, other in small])
     crossed = np.mean([abs(_correlation(one, small[i - 1][1])) for i, (one, _) in enumerate(small)])
     return "show the same" if matched > ALIKE and matched > crossed + 0.3 else None
+
+
+def _sampled(path: Path) -> NDArray[np.generic]:
+    values = read_image(path)
+    step = max(1, max(values.shape[:2]) // SIDE)
+    return np.ascontiguousarray(values[::step, ::step])
 
 
 def _different(values: NDArray[np.generic]) -> int:

@@ -30,6 +30,10 @@ ALIASES = {
 """Part -> what files and folders call it, in any case."""
 
 
+LARGE = 640 * 640
+"""Pixels above which images are said to be large."""
+
+
 @dataclass(frozen=True)
 class Wish:
     """What is asked of a reader: size, channels, the values that become 0 and 1, labels, and what a network's contract settles.
@@ -226,6 +230,8 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
         mean, std, sampling = wish.contract.mean, wish.contract.std, ()
     ledger = measured(Ledger(parts.layout, parts.fates, filled.shapes), sets, classes, parts.ignore)
     height, width, channels = sets["train"].take(torch.zeros(1, dtype=torch.int64))[0].shape[1:]
+    if height * width > LARGE:
+        notes += (f"Images of {height}x{width} take much memory and time: `--set data.size=224` makes them smaller.",)
     return Data(
         name=parts.name,
         train=sets["train"],
