@@ -1,4 +1,4 @@
-"""What costs no search: the best of n random cells, the largest cell, and random cells as large as the one that was found.
+"""Baselines that cost no search: the best of n random cells, the largest cell, and random cells as large as the one that was found.
 
 With N cells of which no two score the same, the best of n that are drawn without repetition is the k-th from below with probability
 

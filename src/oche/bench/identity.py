@@ -1,4 +1,4 @@
-"""What makes two trials comparable: the same settings, the same files of the user's own, and the same version of oche."""
+"""The identity of a trial: its settings, the user's own files that it used, and the version of oche. Others are not comparable."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from oche.run import Run
 
 
 def checksums(run: Run) -> dict[str, object]:
-    """Path -> checksum of the user's own files that a run used, after its run.toml."""
+    """Path -> checksum of the user's own files that a run used, according to its run.toml."""
     code = _table(run).get(own.CODE, {})
     return {path: entry["sha256"] for path, entry in code.items()} if isinstance(code, dict) else {}
 
 
 def changed_files(run: Run) -> list[str]:
-    """Those of the user's own files that have another content now than when the run began."""
+    """The user's own files whose content has changed since the run began."""
     return own.changed(_table(run))
 
 
 def table_code(matrix: Matrix) -> dict[str, object]:
-    """Path -> checksum of the file that the bench's table is from, where that is one of the user's own."""
+    """Path -> checksum of the file that holds the bench's table; empty for a table of oche's."""
     if matrix.table is None or not own.is_own(matrix.table):
         return {}
     path = Path(matrix.table.rpartition(":")[0]).resolve()
@@ -32,7 +32,7 @@ def table_code(matrix: Matrix) -> dict[str, object]:
 
 
 def changed(trial: Trial, asked: Mapping[str, object], code: Mapping[str, object], by: str) -> str:
-    """How a trial that was done with these settings and files, `by` this version, differs from the one that would be run now.
+    """The difference between a trial that was done with these settings and files, `by` this version, and the one to run now.
 
     The words follow "was run"; empty if it does not.
     """

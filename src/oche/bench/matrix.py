@@ -1,4 +1,4 @@
-"""What a bench compares: methods x spaces x data x budgets x seeds, from a TOML file or from flags, and the trials this makes."""
+"""The matrix of a bench: methods x spaces x data x budgets x seeds, from a TOML file or from flags."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from oche.tables import TableLike
 from oche.training.protocols import PROTOCOLS
 
 SUPERNET, SUPERNET_TRAIN, TRAINED_VAL, TRAINED_TEST = "supernet/val", "supernet/train", "trained/val", "trained/test"
-"""What a bench measures itself, in percent, beside the table's metrics: of the supernet, and of the retrained network."""
+"""Metrics that a bench measures itself, in percent, beside the table's: of the supernet, and of the retrained network."""
 
 OWN = (SUPERNET, SUPERNET_TRAIN, TRAINED_VAL, TRAINED_TEST)
 
@@ -89,13 +89,13 @@ class Matrix:
         return tuple(dict.fromkeys((*self.methods, *self.arms, *self.baselines, self.baseline)))
 
     def arm(self, name: str) -> Arm:
-        """The arm of that name; a method's name is an arm without settings. Raises UserError where an arm is none."""
+        """The arm of that name; a method's name is an arm without settings. Raises UserError for an arm that is no table of settings."""
         if name not in self.arms:
             return Arm(name)
         return config.build(Arm, _table(self.arms[name], f"arms.{name}"), f"arm {name}")
 
     def seeds_for(self, name: str) -> int:
-        """How many seeds the method or arm is run with."""
+        """The number of seeds of a method or arm."""
         count = self.arm(name).seeds
         return self.seeds if count is None else count
 
@@ -140,7 +140,7 @@ def matrix_from(path: Path | None, overrides: Mapping[str, object] | None = None
 
 
 def matrix_in(table: Mapping[str, object], where: str, overrides: Mapping[str, object] | None = None) -> Matrix:
-    """The matrix with these fields, replaced as in `matrix_from`; `where` is what errors call the table. Raises UserError."""
+    """The matrix with these fields, replaced as in `matrix_from`; `where` is the table's name in errors. Raises UserError."""
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     if "arms" in table:
         table = {"methods": (), **table}
@@ -155,7 +155,7 @@ def matrix_in(table: Mapping[str, object], where: str, overrides: Mapping[str, o
 def check(matrix: Matrix, table: TableLike | None = None, parts: Mapping[str, object] | None = None) -> None:
     """Raises UserError where the matrix contradicts itself or the table, or would select on test data.
 
-    `parts` are what names in the matrix stand for, where they were handed over as objects.
+    `parts` are the objects that names in the matrix stand for.
     """
     for axis in AXES:
         names = (*matrix.methods, *matrix.arms) if axis == "methods" else getattr(matrix, axis)
@@ -165,9 +165,13 @@ def check(matrix: Matrix, table: TableLike | None = None, parts: Mapping[str, ob
             raise UserError(f"{axis} must name at least one, and none twice; given {', '.join(names) or 'nothing'}.")
     fewest = min(map(matrix.seeds_for, matrix.searched))
     if fewest < 1 or matrix.threads < 1:
-        raise UserError(f"A bench needs a seed and a thread; given seeds={fewest}, threads={matrix.threads}.")
+        raise UserError(
+            f"A bench needs at least one seed and one thread; given seeds={fewest}, threads={matrix.threads}."
+        )
     if min(matrix.cpus, matrix.gpus) < 0:
-        raise UserError(f"A trial cannot need less than nothing; given cpus={matrix.cpus:g}, gpus={matrix.gpus:g}.")
+        raise UserError(
+            f"A trial cannot need a negative number of CPUs or GPUs; given cpus={matrix.cpus:g}, gpus={matrix.gpus:g}."
+        )
     if "test" in matrix.selector.lower():
         raise UserError(
             f"select={matrix.selector!r} would select on test data, and what is reported would be too good: name a validation metric."
@@ -188,7 +192,7 @@ def check(matrix: Matrix, table: TableLike | None = None, parts: Mapping[str, ob
 
 
 def flat(table: object, prefix: str = "") -> dict[str, object]:
-    """A table of tables by dotted paths.
+    """Flattens a table of tables to dotted paths.
 
     >>> flat({"space": {"cells": 1}, "clip": 5.0})
     {'space.cells': 1, 'clip': 5.0}

@@ -22,7 +22,7 @@ DASHES = {"dashed": (0, (3, 2)), "dotted": (0, (1, 2))}
 MARKERS = ("o", "s", "^", "D")
 Point = tuple[float, float]
 Level = tuple[str, float]
-"""A line across a picture: what it is, and where."""
+"""A line across a picture: its name and its height."""
 
 PROBES = {  # key of the number -> (title, unit)
     "parameter_free": ("Share of operations without weights, of the cell chosen after each epoch", "%"),
@@ -40,7 +40,7 @@ PROBES = {  # key of the number -> (title, unit)
 
 @dataclass(frozen=True)
 class Panels:
-    """A panel per method, all on one scale: (T, seeds) values against the epoch, a thin line per seed and a thick one for their mean.
+    """One panel per method, all on one scale: (T, seeds) values against the epoch, a thin line per seed and a thick one for their mean.
 
     The methods in `queries` have their values against the number of queries instead.
     """
@@ -55,7 +55,7 @@ class Panels:
 
 @dataclass(frozen=True)
 class Seeds:
-    """A row a method, the best mean on top: a dot for each seed, a bar at their mean."""
+    """One row per method, the best mean on top: a dot for each seed, a bar at their mean."""
 
     title: str
     unit: str
@@ -65,7 +65,7 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Look:
-    """How a method is drawn, in every picture of a bench."""
+    """A method's colour and marker, the same in every picture of a bench."""
 
     colour: str
     marker: str
@@ -73,7 +73,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Pareto:
-    """Points (cost, accuracy), one a trial; those that no other beats in both are joined."""
+    """Points (cost, accuracy), one per trial; those that no other beats in both are joined."""
 
     title: str
     x: str

@@ -30,13 +30,13 @@ class Planned:
 
     @property
     def name(self) -> str:
-        """What the trial, and its folder, is called."""
+        """The name of the trial and of its folder."""
         return "-".join(slug(part) for part in (self.method, self.space, self.data, self.budget, str(self.seed)))
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What a bench was handed over as objects: methods, spaces and data by the names that the matrix has for them, and the table."""
+    """The parts that a bench got as objects: methods, spaces and data by the names that the matrix has for them, and the table."""
 
     parts: Mapping[str, object] = field(default_factory=dict)
     table: TableLike | None = None
@@ -63,7 +63,7 @@ class Trial(Planned):
 
     @property
     def handed(self) -> dict[str, object]:
-        """The options of the search that are objects."""
+        """Option -> object, for the options of the search that are objects."""
         named = {"method": self.request.method, "space": self.request.space, "data": self.request.data}
         return {option: self.objects.of(str(name)) for option, name in named.items() if name in self.objects.parts}
 
@@ -79,12 +79,12 @@ class Trial(Planned):
         return asked(replace(request, **named)) == self.asked()
 
     def asked(self) -> dict[str, object]:
-        """What the search was asked for."""
+        """The request as plain values, to be compared with an earlier trial's."""
         return asked(self.request)
 
 
 def asked(request: Request) -> dict[str, object]:
-    """What decides a trial, as plain values: probes only look, compiled cells give the same, and a trial is of one seed."""
+    """The options that decide a trial, as plain values; left out are probes, which only look, and `compile`, which changes no result."""
     free = ("probes", "seeds", "pick", "compile")
     table = {f.name: getattr(request, f.name) for f in options(Request) if f.name not in free}
     if request.task is None:  # lines of earlier benches do not have it

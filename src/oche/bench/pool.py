@@ -1,4 +1,4 @@
-"""Where trials run: here one after the other, in processes of this machine, or as tasks of a Ray cluster."""
+"""Runs trials one after the other in this process, in processes of this machine, or as tasks of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Done = tuple[Trial, Outcome | BaseException]
 """A trial with its outcome, or with the error that ended it."""
 
 FAILURES = (UserError, RuntimeError, ArithmeticError, MemoryError)
-"""What may end one trial and leave the others to go on; anything else is a mistake in the program and is raised."""
+"""Errors that end one trial and let the others go on; any other is a mistake in the program and is raised."""
 
 RETRIES = 3
-"""How often a trial is started again whose process or machine was lost; it continues from its checkpoint."""
+"""Times that a trial is started again, from its checkpoint, after its process or machine was lost."""
 
 
 def here(trials: Sequence[Trial], folder: Path, work: Work) -> Iterator[Done]:
-    """One after the other, in this process."""
+    """Runs the trials one after the other, in this process."""
     for trial in trials:
         try:
             done: Outcome | BaseException = work(trial, folder / trial.name)
@@ -37,7 +37,7 @@ def here(trials: Sequence[Trial], folder: Path, work: Work) -> Iterator[Done]:
 
 
 def in_processes(trials: Sequence[Trial], folder: Path, work: Work, workers: int) -> Iterator[Done]:
-    """`workers` at a time, each trial in a fresh process, so that its peak memory is its own and its crash harms no other."""
+    """Runs `workers` trials at a time, each in a fresh process, so that its peak memory is its own and its crash harms no other."""
     pool = ThreadPoolExecutor(workers)
     with without_a_script():
         try:
@@ -49,7 +49,7 @@ def in_processes(trials: Sequence[Trial], folder: Path, work: Work, workers: int
 
 
 def on_ray(trials: Sequence[Trial], folder: Path, work: Work, address: str, cpus: float, gpus: float) -> Iterator[Done]:
-    """As Ray tasks; `address` is "local" for a cluster on this machine, else what `ray.init` takes.
+    """Runs the trials as Ray tasks; `address` is "local" for a cluster on this machine, else what `ray.init` takes.
 
     The machines of a cluster need oche, the data at the same path, and, to continue interrupted trials, the bench's folder.
     """
@@ -85,14 +85,14 @@ def on_ray(trials: Sequence[Trial], folder: Path, work: Work, address: str, cpus
 
 
 def _expected(error: BaseException | None) -> BaseException | None:
-    """The error if it is one that a trial may end with, None if there was none; raises any other."""
+    """Returns the error if it is one that a trial may end with, and None if there was none; raises any other."""
     if error is not None and not isinstance(error, FAILURES):
         raise error
     return error
 
 
 def _in_a_process(trial: Trial, folder: Path, work: Work) -> Outcome:
-    """The trial in a process of its own, started again where that is lost."""
+    """Runs the trial in a process of its own, and starts it again if that process is lost."""
     spawn = multiprocessing.get_context("spawn")  # a forked torch may hang
     for _ in range(1 + RETRIES):
         with ProcessPoolExecutor(1, mp_context=spawn) as pool:

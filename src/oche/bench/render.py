@@ -1,4 +1,4 @@
-"""A bench's result as CSV for programs and as Markdown for people."""
+"""Renders a bench's result as CSV for programs and as Markdown for people."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ COLUMNS = (
     "memory_mib", "device", "over_largest", "over_size",
 )  # fmt: skip
 BESIDE = ("- largest", "- as large")
-"""What stands beside every mean: how far it is above the table's largest cell, and above random cells as large as those found."""
+"""Columns beside every mean: the difference to the table's largest cell, and to random cells as large as those found."""
 HEADINGS = ("95 % interval", "best", "picked", "rank", "regret", "RI %", "p", "search")
 NOT_RUN = "not run"
 
@@ -131,7 +131,7 @@ def tables(result: BenchResult) -> list[Sheet]:
 
 
 def searches(result: BenchResult) -> list[Sheet]:
-    """What the searches of each place came to: the supernet's accuracies, and seed by seed skips, `none`, and the monitor's word."""
+    """The outcome of the searches in each place: the supernet's accuracies, and seed by seed skips, `none`, and the monitor's warning."""
     headings = [
         "method",
         "seeds",
@@ -205,7 +205,7 @@ def trial_table(result: BenchResult) -> tuple[list[str], list[list[str]]]:
 
 
 def legend(result: BenchResult) -> list[str]:
-    """What the columns mean."""
+    """Explanations of the columns."""
     return [
         "interval: of the mean, by bootstrap (BCa, 9,999 resamples, seeded)",
         f"picked: the value of the seed that is best by {result.matrix.selector}",
@@ -243,7 +243,7 @@ def _mean(row: Row) -> str:
 
 
 def _known(result: BenchResult) -> tuple[str, ...]:
-    """The headings of what stands beside a mean: none where no table says how large its cells are."""
+    """The headings of the columns beside a mean: none if no table gives the sizes of its cells."""
     return BESIDE if any(choice.name == LARGEST for choice in result.facts.fixed) else ()
 
 
@@ -267,13 +267,13 @@ def _search(row: Row | None) -> str:
 
 
 def _label(place: Place, metric: str, places: Sequence[Place], metrics: Sequence[str]) -> str:
-    """A column's heading: what tells it from the others."""
+    """A column's heading: the parts in which it differs from the others."""
     parts = [Path(place[i]).stem for i in range(3) if len({other[i] for other in places}) > 1]
     return ", ".join([*parts, *([metric] if len(metrics) > 1 or not parts else [])])
 
 
 def _seeds(result: BenchResult, method: str, count: int) -> str:
-    """How many seeds of the method there are, and of how many, where some are missing."""
+    """The number of a method's seeds, and of how many where some are missing."""
     asked = result.matrix.seeds_for(method)
     return str(count) if count == asked else f"{count} of {asked}"
 

@@ -1,4 +1,4 @@
-"""From a bench's files to its result: one row for each method and metric in each place of the matrix."""
+"""Reads a bench's files into its result: one row for each method and metric in each place of the matrix."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ FEW = 6
 class BenchFolder(Run):
     """The folder of a bench: run.toml, the finished trials, what was taken from the table, the trials' run folders, the result.
 
-    A study's has study.toml too: what is measured.
+    A study's folder also holds study.toml, which says what is measured.
     """
 
     TRIALS: ClassVar[str] = "trials.jsonl"
@@ -48,7 +48,7 @@ class BenchFolder(Run):
 
 @dataclass(frozen=True)
 class Finished:
-    """A line of trials.jsonl: what was asked for, the cell, its values by metric, (epoch, skips, table's value) by epoch, and costs.
+    """A line of trials.jsonl: the request, the cell, its values by metric, (epoch, skips, table's value) by epoch, and costs.
 
     `code` has the checksum of each file of the user's own that it used, by path; `version` is oche's. Earlier lines have neither.
     """
@@ -133,7 +133,7 @@ class BenchResult:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What has to be known to read the rows."""
+        """Sentences that a reader of the rows needs."""
         return tuple(_notes(self))
 
     def places(self) -> Iterator[tuple[Place, list[Finished]]]:
@@ -144,7 +144,7 @@ class BenchResult:
 
 
 def read(path: Path) -> BenchResult:
-    """The result that a bench's folder holds by now. Raises UserError where it is no bench, or damaged."""
+    """The result so far, from a bench's folder. Raises UserError if the folder holds no bench or is damaged."""
     folder = BenchFolder(Run.open(path).path)
     matrix, found = matrix_of(folder), finished(folder)
     places = tuple(planned(matrix))
@@ -237,7 +237,7 @@ def _rows(result: BenchResult, space: str, data: str, budget: str, metric: str) 
 
 
 def _queries(here: Sequence[Finished]) -> list[int]:
-    """How many random cells are worth a row: a few fixed numbers, as many as a method has seeds, and as many as a search asked for."""
+    """Numbers of random cells that get a row: a few fixed ones, as many as a method has seeds, and as many as a search asked for."""
     seeds = {method: {t.seed for t in here if t.method == method} for method in {t.method for t in here}}
     asked = {round(max(t.probe(BEST))) for t in here if t.probes.get(BEST)}
     return sorted({*FEW_RANDOM, *(len(found) for found in seeds.values()), *asked})
@@ -296,6 +296,6 @@ def _notes(result: BenchResult) -> Iterator[str]:
 
 
 def _same_data(data: str, metric: str) -> bool:
-    """Whether a metric such as `cifar10/test` is, by its name, one of this data."""
+    """True if a metric such as `cifar10/test` is, by its name, one of this data."""
     name, own = (re.sub(r"[^a-z0-9]", "", text.lower()) for text in (Path(data).stem, metric.partition("/")[0]))
     return bool(own) and own in name

@@ -1,4 +1,4 @@
-"""run_bench(): the trials that are missing, one line each as they finish, then the tables, the pictures and the page."""
+"""run_bench() runs the trials that are missing, writes one line for each as it ends, then the tables, the pictures and the page."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from oche.run import Listener, Run, silent
 from oche.tables import TableLike, table_named
 
 Render = Callable[[BenchResult], object]
-"""Writes the files of a result; `page.write`, or one with more on its page."""
+"""Writes the files of a result: `page.write`, or a function that puts more on the page."""
 
 
 def run_bench(
@@ -47,7 +47,7 @@ def run_bench(
     """Runs what is missing of a bench in the folder `out`, and renders the result.
 
     `workers` processes work at a time; with an `address` the trials are tasks of that Ray cluster ("local": one on this machine).
-    A trial that fails is told of and left missing; the others go on. `only` names the methods and arms to run now, all where it is
+    A trial that fails is reported and stays missing; the others go on. `only` names the methods and arms to run now, all where it is
     empty; the rest stays missing. `table` takes the place of the matrix's own; `parts` are methods, spaces and data as objects,
     by the names that the matrix has for them. `work` takes the place of `run_trial`, `render` writes the result.
     `listener` is called with ("begin", {total, missing, folder}), `missing` being those to run now, then as each trial ends with
@@ -89,7 +89,7 @@ def run_bench(
 def _kept(
     ended: Iterable[Done], folder: BenchFolder, matrix: Matrix, table: TableLike | None, listener: Listener
 ) -> Iterator[tuple[str, str]]:
-    """Writes a line for each trial that ends well, and tells the listener of all; (name, reason) of those that fail."""
+    """Writes a line for each trial that succeeds and tells the listener of every trial; yields (name, reason) of those that fail."""
     for trial, outcome in ended:
         if isinstance(outcome, Outcome):
             line = _line(trial, outcome, matrix, table)
@@ -133,7 +133,7 @@ def _own_table(matrix: Matrix) -> TableLike | None:
 
 
 def _fitting(path: Path, matrix: Matrix) -> BenchFolder:
-    """The folder, where it is new or that of the same bench, whose axes may have grown. Raises UserError for any other."""
+    """The folder, if it is new or holds the same bench, whose axes may have grown. Raises UserError for any other."""
     folder = BenchFolder(path)
     if path.exists() and not path.is_dir():
         raise UserError(f"{str(path)!r} is a file; a bench needs a folder.")
@@ -186,7 +186,7 @@ def _run(
 
 
 def _line(trial: Trial, outcome: Outcome, matrix: Matrix, table: TableLike | None) -> Finished:
-    """The trial's line: its outcome, with what the table says of its cell and of each epoch's."""
+    """The trial's line: its outcome, with the table's values of its cell and of each epoch's."""
 
     def looked_up(cell: str, metrics: Sequence[str]) -> dict[str, float | None]:
         return dict(values(table, Genotype.parse(cell, trial.objects.space(trial.space)), metrics)) if table else {}

@@ -1,4 +1,4 @@
-"""What a bench takes from its table where nothing else was said: the space, the metric that selects, and the metrics to report."""
+"""Fills in what was left open, from the table of a bench: the space, the metric that selects, and the metrics to report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether trials can run in processes of their own: a fresh process runs the main script again and finds what that script defines.
+"""Checks that trials can run in new processes, each of which runs the main script again and finds there what it defines.
 
 The check is made before the first process starts, since a script without a guard would run once more in each of them.
 """
@@ -98,7 +98,7 @@ class _Sender(pickle.Pickler):
         self.of_main: list[str] = []
 
     def reducer_override(self, thing: Any) -> Any:
-        """Changes nothing."""
+        """Notes the thing and pickles it as usual."""
         if (inspect.isroutine(thing) or inspect.isclass(thing)) and thing.__module__ == "__main__":
             self.of_main.append(thing.__qualname__)
         return NotImplemented

@@ -15,7 +15,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class Summary:
-    """Of n numbers: mean, standard deviation (n - 1), the largest, and the bootstrap interval of the mean; None where n is too small."""
+    """Summary of n numbers: mean, standard deviation (n - 1), largest, bootstrap interval of the mean; None where n is too small."""
 
     n: int
     mean: float
@@ -94,7 +94,7 @@ def improvement_interval(
 
 
 def significance(method: Mapping[int, float], baseline: Mapping[int, float]) -> Significance | None:
-    """Whether two methods differ, from their values by seed; None where either has one.
+    """Tests whether two methods differ, from their values by seed; None where either has only one.
 
     With the same seeds the differences are tested (paired t, Wilcoxon's signed ranks), else the two samples (Welch's t, Mann-Whitney's U).
     """

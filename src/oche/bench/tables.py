@@ -1,4 +1,4 @@
-"""What a bench takes from a table of all cells once: each metric's optimum and mean, and the choices that need no search."""
+"""Facts that a bench takes from a table of all cells once: each metric's optimum and mean, and the choices that need no search."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a table says without a search: each metric's optimum and mean over all cells, single cells, and the best of random ones.
+    """Facts that a table tells without a search: each metric's optimum and mean over all cells, single cells, and the best of random ones.
 
     `best_of` holds for each metric the mean and deviation for the best by validation of 1, 2, 3, ... random cells. `sizes` holds, for each
     number of parameters (the metric `size`), the metrics of the best of random cells that have as many.
@@ -99,7 +99,7 @@ def values(table: TableLike, genotype: Genotype, metrics: Sequence[str]) -> Iter
 
 
 def finite(column: NDArray[np.floating]) -> NDArray[np.float64]:
-    """The column with NaN for whatever is not finite: some zero-cost scores are minus infinity."""
+    """The column with NaN for every value that is not finite: some zero-cost scores are minus infinity."""
     numbers = np.asarray(column, dtype=np.float64)
     return np.where(np.isfinite(numbers), numbers, np.nan)
 

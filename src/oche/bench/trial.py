@@ -46,7 +46,7 @@ NUMBERS = (
     "discretisation_gap",
     "kendall_tau",
 )
-"""What is kept of each epoch's record, beside skips and the cell."""
+"""Numbers that are kept of each epoch's record, beside skips and the cell."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Judged:
-    """What became of a search's cell: scores in percent, the network they are of, the seconds it trained, numbers by epoch of search.
+    """The evaluation of a search's cell: scores in percent, the network they are of, the seconds it trained, numbers by epoch of search.
 
     `cells` are the discrete ones after every epoch, where the network is none and the log's are not.
     """
@@ -94,7 +94,7 @@ BEST = "best_validation"
 """The best score so far, by query, among the numbers of a trial whose search asks for cells one by one."""
 
 After = Callable[[Trial, Plan, Run, Genotype], Judged]
-"""What comes after a search in its run folder. Called again after a kill, it carries on."""
+"""Evaluates a search's cell in its run folder. Called again after a kill, it carries on."""
 
 
 def trained(trial: Trial, plan: Plan, run: Run, genotype: Genotype) -> Judged:

@@ -1,4 +1,4 @@
-"""`oche bench`: runs a bench, renders it again, and asks a benchmark's table. Words around `oche.bench` and `oche.tables`."""
+"""`oche bench`: runs a bench, renders it again, and asks a benchmark's table. A thin layer over `oche.bench` and `oche.tables`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(
     only: Annotated[
         list[str] | None, typer.Option(help="Run this method or arm now and leave the rest; as often as you like.")
     ] = None,
-    workers: Annotated[int, typer.Option(help="Processes that work at a time.")] = 1,
+    workers: Annotated[int, typer.Option(help="Trials that run at the same time, each in a process.")] = 1,
     address: Annotated[str | None, typer.Option(help="A Ray cluster's address, or local (extra `ray`).")] = None,
     cpus: Annotated[float | None, typer.Option(help="What a trial takes of the Ray cluster. Default: 1.")] = None,
     gpus: Annotated[float | None, typer.Option(help="The same; 0.5 where two fit on one. Default: 0.")] = None,

@@ -1,4 +1,4 @@
-"""`oche study`: runs a study of single-stage search, and renders it again. Words around `oche.study`."""
+"""`oche study`: runs a study of single-stage search, and renders it again. A thin layer over `oche.study`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINES = {
     "trial": "{method} {space} {data} seed {seed}: {value:.2f} % {metric}",
     "failed": "failed {name}: {reason}",
 }
-"""What is printed of a bench's events."""
+"""Lines that are printed for a bench's events."""
 
 study = typer.Typer(help="Study single-stage search: arms, seeds, decodings; resumable.", rich_markup_mode=None)
 

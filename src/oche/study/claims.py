@@ -1,4 +1,4 @@
-"""Whether the claims of "The devil is in discretization discrepancy" hold in a study's arms, by criteria for small data.
+"""Judges the claims of "The devil is in discretization discrepancy" in a study's arms, by criteria for small data.
 
 C1 to C7 paraphrase the paper's abstract (arXiv 2405.16610). The criteria are ours, written down before anything was run; sigma is always a
 standard deviation over seeds, and where two arms are compared the root of the mean of their variances. What holds by them holds for this
@@ -27,7 +27,7 @@ HOLDS, NOT, OPEN = "holds", "does not hold", "not judged"
 
 @dataclass(frozen=True)
 class Roles:
-    """Which arm plays which part, "" for none.
+    """The arms that play a part in the claims, "" for none.
 
     `single` is the unregularised single stage, `penalised` the one with the largest penalty, `two_stage` the control; `fixed` the split
     S0, `splits` the others.
@@ -139,7 +139,7 @@ def _discretisation(base: Sequence[Finished], whole: Number) -> tuple[str, str, 
 
 
 def _more(better: Sequence[Finished], worse: Sequence[Finished], number: Number, sigmas: float) -> tuple[str, str]:
-    """Whether the mean of one is more than `sigmas` sigma above that of the other, at least as large where that is 0; the numbers."""
+    """True if the mean of one is more than `sigmas` sigma above that of the other, at least as large where that is 0; and the numbers."""
     mine, other = list(numbers(better, number)), list(numbers(worse, number))
     if min(len(mine), len(other)) < 2:
         return f"{len(mine)} and {len(other)} seeds", f"{OPEN}: too few seeds"

@@ -208,7 +208,7 @@ def _gates(group: Group) -> Tensor:
 
 
 def _inputs(group: Group) -> list[list[int]]:
-    """Of each node the edges that compete: its gates, or in cells all that come in."""
+    """The edges of each node that compete: its gates, or in cells all that come in."""
     gates = gated(group)
     found = [[e for e in numbers if gates[e] or not any(gates)] for numbers in group.into().values()]
     return [numbers for numbers in found if numbers]

@@ -1,4 +1,4 @@
-"""Whether a search degenerates, in numbers after each of its epochs; most of them are those of `oche.watch.probes`.
+"""Numbers after each epoch that show whether a search degenerates; most of them are those of `oche.watch.probes`.
 
 Which numbers, and from where on it is called degenerated, is our choice: most of the derived operations without weights, or a derived
 network with less than a third of the weights of a random one.
@@ -24,27 +24,27 @@ from oche.watch.probes import active_depth, active_strides, closed_gates, parame
 FREE_SHARE, GATES, DEPTH, STRIDES = "free share", "closed gates", "depth", "strides"
 PARAMETERS, MACS, GAP = "parameters", "multiply-adds", "loss gap"
 RANDOM = 20
-"""How many random genotypes tell the usual number of weights."""
+"""Random genotypes whose median gives the usual number of weights."""
 
 Series = dict[str, tuple[tuple[int, float], ...]]
 """Number's name -> (epoch, value), 0 being before the first."""
 
 
 def cells_of(state: SearchState) -> tuple[Genotype, ...]:
-    """What a search in two stages would derive after each epoch, 0 being before the first: strongest operations, `keep` inputs a node."""
+    """The cells that two-stage search would derive after each epoch (0: before the first): strongest ops, `keep` inputs per node."""
     epochs = range(min(map(len, state.trajectory.values()), default=0))
     return tuple(TopK()(past(state, epoch), state.problem) for epoch in epochs)
 
 
 def past(state: SearchState, epoch: int) -> SearchState:
-    """The state with alpha as it was then, and all candidates."""
+    """The state with alpha as it was after so many epochs, and all candidates."""
     return replace(state.at(epoch), mask={})
 
 
 def series_of(state: SearchState, cells: tuple[Genotype, ...], run: Run) -> Series:
     """The numbers after each epoch, from the trajectory of alpha, the cells derived from it, and the run's log.
 
-    - free share: of the derived operations (in a grid, one a node), those without weights; `none` counts where it may be chosen.
+    - free share: of the derived operations (in a grid, one per node), those without weights; `none` counts where it may be chosen.
     - closed gates: the share of gates with b < 0.1; strides: how many strides the derived network uses; both in a grid alone.
     - depth: of the derived network, the most operations with weights on one path; parameters, multiply-adds: its cost.
     - loss gap: the mean loss on alpha's images less that on the weights' images.

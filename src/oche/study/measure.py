@@ -1,4 +1,4 @@
-"""What a study measures of a finished search: the network that the supernet is, what decoding makes of it, and how the search went.
+"""Measures a finished search: the network that the supernet is, what decoding makes of it, and how the search went.
 
 Every network here is that of a genotype, continuous or decoded, with the supernet's weights: a node that nothing reaches is left out, where
 a supernet with closed gates would still hand on its constants. Its batch norms keep running statistics, and
@@ -53,7 +53,7 @@ DECODED = "decoded"
 
 @dataclass(frozen=True)
 class Measure:
-    """What is measured of each arm's searches.
+    """The measurements that are made of each arm's searches.
 
     - `decodings` (`study.decode`), each with raw and with re-estimated statistics, from `batches` batches of training images at most.
     - In the arms `closely`, all where it is empty, also those of the `sweep`, and the decodings in `tuned` after fine-tuning for each of
@@ -81,10 +81,10 @@ class Measure:
         if missing := [name for name in self.tuned if name not in known]:
             raise UserError(f"tuned names {missing[0]!r}, which is not among the decodings: {', '.join(known)}.")
         if self.batches < 1 or min(self.tune_epochs, default=1) < 1:
-            raise UserError("Statistics need at least a batch, and fine-tuning an epoch.")
+            raise UserError("Statistics need at least one batch, and fine-tuning at least one epoch.")
 
     def of(self, arm: str) -> Measure:
-        """What is measured of one arm: with everything in `decodings`, the continuous network first."""
+        """The measurements of one arm: with everything in `decodings`, the continuous network first."""
         near = not self.closely or arm in self.closely
         names = (*self.decodings, *(self.sweep if near else ()))
         whole = tuple(dict.fromkeys([CONTINUOUS, *names])) if names else ()
@@ -107,7 +107,7 @@ class Searched:
             yield group, state.relaxation(state.alpha, group, state.draw("eval")).cpu()
 
     def genotype(self, how: Decoding) -> Genotype:
-        """What the decoding makes of the search."""
+        """The genotype that the decoding makes of the search."""
         return kept(self.state.space, ((group, how(w, group)) for group, w in self.weights()))
 
     def network(self, genotype: Genotype) -> Network:
@@ -124,7 +124,7 @@ class Searched:
         return network
 
     def score(self, network: Network) -> float:
-        """Of validation images, in percent."""
+        """The network's score on validation images, in percent."""
         p = self.state.problem
         return 100 * evaluate(network, p.data.val, none(p.data), p.fabric, p.task).value
 
@@ -146,7 +146,7 @@ class Searched:
 
 
 def measured(trial: Trial, plan: Plan, run: Run, genotype: Genotype, measure: Measure) -> Judged:
-    """What comes after a study's search (`bench.trial.After`)."""
+    """Measures a study's search, after it has ended (`bench.trial.After`)."""
     searcher = as_searcher(plan.searcher)
     method, (_, state) = (
         searcher.method,
@@ -209,7 +209,7 @@ def one(searched: Searched, name: str, whole: Network, measure: Measure) -> dict
 
 
 def unfit(how: Decoding, space: Space, method: Method) -> str:
-    """Why a decoding makes no sense in a space, or with a method; empty where it does."""
+    """The reason why a decoding makes no sense in a space, or with a method; empty if it does."""
     return next((reason for group in space.groups if (reason := how.unfit(group, method.relaxation))), "")
 
 

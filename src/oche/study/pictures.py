@@ -33,7 +33,7 @@ SERIES = {
 EPOCH, ROWS, SHADED = "epoch of search", 24, 4
 """An axis; how many names a column of a legend has; lines up to which the spread over seeds is shaded: more shades only make mud."""
 PENALISED = {"operations": "entropy", "gates": "gate_entropy"}
-"""What is penalised -> the option of `single_stage` with the weight."""
+"""The penalised quantity -> the option of `single_stage` with its weight."""
 WEIGHED = {  # name -> (title, unit, number) of what is drawn against a penalty's weight
     "supernet": ("Continuous network", "%", value(f"{CONTINUOUS}/{ANEW}")),
     "error": ("Discretisation error of op", "points", error(f"op/{ANEW}")),
@@ -44,7 +44,7 @@ ERRORS = ("op", "op+edge@0.50", "op+best2")
 
 @dataclass(frozen=True)
 class Lines:
-    """(T, seeds) values against what `axis` says, one line a label: the mean, between the least and the greatest.
+    """(T, seeds) values against the quantity named by `axis`, one line per label: the mean, within a band from the least to the greatest.
 
     `linear`: up to where the axis is linear, beyond which it is logarithmic; 0 for all of it.
     """
@@ -146,7 +146,7 @@ def against(trials: Sequence[Finished], family: str, statistics: str) -> tuple[l
 
 
 def penalties(arms: Mapping[str, Sequence[Finished]]) -> Iterator[tuple[str, Lines]]:
-    """What an entropy penalty costs and saves, against its weight: arms that differ in the weight alone are a line, from none on."""
+    """Costs and savings of an entropy penalty against its weight: arms that differ in the weight alone are a line, from none on."""
     lines: dict[str, dict[float, Sequence[Finished]]] = {}
     for trials in arms.values():
         kind, weight = penalty(trials[0])
@@ -166,7 +166,7 @@ def penalties(arms: Mapping[str, Sequence[Finished]]) -> Iterator[tuple[str, Lin
 
 
 def penalty(trial: Finished) -> tuple[str, float]:
-    """What of a search was penalised and how, "" for nothing, and the penalty's weight."""
+    """The quantity that was penalised and how, "" for nothing, and the penalty's weight."""
     settings = trial.asked.get("settings")
     set_ = settings if isinstance(settings, Mapping) else {}
     weights = {on: float(set_.get(f"method.{key}", 0.0)) for on, key in PENALISED.items()}
@@ -176,7 +176,7 @@ def penalty(trial: Finished) -> tuple[str, float]:
 
 
 def clouds(arms: Mapping[str, Sequence[Finished]]) -> Iterator[tuple[str, Cloud]]:
-    """Error against entropy: of every search at its end, and where the gap was probed, after each epoch."""
+    """Error against entropy, of every search at its end and, where the gap was probed, after each epoch."""
     for name in ERRORS:
         ends: dict[str, list[Point]] = {}
         for arm, trials in arms.items():

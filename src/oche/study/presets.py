@@ -1,4 +1,4 @@
-"""The four studies: which arms, and what is measured of each. A file or flags may change any of it."""
+"""The four studies: their arms and measurements. A file or flags may change any of it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ WARM_UP, FREEZE = 0.2, 0.6
 
 @dataclass(frozen=True)
 class Size:
-    """How much of a study is done: epochs of the horizon, seeds, and how fine its grids are. `masks`: in the grid space."""
+    """The size of a study: epochs of the horizon, seeds, and the resolution of its grids. `masks`: in the grid space."""
 
     epochs: int
     seeds: int
@@ -40,13 +40,13 @@ class Size:
         return round(FREEZE * self.epochs)
 
     def thin(self, whole: tuple[T, ...], some: tuple[T, ...]) -> tuple[T, ...]:
-        """`some` of a grid in a smoke test."""
+        """Returns `some` values of a grid in a smoke test, else all of them."""
         return some if self.smoke else whole
 
 
 @dataclass(frozen=True)
 class Preset:
-    """The fields of the bench's matrix, what is measured, and which arm is which."""
+    """The fields of the bench's matrix, the measurements, and the arms' roles."""
 
     matrix: dict[str, object]
     measure: Measure
@@ -82,7 +82,7 @@ def preset(name: str, budget: str, epochs: object = None, *, masks: bool = True)
 
 
 def discretisation(size: Size) -> tuple[Arms, Measure, Roles]:
-    """What is lost when a supernet is made discrete, without an entropy term?"""
+    """Measures what is lost when a supernet is made discrete, without an entropy term."""
     first = "sigmoid_gates" if size.masks else "softmax_operations"
     arms: Arms = {first: single_stage()}
     for gates in size.thin(("softmax", "relu_tanh"), ("softmax",)) if size.masks else ():
@@ -94,7 +94,7 @@ def discretisation(size: Size) -> tuple[Arms, Measure, Roles]:
 
 
 def entropy(size: Size) -> tuple[Arms, Measure, Roles]:
-    """Does a penalty on entropy cost the supernet what it saves in decoding?"""
+    """Compares what a penalty on entropy costs the supernet with what it saves in decoding."""
     after = {"train.epochs": size.epochs - size.freeze}
     arms: Arms = {"no_penalty": single_stage(after)}
     targets: dict[str, tuple[str, ...]] = {
@@ -114,7 +114,7 @@ def entropy(size: Size) -> tuple[Arms, Measure, Roles]:
 
 
 def protocol(size: Size) -> tuple[Arms, Measure, Roles]:
-    """Is one stage as good as decoding and training again, at equal epochs? And is the search worth anything?"""
+    """Compares one stage with decoding and training again, at equal epochs, and both with random cells."""
     two = two_stage(size)
     never: Settings = {"arch_optimizer.lr": 0.0}
     arms: Arms = {
@@ -144,7 +144,7 @@ def protocol(size: Size) -> tuple[Arms, Measure, Roles]:
 
 
 def split(size: Size) -> tuple[Arms, Measure, Roles]:
-    """Who should see which images, and does it keep a search from degenerating?"""
+    """Compares splits of the images between weights and alpha, and whether they keep a search from degenerating."""
     arms = {f"s{n}_{name}": single_stage({"split": name}) for n, name in enumerate(SPLITS)}
     first, *others = arms
     return arms, Measure(few(size)), Roles(fixed=first, splits=tuple(others))
@@ -164,12 +164,12 @@ SPLITS = ("fixed", "full", "redrawn", "unequal", "group", "one_level", "until_fr
 
 
 def few(size: Size) -> tuple[str, ...]:
-    """The usual decodings."""
+    """Returns the usual decodings."""
     return ("op", "best2", "op+best2", *(("edge@0.50", "op+edge@0.50") if size.masks else ()))
 
 
 def sweep(size: Size) -> tuple[str, ...]:
-    """The others that make sense in the space."""
+    """Returns the other decodings that make sense in the space."""
     kappas = size.thin(tuple(k / 10 for k in range(11)), (0.0, 0.5, 1.0))
     taus = size.thin(tuple(k / 20 for k in range(19)), (0.0, 0.4))
     inputs = ("best1", *(("path",) if size.masks else ()))
@@ -179,7 +179,7 @@ def sweep(size: Size) -> tuple[str, ...]:
 
 
 def tuned(size: Size) -> tuple[str, ...]:
-    """Those that are also fine-tuned."""
+    """Returns the decodings that are also fine-tuned."""
     return ("continuous", "op", "op+best2") if size.smoke else ("continuous", *few(size))
 
 

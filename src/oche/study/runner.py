@@ -1,4 +1,4 @@
-"""run_study(): a bench whose trials are measured further, and whose page begins with the study's tables and pictures.
+"""run_study() runs a bench whose trials are measured further, and whose page begins with the study's tables and pictures.
 
 A study's folder is a bench's, with study.toml beside run.toml. Killed, it runs only what is missing when started again.
 """
@@ -33,7 +33,7 @@ from oche.study.tables import sheets
 
 @dataclass(frozen=True)
 class Measured:
-    """What study.toml keeps."""
+    """The content of study.toml."""
 
     name: str
     measure: Measure
@@ -42,7 +42,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Study:
-    """Which question, which searches, what is measured of them, and who they are; `asked` are decodings that were asked for by name."""
+    """A question, the searches that answer it, their measurements and their roles; `asked` are decodings that were asked for by name."""
 
     name: str
     matrix: Matrix
@@ -111,7 +111,7 @@ def show(path: str | Path) -> BenchResult:
 
 
 def summary(result: BenchResult) -> tuple[list[str], list[Sheet]]:
-    """What a study has to say before the bench's own tables: notes, the bench's with them, and claims and tables."""
+    """A study's part before the bench's own tables: notes, the bench's with them, and claims and tables."""
     return [*notes(result), *result.notes], [*judged(result, study_of(result.folder).roles), *sheets(result)]
 
 
@@ -121,7 +121,7 @@ def render(result: BenchResult) -> Path:
 
 
 def study_of(folder: Run) -> Measured:
-    """What a study's folder says of it. Raises UserError where the folder is no study's."""
+    """Reads study.toml of a study's folder. Raises UserError where the folder is no study's."""
     if not folder.has(BenchFolder.STUDY):
         raise UserError(f"{str(folder.path)!r} is no study's folder: it holds no {BenchFolder.STUDY}.")
     where = str(folder.file(BenchFolder.STUDY))
@@ -150,7 +150,7 @@ def check(study: Study) -> None:
 
 
 def notes(result: BenchResult) -> Iterator[str]:
-    """What has to be known to read the tables: the kinds of statistics, and what was not measured, and why."""
+    """Sentences that a reader of the tables needs: the kinds of statistics, and what was not measured and why."""
     measure = study_of(result.folder).measure
     yield (
         f"Raw: batch norm's statistics of the continuous network, from {measure.batches} batches of training images at most, kept while "
@@ -186,6 +186,6 @@ def _text(asked: Mapping[str, object], key: str, default: str) -> str:
 
 
 def _masks(asked: Mapping[str, object]) -> bool:
-    """Whether the first space is one of masks."""
+    """True if the first space is one for masks."""
     space = _text(asked, "spaces", "grid")
     return space in SPACES and SPACES[space].task == "segment"

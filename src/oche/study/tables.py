@@ -93,7 +93,7 @@ def degenerating(where: str, arms: dict[str, list[Finished]]) -> Sheet:
 
 
 def filled(headings: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Without the columns in which no row has anything: a cell space has no gates, for one."""
+    """Drops the columns that are empty in every row: a cell space has no gates, for example."""
     kept = [n for n in range(len(headings)) if not rows or any(row[n] for row in rows)]
     return [headings[n] for n in kept], [[row[n] for n in kept] for row in rows]
 
@@ -107,7 +107,7 @@ def value(key: str) -> Number:
 
 
 def error(key: str) -> Number:
-    """Of a decoded network: the continuous one's score, with statistics of its own, less the decoded one's."""
+    """The error of a decoded network: the continuous one's score, with statistics of its own, less the decoded one's."""
 
     def number(trial: Finished) -> float | None:
         whole, own = trial.values.get(f"{CONTINUOUS}/{ANEW}"), trial.values.get(key)
@@ -117,7 +117,7 @@ def error(key: str) -> Number:
 
 
 def last(key: str) -> Number:
-    """A number after the last epoch."""
+    """A number as it was after the last epoch."""
 
     def number(trial: Finished) -> float | None:
         series = trial.probe(key)
@@ -127,14 +127,14 @@ def last(key: str) -> Number:
 
 
 def degenerated(trial: Finished) -> list[bool]:
-    """After each epoch, 0 being before the first."""
+    """True for each epoch after which the trial is degenerated; the first entry is before the first epoch."""
     free, weights = trial.probe(degeneration.FREE_SHARE), trial.probe(degeneration.PARAMETERS)
     usual = trial.values.get(USUAL) or 0.0
     return [degeneration.degenerated(free[epoch], weights[epoch], usual) for epoch in sorted(free)]
 
 
 def decodings(trials: Sequence[Finished]) -> list[str]:
-    """Those that any trial has a score of, in the order of measurement, but a family's by their threshold or share."""
+    """The decodings that any trial has a score of, in the order of measurement; within a family by threshold or share."""
     names = list(dict.fromkeys(key.rpartition("/")[0] for t in trials for key in t.values if key.endswith(f"/{RAW}")))
     grades = {name: graded(name) or (name, 0.0) for name in names}
     families = list(dict.fromkeys(family for family, _ in grades.values()))
@@ -142,7 +142,7 @@ def decodings(trials: Sequence[Finished]) -> list[str]:
 
 
 def numbers(trials: Sequence[Finished], number: Number) -> Iterator[float]:
-    """Of the trials that have it."""
+    """The number of each trial that has it."""
     for trial in trials:
         if (found := number(trial)) is not None:
             yield found

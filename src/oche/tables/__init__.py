@@ -1,4 +1,4 @@
-"""Benchmark tables by name: `TABLES["nb201"](folder)` looks up what a cell scores instead of training it.
+"""Benchmark tables by name: `TABLES["nb201"](folder)` gives the scores of cells that need not be trained.
 
 One file per benchmark: it builds a `Table` (`tabular`) from its data (`nb201`, whose official downloads `official` reads).
 """

@@ -73,7 +73,7 @@ def convert(path: Path, out: Path) -> Path:
     """Writes `out`/nb201.csv.gz from an official download (see `official`), and returns its path.
 
     The columns `*_valid_200_v11` then hold the download's own version. Isomorphic cells are found by `unique`. Checked on the shipped
-    table (the groups) and on synthetic downloads (the rest), for want of a real one. Raises UserError for what is no such download.
+    table (the groups) and on synthetic downloads (the rest), for want of a real one. Raises UserError for anything but such a download.
     """
     rows: list[dict[str, str]] = []
     groups: dict[str, int] = {}
@@ -113,7 +113,7 @@ def unique(cell: str) -> str:
 
 @dataclass(frozen=True, eq=False)
 class Sheet:
-    """A gzipped CSV file with one row a cell, read when first needed; `named` where its first column is the cell's string."""
+    """A gzipped CSV file with one row per cell, read when first needed; `named` where its first column is the cell's string."""
 
     path: Path
     needed: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""Reads official NAS-Bench-201 and NATS-Bench downloads without running what their pickles could run.
+"""Reads official NAS-Bench-201 and NATS-Bench downloads without executing the code that their pickles may hold.
 
 Three forms, after the public API of D-X-Y/NATS-Bench and D-X-Y/NAS-Bench-201 (MIT):
 
@@ -76,7 +76,7 @@ def _values(info: Node, where: str) -> dict[str, float]:
 
 
 def _runs(results: Node, data: str, where: str) -> list[Node]:
-    """The trainings on a data set, one a seed."""
+    """The trainings on a data set, one per seed."""
     seeds = _child(results, "dataset_seed", where).get(data)
     if not isinstance(seeds, Sequence) or not seeds:
         raise UserError(f"{where} has no training on {data}; the table needs one for every cell.")

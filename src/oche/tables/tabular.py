@@ -17,12 +17,12 @@ from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 
 Column = Callable[[], NDArray[np.float64]]
-"""Gives the (N,) values of a metric; called when the metric is asked for, so a file nobody needs is never read."""
+"""Gives the (N,) values of a metric; called when the metric is asked for, so that a file that is not needed is never read."""
 
 
 @runtime_checkable
 class TableLike(Protocol):
-    """What a bench and a query-based search ask of a table. `Table` has it all; any other object with these attributes will do."""
+    """The interface of a table, for a bench and for a query-based search. `Table` has it; any object with these attributes will do."""
 
     @property
     def name(self) -> str: ...
@@ -92,13 +92,13 @@ class Table:
         return tuple(self.columns)
 
     def column(self, metric: str) -> NDArray[np.float64]:
-        """(N,) values of a metric, not to be written to. Raises UserError for a metric that does not exist."""
+        """(N,) values of a metric, read only. Raises UserError for a metric that does not exist."""
         if metric not in self.columns:
             raise unknown(f"metric of {self.name}", metric, self.columns)
         return self.columns[metric]()
 
     def selectable(self, metric: str) -> bool:
-        """False for what was measured on test images (`test` is a part of its name): it may be reported, never selected on."""
+        """False for a metric of test images (`test` is a part of its name): it may be reported, and never selects."""
         if metric not in self.columns:
             raise unknown(f"metric of {self.name}", metric, self.columns)
         return "test" not in metric.split("/")
@@ -109,7 +109,7 @@ class Table:
         return int(values.argmin() if metric in self.smaller else values.argmax())
 
     def best(self, metric: str) -> float:
-        """The best value of a metric: what the oracle reaches."""
+        """The best value of a metric, which the oracle reaches."""
         return float(self.column(metric)[self.best_index(metric)])
 
     # ------------------------------------------------------------------ cells
@@ -134,15 +134,15 @@ class Table:
         return Genotype.parse(self.cells[index], self.space)
 
     def value(self, genotype: Genotype, metric: str) -> float:
-        """What a cell scores."""
+        """A cell's value of a metric."""
         return float(self.column(metric)[self.index(genotype)])
 
     def regret(self, genotype: Genotype, metric: str) -> float:
-        """How much worse than the best cell: 0 at the optimum, never negative."""
+        """The distance to the best cell: 0 at the optimum, never negative."""
         return abs(self.best(metric) - self.value(genotype, metric))
 
     def answer(self, genotype: Genotype, metrics: Iterable[str] | None = None) -> dict[str, dict[str, float | None]]:
-        """The summary, or the given metrics, of a cell as JSON takes them: a table a data set, None for what is not finite."""
+        """The summary, or the given metrics, of a cell as JSON takes them: one table per data set, None for values that are not finite."""
         told: dict[str, dict[str, float | None]] = {}
         for metric in self.summary if metrics is None else metrics:
             data, _, what = metric.partition("/")
