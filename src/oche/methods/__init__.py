@@ -49,6 +49,7 @@ from oche.methods.ista_nas import ONE_STAGE_BUDGETS as ISTA_NAS_ONE_STAGE
 from oche.methods.ista_nas import ista_nas, ista_nas_one_stage
 from oche.methods.lambda_darts import BUDGETS as LAMBDA_DARTS
 from oche.methods.lambda_darts import lambda_darts
+from oche.methods.largest_cell import LargestCell
 from oche.methods.local_search import local_search
 from oche.methods.oles import BUDGETS as OLES
 from oche.methods.oles import oles
@@ -127,6 +128,7 @@ ENTRIES: dict[str, Entry] = {
     "snas": Entry(snas, SNAS),
     "zarts": Entry(zarts, ZARTS),
     "random_sampling": Entry(RandomSampling),
+    "largest_cell": Entry(LargestCell),
     "random_search_ws": Entry(random_search_ws, RANDOM_SEARCH_WS),
     "random_search": Entry(random_search),
     "regularized_evolution": Entry(regularized_evolution),

@@ -68,7 +68,11 @@ def candidates(space: Space) -> dict[str, Tensor]:
             hook.remove()
         for row, module, shape in called:
             row[0], row[1] = parameters(module), multiply_adds(module, torch.zeros(shape)) / shape[0]
-    return {name: torch.stack([torch.stack(edge) for edge in edges], dim=1) for name, edges in rows.items()}
+    none = {group.name: torch.zeros(0, group.width, 2, dtype=torch.float64) for group in space.groups}
+    return {
+        name: torch.stack([torch.stack(edge) if edge else none[name] for edge in edges], dim=1)
+        for name, edges in rows.items()
+    }
 
 
 def parameters(module: nn.Module) -> int:

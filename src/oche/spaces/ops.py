@@ -48,7 +48,7 @@ class Noise(Drawn):
 
     def forward(self, x: Tensor, draw: Draw | None = None) -> Tensor:
         like = x[:, :, :: self.stride, :: self.stride]
-        if draw is None:
+        if draw is None or x.is_meta:  # where shapes alone are followed, there is nothing to draw
             return torch.zeros_like(like)
         noise = torch.randn(
             like.shape, generator=draw.generator(self.path, x.device), device=x.device, dtype=torch.float32
