@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import atexit
 import compileall
 import copy
+import gc
 import hashlib
 import json
 import os
@@ -41,6 +43,9 @@ OURS = {"SMOKE", "QUICK"}
 
 PUBLISHED = "tests/methods/test_published.py"
 """The tests of budgets, which alone answer for a constant in a row."""
+
+SLOW_PLUGINS = ("cacheprovider", "xdist", "unraisableexception", "threadexception")
+"""Of pytest, left out of the forks: two thirds of a fork's time were their collections of garbage."""
 
 OTHERS = "was_published or has_a_source or in_the_table"
 """Tests of published.toml that concern one method each: of those only the method's own are run."""
@@ -162,13 +167,16 @@ def preload() -> None:
     sys.path[:0] = [str(TREE / "src"), str(TREE / "tests")]
     os.environ.setdefault("TRITON_INTERPRET", "1")
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # both as tests/conftest.py has them
-    import pytest  # noqa: F401
+    import hypothesis.extra  # noqa: F401
+    import pytest_timeout  # noqa: F401
     import torch
 
     import oche.search.stages
     import oche.watch.probes  # noqa: F401
 
     torch.set_num_threads(1)
+    gc.collect()
+    gc.freeze()
     assert "oche.methods" not in sys.modules
 
 
@@ -211,7 +219,8 @@ def _run(tests: Sequence[str]) -> None:
         os.dup2(silent, 2)
         os.chdir(TREE)
         sys.dont_write_bytecode = True
-        code = int(pytest.main(["-x", "-q", "-m", "not slow", "-p", "no:cacheprovider", "-p", "no:xdist", *tests]))
+        without = [word for plugin in SLOW_PLUGINS for word in ("-p", f"no:{plugin}")]
+        code = int(pytest.main(["-x", "-q", "-m", "not slow", "--assert=plain", *without, *tests]))
     finally:
         os._exit(code)
 
@@ -276,6 +285,7 @@ def main() -> int:
     KEPT.mkdir(parents=True, exist_ok=True)
     prepare()
     preload()
+    atexit.register(gc.unfreeze)  # else the compiler's library reports what it leaks
     ends = time.monotonic() + 60 * asked.minutes
     counts, unexplained, whole = Counter[str](), 0, True
     print("| method | mutants | survive | without a reason |\n|---|---|---|---|")

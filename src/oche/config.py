@@ -63,9 +63,6 @@ A rule is corrected by a new field of its part, whose default is the new rule; t
 what they were: they resume, and end, as they would have.
 """
 
-ADDED = {"Followed": 2, "StandstillStop": 2, "Temperature": 2, "Terms": 2}
-"""Type -> N: parts, of several in one slot, that there were not before version N of the rules; an older run does without them."""
-
 PLAIN = (str, int, float, list, dict)
 """What TOML can hold; such a value is no part."""
 
@@ -313,9 +310,7 @@ def _public(routine: Any) -> str:
 
 def _restored(old: Any, described: object, path: str, where: str, rules: int, hint: Any = object) -> Any:
     """What stands in the place of `old` after `described`: a part, a tuple with parts, a function or a plain value."""
-    if rules < RULES and (
-        described == [] or _tells_of_parts(described)
-    ):  # methods' parts were others under older rules
+    if rules < RULES and (described == [] or _tells_of_parts(described)):  # a method may have had other parts then
         old = _as_it_was(old, described)
     if _is_part(old):
         if not isinstance(described, Mapping) or described.get("type") != type(old).__name__:
@@ -329,7 +324,6 @@ def _restored(old: Any, described: object, path: str, where: str, rules: int, hi
         changes = {n: _restored(getattr(old, n), v, prefix + n, where, rules, hints[n]) for n, v in table.items()}
         return replace(old, **changes)
     if isinstance(old, tuple) and any(_is_part(item) or callable(item) for item in old):
-        old = tuple(item for item in old if ADDED.get(type(item).__name__, 0) <= rules)
         if not isinstance(described, list) or len(described) != len(old):
             raise UserError(f"{where}: {path} has {len(old)} parts here, which {described!r} does not fit.")
         pairs = enumerate(zip(old, described, strict=True))

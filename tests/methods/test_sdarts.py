@@ -79,20 +79,22 @@ def test_the_attack_raises_the_loss_or_leaves_the_clean_op_weights() -> None:
             assert losses[7] > losses[0] or losses[7] == pytest.approx(plain)
 
 
-def test_the_attack_is_projected_sign_ascent() -> None:
-    """One step of size 2 epsilon from the start that RS would have used, written out, clamped to the ball."""
+@pytest.mark.parametrize("steps", [1, 7])
+def test_the_attack_is_projected_sign_ascent(steps: int) -> None:
+    """Steps of 2 epsilon / `steps` from the start that RS would have used, written out, clamped to the ball each time."""
     problem = problem_of("toy")
     state = begin(problem, darts())
     batch, draw, epsilon = StepBatches(*streams(problem, darts()), 0).inner(), state.draw("weight"), 0.1
     clean = {c: w.detach() for c, w in state.op_weights(state.alpha, draw).items()}
     p = next(iter(clean.values()))
-    start = (2 * torch.rand(p.shape, generator=draw.generator("perturbation/cell"), dtype=torch.float64) - 1) * epsilon
-    leaf = normalised(p + start, p).requires_grad_()
-    (grad,) = torch.autograd.grad(state.task_loss(dict.fromkeys(clean, leaf), batch, draw)[0], leaf)
-    delta = (leaf.detach() + 2 * epsilon * grad.sign() - p).clamp(-epsilon, epsilon)
+    delta = (2 * torch.rand(p.shape, generator=draw.generator("perturbation/cell"), dtype=torch.float64) - 1) * epsilon
+    for _ in range(steps):
+        leaf = normalised(p + delta, p).requires_grad_()
+        (grad,) = torch.autograd.grad(state.task_loss(dict.fromkeys(clean, leaf), batch, draw)[0], leaf)
+        delta = (leaf.detach() + 2 * epsilon / steps * grad.sign() - p).clamp(-epsilon, epsilon)
     expected = normalised(p + delta, p)
     raised = state.task_loss(dict.fromkeys(clean, expected), batch, draw)[0] > state.task_loss(clean, batch, draw)[0]
-    found = Perturbation(Constant(epsilon), 1).before_inner_step(state, clean, state.alpha, batch)
+    found = Perturbation(Constant(epsilon), steps).before_inner_step(state, clean, state.alpha, batch)
     for w in found.values():
         torch.testing.assert_close(w, expected if raised else p)
 
