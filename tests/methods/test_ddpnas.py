@@ -11,8 +11,10 @@ from typing import Literal
 import pytest
 import torch
 
+from oche.data import Fractions
 from oche.errors import UserError
 from oche.methods.ddpnas import Place, Prune, ddpnas, told
+from oche.optim import SGD
 from oche.search.begin import begin
 from oche.search.loop import search
 from oche.search.state import SearchState
@@ -106,15 +108,43 @@ def test_the_momentum_of_a_round_is_kept_for_the_next(monkeypatch: pytest.Monkey
 
     def noted(theta: torch.Tensor, v: torch.Tensor, *rest: object) -> tuple[torch.Tensor, torch.Tensor]:
         new, after = told(theta, v, *rest)  # type: ignore[arg-type]
-        seen.append((theta, v, after))
+        seen.append((theta, v, after, rest[0]))  # type: ignore[arg-type]
         return new, after
 
     monkeypatch.setattr(module, "told", noted)
     played(monkeypatch, WORTH, 42)
     assert not seen[0][1].any()
-    for (_, _, after), (theta, v, _) in pairwise(seen):
+    assert [len(sweeps) for _, _, _, sweeps in seen] == [3, 3, 3, 3]
+    assert [int((sweeps > 0).sum()) for _, _, _, sweeps in seen] == [3 * 6 * left for left in (5, 4, 3, 2)]
+    for (_, _, after, _), (theta, v, _, _) in pairwise(seen):
         assert torch.equal(v, after)
         torch.testing.assert_close(theta.sum(-1), torch.ones(6))
+
+
+def test_the_distribution_begins_uniform_and_the_visited_op_alone_has_weight_one() -> None:
+    state = begin(tiny_problem("darts", epochs=35, channels=4, cells=3, nodes=1, batch=16), ddpnas(1))
+    Prune(1).on_epoch_start(state)
+    for group in state.space.groups:
+        torch.testing.assert_close(state.alpha[f"{group.name}/alpha"].detach(), torch.full((2, 8), 1 / 8))
+        weights = state.relaxation(state.alpha, group, state.draw("weight"))
+        assert torch.equal(weights.detach(), state.alpha[f"{group.name}/now"].detach())
+        assert sorted(weights.detach().flatten().tolist()) == [0.0] * 14 + [1.0] * 2
+
+
+def test_the_log_says_how_many_operations_are_left() -> None:
+    state, record = begin(tiny_problem("nb201", epochs=42, channels=4, cells=1), ddpnas()), dict[str, object]()
+    state.mask["cell"] = torch.arange(5).expand(6, 5) < torch.tensor([2, 3, 2, 2, 2, 2])[:, None]
+    state.epoch = 33
+    Prune(3).on_epoch_start(state)
+    Prune(3).on_epoch_end(state, record)
+    assert record["operations_left"] == 3
+
+
+def test_ddpnas_is_the_published_one() -> None:
+    method = ddpnas()
+    assert method.callbacks == (Prune(3, 0.9, "uniform"),)
+    assert (method.split, method.arch_start) == (Fractions(0.8, 0.2), 1.0)
+    assert method.weight_optimizer == SGD(0.9, 5e-4)
 
 
 def test_what_is_told_is_the_rule_s() -> None:

@@ -19,9 +19,9 @@ from oche.spaces.edges import SkipDropout
 from reference.tiny import tiny_problem
 
 
-def stages(space: str, **settings: object) -> list[Stage]:
+def stages(space: str, epochs: int = 75, **settings: object) -> list[Stage]:
     """The plan, with each stage's state as it begins in the place of an ended one."""
-    problem = tiny_problem(space, epochs=75, **settings)
+    problem = tiny_problem(space, epochs=epochs, **settings)
     searcher, ended, found = pdarts(), list[SearchState](), list[Stage]()
     while stage := Progressive()(problem, searcher.method, tuple(ended)):
         found.append(stage)
@@ -43,6 +43,10 @@ def test_the_darts_space_has_the_published_stages() -> None:
     assert [
         stage.method.edge.rate(0.0) / (24 / 25) for stage in found if isinstance(stage.method.edge, SkipDropout)
     ] == [pytest.approx(r) for r in (0.0, 0.4, 0.7)]
+
+
+def test_epochs_left_over_go_to_the_last_stage() -> None:
+    assert [stage.epochs for stage in stages("toy", epochs=14)] == [4, 4, 6]
 
 
 def test_edges_with_few_candidates_keep_them() -> None:

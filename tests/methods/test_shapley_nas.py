@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from oche.data import ImageSet
 from oche.methods.shapley_nas import Game, marginals, normal, shapley_nas
 from oche.search.begin import begin
 from oche.search.loop import search
+from oche.search.state import SearchState
 from oche.spaces.edges import PartialChannels
 from reference.tiny import tiny_problem
 
@@ -116,6 +118,39 @@ def test_scores_are_the_mean_less_the_deviation_over_the_orders(monkeypatch: pyt
     score[0], score[1] = 0.2 - 0.2, 0.1 - 0.0
     expected = 0.2 * (score - score.mean()) / score.std(correction=1)
     torch.testing.assert_close(state.memory["shapley/cell"].flatten(), expected)
+
+
+def test_orders_are_played_on_images_of_their_own_or_all_on_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    module, drawn, played = import_module("oche.methods.shapley_nas"), list[Tensor](), list[int]()
+
+    def noted(games: list[object], played_orders: list[Tensor], truncate: float) -> tuple[Tensor, float, float]:
+        played.append(len(games))
+        return torch.zeros(len(played_orders), 9, dtype=torch.float64), 1.0, 0.5
+
+    class Seen(Game):
+        def _images(self, state: SearchState, rng: torch.Generator) -> ImageSet:
+            images = super()._images(state, rng)
+            drawn.append(images.index)
+            return images
+
+    monkeypatch.setattr(module, "marginals", noted)
+    for fresh in (True, False):
+        state = begin(tiny_problem("toy", epochs=2), shapley_nas(K=2))
+        Seen(3, 4, start=0.0, fresh=fresh).on_epoch_start(state)
+    assert played == [3, 1]
+    assert len(drawn) == 4
+    assert not torch.equal(drawn[0], drawn[1])
+    assert [len(index) for index in drawn] == [4] * 4
+
+
+def test_the_log_says_what_the_orders_reached() -> None:
+    state, record = begin(tiny_problem("toy", epochs=2), shapley_nas(K=2)), dict[str, object]()
+    game = Game(2, 12, start=0.0, truncate=0.0)
+    game.on_epoch_start(state)
+    game.on_epoch_end(state, record)
+    assert record["shapley_reached"] == 1.0
+    assert 0.0 <= float(record["shapley_accuracy"]) <= 1.0  # type: ignore[arg-type]
+    assert not any(key.startswith("shapley told") for key in state.memory)
 
 
 def test_an_epoch_that_is_resumed_is_not_played_again() -> None:

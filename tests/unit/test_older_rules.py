@@ -36,7 +36,7 @@ def test_gdas_of_older_rules_has_the_parts_it_had() -> None:
 
 
 def test_shapley_nas_of_older_rules_plays_after_the_epoch_on_one_batch() -> None:
-    game = Game(before=False, fresh=False, initial=0.0, correction=0)
+    game = Game(10, 1024, before=False, fresh=False, initial=0.0, correction=0)
     old = replace(shapley_nas(), edge=WeightedSum(), callbacks=(game,), space={})
     table = without(config.describe(old), {"before", "fresh", "initial", "correction"})
     assert isinstance(table, dict)

@@ -96,7 +96,7 @@ class Prune(Callback):
     A sweep visits an edge's operations in an order that is uniform, or drawn by theta without replacement.
     """
 
-    sweeps: int = 3
+    sweeps: int
     momentum: float = 0.9
     draw: Literal["uniform", "theta"] = "uniform"
 

@@ -126,7 +126,7 @@ def deeper(space: Space, depth: int) -> Space:
 class AtMostSkips:
     """The last stage's genotype with at most `skips` skip connections in its first kind of cell."""
 
-    skips: int = 2
+    skips: int
 
     def __call__(self, problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Genotype:
         last, choices = ended[-1], {}

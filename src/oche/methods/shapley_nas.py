@@ -63,8 +63,8 @@ class Game(Callback):
     same (`fresh`). m begins as `initial` N(0, 1), and scores are divided by the deviation over n - `correction`.
     """
 
-    permutations: int = 10
-    images: int = 1024
+    permutations: int
+    images: int
     start: float = 0.5
     truncate: float = 0.5
     momentum: float = 0.8
