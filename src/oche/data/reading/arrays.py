@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from oche.data.entries import fates
-from oche.data.reading.parts import ALIASES, Pair, Parts, Wish, from_arrays
+from oche.data.reading.found import ALIASES, Pair, Parts, Wish
+from oche.data.reading.stacked import from_arrays
 from oche.errors import UserError
 
 WHOLE_KEYS = (("x", "y"), ("images", "labels"))

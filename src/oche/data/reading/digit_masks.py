@@ -8,9 +8,9 @@ from sklearn.datasets import load_digits
 
 from oche.base import counted
 from oche.data.reading.files import Head
+from oche.data.reading.found import Parts, Wish
 from oche.data.reading.listing import Listing
 from oche.data.reading.masksets import of_listings
-from oche.data.reading.parts import Parts, Wish
 
 IMAGES, SIDE, SCALE, SHEET = 480, 16, 2, 48
 """Images; pixels a side of each of an image's four fields; how much larger a digit is drawn; images of one group."""

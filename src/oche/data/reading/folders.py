@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from oche.data.entries import Fate, fates
 from oche.data.problems import refuse
+from oche.data.reading.classes import classes_of, numbered
 from oche.data.reading.files import below, folders_in, head, images_below, read_image, skipped_for
+from oche.data.reading.found import ALIASES, Filled, Parts, Wish
 from oche.data.reading.listing import filled, of_files
-from oche.data.reading.parts import ALIASES, Filled, Parts, Wish, classes_of, numbered
 from oche.errors import UserError
 
 FEW, MANY = 32, 64

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oche.data.reading.files import folders_in, images_below
 from oche.data.reading.folders import part_of
-from oche.data.reading.parts import ALIASES
+from oche.data.reading.found import ALIASES
 from oche.errors import UserError
 
 IMAGES = frozenset((

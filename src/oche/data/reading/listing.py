@@ -19,8 +19,8 @@ from oche.data.contract import LabelMap, PixelRule, decided
 from oche.data.images import ArraySource, Identity, ImageSet, LazySource
 from oche.data.problems import each, refuse, tried
 from oche.data.reading.files import Head, head, read_image
+from oche.data.reading.found import Filled, Wish
 from oche.data.reading.masks import translated
-from oche.data.reading.parts import Filled, Wish
 from oche.data.reading.pixels import CHANNELS, common_size, extent, resized, resized_masks, with_channels
 from oche.errors import UserError
 

@@ -13,11 +13,11 @@ from oche.data.contract import LabelMap
 from oche.data.entries import Fate
 from oche.data.problems import refuse
 from oche.data.reading.folders import folder_fates
+from oche.data.reading.found import Filled, Parts, Wish
 from oche.data.reading.labels import beside
 from oche.data.reading.layouts import Paired, Place, in_one_folder, paired, places
 from oche.data.reading.listing import Listing, filled, of_files
 from oche.data.reading.masks import IGNORE, decided, palette_of, read_mask
-from oche.data.reading.parts import Filled, Parts, Wish
 from oche.errors import UserError
 
 Palette = tuple[tuple[int, int, int], ...]

@@ -17,10 +17,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset
 
 from oche.data.entries import Fate
+from oche.data.reading.classes import classes_of, numbered
 from oche.data.reading.files import Head, values_of
+from oche.data.reading.found import Filled, Parts, Wish
 from oche.data.reading.listing import Listing, filled, of_files
-from oche.data.reading.parts import Filled, Parts, Wish, classes_of, from_arrays, numbered
 from oche.data.reading.pixels import channels_last
+from oche.data.reading.stacked import from_arrays
 from oche.errors import UserError
 
 Names = tuple[str, ...]

@@ -1,0 +1,127 @@
+"""Images that lie in arrays, all of one part in one: parts from them, values by one rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from oche.data.contract import decided
+from oche.data.entries import Fate
+from oche.data.facts import CHUNK
+from oche.data.images import Identity, ImageSet
+from oche.data.problems import refuse
+from oche.data.reading.classes import classes_of, label_keys, numbered
+from oche.data.reading.found import Filled, Pair, Parts, Wish
+from oche.data.reading.pixels import channels_last, common_size, resized, with_channels
+from oche.errors import UserError
+
+
+def from_arrays(
+    name: str,
+    arrays: Mapping[str, Pair],
+    wish: Wish,
+    *,
+    classes: tuple[str, ...] = (),
+    flip: bool = True,
+    layout: str = "arrays",
+) -> Parts:
+    """Parts from part -> (images, labels), images in any layout and on any scale, labels (N,), (N, 1) or one-hot, numbers or names.
+
+    Raises:
+        UserError: images of another shape, no numbers, or not finite; labels that do not fit.
+    """
+    images = {part: channels_last(pixels, f"{name} ({part} images)") for part, (pixels, _) in arrays.items()}
+    refuse(_not_finite(name, images))
+    keys = {part: label_keys(y, len(images[part]), f"{name} ({part} labels)") for part, (_, y) in arrays.items()}
+    known = wish.contract.classes if wish.contract else classes
+    names, labels, notes = classes_of(keys, wish, known, name)
+    numbers = {part: numbered(found, names, labels, f"{name} ({part} labels)") for part, found in keys.items()}
+    kept = {part: (found >= 0).nonzero().flatten() for part, found in numbers.items()}
+    fates = []
+    for part, found in numbers.items():
+        gone = len(found) - len(kept[part])
+        fates += [Fate("used", f"{part} images", len(kept[part]), ())]
+        fates += [Fate("skipped", f"{part} images of ignored labels", gone, ())] if gone else []
+        if gone:
+            images[part] = images[part][kept[part].numpy()]
+    targets = {part: found[kept[part]] for part, found in numbers.items()}
+
+    def fill(train: Tensor) -> Filled:
+        return _arrays_filled(name, images, targets, wish, names, train)
+
+    return Parts(name, targets, fill, names, flip, notes, labels=labels, fates=tuple(fates), layout=layout)
+
+
+def _not_finite(name: str, images: Mapping[str, NDArray[np.generic]]) -> list[str]:
+    """Sentences about arrays that are no numbers, and images with NaN or infinity."""
+    wrong = []
+    for part, array in images.items():
+        if array.dtype.kind not in "buif":
+            wrong.append(f"{name} has type {array.dtype}; images need integers or floats.")
+        elif array.dtype.kind == "f":
+            bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+            if len(bad):
+                which = ", ".join(map(str, bad[:5].tolist())) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
+                wrong.append(f"{name} has NaN or infinity in image {which} ({part}); remove or repair that image.")
+    return wrong
+
+
+def _arrays_filled(
+    name: str,
+    images: Mapping[str, NDArray[np.generic]],
+    targets: Mapping[str, Tensor],
+    wish: Wish,
+    classes: Sequence[str],
+    train: Tensor,
+) -> Filled:
+    """Values by one rule, decided on the images at the positions `train` of the train part."""
+    depths = sorted({array.dtype.name for array in images.values()})
+    ranges = {part: _range(array) for part, array in images.items()}
+    mine = images["train"][train.numpy()] if len(train) < len(images["train"]) else images["train"]
+    low, high = ranges["train"] if mine is images["train"] or mine.dtype == np.uint8 else _range(mine)
+    whole = all(array.dtype.kind in "bui" for array in images.values()) or bool(np.array_equal(mine, np.round(mine)))
+    if depths == ["uint8"]:
+        low, high = 0.0, 255.0
+    rule = wish.settled(decided(low, high, depths, whole))
+    lowest, highest = min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())
+    fits = lowest >= 0 and highest <= 255 and all(array.dtype.kind in "bui" for array in images.values())
+    notes: tuple[str, ...] = () if rule.whole_bytes or rule.scale in (1, 255) else (f"Pixels: {rule.says()}.",)
+    for part, (bottom, top) in ranges.items():
+        if (part != "train" or wish.rule) and (odd := rule.strange(bottom, top, images[part].dtype.name)):
+            notes += (f"The {part} images have {odd}.",)
+    pixels = {part: rule.apply(array, as_bytes=rule.whole_bytes and fits) for part, array in images.items()}
+    pixels = {part: with_channels(tensor, wish.channels, name) for part, tensor in pixels.items()}
+    if len(widths := {tensor.shape[-1] for tensor in pixels.values()}) > 1:
+        raise UserError(f"{name} has parts of {sorted(widths)} channels; pass channels=1 or channels=3.")
+    shape, resizing = common_size([(t.shape[1], t.shape[2]) for t in pixels.values()], wish.size)
+    sets = {part: ImageSet.of(_same_size(tensor, shape), targets[part]) for part, tensor in pixels.items()}
+    shapes = tuple(("x".join(map(str, a.shape[1:])) + f" {a.dtype.name}", len(a)) for a in images.values())
+    identities = {part: _identity(part, images[part], targets[part], classes) for part in images}
+    return Filled(sets, rule, notes + resizing, shapes, identities)
+
+
+def _identity(part: str, images: NDArray[np.generic], targets: Tensor, classes: Sequence[str]) -> Identity:
+    """Rows of an array, named by their number."""
+
+    def digest(i: int) -> str:
+        own = blake2b(np.ascontiguousarray(images[i]).tobytes(), digest_size=6)
+        own.update(classes[int(targets[i])].encode())
+        return own.hexdigest()
+
+    return Identity(tuple(f"{part} {i}" for i in range(len(images))), digest)
+
+
+def _range(array: NDArray[np.generic]) -> tuple[float, float]:
+    return float(array.min()), float(array.max())
+
+
+def _same_size(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """All of them resized, some at a time to keep the peak of memory low."""
+    if images.shape[1:3] == size:
+        return images
+    return torch.cat([resized(images[start : start + CHUNK], size) for start in range(0, len(images), CHUNK)])
