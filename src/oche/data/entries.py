@@ -41,6 +41,13 @@ class Ledger:
     ranges: tuple[tuple[float, float], ...] = ()
     notes: tuple[str, ...] = ()
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """A note about all that was found and not used; none where there is nothing."""
+        left = [fate for fate in self.fates if fate.became == "skipped"]
+        said = ", ".join(f"{fate.count} {fate.what}" for fate in left[:4]) + (", ..." if len(left) > 4 else "")
+        return (f"Not used: {said}.",) if left else ()
+
     def plain(self) -> dict[str, object]:
         """As a table for JSON."""
         return asdict(self)

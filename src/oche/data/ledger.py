@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -55,11 +55,14 @@ def measured(ledger: Ledger, parts: Mapping[str, ImageSet], classes: Sequence[st
     )
 
 
+@dataclass(frozen=True, eq=False)
 class _Seen:
-    """What was seen of one part: a digest, and the least and greatest value per channel, of every image."""
+    """What was seen of one part: of every image a digest, the least and greatest value per channel (N, C), and if it is saturated (N,)."""
 
-    def __init__(self, digests: list[bytes], low: Tensor, high: Tensor, saturated: Tensor) -> None:
-        self.digests, self.low, self.high, self.saturated = digests, low, high, saturated
+    digests: list[bytes]
+    low: Tensor
+    high: Tensor
+    saturated: Tensor
 
     @classmethod
     def of(cls, part: ImageSet) -> _Seen:

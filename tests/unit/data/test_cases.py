@@ -165,6 +165,7 @@ def test_other_suffixes_are_read_and_what_is_not_is_named(tmp_path: Path, ext: s
     skipped = {fate.what: fate.examples for fate in data.ledger.fates if fate.became == "skipped"}
     assert set(skipped) == {"no image (.mp4)", "broken link", "hidden folder"}
     assert skipped["no image (.mp4)"][0].endswith("film.mp4")
+    assert any(note.startswith("Not used: 1 ") and "1 no image (.mp4)" in note for note in data.notes)
 
 
 def test_heic_without_its_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -423,9 +424,10 @@ def test_classes_are_the_labels_that_occur(
     assert labels == [*range(len(expected)), *([255] if ignored else [])]
 
 
-def test_names_in_order_are_those_of_labels_from_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["classes.txt", "class_names.txt"])
+def test_names_in_order_are_those_of_labels_from_one(tmp_path: Path, name: str) -> None:
     masks_of(tmp_path, 1, 2)
-    (tmp_path / "classes.txt").write_bytes("\ufeffground\r\ncell\r\n".encode())
+    (tmp_path / name).write_bytes("\ufeffground\r\ncell\r\n".encode())
     data = load(tmp_path)
     assert data.classes == ("ground", "cell")
     assert data.train.take(torch.tensor([0]))[1].unique().tolist() == [0, 1]

@@ -17,6 +17,7 @@ from oche.data.problems import refuse
 from oche.data.reading.classes import classes_of, numbered
 from oche.data.reading.files import below, folders_in, head, images_below, read_image, skipped_for
 from oche.data.reading.found import ALIASES, Filled, Parts, Wish
+from oche.data.reading.labels import FILE, LINES
 from oche.data.reading.listing import filled, of_files
 from oche.errors import UserError
 
@@ -199,7 +200,9 @@ def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
 def folder_fates(root: Path, used: Mapping[str, Sequence[Path]]) -> tuple[Fate, ...]:
     """What became of every file below `root`: used, as what, or skipped, and why."""
     told = [Fate("used", what, len(paths), tuple(map(str, paths[:3]))) for what, paths in used.items()]
-    taken = {path for paths in used.values() for path in paths}
+    named = [root / name for name in (*LINES, FILE) if (root / name).is_file()]
+    told += [Fate("used", "names of classes", len(named), tuple(map(str, named)))] if named else []
+    taken = {path for paths in used.values() for path in paths} | set(named)
     left = [(str(path), _reason(path)) for path in below(root) if path not in taken]
     return (*told, *fates("skipped", left))
 

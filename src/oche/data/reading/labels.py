@@ -26,7 +26,7 @@ MOST = 1000
 """Different labels above which their number is compared with that of the images: more than half of it are no classes."""
 
 FILE = "classes.toml"
-LINES = "classes.txt"
+LINES = ("classes.txt", "class_names.txt")
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def from_file(path: Path) -> Wanted:
 def beside(root: Path) -> tuple[Wanted | None, tuple[str, ...]]:
     """What `classes.toml` in a folder says, and the names in `classes.txt`, one a line."""
     wanted = from_file(root / FILE) if (root / FILE).is_file() else None
-    named = root / LINES
-    lines = named.read_text("utf-8-sig", errors="replace").splitlines() if named.is_file() else []
+    named = [root / name for name in LINES if (root / name).is_file()]
+    lines = named[0].read_text("utf-8-sig", errors="replace").splitlines() if named else []
     return wanted, tuple(line.strip() for line in lines if line.strip())
 
 

@@ -56,7 +56,7 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
         mean=mean,
         std=std,
         flip=parts.flip if flip is None else flip,
-        notes=(splitting, *notes, *filled.notes, *sampling, *unbalanced, *ledger.notes),
+        notes=(splitting, *notes, *filled.notes, *sampling, *unbalanced, *ledger.skipped, *ledger.notes),
         ignore=parts.ignore,
         pixels=filled.rule,
         labels=parts.labels,
