@@ -25,9 +25,11 @@ from oche.methods.darts import SECOND_ORDER, darts, darts_2nd
 from oche.methods.darts_ada import darts_ada
 from oche.methods.darts_aer import BUDGETS as DARTS_AER
 from oche.methods.darts_aer import darts_aer
+from oche.methods.darts_es import BUDGETS as DARTS_ES
 from oche.methods.darts_es import darts_es
 from oche.methods.darts_minus import BUDGETS as DARTS_MINUS
 from oche.methods.darts_minus import darts_minus
+from oche.methods.darts_plus import BUDGETS as DARTS_PLUS
 from oche.methods.darts_plus import darts_plus
 from oche.methods.darts_pt import BUDGETS as DARTS_PT
 from oche.methods.darts_pt import darts_pt
@@ -98,13 +100,13 @@ ENTRIES: dict[str, Entry] = {
     "rf_pcdarts": Entry(rf_pcdarts, {**PCDARTS, "quick": RF_QUICK}),
     "beta_darts": Entry(beta_darts, BETA_DARTS),
     "cdarts": Entry(cdarts, CDARTS),
-    "darts_ada": Entry(darts_ada, SECOND_ORDER),
+    "darts_ada": Entry(darts_ada, DARTS_ES),
     "d_darts": Entry(d_darts, D_DARTS),
     "dartopti": Entry(dartopti, DARTOPTI),
     "darts_aer": Entry(darts_aer, DARTS_AER),
-    "darts_es": Entry(darts_es, SECOND_ORDER),
+    "darts_es": Entry(darts_es, DARTS_ES),
     "darts_minus": Entry(darts_minus, DARTS_MINUS),
-    "darts_plus": Entry(darts_plus),
+    "darts_plus": Entry(darts_plus, DARTS_PLUS),
     "darts_pt": Entry(darts_pt, DARTS_PT),
     "ddpnas": Entry(ddpnas, DDPNAS),
     "drnas": Entry(drnas, DRNAS),

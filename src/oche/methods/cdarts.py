@@ -207,7 +207,7 @@ def divergence(z_e: Tensor, z_s: Tensor, temperature: float) -> Tensor:
 
 
 def weights(state: SearchState, prefix: str) -> Params:
-    """What the memory holds under a prefix: the tensors themselves."""
+    """The tensors that the memory holds under a prefix, not copies."""
     return {name.removeprefix(prefix): t for name, t in state.memory.items() if name.startswith(prefix)}
 
 

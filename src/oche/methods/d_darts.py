@@ -196,7 +196,7 @@ def deeper(genotype: Genotype, layers: int) -> Genotype:
 
 
 def selection(parse: Literal["sparse", "edge"], least: float) -> Selection:
-    """How a genotype is read off."""
+    """The selection of that name."""
     return Threshold(least) if parse == "sparse" else EdgeThreshold(least)
 
 

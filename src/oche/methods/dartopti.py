@@ -15,7 +15,7 @@ Published (readme), CIFAR-10 accuracy with AutoAugment: 97.39 % from ResNet-18, 
 Deviations from the paper: the start is two basic residual blocks a cell (ours), not a whole ResNet or Xception; else those of `d_darts`.
 Deviations from the script of the published numbers: ResNet-18 has four cells there, three of them reductions, of one alpha
 (genotypes.py:43), here 8 cells in the DARTS space's places, each with its own; else those of `d_darts`.
-Cost against DARTS: that of `d_darts`, with 12 ops an edge instead of 7.
+Cost against DARTS: that of `d_darts`, with 12 ops per edge instead of 7.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class StandstillStop(Callback):
         state.memory["dartopti/distances"] = torch.cat([known, torch.tensor([now], dtype=torch.float64)])
 
     def distance(self, state: SearchState) -> float:
-        """How far the ops that would be kept now are from those of the start, in [0, 1]."""
+        """Distance in [0, 1] between the ops that would be kept now and those of the start."""
         found = []
         for group, strength in state.strengths():
             large = leading(strength, state.alive(group), self.most) & (strength >= self.least)
@@ -128,7 +128,7 @@ def hausdorff(a: Tensor, b: Tensor, weights: Tensor) -> float:
 
 
 def entries(gene: Gene, group: Group) -> list[tuple[int, int]]:
-    """Where in an (E, O) matrix of the group the gene's ops stand, of those that are candidates."""
+    """Positions in an (E, O) matrix of the group of the gene's ops that are candidates."""
     there = [
         (group.edges.index((source, target)), op) for op, target, source in gene if (source, target) in group.edges
     ]

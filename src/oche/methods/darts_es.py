@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from oche.genotype import Genotype
-from oche.methods.darts import darts_2nd
+from oche.methods.darts import SECOND_ORDER, darts_2nd
 from oche.search.callbacks import Callback
 from oche.search.method import Method
 from oche.search.selection import Selection, TopK
@@ -30,6 +30,12 @@ from oche.search.state import Problem, SearchState
 from oche.watch.monitor import Eigenvalue, EigenvalueRule, Probe
 
 Series = tuple[list[int], list[float]]
+
+PUBLISHED = {
+    "darts": replace(SECOND_ORDER["paper"]["darts"], source="automl/RobustDARTS @ 3dec3fe"),
+    "nb201": replace(SECOND_ORDER["paper"]["nb201"], source="ours, after D-X-Y/AutoDL-Projects @ f46486e, DARTS-V2.py"),
+}
+BUDGETS = {"paper": PUBLISHED}
 
 
 @dataclass(frozen=True)

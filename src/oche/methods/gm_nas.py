@@ -163,7 +163,7 @@ def best_child(problem: Problem, method: Method, ended: tuple[SearchState, ...])
 
 @dataclass(frozen=True)
 class Halving:
-    """Of the last supernets' cells the one that is left of a race of trainings from scratch, see `racing.race`."""
+    """Keeps the last supernets' cell that wins a race of trainings from scratch, see `racing.race`."""
 
     protocol: str = "darts_cifar"
     until: tuple[int, ...] = (30, 100, 600)
@@ -262,7 +262,7 @@ def unsplit(state: SearchState, groups: tuple[Group, ...]) -> Iterator[tuple[Gro
 
 
 def is_shared(name: str, group: Group, e: int) -> bool:
-    """Whether a weight belongs to the cells or to what lies between them, and not to edge e of the group's cells."""
+    """True if a weight belongs to the cells or to what lies between them, and not to edge e of the group's cells."""
     source, target = group.edges[e]
     own = any(name.startswith(f"body.cells.{cell}.edges.{source}-{target}.") for cell in group.cells)
     return name.startswith(("body.cells.", "body.reductions.")) and ".entries." not in name and not own

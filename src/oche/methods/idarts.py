@@ -10,7 +10,7 @@ DARTS's look-ahead; K = 0 with T = 1 is second-order DARTS taken after the step.
 2. The log has the mean number of terms that were taken, `neumann_terms`.
 
 Taken from code (MiaoZhang0525/iDARTS @ 419a67b, NAS_Bench201_codes/exps/algos/iDARTS_V2.ipynb, cells 1 to 3): T = 4 and K = 2 on
-NAS-Bench-201, weights by Nesterov SGD 0.01 -> 0.001, weight decay 5e-4, 30 epochs through alpha's images with T weight steps a batch,
+NAS-Bench-201, weights by Nesterov SGD 0.01 -> 0.001, weight decay 5e-4, 30 epochs through alpha's images with T weight steps per batch,
 which are 120 epochs of the weights' images here. It has no code for the DARTS space: the settings there are ours, those of DARTS with the
 same T and K. Published, NAS-Bench-201 test: 93.58 / 70.83 / 40.89 (the standard deviations 0.32 / 0.48 / 0.68 are recalled).
 
@@ -86,7 +86,7 @@ class Terms(Callback):
 
 
 def norm(tree: list[Tensor]) -> float:
-    """Of all entries together."""
+    """The norm of all entries together."""
     return float(torch.stack([t.square().sum() for t in tree]).sum().sqrt())
 
 

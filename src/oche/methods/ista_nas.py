@@ -29,7 +29,7 @@ entries of a node may lie on the same edge, and then the genotype has two ops th
 Deviations from the script of the published numbers: a convex solver of ours, not MOSEK; weights of ops that are not computed do not
 decay; one-stage, no auxiliary head, no cutout and no drop path in the 600 epochs after the search (README.md:40,
 ista_nas_single/trainer.py:219), and no candidate is rejected for its size (trainer.py:206, from 3.7M parameters on).
-Cost against DARTS: s of 7 (j + 2) ops a node, so a small part of its time and memory.
+Cost against DARTS: s of 7 (j + 2) ops per node, so a small part of its time and memory.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def keep(problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Ge
 
 
 def ista_nas(A: Literal["uniform", "gaussian"] = "uniform", distinct: bool = False) -> Method:
-    """Sparse coding: two ops a node at a time, by a LASSO."""
+    """Sparse coding: two ops per node at a time, by a LASSO."""
     return replace(
         darts(),
         name="ista_nas",

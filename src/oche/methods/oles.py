@@ -148,7 +148,7 @@ def similarity(a: Tensor, b: Tensor) -> Tensor:
 
 
 def clipping(grads: Params, bound: float) -> Tensor:
-    """What a clip of the whole gradient's norm at `bound` multiplies it by, as torch's does."""
+    """The factor of a clip of the whole gradient's norm at `bound`, as torch computes it."""
     norm = torch.stack([g.norm() for g in grads.values()]).norm()
     scale: Tensor = (bound / (norm + 1e-6)).clamp(max=1.0)
     return scale

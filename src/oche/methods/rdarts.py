@@ -114,7 +114,7 @@ class OnePerStrength:
 
 @dataclass(frozen=True)
 class BestTrained:
-    """Of the stages' cells the one that is best on validation images after a training from scratch."""
+    """Keeps the stages' cell that is best on validation images after a training from scratch."""
 
     protocol: str = "brief"
     epochs: int | None = None

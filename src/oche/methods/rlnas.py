@@ -30,7 +30,7 @@ Deviations from the script of the published numbers: a mutation and a crossover 
 so that every child is a cell of the space, where search.py:198-212 changes edges and mends the cell; children may repeat cells already
 seen, where the code fills up with random ones (search.py:286); on CIFAR-10 the NAS-Bench-201 script trains on half of the images
 (nas_bench_201/exps/algos/rlnas_train_supernet.py:77, cifar-split), and on all of the other sets, here on all of each.
-Cost against DARTS: one operation an edge in each pass and no architecture steps; the evolution looks up inner products.
+Cost against DARTS: one operation per edge in each pass and no architecture steps; the evolution looks up inner products.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def product(state: SearchState, own: Mapping[str, Tensor], name: str) -> Tensor:
 
 
 def channels(cell: Cell) -> int:
-    """Of the cell's nodes: those of its first convolution that keeps them."""
+    """The channels of the cell's nodes: those of the convolution that has most."""
     sizes = [m.out_channels for edge in cell.edges.values() for m in edge.modules() if isinstance(m, nn.Conv2d)]
     return max(sizes, default=1)
 

@@ -42,7 +42,7 @@ removed, `stages/1.pt` that of the end. `oche search single_stage` writes `netwo
 Stated by the paper (abstract): 75.3 % mIoU in the searching stage on Cityscapes, some 5.5 GPU days of training in all.
 
 Deviations from the paper: unknown where it is silent here, see above.
-Deviations from the authors' code: no code was found.
+Deviations from the script of the published numbers: no code was found.
 Cost against DARTS: the same passes while it searches, one pass less a step before and after; nothing is trained afterwards.
 """
 

@@ -22,7 +22,7 @@ Deviations from the script of the published numbers: tau falls at every step, th
 memory access, their third cost, is not counted (SNAS/model_search.py:474); alpha starts around 0, theirs around 1, which decay alone can
 tell apart (model_search.py:160-165); on one GPU their alpha steps by plain SGD at 3e-4, and by the weights' SGD too, whose list it is in
 (train_search.py:261-270), on several by Adam alone (254-259), as here.
-Cost against DARTS: one forward and backward pass a step instead of two, on twice the images an epoch.
+Cost against DARTS: one forward and backward pass per step instead of two, on twice the images per epoch.
 """
 
 from __future__ import annotations

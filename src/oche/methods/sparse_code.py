@@ -1,4 +1,4 @@
-"""What is a node's sparse code, and how is it found? The relaxation of ISTA-NAS (`ista_nas`), and the LASSO behind it, to its optimum."""
+"""The sparse code of a node, the relaxation of ISTA-NAS (`ista_nas`), and the LASSO behind it, solved to its optimum."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oche.search.relaxations import Relaxation
 
 
 class Measurement(Protocol):
-    """How A (m, n) is drawn."""
+    """Draws A (m, n)."""
 
     def __call__(self, m: int, n: int, rng: torch.Generator) -> Tensor: ...
 
