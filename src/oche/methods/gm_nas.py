@@ -277,14 +277,13 @@ def dissimilarity(g: Tensor) -> Tensor:
 
 def partition(d: Tensor) -> tuple[tuple[int, ...], float, float]:
     """(the smaller of the two groups with the least D within both, cut, within), by trying all; the first of equals."""
-    n, total = len(d), float(d.double().triu(1).sum())
-    best: tuple[float, tuple[int, ...]] = (float("inf"), ())
+    n, upper, found = len(d), d.double().triu(1), list[tuple[float, tuple[int, ...]]]()
     for size in range(min(2, n // 2), n // 2 + 1):
         for part in combinations(range(n), size):
-            rest = [o for o in range(n) if o not in part]
-            within = sum(float(d[list(side)][:, list(side)].double().triu(1).sum()) for side in (part, rest))
-            best = min(best, (within, part))
-    return best[1], total - best[0], best[0]
+            side = torch.zeros(n, dtype=torch.bool).index_fill(0, torch.tensor(part), True)
+            found.append((float(upper[side[:, None] == side].sum()), part))
+    within, part = min(found)
+    return part, float(upper.sum()) - within, within
 
 
 def gm_nas(
