@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from oche.api.resume import resume
     from oche.api.search import Found, search
     from oche.api.train import Trained, train
+    from oche.bench.matrix import Matrix
+    from oche.bench.verb import bench
     from oche.data import load
     from oche.methods import METHODS, random_features
     from oche.search.method import Method
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 _HOMES = {
     "Found": "oche.api.search",
     "Trained": "oche.api.train",
+    "Matrix": "oche.bench.matrix",
+    "bench": "oche.bench.verb",
     "evaluate_run": "oche.api.inference",
     "predict": "oche.api.inference",
     "resume": "oche.api.resume",
@@ -49,9 +53,11 @@ __all__ = [
     "SPACES",
     "Found",
     "Genotype",
+    "Matrix",
     "Method",
     "Trained",
     "UserError",
+    "bench",
     "evaluate_run",
     "load",
     "predict",
@@ -74,7 +80,7 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps `oche.search` a verb: importing the folder `oche/search` would bind that name to the folder."""
+    """Keeps `oche.search` and `oche.bench` verbs: importing the folders of these names would bind the names to them."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not (name in _HOMES and isinstance(value, ModuleType)):

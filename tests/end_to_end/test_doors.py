@@ -17,7 +17,7 @@ import torch
 import oche
 from oche.api import search as module
 from oche.api.resume import reopen
-from oche.bench import Matrix, run_bench
+from oche.bench import Matrix
 from oche.cli import main as cli
 from oche.data import SPLITS, load
 from oche.errors import UserError
@@ -185,12 +185,14 @@ def test_an_operation_from_a_file_is_exported_and_drawn(monkeypatch: pytest.Monk
 
 
 def test_a_bench_of_files(tmp_path: Path) -> None:
+    events: list[str] = []
     matrix = Matrix(
         methods=("random_search", "mine.py:rf_gaea"), spaces=("space.py:Mine",), data=("mine.py:few",), budgets=("smoke",), seeds=1,
         epochs=1, evaluate="table", table="table.py:mine", metrics=("toy/test",), select="toy/valid", device="cpu",
         baselines=("random_sampling",), settings={"queries": 3},
     )  # fmt: skip
-    result = run_bench(matrix, tmp_path / "bench", render=lambda _: None)
+    result = oche.bench(matrix, tmp_path / "bench", listener=lambda event, _: events.append(event))
+    assert events == ["begin", "trial", "trial", "trial"]
     assert not result.failures
     worth = table_named("table.py:mine")
     for trial in result.finished:

@@ -278,3 +278,14 @@ def test_requests_are_kept_as_they_were_asked(tmp_path: Path) -> None:
     )
     assert table["train"]["clip"] == 2.0  # type: ignore[index]
     assert replace(request, seed=4) == request
+
+
+def test_results_print_in_a_line_and_give_rows(tmp_path: Path) -> None:
+    found, done = searched(tmp_path / "run"), trained(tmp_path / "trained")
+    for result in (found, done):
+        assert len(repr(result).splitlines()) == 1
+        assert str(result.run.path) in repr(result)
+        assert len(result.rows()) == 1
+        assert not any(isinstance(value, dict) for row in result.rows() for value in row.values())
+    assert found.rows()[0]["skips.cell"] == found.genotype.skips()["cell"]
+    assert done.rows()[0]["epoch"] == 0

@@ -5,7 +5,7 @@ The command line calls these and adds nothing but words, so whatever it does can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ from oche.training.export import CARD, FORMATS, available_formats, export_networ
 from oche.training.train import Training
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Found:
     """What `search` returns: the run's folder, the genotype, and the comparison with random cells if one was asked for."""
 
@@ -42,10 +42,17 @@ class Found:
     genotype: Genotype
     comparison: Comparison | None = None
 
+    def __repr__(self) -> str:
+        return f"Found({self.genotype}, in {self.run.path})"
+
     @property
     def history(self) -> list[dict[str, object]]:
         """One record an epoch: losses, accuracies, entropy, skips, genotype."""
         return [record for record in self.run.records() if record.get("kind") == "epoch"]
+
+    def rows(self) -> list[dict[str, object]]:
+        """One flat row per epoch, for `pandas.DataFrame(found.rows())`: numbers and texts, those of a table by its name and theirs."""
+        return [dict(_flat(record)) for record in self.history]
 
     def train(self, protocol: str = "auto", **options: object) -> Trained:
         """Trains the found network from scratch, in a run folder of its own; see `oche.train`."""
@@ -182,3 +189,12 @@ def keep_supernet(run: Run, state: SearchState, genotype: Genotype) -> None:
 
 def _logged(run: Run, kind: str) -> bool:
     return any(record.get("kind") == kind for record in run.records())
+
+
+def _flat(record: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """A record without tables within it: {"skips": {"cell": 2}} -> ("skips.cell", 2)."""
+    for key, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -33,12 +33,20 @@ from oche.training.train import START, Training, retrain
 from oche.training.train import begin as begin_training
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trained:
     """What `train` returns: the run's folder and the test score of the weights that its protocol keeps."""
 
     run: Run
     test: Score
+
+    def __repr__(self) -> str:
+        metrics = ", ".join(f"{name} {value:.2%}" for name, value in self.test.metrics.items())
+        return f"Trained({metrics} on test images, in {self.run.path})"
+
+    def rows(self) -> list[dict[str, object]]:
+        """One flat row per epoch, for `pandas.DataFrame(trained.rows())`."""
+        return [record for record in self.run.records() if record.get("kind") == "train_epoch"]
 
     def export(self, formats: Sequence[str] = FORMATS) -> list[Path]:
         """Writes `.pt2` and ONNX files."""

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from oche.bench import BenchResult, Matrix, matrix_from, run_bench
+from oche.bench import trial as trial_module
 from oche.bench.planned import trials
 from oche.bench.settled import settled
 from oche.cli.main import app
@@ -106,7 +107,7 @@ def test_a_trial_that_began_with_another_file_is_not_carried_on(folder: Path, mo
     def interrupted(event: str, record: Mapping[str, object]) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("oche.bench.trial.checksums", lambda run: interrupted("", {}))
+    monkeypatch.setattr(trial_module, "checksums", lambda run: interrupted("", {}))
     with pytest.raises(KeyboardInterrupt):
         benched("b", methods=("near.py:near_the_best",), baselines=())
     monkeypatch.undo()
