@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from contracts.registry import SMALL
 from oche.base import counted
+from oche.cli.main import app
 from oche.data import none
 from oche.errors import UserError
 from oche.genotype import Genotype
@@ -208,9 +210,26 @@ def test_it_finds_the_first_of_the_best_and_says_so_after_every_query(tmp_path: 
     assert [r["score"] for r in run.records()] == scores
     for n, record in enumerate(run.records(), start=1):
         assert record["query"] == n
-        assert record["best"] == max(scores[:n])
-        assert record["genotype"] == run.records()[scores.index(max(scores[:n]))]["queried"]
+        joined = [
+            (Genotype.parse(str(r["queried"]), "toy").connected, s) for r, s in zip(run.records(), scores, strict=True)
+        ]
+        first = joined.index(max(joined[:n]))
+        assert record["best"] == scores[first]
+        assert record["genotype"] == run.records()[first]["queried"]
     assert str(found) == run.records()[-1]["genotype"]
+
+
+def test_a_cell_that_lets_nothing_through_is_not_found_unless_it_is_asked_literally() -> None:
+    @dataclass(frozen=True)
+    class Empty:
+        def ready(self, problem: Problem, watch: object) -> Callable[[Genotype], float]:
+            return lambda cell: float(cell.count("none"))
+
+    searcher = AskTell("empty", Uniform(), Empty(), queries=27)
+    found, _ = searcher.run(tiny_problem())
+    literal, _ = searcher.run(replace(tiny_problem(), literal=True))
+    assert (found.connected, found.count("none")) == (True, 2)
+    assert (literal.connected, literal.count("none")) == (False, 3)
 
 
 def test_a_known_cell_is_not_evaluated_again_and_counts(tmp_path: Path) -> None:
@@ -313,3 +332,17 @@ def test_evaluator_queries_and_the_rule_s_constants_are_settings() -> None:
 @pytest.mark.parametrize("build", [random_search, regularized_evolution, local_search])
 def test_the_named_ones_are_in_the_list(build: Callable[[], AskTell]) -> None:
     assert METHODS[build().name]() == build()
+
+
+def test_the_command_line_says_who_scores_and_shows_what_got_better(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line for each query that found something better, and which images decide."""
+    monkeypatch.setattr("oche.api.search.render", lambda run: run.path)
+    command = f"search random_search --space toy --budget smoke --set queries=6 --compare 0 --out {tmp_path / 'run'}"
+    done = CliRunner().invoke(app, command.split())
+    assert done.exit_code == 0, done.output
+    said = " ".join(done.output.split())
+    assert "at most 6 cells are scored on validation data, by a supernet that is trained first" in said
+    records = [r for r in Run.open(tmp_path / "run").records() if r["kind"] == "query"]
+    assert said.count("best so far") == sum(r["queried"] == r["genotype"] for r in records)

@@ -148,6 +148,10 @@ class Show:
         elif event == "supernet":
             self.bar.console.print(_LINES[event](record), markup=False, soft_wrap=True)
             self.bar.reset(self.task, description="compare", total=self.trainings, said="")
+        elif event == "query":
+            self.bar.update(self.task, said=_query_line(record))
+            if record["queried"] == record["genotype"]:
+                self.bar.console.print(_query_line(record), markup=False, soft_wrap=True)
         elif event in _LINES:
             line = _LINES[event](record)
             self.bar.update(self.task, said=line)
@@ -157,6 +161,10 @@ class Show:
                 self.bar.update(self.task, completed=record["epoch"] + 1)
             elif event == "trained":
                 self.bar.advance(self.task)
+
+
+def _query_line(r: Mapping[str, Any]) -> str:
+    return f"query {r['query']:4d}  validation {r['score']:.2f}, best so far {r['best']:.2f}  {brief(r['genotype'])}"
 
 
 def _epoch_line(r: Mapping[str, Any]) -> str:
@@ -241,9 +249,12 @@ def _changes(plan: Plan) -> list[str]:
 
 def _split(plan: Plan) -> str:
     from oche.data import UntilFreeze
+    from oche.methods.ask_tell import AskTell
     from oche.search.searcher import as_searcher
 
     method = as_searcher(plan.searcher).method
+    if isinstance(plan.searcher, AskTell):
+        return f"at most {plan.searcher.queries} cells are scored on validation data, by {plan.searcher.asks}"
     if method is None:
         return "nothing is trained in the search"
     parts, count = method.split(plan.data.train, plan.request.seed), len(plan.data.train)

@@ -27,17 +27,32 @@ Folder = Annotated[Path | None, typer.Option(help="The benchmark's files. Defaul
 def run(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="A TOML file with the fields of a bench; docs/bench.md.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="A method, as often as you like.")] = None,
-    space: Annotated[list[str] | None, typer.Option(help="A space, as often as you like.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="A method or FILE.py:NAME, as often as you like.")] = None,
+    space: Annotated[
+        list[str] | None,
+        typer.Option(help="A space or FILE.py:NAME, as often as you like. Default: the table's, or nb201."),
+    ] = None,
     data: Annotated[list[str] | None, typer.Option(help="A data set, as often as you like.")] = None,
     budget: Annotated[list[str] | None, typer.Option(help="A budget, as often as you like.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: the budget's.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")] = None,
-    evaluate: Annotated[str | None, typer.Option(help="table, train or both.")] = None,
-    table: Annotated[str | None, typer.Option(help="The benchmark that cells are looked up in.")] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="A metric of the table, the most important first.")] = None,
-    select: Annotated[str | None, typer.Option(help="The metric that selects; never a test metric.")] = None,
+    evaluate: Annotated[
+        str | None, typer.Option(help="table, train or both. Default: table if there is one, else train.")
+    ] = None,
+    table: Annotated[
+        str | None, typer.Option(help="The table that cells are looked up in: nb201 or FILE.py:NAME.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A metric of the table, the most important first. Default: the test metric, and the one that selects."
+        ),
+    ] = None,
+    select: Annotated[
+        str | None,
+        typer.Option(help="The metric that selects; never a test metric. Default: the table's first that may."),
+    ] = None,
     probe: Annotated[
         list[str] | None,
         typer.Option(help="gap, eigenvalue, tau or table, as often as you like; measured after each epoch."),

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.methods.evaluators import Evaluator, SupernetScore
+from oche.methods.evaluators import WORDS, Evaluator, SupernetScore
 from oche.run import Run
 from oche.search.callbacks import Callback
 from oche.search.state import Problem
@@ -47,6 +47,7 @@ class Strategy(Protocol):
 class AskTell:
     """A searcher that asks for at most `queries` cells; of the cells with the best score it finds the first.
 
+    A cell that no signal can pass is not found where another was asked for, unless the problem wants the `literal` rule (benches do).
     `evaluator` None stands for the table of a bench that has one, else for a supernet.
     A cell that is asked for again is not evaluated again, but counts as a query.
     """
@@ -60,6 +61,12 @@ class AskTell:
     def __post_init__(self) -> None:
         if self.queries < 1:
             raise UserError(f"{self.name} needs at least one query; given queries={self.queries}.")
+
+    @property
+    def asks(self) -> str:
+        """The evaluator in words, for the table before a search."""
+        evaluator = self.evaluator or SupernetScore()
+        return WORDS.get(type(evaluator), type(evaluator).__name__)
 
     @property
     def method(self) -> None:
@@ -79,7 +86,11 @@ class AskTell:
         score = (self.evaluator or SupernetScore()).ready(problem, watch)
         told = list(asked_before(problem))
         known = {t.genotype.hash: t.score for t in told}
-        best = max(told, key=lambda t: t.score, default=None)  # the first of equals
+
+        def worth(t: Told) -> tuple[bool, float]:
+            return problem.literal or t.genotype.connected, t.score
+
+        best = max(told, key=worth, default=None)  # the first of equals
         while len(told) < self.queries:
             began = time.perf_counter()
             cell = self.strategy.ask(problem.space, told, problem.seed)
@@ -91,7 +102,7 @@ class AskTell:
                 raise UserError(f"{self.name}: {cell} scores {value}, which is no number to compare cells by.")
             told.append(Told(cell, value))
             known[cell.hash] = value
-            best = max(best or told[-1], told[-1], key=lambda t: t.score)
+            best = max(best or told[-1], told[-1], key=worth)
             note(problem, told, best, time.perf_counter() - began)
         if best is None:
             raise UserError(f"{self.name} asked for no cell at all, so there is none to choose.")

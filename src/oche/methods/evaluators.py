@@ -116,3 +116,10 @@ class TrainingScore:
 
 EVALUATORS: dict[str, Evaluator] = {"table": TableScore(), "supernet": SupernetScore(), "training": TrainingScore()}
 """By name, for `--set evaluator=table`."""
+
+WORDS: dict[type, str] = {
+    TableScore: "a table",
+    SupernetScore: "a supernet that is trained first on the train images",
+    TrainingScore: "a brief training of each on the train images",
+}
+"""The evaluators in words."""

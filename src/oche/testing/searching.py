@@ -116,7 +116,8 @@ def _check_queries(searcher: AskTell, run: Run) -> None:
         f"{searcher.name} asked {len(asked)} times, with {searcher.queries} queries.",
     )
     found = Genotype.from_json(run.read(Run.GENOTYPE).decode())
-    best = str(asked[scores.index(max(scores))]["queried"])
+    cells = [Genotype.parse(str(record["queried"]), found.space) for record in asked]
+    best = str(max(zip(cells, scores, strict=True), key=lambda pair: (pair[0].connected, pair[1]))[0])
     assert_true(str(found) == best, f"{searcher.name} found {found}, but {best} has the best score.")
 
 

@@ -67,7 +67,7 @@ def test_each_trial_gets_the_settings_it_has_parts_for(tmp_path: Path) -> None:
         ("method = ['darts']", "no .* setting 'method'; did you mean 'methods'"),
         ("seeds = 'many'", "seeds must be int"),
         ("methods = ['darts', 'darts']", "none twice"),
-        ("seeds = 0", "needs a seed"),
+        ("seeds = 0", "at least one seed"),
         ("select = 'trained/test'", "would select on test data"),
         (
             "evaluate = 'table'\ntable = 'nb201'\nmetrics = ['cifar10/test']\nselect = 'cifar10/test'",
@@ -176,7 +176,7 @@ def test_an_arm_may_have_more_seeds_or_fewer_than_the_rest(tmp_path: Path) -> No
         ("[arms.a]\nsettings.clip = 1.0", "arm a needs a value for method"),
         ("[arms.a]\nmethod = 'darts'\nsetting.clip = 1.0", "no arm a setting 'setting'; did you mean 'settings'"),
         ("arms.a = 'darts'", "arms.a must be a table"),
-        ("[arms.a]\nmethod = 'darts'\nseeds = 0", "needs a seed"),
+        ("[arms.a]\nmethod = 'darts'\nseeds = 0", "at least one seed"),
     ],
 )
 def test_a_mistake_in_an_arm_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
