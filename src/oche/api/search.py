@@ -33,6 +33,9 @@ from oche.training.evaluate import evaluate
 from oche.training.export import CARD, FORMATS, available_formats, export_network, load_network, save_network
 from oche.training.train import Training
 
+CONNECTED = 2
+"""The rules since which a cell that lets nothing through is replaced by the strongest connected one; older runs keep what they derive."""
+
 
 @dataclass(frozen=True, repr=False)
 class Found:
@@ -47,7 +50,7 @@ class Found:
 
     @property
     def history(self) -> list[dict[str, object]]:
-        """One record an epoch: losses, accuracies, entropy, skips, genotype."""
+        """One record per epoch: losses, accuracies, entropy, skips, genotype."""
         return [record for record in self.run.records() if record.get("kind") == "epoch"]
 
     def rows(self) -> list[dict[str, object]]:
@@ -114,7 +117,7 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = silent) 
         recompute=plan.request.recompute,
         compile=plan.request.compile,
         rollbacks=0 if plan.request.budget == "paper" else Problem.rollbacks,
-        literal=plan.request.budget == "paper",
+        literal=plan.request.budget == "paper" or plan.rules < CONNECTED,
     )
 
 

@@ -44,7 +44,8 @@ class Plan:
     """A request resolved: everything that a search and the comparison after it need.
 
     `request` holds plain values alone; `objects` names the options that were handed over as objects, which a resumed run needs again.
-    `changed` is what the budget changed, `files` the user's own files.
+    `changed` is what the budget changed, `files` the user's own files. `rules` is the version of the rules that the run keeps to, an
+    earlier one where it was begun by an earlier oche.
     """
 
     request: Request
@@ -61,6 +62,7 @@ class Plan:
     changed: tuple[Change, ...] = ()
     objects: tuple[str, ...] = ()
     files: own.Files = field(default_factory=dict)
+    rules: int = config.RULES
 
     @property
     def compare(self) -> int:
@@ -70,7 +72,7 @@ class Plan:
     def table(self) -> dict[str, object]:
         """run.toml: the request, every resolved value, and the versions."""
         return {
-            "rules": config.RULES,
+            "rules": self.rules,
             "request": written(self.request),
             "resolved": {
                 "epochs": self.epochs,
@@ -148,6 +150,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     return Plan(
         settled, searcher, space, data, protocol, epochs, batch, fabric, chosen.source, watch, task,
         () if recorded else (*(replace(c, path=f"space.{c.path}") for c in on_space if c.path in row), *changed), objects_of(request),
+        rules=rules,
     )  # fmt: skip
 
 
