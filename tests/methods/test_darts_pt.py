@@ -14,7 +14,7 @@ from oche.data import batches, none
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.darts import darts
-from oche.methods.darts_pt import Perturb, accuracy, crowded, darts_pt, decided, rounds
+from oche.methods.darts_pt import Perturb, accuracy, choose, crowded, darts_pt, decide_op, decided, rounds, shuffled
 from oche.search.begin import begin
 from oche.search.selection import TopK
 from oche.search.stages import Stage, Staged, entered
@@ -63,6 +63,10 @@ def test_nodes_keep_the_two_edges_that_are_worth_most(monkeypatch: pytest.Monkey
     }
     planted(monkeypatch, worth)
     found = walk(problem, state)
+    last = state
+    for number in range(rounds(problem.space)):
+        last = replace(last, mask=decided(last, number))
+    assert [int(last.mask[group.name].sum()) for group in problem.space.groups] == [6, 6], "an edge that goes is gone"
     for group in problem.space.groups:
         for node, into in group.into().items():
             best = sorted(into, key=lambda e: -worth[group.name, e, 1 + e % 7])[:2]
@@ -94,7 +98,9 @@ def test_a_search_has_a_stage_for_each_decision() -> None:
     result = darts_pt(tune=1).search(problem)
     assert result.state.stage == 5
     assert result.state.epochs_before + result.state.epoch == 7
-    assert int(result.state.alive(problem.space.groups[0]).sum()) == 5 + 5  # five edges of one op, one still undecided
+    left = result.state.alive(problem.space.groups[0]).sum(-1).tolist()
+    undecided = shuffled(range(6), result.state, "edges/cell")[-1]
+    assert left == [5 if e == undecided else 1 for e in range(6)]
     assert result.genotype.discrete
 
 
@@ -120,9 +126,45 @@ def test_tuning_is_at_a_tenth_of_the_first_rate_throughout() -> None:
     assert [plan[0].method.weight_lr(p) for p in (0.0, 1.0)] == [0.025, pytest.approx(0.001)]
     for stage in plan[1:]:
         assert [stage.method.weight_lr(p) for p in (0.0, 0.5, 1.0)] == [pytest.approx(0.0025)] * 3
+    assert [stage.span for stage in plan] == [(0.0, 1.0), (0.0, 0.5), (0.5, 1.0)]
     falling = replace(darts_pt(), stages=Perturb(2, falling=True))
     rate = stages_of(falling, problem)[0][1].method.weight_lr
     assert [rate(p) for p in (0.0, 1.0)] == [pytest.approx(0.0025), pytest.approx(0.0001)]
+
+
+def test_darts_pt_is_the_published_one() -> None:
+    assert darts_pt().stages == Perturb(5, False, "adam")
+    assert darts_pt().method.space == {"darts.without": ("none",)}
+    assert darts_pt().method.arch_start == 0.0
+    assert darts_pt(fixed_alpha=True).method.arch_start == 1.0
+
+
+def test_the_result_is_what_the_last_decision_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All edges but the last are decided; alpha prefers op 1 there, and what is planted is op 3."""
+    problem = tiny_problem("nb201", channels=4, cells=1)
+    state = begin(problem, darts())
+    last = shuffled(range(6), state, "edges/cell")[-1]
+    mask = torch.zeros(6, 5, dtype=torch.bool)
+    mask[:, 2] = True
+    mask[last] = True
+    with torch.no_grad():
+        state.alpha["cell/alpha"][last, 1] = 9.0
+    planted(monkeypatch, {("cell", last, 3): 1.0})
+    found = choose(problem, darts(), (replace(state, mask={"cell": mask}),))
+    ops = problem.space.groups[0].ops[0]
+    assert [c.op for c in found.groups["cell"]] == [ops[3] if e == last else ops[2] for e in range(6)]
+
+
+@pytest.mark.parametrize(("space", "op"), [("nb201", "none"), ("s3", "skip_connect")])
+def test_none_is_a_candidate_where_all_edges_are_kept(monkeypatch: pytest.MonkeyPatch, space: str, op: str) -> None:
+    problem = tiny_problem(space, channels=4, cells=1 if space == "nb201" else 3)
+    state = begin(problem, darts())
+    group = problem.space.groups[0]
+    none = group.ops[0].index("none")
+    planted(monkeypatch, {(group.name, e, none): 1.0 for e in range(len(group.edges))})
+    mask = {g.name: state.alive(g) for g in problem.space.groups}
+    decide_op(state, group, 0, mask)
+    assert [group.ops[0][o] for o in mask[group.name][0].nonzero().flatten().tolist()] == [op]
 
 
 def test_momentum_begins_anew_with_the_tuning_and_alpha_s_adam_goes_on() -> None:
@@ -172,6 +214,14 @@ def test_tuning_takes_at_most_two_thirds_of_the_epochs(epochs: int, between: int
     stage = searcher.stages(problem, searcher.method, ())
     assert stage is not None
     assert stage.epochs == epochs - 5 * between
+
+
+def test_one_tuning_between_two_decisions_may_take_all_its_epochs() -> None:
+    searcher, problem = darts_pt(), tiny_problem("darts", epochs=9, channels=4, cells=3, nodes=1)
+    assert rounds(problem.space) == 2
+    stage = searcher.stages(problem, searcher.method, ())
+    assert stage is not None
+    assert stage.epochs == 9 - 5
 
 
 def test_too_few_epochs_are_one_sentence() -> None:

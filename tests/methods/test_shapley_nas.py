@@ -68,8 +68,8 @@ def test_scores_are_normalised_over_those_that_are_there() -> None:
         found = normal(score, there, correction)
         torch.testing.assert_close(found[there], (known - 3) / known.std(correction=correction))
         assert found[1, 1] == 0
-    assert not normal(torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool)).any()
-    assert not normal(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool)).any()
+    assert not normal(torch.ones(2, 2), torch.ones(2, 2, dtype=torch.bool), 1).any()
+    assert not normal(torch.ones(1, 1), torch.ones(1, 1, dtype=torch.bool), 1).any()
 
 
 @pytest.mark.parametrize(("before", "still"), [(True, 2), (False, 2)])

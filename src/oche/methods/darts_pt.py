@@ -72,7 +72,7 @@ class Tenth:
     """A tenth of a schedule; of its first value throughout, unless it is `falling`."""
 
     whole: Schedule
-    falling: bool = False
+    falling: bool
 
     def __call__(self, progress: float) -> float:
         return self.whole(progress if self.falling else 0.0) / 10
@@ -87,7 +87,7 @@ class Perturb:
     "adam", alpha's Adam throughout, and the weights' momentum from the second tuning on; or "momentum", that alone, from the first.
     """
 
-    tune: int = 5
+    tune: int
     falling: bool = False
     carry: Literal["adam", "momentum"] = "adam"
 

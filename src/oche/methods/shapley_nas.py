@@ -172,7 +172,7 @@ def marginals(
     return found, reached / (n * len(orders)), first
 
 
-def normal(score: Tensor, there: Tensor, correction: int = 1) -> Tensor:
+def normal(score: Tensor, there: Tensor, correction: int) -> Tensor:
     """Zero mean and unit deviation over the entries that are there; zero elsewhere, and everywhere if all are equal."""
     known = score[there]
     scale = known.std(correction=correction if len(known) > correction else 0)
