@@ -15,7 +15,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from oche.data import Data, load
-from oche.data.reading.files import LARGEST
+from oche.data.reading.files import LARGEST, read_image
 from oche.errors import UserError
 
 R = np.random.default_rng(0)
@@ -179,11 +179,11 @@ def test_heic_without_its_package_is_named(tmp_path: Path, monkeypatch: pytest.M
 def test_a_class_that_a_part_lacks(tmp_path: Path, absent: str) -> None:
     classes(tmp_path / "train", names="a b c")
     classes(tmp_path / absent, names="a b", n=4)
-    with pytest.raises(UserError, match=r"has no folder for the class 'c'.*--set data\.missing=true"):
+    with pytest.raises(UserError, match=r"holds no image of the class 'c'.*--set data\.missing=true"):
         load(tmp_path)
     data = load(tmp_path, missing=True)
     assert data.classes == ("a", "b", "c")
-    assert any("no folder for the class 'c'" in note for note in data.notes)
+    assert any("no image of the class 'c'" in note for note in data.notes)
 
 
 TABLES = {
@@ -557,3 +557,46 @@ def test_large_images_are_said_to_be(tmp_path: Path) -> None:
             save(tmp_path / c / f"{i}.png", np.zeros((700, 800), np.uint8) + np.uint8(i))
     assert any("Images of 700x800 take much memory" in note for note in load(tmp_path).notes)
     assert not any("take much memory" in note for note in load(tmp_path, size=64).notes)
+
+
+def cut(raw: bytes) -> bytes:
+    return raw[: len(raw) * 2 // 3]
+
+
+def scribbled(raw: bytes) -> bytes:
+    middle = len(raw) // 2
+    return raw[:middle] + bytes(b ^ 255 for b in raw[middle : middle + 9]) + raw[middle + 9 :]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("damage", [cut, scribbled])
+@pytest.mark.parametrize("kind", ["deep.png", "deflate.tif", "plain.tif", "array.npy"])
+def test_damaged_files_of_every_reader_are_a_sentence(
+    tmp_path: Path, kind: str, damage: Callable[[bytes], bytes]
+) -> None:
+    """Cut, or with other bytes in the middle; uncompressed values cannot tell the latter."""
+    image = R.integers(0, 60_000, (24, 16, 3)).astype("u2")
+    np.save(tmp_path / "a.npy", image[..., :1])
+    wholes = {
+        "deep.png": png16(image), "deflate.tif": tiff(image, True), "plain.tif": tiff(image, False),
+        "array.npy": (tmp_path / "a.npy").read_bytes(),
+    }  # fmt: skip
+    path = tmp_path / kind
+    path.write_bytes(damage(wholes[kind]))
+    if damage is scribbled and kind in ("plain.tif", "array.npy"):
+        assert read_image(path).shape[:2] == (24, 16)
+        return
+    with pytest.raises(UserError, match=f"The image .*{kind} cannot be read: .*; remove or replace it"):
+        read_image(path)
+
+
+def test_a_tiff_that_claims_more_than_it_holds(tmp_path: Path) -> None:
+    raw = bytearray(tiff(R.integers(0, 4096, (24, 16, 5)).astype("u2"), False))
+    for tag in (257, 278):  # height, and rows of a strip
+        at = raw.index(struct.pack("<HHII", tag, 4, 1, 24))
+        raw[at : at + 12] = struct.pack("<HHII", tag, 4, 1, 4_000_000)
+    (tmp_path / "a.tif").write_bytes(raw)
+    with pytest.raises(
+        UserError, match=r"cannot be read: it claims 640,000,000 bytes of pixels, more than the file can hold"
+    ):
+        read_image(tmp_path / "a.tif")

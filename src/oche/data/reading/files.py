@@ -6,6 +6,9 @@ Nothing is scaled here. 8-bit files give what Pillow gives; deeper ones their va
 from __future__ import annotations
 
 import os
+import struct
+import tokenize
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -28,13 +31,18 @@ HEIC = frozenset((".heic", ".heif"))
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, LookupError, OverflowError, TypeError, NotImplementedError),
-    *(AttributeError, AssertionError, MemoryError, Image.DecompressionBombError),
+    *(AttributeError, AssertionError, MemoryError, ZeroDivisionError, Image.DecompressionBombError),
+    *(struct.error, zlib.error, tokenize.TokenError),
 )
 """What Pillow, numpy and `tiff` raise for files that are damaged or are none."""
 
 ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height are swapped
 LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """Pixels (times pages or bands beyond 4) above which a file is refused: a small file may claim to be huge."""
+
+
+PACKED = 4096
+"""Pixels per byte of a file above which a TIFF, BMP or PPM file is refused."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,7 @@ def unreadable(path: Path | str, error: Exception) -> UserError:
         return error
     reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError):
-        reason = f"it claims more than {LARGEST:,} pixels"
+        reason = f"it claims more than {LARGEST:,} pixels, or more than its bytes can hold"
     return UserError(f"The image {path} cannot be read: {reason.strip('.')}; remove or replace it.")
 
 
@@ -170,7 +178,8 @@ def _opened(path: Path) -> Image.Image:
         _heic()
     image = Image.open(path)
     width, height = image.size
-    if width * height * _pages(image) > LARGEST:
+    bare = image.format in ("TIFF", "BMP", "PPM") and image.mode != "1"  # formats that cannot pack much into little
+    if width * height * _pages(image) > LARGEST or (bare and width * height > PACKED * path.stat().st_size):
         image.close()
         raise Image.DecompressionBombError
     return image
@@ -223,7 +232,12 @@ def _deep_colour(path: Path, image: Image.Image) -> NDArray[np.generic]:
         return read_tiff(path)[..., :3]
     from kornia_rs.io import read_image_png_u16  # here, for few need it
 
-    pixels: NDArray[np.generic] = np.asarray(read_image_png_u16(str(path), "rgba" if image.mode == "RGBA" else "rgb"))
+    try:
+        pixels: NDArray[np.generic] = np.asarray(
+            read_image_png_u16(str(path), "rgba" if image.mode == "RGBA" else "rgb")
+        )
+    except Exception as error:
+        raise ValueError(str(error)) from error
     return pixels[..., :3]
 
 

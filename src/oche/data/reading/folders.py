@@ -125,7 +125,7 @@ def refuse_differences(found: Mapping[str, Sequence[str]], folders: Mapping[str,
                 f"{folders[part]} and {folders['train']} differ in the class {more[0]!r}; all parts need the same classes, those of train."
             )
         if fewer and part != "train":
-            said = f"{folders[part]} has no folder for the class {', '.join(map(repr, fewer[:8]))}"
+            said = f"{folders[part]} holds no image of the class {', '.join(map(repr, fewer[:8]))}"
             if wish.missing or wish.contract:
                 notes.append(f"{said}.")
             else:

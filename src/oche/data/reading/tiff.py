@@ -23,6 +23,9 @@ TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 """TIFF field type -> struct letter, of the types that the tags above have."""
 
 NONE, DEFLATE, ADOBE_DEFLATE, PACKBITS = 1, 32946, 8, 32773
+PACKED = {DEFLATE: 1100, ADOBE_DEFLATE: 1100, PACKBITS: 128}
+"""Compression -> how many bytes one byte can become at most."""
+
 KINDS = {1: "u", 2: "i", 3: "f"}
 
 
@@ -89,6 +92,9 @@ def read_tiff(path: Path) -> NDArray[np.generic]:
     down, across = math.ceil(height / tall), math.ceil(width / wide)
     if len(offsets) != planes * down * across or len(lengths) != len(offsets):
         raise ValueError("its strips or tiles do not add up to its size")
+    claimed = height * width * samples * found.dtype.itemsize
+    if claimed > PACKED.get(found.one(COMPRESSION, NONE), 1) * path.stat().st_size:
+        raise ValueError(f"it claims {claimed:,} bytes of pixels, more than the file can hold")
     out = np.zeros((height, width, samples), found.dtype.newbyteorder("="))
     raw = path.read_bytes()
     for i, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
