@@ -1,4 +1,4 @@
-"""What does a trained network say of images? `evaluate_run` scores it, `predict` names classes, `segment` paints masks."""
+"""What a trained network says of images: `evaluate_run` scores it, `predict` names classes, `segment` paints masks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Failed = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """Of one image: the class, its probability in [0, 1], and what training never saw of its values, "" for nothing."""
+    """What is predicted for one image: the class, its probability in [0, 1], and what training never saw of its values, "" for nothing."""
 
     path: Path
     label: str
@@ -146,7 +146,7 @@ def _together(pixels: Sequence[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Segmented:
-    """Of one image: its overlay and its mask as files, and the share of the pixels of each class found, the largest first.
+    """What is written for one image: its overlay and its mask as files, and the share of the pixels of each class found, the largest first.
 
     `odd` is what training never saw of its values, "" for nothing.
     """

@@ -53,7 +53,7 @@ def fabric_for(device: str, devices: int = 1, precision: str = "32") -> Fabric:
 
 
 def versions() -> dict[str, str]:
-    """Of oche and of what its numbers depend on."""
+    """Returns the versions of oche and of what its numbers depend on."""
     return {name: version(name) for name in ("oche", "torch", "lightning-fabric", "numpy")} | {
         "python": platform.python_version()
     }
