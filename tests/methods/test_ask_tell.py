@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from contracts.registry import SMALL
 from oche.base import counted
+from oche.bench.baselines import best_of
 from oche.cli.main import app
 from oche.data import none
 from oche.errors import UserError
@@ -130,6 +131,16 @@ def test_local_search_is_a_loop_of_climbs(first_better: bool, seed: int) -> None
 def test_a_small_space_is_searched_through_and_no_further(strategy: str) -> None:
     found = asked(STRATEGIES[strategy], ToySpace(), 100)
     assert len(found) == len({cell.hash for cell in found}) == 27
+
+
+def test_random_search_is_the_best_of_n_by_order_statistics() -> None:
+    """A second derivation: the expected test value of the best of five of the table's 27 cells, within four standard errors."""
+    table, seeds = ToyTable(), 150
+    mean, spread = best_of(table.column("digits/valid"), table.column("digits/test"), 5)[4]
+    found = [AskTell("five", Uniform(), TABLE, queries=5).run(tiny_problem(seed=seed))[0] for seed in range(seeds)]
+    values = [table.value(cell, "digits/test") for cell in found]
+    assert abs(sum(values) / seeds - mean) < 4 * spread / seeds**0.5
+    assert abs(sum(values) / seeds - table.column("digits/test").mean()) > 8 * spread / seeds**0.5
 
 
 @pytest.mark.parametrize("name", SPACES)
