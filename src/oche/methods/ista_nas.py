@@ -288,7 +288,7 @@ def ista_nas(A: Literal["uniform", "gaussian"] = "uniform", distinct: bool = Fal
 def ista_nas_one_stage(
     A: Literal["uniform", "gaussian"] = "uniform", distinct: bool = False, tolerance: float = 1e-3
 ) -> Staged:
-    """ISTA-NAS in the final network, until its sparse codes stop changing.
+    """ISTA-NAS in the final network, until codes stop changing.
 
     On all images; the network is then trained on, and kept with its weights.
     """

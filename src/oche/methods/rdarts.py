@@ -126,7 +126,7 @@ class BestTrained:
 
 
 def rdarts_pick(regularisation: Regularisation = "l2", whole: bool = True) -> Staged:
-    """R-DARTS proper: second-order DARTS at four strengths, the best trained cell.
+    """R-DARTS: second-order DARTS at four strengths, the best.
 
     For one seed; `--seeds 3 --pick validation` does it for three.
     """
