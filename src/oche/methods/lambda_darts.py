@@ -97,8 +97,8 @@ class Harmony(Callback):
     """The cells of the space's first kind are made to agree on alpha, by `direction` and with a weight of `coefficient`(progress)."""
 
     coefficient: Schedule
-    direction: Corr | Sign = Sign()
-    radius: float = 1e-4
+    direction: Corr | Sign
+    radius: float
 
     def cells(self, state: SearchState) -> tuple[str, ...]:
         """Those that share the first group's alpha: the normal cells; none where a cell is alone."""
