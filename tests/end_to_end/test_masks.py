@@ -20,7 +20,7 @@ from oche.bench.planned import Trial
 from oche.bench.trial import run_trial
 from oche.cli import main as cli
 from oche.data import Data, load
-from oche.data.reading.folders import read_image
+from oche.data.reading.files import read_image
 from oche.errors import UserError
 from oche.methods import method_named
 from oche.plan.request import AUTO, Request
@@ -200,7 +200,7 @@ def test_the_road_from_a_folder_of_masks(oche: Oche, tmp_path: Path, monkeypatch
     code, _, err = oche("export", "trained")
     assert code in (0, None), err
     assert all(Path(f"trained/network/model.{name}").is_file() for name in FORMATS)
-    image = read_image(Path("discs/images/3.png")).permute(2, 0, 1)[None].float() / 255
+    image = torch.from_numpy(read_image(Path("discs/images/3.png"))).permute(2, 0, 1)[None].float() / 255
     program = torch.export.load("trained/network/model.pt2").module()
     assert np.array_equal(program(image).argmax(1)[0].numpy(), mask)
 

@@ -23,7 +23,7 @@ from oche.api.train import train as train_network
 from oche.base import counted
 from oche.cli import main as cli
 from oche.data import Data, load
-from oche.data.reading.folders import read_image
+from oche.data.reading.files import read_image
 from oche.genotype import Choice, Genotype
 from oche.plan.machine import fabric_for
 from oche.run import Run
@@ -160,7 +160,7 @@ def test_predictions_are_those_of_the_network(tmp_path: Path) -> None:
     loaded = load_network(trained)
     assert len(told) == 36
     for p in told[::5]:
-        pixels = read_image(p.path).permute(2, 0, 1)[None].double() / 255
+        pixels = torch.from_numpy(read_image(p.path)).permute(2, 0, 1)[None].double() / 255
         mean, std = (torch.tensor(v).view(1, -1, 1, 1) for v in (loaded.augment.mean, loaded.augment.std))
         probability = loaded.network(((pixels - mean) / std).float()).softmax(1)[0].detach()
         assert p.label == loaded.classes[int(probability.argmax())]

@@ -600,3 +600,9 @@ def test_a_tiff_that_claims_more_than_it_holds(tmp_path: Path) -> None:
         UserError, match=r"cannot be read: it claims 640,000,000 bytes of pixels, more than the file can hold"
     ):
         read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize("labels", ["ci,*", "#f#0000=a,*=b", "*a=e,*", "1=a,#00000=b"])
+def test_labels_that_no_mask_can_have(tmp_path: Path, labels: str) -> None:
+    with pytest.raises(UserError, match=r'is no label of a mask; expected a number or "#rrggbb"'):
+        load(masks_of(tmp_path, 0, 1), labels=labels)

@@ -5,6 +5,7 @@ Without a word from the user the classes are the labels that occur in the train 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -82,10 +83,11 @@ def key_of(code: int) -> str:
 
 def code_of(key: str) -> int:
     """The inverse of `key_of`. Raises UserError for a text that is neither."""
-    try:
-        return COLOUR | int(key[1:], 16) if key.startswith("#") else int(key)
-    except ValueError:
-        raise UserError(f'data.labels: {key!r} is no label of a mask; expected a number or "#rrggbb".') from None
+    if not re.fullmatch(r"#[0-9a-f]{6}|-?[0-9]{1,18}", key):
+        raise UserError(
+            f'{key!r} is no label of a mask; expected a number or "#rrggbb" in data.labels or classes.toml.'
+        )
+    return COLOUR | int(key[1:], 16) if key.startswith("#") else int(key)
 
 
 def decided(
@@ -113,6 +115,8 @@ def decided(
         keys = [key_of(code) for code in occurring if code not in marked]
     else:
         said = dict(wanted.entries)
+        for key in said.keys() - {REST}:
+            code_of(key)
         keys = [key_of(code) for code in occurring if code != IGNORE or str(IGNORE) in said or coloured]
     names_of, labels = mapped(keys, wanted, classes, where)
     if len(names_of) < 2:

@@ -17,7 +17,7 @@ from oche.data.reading.found import Filled, Parts, Wish
 from oche.data.reading.labels import beside
 from oche.data.reading.layouts import Paired, Place, in_one_folder, paired, places
 from oche.data.reading.listing import Listing, filled, of_files
-from oche.data.reading.masks import IGNORE, decided, palette_of, read_mask
+from oche.data.reading.masks import IGNORE, code_of, decided, palette_of, read_mask
 from oche.errors import UserError
 
 Palette = tuple[tuple[int, int, int], ...]
@@ -112,7 +112,8 @@ def _palette(own: Palette, labels: LabelMap, classes: int) -> Palette:
     """A colour for each class, where the masks had some: of a palette, or the colours that were mapped; () otherwise."""
     table = {n: key for key, n in reversed(labels.entries)}
     if labels.colours:
-        keys = [table.get(n, "#000000") for n in range(classes)]
-        return tuple((int(k[1:3], 16), int(k[3:5], 16), int(k[5:7], 16)) for k in keys if k.startswith("#"))
-    at = [int(table.get(n, n)) for n in range(classes)]
-    return tuple(own[n] for n in at) if own and max(at, default=0) < len(own) else ()
+        keys = [table.get(n, "") for n in range(classes)]
+        whole = all(key.startswith("#") for key in keys)
+        return tuple((int(k[1:3], 16), int(k[3:5], 16), int(k[5:7], 16)) for k in keys) if whole else ()
+    at = [code_of(table[n]) if n in table else n for n in range(classes)] if own else []
+    return tuple(own[n] for n in at) if at and min(at) >= 0 and max(at) < len(own) else ()
