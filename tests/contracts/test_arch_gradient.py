@@ -111,7 +111,7 @@ def flat(tree: dict[str, Tensor]) -> Tensor:
 SGDS = {
     "plain": SGD(momentum=0.0, weight_decay=0.0),
     "momentum": SGD(momentum=0.9, weight_decay=0.01),
-    "nesterov": SGD(momentum=0.9, weight_decay=0.01, nesterov=True),
+    "nesterov": SGD(momentum=0.9, weight_decay=0.01, nesterov=True, nesterov_ahead=True),
 }
 random_problems = given(
     seed=st.integers(0, 2**31),
@@ -292,7 +292,7 @@ def test_look_ahead_is_the_next_step_of_torch(
     seed: int, momentum: float, weight_decay: float, nesterov: bool, decay_vectors: bool, lr: float, steps_before: int
 ) -> None:
     """Also before the first step, when there is no momentum buffer."""
-    sgd = SGD(momentum, weight_decay, nesterov and momentum > 0, decay_vectors)
+    sgd = SGD(momentum, weight_decay, nesterov and momentum > 0, decay_vectors, nesterov_ahead=True)
     rng = torch.Generator().manual_seed(seed)
     theta = {name: torch.randn(shape, generator=rng).requires_grad_() for name, shape in (("u", (2,)), ("v", (3, 1)))}
     optimizer = sgd(list(theta.values()))
