@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
@@ -10,12 +11,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from oche import config
 from oche.base import Alpha, Batch, OpWeights, Params
 from oche.data import RandomTargets, Whole
 from oche.errors import UserError
 from oche.methods.darts import darts
 from oche.optim import SGD, Descent
 from oche.schedule import Constant
+from oche.search import checkpoint
 from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import Batches, Bilevel, FirstOrder, detached
 from oche.search.callbacks import Callback, InnerStep, OuterStep
@@ -225,6 +228,22 @@ def test_the_frozen_set_outlives_a_checkpoint() -> None:
         steps(s, method, bilevel(s, method), now, due=True)
     assert all(torch.equal(a, b) for a, b in zip(state.supernet.parameters(), fresh.supernet.parameters(), strict=True))
     assert all(torch.equal(state.alpha[n], fresh.alpha[n]) for n in state.alpha)
+
+
+def test_a_checkpoint_of_later_rules_is_refused_and_one_without_an_entry_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state, _ = ready(tiny_problem("toy"), darts())
+    data = dumps(state)
+    assert torch.load(io.BytesIO(data), weights_only=True)["rules"] == config.RULES
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "RULES", 1)
+        with pytest.raises(UserError, match="install a later one"):
+            loads(state, data, torch.device("cpu"))
+    older = {k: v for k, v in torch.load(io.BytesIO(data), weights_only=True).items() if k != "rules"}
+    buffer = io.BytesIO()
+    torch.save(older, buffer)
+    assert loads(state, buffer.getvalue(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("space", ["toy", "darts"])

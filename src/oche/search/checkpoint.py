@@ -8,6 +8,7 @@ import json
 import numpy as np
 import torch
 
+from oche.config import RULES
 from oche.errors import UserError
 from oche.run import Run, damaged
 from oche.search.state import SearchState
@@ -52,6 +53,7 @@ def dumps(state: SearchState) -> bytes:
     """Everything that changes, as the bytes of a file that `loads` reads without unpickling code."""
     weights = state.weights
     table = {
+        "rules": RULES,
         "weights": dict(weights.supernet.named_parameters()),
         "alpha": state.alpha,
         "learns": sorted(weights.learns),
@@ -79,6 +81,10 @@ def loads(state: SearchState, data: bytes, device: torch.device) -> bool:
         table = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
     if "alpha" not in table:
         raise UserError("The checkpoint state.pt is not a search's, so no search can be resumed from it.")
+    if table.get("rules", 1) > RULES:
+        raise UserError(
+            f"The checkpoint state.pt was written under rules {table['rules']}, and this oche knows up to {RULES}: install a later one."
+        )
     if table["stage"] != state.stage:
         return False
     weights = state.weights
