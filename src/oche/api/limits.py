@@ -1,13 +1,20 @@
-"""What a run is carried out within: so many CPU threads, and memory whose end is told in a sentence."""
+"""The bounds of a run: its folder to itself, so many CPU threads, and memory whose end is told in a sentence."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
+from lightning_fabric import Fabric
 
 from oche.errors import UserError
+from oche.run import Run
+
+
+def alone(run: Run, fabric: Fabric) -> AbstractContextManager[None]:
+    """Keeps other processes from writing to the run meanwhile; of several processes of one run the first does. Raises UserError."""
+    return run.lock() if fabric.is_global_zero else nullcontext()
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from oche import config
 from oche.api.folders import RUNS, begun
-from oche.api.limits import cpu_threads, out_of_memory
+from oche.api.limits import alone, cpu_threads, out_of_memory
 from oche.api.pick import picked
 from oche.api.pinned import pin
 from oche.api.terminal import Show
@@ -131,7 +131,7 @@ def measured(plan: Plan) -> Estimate | None:
 def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
     """Searches, compares, exports the network, writes the report; what a run already holds is not done again."""
     problem, keeps = problem_of(plan, run, listener), as_searcher(plan.searcher).keeps_weights
-    with out_of_memory(plan.batch), cpu_threads(plan.request.threads):
+    with alone(run, plan.fabric), out_of_memory(plan.batch), cpu_threads(plan.request.threads):
         if run.has(Run.GENOTYPE) and (run.has(CARD) or not keeps):
             genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode())
         elif plan.request.seeds > 1:
@@ -170,6 +170,7 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
             if plan.fabric.is_global_zero:
                 missing = [name for name in available_formats() if not run.has(f"{Run.NETWORK}/model.{name}")]
                 export_network(run, missing)
+                run.seal()
     if plan.fabric.is_global_zero:
         render(run)
     return Found(run, genotype, comparison)
@@ -185,7 +186,7 @@ def keep_supernet(run: Run, state: SearchState, genotype: Genotype) -> None:
     if problem.fabric.is_global_zero:
         record = {"kind": "network", **named(val.metrics, "val"), "val_loss": val.loss}
         run.log(record)
-        log_test(run, problem.data, test)
+        log_test(run, problem.data, test, problem.task)
         save_network(run, network, problem.space, genotype, problem.data, named(test.metrics, "test"))
     problem.listener("network", {**named(val.metrics, "val"), **named(test.metrics, "test")})
 

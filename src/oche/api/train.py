@@ -13,7 +13,7 @@ from safetensors.torch import load as safetensors_load
 
 from oche import own
 from oche.api.folders import RUNS, begun, genotype_of
-from oche.api.limits import cpu_threads, out_of_memory
+from oche.api.limits import alone, cpu_threads, out_of_memory
 from oche.api.pinned import compared, pin
 from oche.api.terminal import Show
 from oche.data import Data, none
@@ -26,7 +26,7 @@ from oche.plan.training import resolve_training, searched_size, training_table
 from oche.report import render
 from oche.run import Listener, Run, silent
 from oche.spaces import named as spaces
-from oche.tasks import named
+from oche.tasks import Task, named
 from oche.training.evaluate import Score, evaluate
 from oche.training.export import FORMATS, WEIGHTS, Deployed, export_network, load_network, save_network
 from oche.training.train import START, Training, retrain
@@ -154,20 +154,22 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
     """Trains from wherever the run stands, scores the result on the test images, exports it, writes the report."""
     start = safetensors_load(run.read(START)) if run.has(START) else None
     training = replace(training, run=run, listener=listener, start=start)
-    with out_of_memory(training.protocol.batch), cpu_threads(threads):
+    with alone(run, training.fabric), out_of_memory(training.protocol.batch), cpu_threads(threads):
         network = retrain(training)
         test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
+        if training.fabric.is_global_zero:
+            metrics = named(test.metrics, "test")
+            save_network(run, network, training.space, training.genotype, training.data, metrics)
+            log_test(run, training.data, test, training.task)
+            run.seal()
     if training.fabric.is_global_zero:
-        metrics = named(test.metrics, "test")
-        save_network(run, network, training.space, training.genotype, training.data, metrics)
-        log_test(run, training.data, test)
         render(run)
     return Trained(run, test)
 
 
-def log_test(run: Run, data: Data, test: Score) -> None:
+def log_test(run: Run, data: Data, test: Score, task: Task) -> None:
     """A trained network's test score: its metrics, of masks each class's IoU, and the confusion matrix."""
-    run.log({"kind": "test", **test.metrics, "loss": test.loss})
+    run.log({"kind": "test", **test.metrics, "loss": test.loss, **test.honest(task)})
     for name, iou in zip(data.classes, test.iou, strict=True) if data.ignore is not None else ():
         run.log({"kind": "class", "class": name, "iou": None if isnan(iou) else iou})
     run.log({"kind": "confusion", "classes": list(data.classes), "matrix": [list(row) for row in test.confusion]})

@@ -50,6 +50,7 @@ def _comparison(found: Found) -> Table:
     """Found cell against random cells: the mean over seeds of the test accuracy, with 95 % intervals."""
     import numpy as np
 
+    from oche.report.claims import improvement
     from oche.training.compare import interval
 
     assert found.comparison
@@ -71,13 +72,7 @@ def _comparison(found: Found) -> Table:
             spread.replace("[", r"\["),
             " ".join(f"{v:.2%}" for v in values),
         )
-    gains = found.comparison.improvements
-    low, high = interval(gains)
-    verdict = "better than" if low > 0 else "worse than" if high < 0 else "not told apart from"
-    if len(gains) == 1:
-        said = "of one seed, which tells nothing of chance"
-    else:
-        said = rf"\[{low:+.2f}, {high:+.2f}]: {verdict} random cells with these seeds"
-    table.caption = f"relative improvement over random {np.mean(gains):+.2f} % {said}"
+    said = improvement(found.comparison.record()).replace("[", r"\[")
+    table.caption = f"relative improvement over random {said}"
     table.caption_justify = "left"
     return table

@@ -47,6 +47,8 @@ class Score:
     def honest(self, task: Task) -> dict[str, object]:
         """What the log has beside a score: `floor`, the number of classes that are there, and of those that are named."""
         counts = torch.tensor(self.confusion)
+        if counts.dim() != 2 or counts.shape[0] != counts.shape[1]:  # a task of one's own counts otherwise
+            return {"metric": self.metric}
         there, named = int((counts.sum(1) > 0).sum()), int((counts.sum(0) > 0).sum())
         return {"metric": self.metric, "floor": self.floor(task), "predicted": min(named, there), "classes": there}
 
