@@ -86,7 +86,7 @@ def test_the_codes_quantity_is_the_sum_with_the_clipped_training_gradient() -> N
         ("paper", 0.0),
     ):
         for shift, freezes in ((-1e-6, False), (1e-6, True)):
-            fresh = replace(state, memory={}, learns=state.learns)
+            fresh = replace(state, memory={})
             part = FreezeOverfitted(20, expected + shift, rule, clip=1.0)  # type: ignore[arg-type]
             for _ in range(21 if rule == "code" else 20):
                 part.after_inner_backward(fresh, {name: g}, None)  # type: ignore[arg-type]
