@@ -20,8 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from filelock import FileLock, Timeout
-
 from oche.errors import UserError
 from oche.run import digests, records
 
@@ -107,6 +105,8 @@ class Run:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Keeps other processes from writing to the run meanwhile; a killed process lets go of it. Raises UserError where one does."""
+        from filelock import FileLock, Timeout  # here: the rest of this folder needs the standard library alone
+
         lock = FileLock(self.file(Run.LOCK))
         try:
             lock.acquire(timeout=0)
