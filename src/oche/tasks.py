@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
@@ -17,8 +18,9 @@ from oche.own import Kind, has
 class Task(Protocol):
     """A loss (a mean over the batch) and a score.
 
-    `confusion` (classes, classes) int64 counts the answers, true class by row: it adds up over batches and processes. `metrics` reads
-    numbers in [0, 1] from the sum, `score` the one named `metric` among them.
+    `confusion` (classes, classes) int64 counts the answers, true class by row: it adds up over batches and processes, as does the table of
+    sums that tasks with K targets an image have in its place. `metrics` reads numbers from the sum, mostly in [0, 1], `score` the one named
+    `metric` among them, of which more is better.
     """
 
     name: ClassVar[str]
@@ -156,7 +158,110 @@ class Segment:
         return total
 
 
-TASKS: dict[str, type[Task]] = {"classify": Classify, "segment": Segment}
+class Vectors(ABC):
+    """A task whose images have K targets each, (B, K): `confusion` is a table of sums, and no matrix of classes."""
+
+    @abstractmethod
+    def floor(self, counts: Tensor) -> float:
+        """The score of the best answer that is the same for all images, by the task's own measure of it."""
+
+
+@dataclass(frozen=True)
+class MultiLabel(Vectors):
+    """Any number of K labels an image: logits (B, K), targets (B, K) of 0 and 1.
+
+    loss = mean over images and labels of the binary cross-entropy. A label is predicted where its probability is at least 0.5, that is
+    where its logit is at least 0. `confusion` (K + 1, 4) int64 has a label's true positives, false positives, false negatives and true
+    negatives by row; the last row has the images with all labels right first, the others last.
+
+    mean_f1 = mean over labels of 2 TP / (2 TP + FP + FN), 0 for a label that is neither there nor predicted (as in scikit-learn and
+    torchmetrics); exact_match is the share of images with all labels right.
+    """
+
+    name: ClassVar[str] = "multilabel"
+    metric: ClassVar[str] = "mean_f1"
+    label_smoothing: float = 0.0
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        wanted = targets.to(outputs) * (1 - self.label_smoothing) + self.label_smoothing / 2
+        return F.binary_cross_entropy_with_logits(outputs, wanted)
+
+    def confusion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        said, true = outputs >= 0, targets > 0
+        labels = torch.stack(
+            [(said & true).sum(0), (said & ~true).sum(0), (~said & true).sum(0), (~said & ~true).sum(0)], 1
+        )
+        right = (said == true).all(1).sum()
+        images = torch.stack([right, right * 0, right * 0, len(outputs) - right])
+        return torch.cat([labels, images[None]])
+
+    def score(self, confusion: Tensor) -> float:
+        return float(label_f1(confusion).mean())
+
+    def metrics(self, confusion: Tensor) -> dict[str, float]:
+        exact = confusion[-1, 0] / confusion[-1].sum().clamp_min(1)
+        return {self.metric: self.score(confusion), "exact_match": float(exact)}
+
+    def smoothed(self, label_smoothing: float) -> MultiLabel:
+        return replace(self, label_smoothing=label_smoothing)
+
+    def floor(self, counts: Tensor) -> float:
+        """The score of always giving each label its commoner value."""
+        there, absent = counts[:, 0] + counts[:, 2], counts[:, 1] + counts[:, 3]
+        zero = torch.zeros_like(there)
+        always = torch.stack([there, absent, zero, zero], 1)
+        never = torch.stack([zero, zero, there, absent], 1)
+        return self.score(torch.where((there >= absent)[:, None], always, never))
+
+
+@dataclass(frozen=True)
+class Regress(Vectors):
+    """K numbers an image: outputs (B, K), targets (B, K), standardised where the data were read from files (`Data.target_std`).
+
+    loss = mean over images and numbers of the squared error. `confusion` (K, 5) float64 has by number the sums of 1, y, y^2, e^2 and |e|
+    with the error e = output - y.
+
+    r2 = mean over numbers of 1 - sum e^2 / (sum y^2 - (sum y)^2 / N), as in scikit-learn: 1 at best, 0 for the mean of the images that are
+    scored, and below 0 for worse. rmse and mae are means over the numbers in their own units: `scale` (K,) is what one of the
+    standardised units is; empty, it is 1.
+    """
+
+    name: ClassVar[str] = "regress"
+    metric: ClassVar[str] = "r2"
+    scale: tuple[float, ...] = ()
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return F.mse_loss(outputs, targets.to(outputs))
+
+    def confusion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        y = targets.double()
+        error = outputs.double() - y
+        return torch.stack([torch.ones_like(y), y, y.square(), error.square(), error.abs()], 2).sum(0)
+
+    def score(self, confusion: Tensor) -> float:
+        count, total, squares, errors, _ = confusion.double().unbind(1)
+        spread = squares - total.square() / count.clamp_min(1)
+        there = spread > 1e-12 * squares
+        constant = (errors == 0).double()
+        return float(torch.where(there, 1 - errors / spread.where(there, 1.0), constant).mean())
+
+    def metrics(self, confusion: Tensor) -> dict[str, float]:
+        count, _, _, errors, absolute = confusion.double().unbind(1)
+        scale = confusion.new_tensor(self.scale or [1.0] * len(confusion), dtype=torch.float64)
+        rmse, mae = (errors / count.clamp_min(1)).sqrt() * scale, absolute / count.clamp_min(1) * scale
+        return {self.metric: self.score(confusion), "rmse": float(rmse.mean()), "mae": float(mae.mean())}
+
+    def smoothed(self, label_smoothing: float) -> Regress:
+        if label_smoothing:
+            raise UserError("Numbers have no labels to smooth: set train.label_smoothing=0.")
+        return self
+
+    def floor(self, counts: Tensor) -> float:
+        """0: the score of always answering the mean."""
+        return 0.0
+
+
+TASKS: dict[str, type[Task]] = {"classify": Classify, "segment": Segment, "multilabel": MultiLabel, "regress": Regress}
 """By name, for `--task NAME`: what the data have decides which of them fits."""
 
 TASK: Kind[Task] = Kind(
@@ -194,6 +299,12 @@ def class_iou(confusion: Tensor) -> Tensor:
     return right / (confusion.sum(0) + confusion.sum(1) - right)
 
 
+def label_f1(counts: Tensor) -> Tensor:
+    """(K,) float64: 2 TP / (2 TP + FP + FN) of each label, from `MultiLabel.confusion`; 0 for one neither there nor predicted."""
+    right, extra, missed, _ = counts[:-1].double().unbind(1)
+    return 2 * right / (2 * right + extra + missed).clamp_min(1)
+
+
 def mean_iou(confusion: Tensor) -> float:
     """The mean of `class_iou` over the classes that are there or predicted, so a class only predicted counts as 0; 0 of nothing."""
     iou = class_iou(confusion)
@@ -207,6 +318,19 @@ def balanced(counts: Tensor) -> tuple[float, ...]:
     """
     there = counts[counts > 0].double()
     return tuple((there.median() / counts.double()).nan_to_num(posinf=0.0).tolist()) if len(there) else ()
+
+
+UNITS = ("r2", "rmse", "mae")
+"""Metrics that are no shares."""
+
+
+def in_words(name: str, value: float, digits: int = 2) -> str:
+    """A metric's value: a share in per cent, all else as it is.
+
+    >>> in_words("accuracy", 0.25), in_words("r2", -0.5)
+    ('25.00%', '-0.5')
+    """
+    return f"{value:.4g}" if name in UNITS else f"{value:.{digits}%}"
 
 
 def named(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:

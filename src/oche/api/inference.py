@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import nan
 from pathlib import Path
 
 import torch
@@ -35,12 +36,18 @@ Failed = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is predicted for one image: the class, its probability in [0, 1], and what training never saw of its values, "" for nothing."""
+    """What is predicted for one image: the class, its probability in [0, 1], and what training never saw of its values, "" for nothing.
+
+    Of several labels `label` joins those of a probability of at least 0.5, "(none)" if there are none, `values` has the probability of each
+    by name, and `probability` is that of all these answers together, taken as independent. Of numbers `values` has them by name, `label`
+    says them, and `probability` is NaN.
+    """
 
     path: Path
     label: str
     probability: float
     odd: str = ""
+    values: Mapping[str, float] = field(default_factory=dict)
 
 
 def evaluate_run(
@@ -84,6 +91,13 @@ def evaluate_run(
             f"{data.name} has {len(data.classes)} classes at {data.size}, the network was trained for {len(loaded.classes)} at "
             f"{loaded.space.size}: choose data with the same classes, in the same size."
         )
+    contract = loaded.contract
+    if "contract" in loaded.card and data.task != contract.task:
+        raise UserError(
+            f"{data.name} is to {data.task}, the network was trained to {contract.task}: choose other data."
+        )
+    if contract.target_mean is not None and contract.target_std is not None:
+        data = data.standardised(contract.target_mean, contract.target_std)
     with copies_of(run.path, table):
         fabric, task = fabric_for(device), task_for(data, request.task if is_own(request.task) else None)
     return evaluate(loaded.network.to(fabric.device), data.test, loaded.augment, fabric, task)
@@ -98,7 +112,7 @@ def predict(
     batch: int = 64,
     failed: Failed | None = None,
 ) -> list[Prediction]:
-    """Classifies image files, or all images in folders, with a run's trained network, by the rule of its training for values.
+    """Predicts classes, labels or numbers for image files, or all images in folders, with a run's trained network, by the rule of its training for values.
 
     Images that cannot be read are told to `failed`, and left out. Raises UserError; without `failed`, for those images as well, all at
     once.
@@ -115,14 +129,27 @@ def predict(
         if wrong or not part:
             continue
         pixels = _together([one.cropped(contract.size) for _, one in part])
-        scores = network(loaded.augment.normalise(pixels.to(where))).softmax(1)
-        best, label = scores.max(1)
-        predictions += [
-            Prediction(f, loaded.classes[int(c)], float(p), one.odd)
-            for (f, one), c, p in zip(part, label, best, strict=True)
-        ]
+        outputs = network(loaded.augment.normalise(pixels.to(where))).float().cpu()
+        predictions += [_predicted(f, one.odd, row, contract) for (f, one), row in zip(part, outputs, strict=True)]
     refuse(wrong)
     return predictions
+
+
+def _predicted(file: Path, odd: str, outputs: Tensor, contract: Contract) -> Prediction:
+    """What a network's outputs (K,) for one image mean."""
+    if contract.task == "multilabel":
+        chances = outputs.sigmoid()
+        values = dict(zip(contract.classes, chances.tolist(), strict=True))
+        said = ", ".join(name for name, output in zip(contract.classes, outputs.tolist(), strict=True) if output >= 0)
+        return Prediction(file, said or "(none)", float(chances.maximum(1 - chances).prod()), odd, values)
+    if contract.task == "regress":
+        numbers = outputs.double()
+        if contract.target_mean is not None and contract.target_std is not None:
+            numbers = numbers * numbers.new_tensor(contract.target_std) + numbers.new_tensor(contract.target_mean)
+        values = dict(zip(contract.classes, numbers.tolist(), strict=True))
+        return Prediction(file, ", ".join(f"{name} {n:.5g}" for name, n in values.items()), nan, odd, values)
+    best, label = outputs.softmax(0).max(0)
+    return Prediction(file, contract.classes[int(label)], float(best), odd)
 
 
 def _readable(files: Sequence[Path], contract: Contract, failed: Failed) -> Iterator[tuple[Path, Applied]]:

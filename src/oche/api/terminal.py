@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False)
 
-TITLES = {"accuracy": "accuracy", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
 """A metric's name in a log -> in words."""
 
 
@@ -195,7 +194,7 @@ def brief(genotype: str) -> str:
 
 def _metric(record: Mapping[str, Any], prefix: str) -> str:
     """The metric that counts in a record: the task's first."""
-    for name in ("miou", "accuracy"):
+    for name in ("miou", "accuracy", "mean_f1", "r2"):
         if prefix + name in record:
             return name
     named = prefix or "val_"
@@ -204,7 +203,7 @@ def _metric(record: Mapping[str, Any], prefix: str) -> str:
 
 def _said(record: Mapping[str, Any], prefix: str, digits: int = 1) -> str:
     name = _metric(record, prefix)
-    return f"{record[prefix + name]:.{digits}%}" + (f" {TITLES.get(name, name)}" if name != "accuracy" else "")
+    return in_words(name, record[prefix + name], digits) + (f" {TITLES.get(name, name)}" if name != "accuracy" else "")
 
 
 _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
@@ -216,7 +215,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "seed": lambda r: seed_line(r),
     "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images",
     "train_epoch": lambda r: (
-        f"{r['epoch']:3d} train {r['loss']:.3f} {r[_metric(r, '')]:4.0%}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
+        f"{r['epoch']:3d} train {r['loss']:.3f} {in_words(_metric(r, ''), r[_metric(r, '')], 0):>4}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
     ),
 }
 
@@ -236,7 +235,7 @@ def data_rows(data: Data) -> list[tuple[str, str]]:
     parts = f"{len(data.train)} train, {len(data.val)} validation, {len(data.test)} test images of {size}"
     return [
         ("data", f"{data.name}: {parts}"),
-        ("classes", f"{len(data.classes)}: {names}"),
+        ({"multilabel": "labels", "regress": "numbers"}.get(data.task, "classes"), f"{len(data.classes)}: {names}"),
         *(("", note) for note in data.notes),
     ]
 

@@ -18,6 +18,7 @@ from oche.api.pinned import compared, pin
 from oche.api.terminal import Show
 from oche.data import Data, none
 from oche.data.reading.readers import Source
+from oche.data.reading.vectors import VECTORS
 from oche.errors import UserError
 from oche.plan.machine import threads_for
 from oche.plan.parts import source_of
@@ -26,7 +27,7 @@ from oche.plan.training import resolve_training, searched_size, training_table
 from oche.report import render
 from oche.run import Listener, Run, silent
 from oche.spaces import named as spaces
-from oche.tasks import Task, named
+from oche.tasks import MultiLabel, Task, in_words, label_f1, named
 from oche.training.evaluate import Score, evaluate
 from oche.training.export import FORMATS, WEIGHTS, Deployed, export_network, load_network, save_network
 from oche.training.train import START, Training, retrain
@@ -41,7 +42,7 @@ class Trained:
     test: Score
 
     def __repr__(self) -> str:
-        metrics = ", ".join(f"{name} {value:.2%}" for name, value in self.test.metrics.items())
+        metrics = ", ".join(f"{name} {in_words(name, value)}" for name, value in self.test.metrics.items())
         return f"Trained({metrics} on test images, in {self.run.path})"
 
     def rows(self) -> list[dict[str, object]]:
@@ -168,8 +169,12 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
 
 
 def log_test(run: Run, data: Data, test: Score, task: Task) -> None:
-    """A trained network's test score: its metrics, of masks each class's IoU, and the confusion matrix."""
+    """A trained network's test score: its metrics, of masks and labels each class's, and of classes the confusion matrix."""
     run.log({"kind": "test", **test.metrics, "loss": test.loss, **test.honest(task)})
+    if test.metric == MultiLabel.metric:
+        for name, f1 in zip(data.classes, label_f1(torch.tensor(test.confusion)).tolist(), strict=True):
+            run.log({"kind": "class", "class": name, "f1": f1})
     for name, iou in zip(data.classes, test.iou, strict=True) if data.ignore is not None else ():
         run.log({"kind": "class", "class": name, "iou": None if isnan(iou) else iou})
-    run.log({"kind": "confusion", "classes": list(data.classes), "matrix": [list(row) for row in test.confusion]})
+    if data.task not in VECTORS:
+        run.log({"kind": "confusion", "classes": list(data.classes), "matrix": [list(row) for row in test.confusion]})

@@ -78,10 +78,11 @@ def ledger_rows(data: Data) -> list[tuple[str, str]]:
 
 
 def counts_table(data: Data) -> Table:
-    """Images per class and part; of masks, the share of the train pixels."""
+    """Images per class or label and part; of masks, the share of the train pixels; of numbers all images, their ranges are in the notes."""
     ledger = data.ledger
+    rows = ("images",) if data.task == "regress" else data.classes
     table = Table(box=None, pad_edge=False)
-    table.add_column("class")
+    table.add_column({"multilabel": "label", "regress": ""}.get(data.task, "class"))
     if ledger.shares:
         table.add_column("train pixels", justify="right")
         for name, share in list(ledger.shares.items())[:MOST]:
@@ -89,9 +90,9 @@ def counts_table(data: Data) -> Table:
     else:
         for part in ledger.counts:
             table.add_column(part, justify="right")
-        for name in data.classes[:MOST]:
+        for name in rows[:MOST]:
             table.add_row(escape(name), *(str(counts.get(name, 0)) for counts in ledger.counts.values()))
-    if len(data.classes) > MOST:
-        table.caption = f"and {len(data.classes) - MOST} classes more: --json lists all"
+    if len(rows) > MOST:
+        table.caption = f"and {len(rows) - MOST} classes more: --json lists all"
         table.caption_justify = "left"
     return table

@@ -179,10 +179,17 @@ def evaluate(
     if data is None and (unknown_data := unrecorded(Run.open(run))):
         print(f"oche: {unknown_data}", file=sys.stderr)
     total, counted = sum(map(sum, score.confusion)), "pixels" if score.metric == "miou" else "images"
+    if score.metric in (
+        "mean_f1",
+        "r2",
+    ):  # these have sums in place of a confusion matrix, its last row or a column with the images
+        total = int(sum(score.confusion[-1]) if score.metric == "mean_f1" else score.confusion[-1][0])
     if as_json:
         print(json.dumps({**score.metrics, "loss": score.loss, counted: total, "confusion": score.confusion}))
     else:
-        metrics = ", ".join(f"{TITLES.get(name, name)} {value:.2%}" for name, value in score.metrics.items())
+        metrics = ", ".join(
+            f"{TITLES.get(name, name)} {in_words(name, value)}" for name, value in score.metrics.items()
+        )
         console.print(f"{metrics}, loss {score.loss:.4f}, on {total} {counted}")
 
 

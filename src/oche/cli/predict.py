@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from math import isnan
 from pathlib import Path
 
 import typer
@@ -48,7 +49,13 @@ def _classified(run: Path, images: Sequence[Path], device: str, failed: list[str
 
     for p in inference.predict(run, images, device=device, failed=failed.append):
         record: dict[str, object] = {"path": str(p.path), "label": p.label, "probability": p.probability}
-        yield record, f"{p.path}  {p.label}  {p.probability:.1%}", p.odd
+        if p.values:
+            record["values"] = dict(p.values)
+        if isnan(p.probability):
+            del record["probability"]
+            yield record, f"{p.path}  {p.label}", p.odd
+        else:
+            yield record, f"{p.path}  {p.label}  {p.probability:.1%}", p.odd
 
 
 def _segmented(run: Path, images: Sequence[Path], out: Path | None, device: str, failed: list[str]) -> Iterator[Line]:

@@ -116,6 +116,7 @@ class Contract:
         labels: how labels in files became class numbers.
         palette: colours of the masks' classes, where they had some.
         ignore: the label of mask pixels that count nowhere.
+        target_mean, target_std: numbers are outputs times target_std plus target_mean.
     """
 
     task: str
@@ -128,6 +129,8 @@ class Contract:
     labels: LabelMap = LabelMap()
     palette: tuple[tuple[int, int, int], ...] = ()
     ignore: int | None = None
+    target_mean: tuple[float, ...] | None = None
+    target_std: tuple[float, ...] | None = None
 
     def plain(self) -> dict[str, object]:
         """As a table for JSON and TOML, without what is None."""
@@ -150,9 +153,15 @@ class Contract:
                 labels=LabelMap(tuple((str(k), int(v)) for k, v in table.get("labels", {}).items())),
                 palette=tuple((int(r), int(g), int(b)) for r, g, b in table.get("palette", ())),
                 ignore=None if table.get("ignore") is None else int(table["ignore"]),
+                target_mean=_numbers(table.get("target_mean")),
+                target_std=_numbers(table.get("target_std")),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(f"The contract of a data set is damaged ({error!r}): train the network again.") from None
+
+
+def _numbers(values: Sequence[float] | None) -> tuple[float, ...] | None:
+    return None if values is None else tuple(map(float, values))
 
 
 UNIT = PixelRule(scale=1.0, high=1.0, depth="float32")

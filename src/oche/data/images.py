@@ -62,6 +62,7 @@ class ImageSet:
     """One part of a data set: a view of some of the images of a source, with their class numbers or their masks.
 
     `targets` (N,) int64 are the classes of the N images of this part, `index` (N,) int64 their numbers in the source.
+    Of several labels an image they are (N, K) int64, 0 or 1, of numbers (N, K) float32.
     Where there are `masks` (class numbers by pixel, by the same numbers), they are what is learned and the N targets are 0.
     `groups` (N,) int64 tells which images belong together, such as frames of one film.
 
@@ -78,17 +79,17 @@ class ImageSet:
 
     @classmethod
     def of(cls, images: Tensor, targets: Tensor, groups: Tensor | None = None) -> ImageSet:
-        """All of `images` (N, H, W, C), uint8 or float32 in [0, 1], with `targets` (N,), or (N, H, W) uint8 for masks."""
+        """All of `images` (N, H, W, C), uint8 or float32 in [0, 1], with `targets` (N,), (N, K), or (N, H, W) uint8 for masks."""
         numbers = torch.arange(len(targets), device=targets.device)
         if targets.ndim == 3:
             return cls(ArraySource(images), torch.zeros_like(numbers), numbers, ArraySource(targets), groups)
-        return cls(ArraySource(images), targets.long(), numbers, None, groups)
+        return cls(ArraySource(images), as_targets(targets), numbers, None, groups)
 
     def __len__(self) -> int:
         return len(self.targets)
 
     def take(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions (B,) in this part -> images (B, H, W, C), targets (B,), or (B, H, W) uint8 where there are masks."""
+        """Positions (B,) in this part -> images (B, H, W, C), targets (B,), (B, K), or (B, H, W) uint8 where there are masks."""
         numbers = self.index[positions.to(self.index.device)]
         images = self.source.take(numbers)
         return images, self.masks.take(numbers) if self.masks else self.targets[sent(positions, self.targets.device)]
@@ -139,6 +140,8 @@ class Data:
         ledger: what was found, and what became of it.
         identities: part -> what its images are (`fingerprint`).
         notes: sentences about how it was read, and what to beware of, for the table printed before a run.
+        target_mean, target_std: what was subtracted from the numbers that are targets, and what they were divided by; None where targets
+            are as they were given.
     """
 
     name: str
@@ -158,6 +161,8 @@ class Data:
     palette: tuple[tuple[int, int, int], ...] = ()
     ledger: Ledger = Ledger()
     identities: Mapping[str, Identity] = field(default_factory=dict)
+    target_mean: tuple[float, ...] | None = None
+    target_std: tuple[float, ...] | None = None
 
     @property
     def contract(self) -> Contract:
@@ -175,12 +180,33 @@ class Data:
             self.labels,
             self.palette,
             self.ignore,
+            self.target_mean,
+            self.target_std,
         )
 
     @property
-    def task(self) -> Literal["classify", "segment"]:
-        """The task that the data are for: "classify" (one class per image) or "segment" (one per pixel)."""
-        return "classify" if self.ignore is None else "segment"
+    def task(self) -> Literal["classify", "segment", "multilabel", "regress"]:
+        """The task that the data are for.
+
+        "classify" (one class per image), "segment" (one per pixel), "multilabel" (any number of labels) or "regress" (numbers).
+        """
+        if self.ignore is not None:
+            return "segment"
+        if self.train.targets.ndim == 1:
+            return "classify"
+        return "regress" if self.train.targets.is_floating_point() else "multilabel"
+
+    def standardised(self, mean: tuple[float, ...], std: tuple[float, ...]) -> Data:
+        """The same data with the targets (y - mean) / std of the numbers y that were given."""
+
+        def again(part: ImageSet) -> ImageSet:
+            y = part.targets.double()
+            if self.target_mean is not None and self.target_std is not None:
+                y = y * y.new_tensor(self.target_std) + y.new_tensor(self.target_mean)
+            return replace(part, targets=((y - y.new_tensor(mean)) / y.new_tensor(std)).float())
+
+        parts = {"train": again(self.train), "val": again(self.val), "test": again(self.test)}
+        return replace(self, **parts, target_mean=mean, target_std=std)
 
     def to(self, device: torch.device | str) -> Data:
         """The same data with the pixels of all three parts on `device`; see `ImageSet.to`.
@@ -199,6 +225,11 @@ class Data:
             if isinstance(part.source, ArraySource)
         ]
         return sum(count * images[:1].nbytes for count, images in parts)
+
+
+def as_targets(targets: Tensor) -> Tensor:
+    """Class numbers and labels as int64, numbers (N, K) as float32."""
+    return targets.float() if targets.is_floating_point() and targets.ndim == 2 else targets.long()
 
 
 def in_parallel(work: Callable[[int], Item], numbers: Iterable[int], workers: int) -> list[Item]:

@@ -125,7 +125,9 @@ def _contradictions(parts: Mapping[str, tuple[list[bytes], Tensor]], ignore: int
 
 
 def _counts(part: ImageSet, classes: Sequence[str], ignore: int | None) -> dict[str, int]:
-    """Images per class; beside masks, all images."""
+    """Images per class or label; beside masks and numbers, all images."""
+    if ignore is None and part.targets.ndim == 2 and not part.targets.is_floating_point():
+        return dict(zip(classes, part.targets.sum(0).tolist(), strict=True))
     if ignore is not None or part.targets.ndim != 1:
         return {"images": len(part)}
     counts = torch.bincount(part.targets.cpu(), minlength=len(classes)).tolist()

@@ -187,14 +187,14 @@ def stratified(
     image of its share. The permutation depends on (seed, purpose, class) and on nothing else.
 
     Args:
-        targets: (N,) class numbers.
+        targets: (N,) class numbers; of (N, K) labels or numbers all images are of one class.
         shares: of every class, one for each part; their sum is at most 1.
         classes: names for the error message.
 
     Raises:
         UserError: a part would have no image of some class.
     """
-    targets = targets.cpu()
+    targets = targets.cpu() if targets.ndim == 1 else torch.zeros(len(targets), dtype=torch.int64)
     parts: list[list[Tensor]] = [[] for _ in shares]
     for label in sorted(set(targets.tolist())):
         members = torch.nonzero(targets == label).flatten()

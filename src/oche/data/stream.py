@@ -15,7 +15,7 @@ from torch import Tensor
 
 from oche.base import Batch, counted, sent
 from oche.data.augmentation.augment import Augmentation
-from oche.data.images import ImageSet
+from oche.data.images import ImageSet, as_targets
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ def batches(images: ImageSet, batch: int, augment: Augmentation, device: torch.d
     """One pass over all images in order, normalised but not augmented; the last batch may be smaller."""
     for start in range(0, len(images), batch):
         pixels, targets = images.take(torch.arange(start, min(start + batch, len(images))))
-        yield Batch(augment.normalise(pixels.to(device)), targets.to(device).long())
+        yield Batch(augment.normalise(pixels.to(device)), as_targets(targets.to(device)))
 
 
 @lru_cache(maxsize=8)

@@ -27,8 +27,14 @@ class TrueTargets:
 
 @dataclass(frozen=True)
 class RandomTargets:
-    """Labels drawn once, uniformly, and kept for the run (RLNAS); the validation images keep theirs."""
+    """Labels drawn once, uniformly, and kept for the run (RLNAS); the validation images keep theirs.
+
+    Labels and numbers (N, K) are those of the images in another order.
+    """
 
     def __call__(self, train: ImageSet, classes: int, seed: int) -> ImageSet:
+        if train.targets.ndim == 2:
+            order = torch.randperm(len(train), generator=counted(seed, "random targets"))
+            return replace(train, targets=train.targets[order.to(train.targets.device)])
         drawn = torch.randint(classes, train.targets.shape, generator=counted(seed, "random targets"))
         return replace(train, targets=drawn.to(train.targets.device))

@@ -15,7 +15,7 @@ from oche.errors import UserError, unknown
 from oche.plan.settings import Change, layered
 from oche.spaces import Space
 from oche.spaces import named as spaces
-from oche.tasks import TASK, TASKS, Classify, Segment, Task, balanced
+from oche.tasks import TASK, TASKS, Classify, MultiLabel, Regress, Segment, Task, balanced
 
 SPACE = {"classify": "nb201", "segment": "grid"}
 """What "auto" stands for, by what the data can teach."""
@@ -74,13 +74,18 @@ def task_for(
 
     A run from before there were tasks has none recorded, which means the default. Raises UserError.
     """
-    task: Task = Classify() if data.ignore is None else Segment(data.ignore)
+    usual: dict[str, Task] = {
+        "classify": Classify(),
+        "multilabel": MultiLabel(),
+        "regress": Regress(data.target_std or ()),
+    }
+    task = Segment(data.ignore) if data.ignore is not None else usual[data.task]
     if given is not None and (own.is_foreign(given) or given not in TASKS):
         task = TASK.part(given)
     fields_set = {path: value for path, value in (settings or {}).items() if path != "balanced"}
     weighed = (settings or {}).get("balanced")
     if weighed is not None and data.ignore is None:
-        raise UserError("task.balanced weighs the classes of mask pixels; images with a class each have none.")
+        raise UserError("task.balanced weighs the classes of mask pixels; these images have none.")
     if weighed is True:
         if "class_weights" in fields_set:
             raise UserError("task.balanced measures the class weights; leave task.class_weights out, or balanced.")
@@ -105,7 +110,7 @@ def space_for(
     name = str(kind().name)
     teaches = "segment" if data.ignore is not None else "classify"
     if kind.task != teaches:
-        has = "masks" if data.ignore is not None else "one class per image"
+        has = "masks" if data.ignore is not None else "no masks"
         raise UserError(f"{data.name} has {has}, which the space {name} is not for; choose `--space {SPACE[teaches]}`.")
     bound = kind(inputs=data.channels, outputs=len(data.classes), size=data.size)
     known = {f.name for f in fields(bound)} - {"name", "inputs", "outputs", "size"}

@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-TITLES = {"accuracy": "accuracy", "miou": "mIoU", "pixel_accuracy": "pixel accuracy"}
+TITLES = {
+    "accuracy": "accuracy",
+    "miou": "mIoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_f1": "F1",
+    "exact_match": "exact match",
+    "r2": "R2",
+    "rmse": "RMSE",
+    "mae": "MAE",
+}
 Interval = Sequence[float]
 
 
@@ -62,10 +71,13 @@ def beside(record: Mapping[str, object], prefix: str = "") -> str:
         return ""
     score = _number(record[prefix + str(record.get("metric", "accuracy"))])
     few = record.get("predicted") is not None and record.get("predicted") != record.get("classes")
+    always = {"mean_f1": "always giving each label its commoner value", "r2": "always answering the mean"}.get(
+        str(record.get("metric")), "always naming the commonest class"
+    )
     named = f"; it names {record['predicted']} of {record['classes']} classes" if few else ""
     if score <= _number(floor) + 1e-9:
-        return f"no better than always naming the commonest class ({percent(_number(floor))}){named}"
-    return f"always naming the commonest class: {percent(_number(floor))}{named}"
+        return f"no better than {always} ({percent(_number(floor))}){named}"
+    return f"{always}: {percent(_number(floor))}{named}"
 
 
 def warnings(records: Sequence[Mapping[str, object]]) -> list[str]:

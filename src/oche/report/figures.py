@@ -75,6 +75,8 @@ CURVES = {  # figure: (title, unit, kind of record, key -> name of the line)
         {"weight_accuracy": "weights", "arch_accuracy": "architecture"},
     ),
     "mious": ("Mean IoU of the supernet", "%", "epoch", {"weight_miou": "weights", "arch_miou": "architecture"}),
+    "f1s": ("F1 of the supernet", "%", "epoch", {"weight_mean_f1": "weights", "arch_mean_f1": "architecture"}),
+    "r2s": ("R2 of the supernet", "", "epoch", {"weight_r2": "weights", "arch_r2": "architecture"}),
     "entropy": ("Entropy of the operation weights", "0 decided, 1 undecided", "epoch", {"entropy": "entropy"}),
     "parameter_free": ("Share of operations without weights", "%", "epoch", {"parameter_free": "chosen cells"}),
     "anytime": (
@@ -94,6 +96,8 @@ CURVES = {  # figure: (title, unit, kind of record, key -> name of the line)
     "train_losses": ("Loss", "", "train_epoch", {"loss": "training", "val_loss": "validation"}),
     "train_accuracies": ("Accuracy", "%", "train_epoch", {"accuracy": "training", "val_accuracy": "validation"}),
     "train_mious": ("Mean IoU", "%", "train_epoch", {"miou": "training", "val_miou": "validation"}),
+    "train_f1s": ("F1", "%", "train_epoch", {"mean_f1": "training", "val_mean_f1": "validation"}),
+    "train_r2s": ("R2", "", "train_epoch", {"r2": "training", "val_r2": "validation"}),
     "memory": ("Peak memory", "MiB", "epoch", {"memory_mib": "memory"}),
     "speed": ("Speed", "images/s", "epoch", {"images_per_second": "speed"}),
 }

@@ -43,16 +43,24 @@ EPOCH: Columns = {
     "weight_loss": ("loss", 1, ".4f"),
     "weight_accuracy": ("accuracy %", 100, ".2f"),
     "weight_miou": ("mIoU %", 100, ".2f"),
+    "weight_mean_f1": ("F1 %", 100, ".2f"),
+    "weight_r2": ("R2", 1, ".3f"),
     "arch_loss": ("arch. loss", 1, ".4f"),
     "arch_accuracy": ("arch. accuracy %", 100, ".2f"),
     "arch_miou": ("arch. mIoU %", 100, ".2f"),
+    "arch_mean_f1": ("arch. F1 %", 100, ".2f"),
+    "arch_r2": ("arch. R2", 1, ".3f"),
     "loss": ("loss", 1, ".4f"),
     "accuracy": ("accuracy %", 100, ".2f"),
     "miou": ("mIoU %", 100, ".2f"),
+    "mean_f1": ("F1 %", 100, ".2f"),
+    "r2": ("R2", 1, ".3f"),
     "val_loss": ("val. loss", 1, ".4f"),
     "val_accuracy": ("val. accuracy %", 100, ".2f"),
     "val_miou": ("val. mIoU %", 100, ".2f"),
     "val_pixel_accuracy": ("val. pixel accuracy %", 100, ".2f"),
+    "val_mean_f1": ("val. F1 %", 100, ".2f"),
+    "val_r2": ("val. R2", 1, ".3f"),
     "entropy": ("entropy", 1, ".3f"),
     "skips": ("skips", 1, ""),
     "parameter_free": ("without weights %", 100, ".0f"),
@@ -72,12 +80,17 @@ TRAINED: Columns = {
     "test_accuracy": ("test accuracy %", 100, ".2f"),
     "test_miou": ("test mIoU %", 100, ".2f"),
     "test_pixel_accuracy": ("test pixel accuracy %", 100, ".2f"),
+    "test_mean_f1": ("test F1 %", 100, ".2f"),
+    "test_exact_match": ("test exact match %", 100, ".2f"),
+    "test_r2": ("test R2", 1, ".3f"),
+    "test_rmse": ("test RMSE", 1, ".4g"),
+    "test_mae": ("test MAE", 1, ".4g"),
     "parameters": ("parameters", 1, ",.0f"),
     "multiply_adds": ("multiply-adds", 1, ",.0f"),
     "seconds": ("seconds", 1, ".0f"),
     "genotype": ("genotype", 1, ""),
 }
-BY_CLASS: Columns = {"class": ("class", 1, ""), "iou": ("test IoU %", 100, ".2f")}
+BY_CLASS: Columns = {"class": ("class", 1, ""), "iou": ("test IoU %", 100, ".2f"), "f1": ("test F1 %", 100, ".2f")}
 
 
 SEED: Columns = {
@@ -86,6 +99,10 @@ SEED: Columns = {
     "test_accuracy": ("test accuracy %", 100, ".2f"),
     "val_miou": ("validation mIoU %", 100, ".2f"),
     "test_miou": ("test mIoU %", 100, ".2f"),
+    "val_mean_f1": ("validation F1 %", 100, ".2f"),
+    "test_mean_f1": ("test F1 %", 100, ".2f"),
+    "val_r2": ("validation R2", 1, ".3f"),
+    "test_r2": ("test R2", 1, ".3f"),
     "skips": ("skips", 1, ""),
     "genotype": ("genotype", 1, ""),
 }
@@ -185,16 +202,24 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         if values:
             facts.append((text.format(factor * values[-1]), what))
 
-    compared = "mIoU" if any(r.get("metric") == "miou" for r in records) else "accuracy"
+    compared = next((TITLES[str(r["metric"])] for r in records if r.get("metric") in TITLES), "accuracy")
+    share, by = ("{:.3f}", 1) if compared == "R2" else ("{:.2f} %", 100)
     add("test", "accuracy", "{:.2f} %", "test accuracy", 100)
     add("test", "miou", "{:.2f} %", "test mIoU", 100)
     add("test", "pixel_accuracy", "{:.2f} %", "test pixel accuracy", 100)
+    add("test", "mean_f1", "{:.2f} %", "test F1, mean over labels", 100)
+    add("test", "exact_match", "{:.2f} %", "test images with all labels right", 100)
+    add("test", "r2", "{:.3f}", "test R2")
+    add("test", "rmse", "{:.4g}", "test RMSE")
+    add("test", "mae", "{:.4g}", "test MAE")
     add("test", "loss", "{:.4f}", "test loss")
-    add("comparison", "found_mean", "{:.2f} %", f"test {compared}, found cell", 100)
-    add("comparison", "random_mean", "{:.2f} %", f"test {compared}, random cells", 100)
+    add("comparison", "found_mean", share, f"test {compared}, found cell", by)
+    add("comparison", "random_mean", share, f"test {compared}, random cells", by)
     add("comparison", "relative_improvement", "{:+.2f} %", "relative improvement over random")
     add("supernet", "val_accuracy", "{:.2f} %", "supernet, validation accuracy", 100)
     add("supernet", "val_miou", "{:.2f} %", "supernet, validation mIoU", 100)
+    add("supernet", "val_mean_f1", "{:.2f} %", "supernet, validation F1", 100)
+    add("supernet", "val_r2", "{:.3f}", "supernet, validation R2")
     epochs = [r for r in records if r.get("kind") in ("epoch", "train_epoch")]
     seconds = sum(number(r.get("seconds")) or 0.0 for r in epochs)
     memory = max((number(r.get("memory_mib")) or 0.0 for r in epochs), default=0.0)

@@ -30,7 +30,7 @@ Keep = Callable[[Network, float], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Test scores in [0, 1] (`metric`) by cell, one per seed, the found cell first; the seeds are the same for every cell."""
+    """Test scores (`metric`), mostly in [0, 1], by cell, one per seed, the found cell first; the seeds are the same for every cell."""
 
     accuracies: dict[str, tuple[float, ...]]
     metric: str = "accuracy"
@@ -46,11 +46,23 @@ class Comparison:
 
     @property
     def improvements(self) -> tuple[float, ...]:
-        """RI = 100 (found - random) / random in percent, by seed (Yang et al., ICLR 2020, arXiv 1912.12522)."""
+        """RI = 100 (found - random) / random in percent, by seed (Yang et al., ICLR 2020, arXiv 1912.12522).
+
+        () where a random score is not above 0, as R2 may be: then there is nothing to be relative to.
+        """
+        if min(self.random) <= 0:
+            return ()
         return tuple(100 * (f - r) / r for f, r in zip(self.found, self.random, strict=True))
 
     def record(self) -> dict[str, object]:
         """The record for the log; intervals are Student's, 95 %, over seeds."""
+        gains = self.improvements
+        relative: dict[str, object] = {}
+        if gains:
+            relative = {
+                "relative_improvement": float(np.mean(gains)),
+                "relative_improvement_interval": interval(gains),
+            }
         return {
             "kind": "comparison",
             "metric": self.metric,
@@ -59,8 +71,7 @@ class Comparison:
             "found_interval": interval(self.found),
             "random_mean": float(np.mean(self.random)),
             "random_interval": interval(self.random),
-            "relative_improvement": float(np.mean(self.improvements)),
-            "relative_improvement_interval": interval(self.improvements),
+            **relative,
         }
 
 

@@ -10,7 +10,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from oche.data import Augmentation, ImageSet, batches
-from oche.tasks import Classify, Task, accuracy, class_iou
+from oche.tasks import Classify, Task, Vectors, accuracy, class_iou
 
 PIXELS = 2**22
 """In one batch of an evaluation, at most."""
@@ -18,15 +18,16 @@ PIXELS = 2**22
 
 @dataclass(frozen=True)
 class Score:
-    """A network's scores on images: the task's `metrics` in [0, 1], mean `loss`, and `confusion` (classes, classes), true class by row.
+    """A network's scores on images: the task's `metrics`, mean `loss`, and `confusion` (classes, classes), true class by row.
 
-    `value` is the metric that counts: accuracy, or mean IoU.
+    `value` is the metric that counts: accuracy, mean IoU, mean F1 or R2. Of labels and numbers `confusion` has the sums that
+    `MultiLabel` and `Regress` describe, and there is neither `accuracy` nor `iou`.
     """
 
     metric: str
     metrics: Mapping[str, float]
     loss: float
-    confusion: tuple[tuple[int, ...], ...]
+    confusion: tuple[tuple[float, ...], ...]
 
     @property
     def value(self) -> float:
@@ -38,14 +39,18 @@ class Score:
         return accuracy(torch.tensor(self.confusion))
 
     def floor(self, task: Task) -> float:
-        """The score of a network that always names the commonest class of these images."""
+        """The score of a network that always names the commonest class of these images, or their commonest labels, or their mean."""
+        if isinstance(task, Vectors):
+            return task.floor(torch.tensor(self.confusion))
         true = torch.tensor(self.confusion).sum(1)
         constant = torch.zeros(len(true), len(true), dtype=torch.int64)
         constant[:, int(true.argmax())] = true
         return task.score(constant)
 
     def honest(self, task: Task) -> dict[str, object]:
-        """What the log has beside a score: `floor`, the number of classes that are there, and of those that are named."""
+        """What the log has beside a score: `floor`, and of classes the number of those that are there and of those that are named."""
+        if isinstance(task, Vectors):
+            return {"metric": self.metric, "floor": self.floor(task)}
         counts = torch.tensor(self.confusion)
         if counts.dim() != 2 or counts.shape[0] != counts.shape[1]:  # a task of one's own counts otherwise
             return {"metric": self.metric}
@@ -82,5 +87,5 @@ def evaluate(
         loss += float(task.loss(outputs, part.targets)) * len(part.targets)
         confusion = confusion + task.confusion(outputs, part.targets)
     network.train(was_training)
-    rows = tuple(tuple(int(n) for n in row) for row in confusion.tolist())
+    rows = tuple(tuple(row) for row in confusion.tolist())
     return Score(task.metric, task.metrics(confusion), loss / len(images), rows)

@@ -61,7 +61,7 @@ class Loaded:
 
 
 class Deployed(nn.Module):
-    """Images (B, C, H, W) in [0, 1] -> class scores (B, classes), or (B, classes, H, W): normalisation and network in one plain module."""
+    """Images (B, C, H, W) in [0, 1] -> outputs (B, classes), or (B, classes, H, W): normalisation and network in one plain module."""
 
     mean: Tensor
     std: Tensor
@@ -97,7 +97,7 @@ def save_network(
             "says": INPUT,
         },
         "normalisation": "inside",
-        "outputs": OUTPUTS.get(space.task, "the network's outputs as they are"),
+        "outputs": OUTPUTS.get(data.task, "the network's outputs as they are"),
         "parameters": price.parameters,
         "multiply_adds": price.multiply_adds,
         "metrics": dict(metrics),

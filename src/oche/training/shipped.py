@@ -17,6 +17,8 @@ INPUT = (
 OUTPUTS = {
     "classify": "logits (batch, classes): softmax over axis 1 gives probabilities",
     "segment": "logits (batch, classes, height, width): argmax over axis 1 gives the mask",
+    "multilabel": "logits (batch, labels): the sigmoid gives each label's probability",
+    "regress": "numbers (batch, targets): times target_std plus target_mean under contract, where it has them",
 }
 
 SCRIPT_NAME = "predict.py"
@@ -64,6 +66,15 @@ def main(paths):
         pixels = resized(cropped(channelled(scaled(values(Path(path))))))
         pixels = pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels
         (logits,) = session.run(None, {"images": pixels.transpose(2, 0, 1)[None].astype(np.float32)})
+        if contract["task"] == "multilabel":
+            chance = 1 / (1 + np.exp(-logits[0].astype(np.float64)))
+            named = [name for name, p in zip(contract["classes"], chance) if p >= 0.5]
+            print(path, ", ".join(named) or "(none)", " ".join(f"{p:.7f}" for p in chance))
+            continue
+        if contract["task"] == "regress":
+            numbers = logits[0] * np.array(contract.get("target_std", 1.0)) + np.array(contract.get("target_mean", 0.0))
+            print(path, " ".join(f"{name}={n:.7g}" for name, n in zip(contract["classes"], numbers)))
+            continue
         shares = np.exp(logits[0] - logits[0].max(0))
         shares /= shares.sum(0)  # softmax: probabilities per class, or per class and pixel
         if contract["task"] == "segment":  # the mask of the crop, in the size of the network

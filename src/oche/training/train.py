@@ -86,7 +86,7 @@ def retrain(training: Training) -> Network:
             "seconds": time.perf_counter() - started,
         }
         state.epoch += 1
-        if score.value > state.best:
+        if score.value > state.best or not state.best_weights:  # R2 may be below -1
             state.best, state.best_weights = score.value, _weights(state.network)
         if run and training.fabric.is_global_zero:
             run.log(record)

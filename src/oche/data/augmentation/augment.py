@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from oche.base import Batch, sent
 from oche.data.augmentation.policy import augmented
+from oche.data.images import as_targets
 
 AREA = (0.08, 1.0)
 ASPECT = (3 / 4, 4 / 3)
@@ -85,9 +86,9 @@ class Augment:
 
     def batch(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Batch:
         """The images varied, their targets as they are. Raises ValueError for masks, unless pixels stay in their places."""
-        if targets.ndim > 1 and (self.pad or self.flip or self.resized_crop):
+        if targets.ndim > 2 and (self.pad or self.flip or self.resized_crop):
             raise ValueError("masks would not lie on their images any more; AugmentMasks moves both")
-        return Batch(self(images, generator), targets.long())
+        return Batch(self(images, generator), as_targets(targets))
 
     def normalise(self, images: Tensor) -> Tensor:
         """(pixel - mean) / std: (B, H, W, C) -> (B, C, H, W) float32, channels last; enough for evaluation."""

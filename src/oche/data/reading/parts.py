@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from oche.data.facts import imbalance, mean_and_std, rare
 from oche.data.images import Data
 from oche.data.ledger import measured
 from oche.data.reading.found import ALIASES, Parts, Wish
+from oche.data.reading.vectors import notes_on, standardised
 from oche.data.splits import stratified
 from oche.errors import UserError
 
@@ -28,7 +30,8 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
         UserError: fewer than two classes, a class too small to split, shares that leave nothing, what `fill` refuses.
     """
     classes, notes = parts.classes, parts.notes
-    if parts.ignore is None:
+    vector = parts.targets["train"].ndim == 2
+    if parts.ignore is None and not vector:
         notes += _check_classes(parts, wish)
     positions, splitting = _split(parts, seed, val, test, classes)
     filled = parts.fill(positions["train"])
@@ -36,7 +39,9 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
         part: filled.sets["train"].subset(positions[part]) if part in positions else filled.sets[part]
         for part in ALIASES
     }
-    unbalanced = imbalance(sets["train"], classes) if parts.ignore is None else rare(sets["train"], classes)
+    unbalanced: tuple[str, ...] = ()
+    if not vector:
+        unbalanced = imbalance(sets["train"], classes) if parts.ignore is None else rare(sets["train"], classes)
     if wish.contract is None:
         mean, std, sampling = mean_and_std(sets["train"])
     else:
@@ -45,7 +50,7 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
     height, width, channels = sets["train"].take(torch.zeros(1, dtype=torch.int64))[0].shape[1:]
     if height * width > LARGE:
         notes += (f"Images of {height}x{width} take much memory and time: `--set data.size=224` makes them smaller.",)
-    return Data(
+    data = Data(
         name=parts.name,
         train=sets["train"],
         val=sets["val"],
@@ -67,6 +72,9 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
             for part in (ALIASES if filled.identities else ())
         },
     )
+    if vector:
+        data = replace(data, notes=(*data.notes, *notes_on(data)))
+    return standardised(data, wish) if data.task == "regress" else data
 
 
 def _check_classes(parts: Parts, wish: Wish) -> tuple[str, ...]:
@@ -91,6 +99,8 @@ def _check_classes(parts: Parts, wish: Wish) -> tuple[str, ...]:
 def _split(parts: Parts, seed: int, val: float, test: float, classes: Sequence[str]) -> tuple[dict[str, Tensor], str]:
     """Positions in the parts as found, of train and of what is split off it, and a sentence about where they come from."""
     targets, how_split = parts.targets, "by class" if parts.ignore is None else "at random"
+    if targets["train"].ndim == 2:
+        how_split, classes = "at random, for there are no classes to split by", ()
     missing = {part: share for part, share in (("val", val), ("test", test)) if part not in targets}
     for part, share in missing.items():
         if not 0 < share < 1:

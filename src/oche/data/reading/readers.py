@@ -62,7 +62,7 @@ def load(
     test: float = 0.2,
     channels: int | None = None,
     flip: bool | None = None,
-    task: Literal["classify", "segment"] | None = None,
+    task: Literal["classify", "segment", "multilabel", "regress"] | None = None,
     labels: str | tuple[str, ...] | None = None,
     missing: bool = False,
     range: tuple[float, float] | None = None,
@@ -85,7 +85,8 @@ def load(
         missing: allows classes that val or test lack.
         range: the values that become 0 and 1; without it they are decided on the train images, for all files alike (`contract.decided`).
         contract: of a trained network, whose classes, channels, size and rule for values hold for these data too.
-        task: what is to be learned; without it, what the images come with. "classify" takes folders called images and masks for classes.
+        task: what is to be learned; without it, what the images come with. "classify" takes folders called images and masks for classes;
+            "multilabel" and "regress" are for arrays and Datasets.
 
     Raises:
         UserError: nothing there, or something that cannot be read, split or converted; one sentence says which.
@@ -112,7 +113,10 @@ def load(
         wish = Wish(size, channels, range, parsed(labels) if labels else None, missing, task, contract)
         data = finish(_read(source, wish), seed=seed, val=val, test=test, flip=flip, wish=wish)
     if task is not None and data.task != task:
-        has = "a class for each image, no masks" if task == "segment" else "masks, not one class for each image"
+        has = {
+            "classify": "a class for each image, no masks" if task == "segment" else "a class for each image",
+            "segment": "masks, not one class for each image",
+        }.get(data.task, "several labels or numbers for each image")
         raise UserError(
             f"{data.name} has {has}, so it cannot be used to {task}: leave the task out, or give other data."
         )

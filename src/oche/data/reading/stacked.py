@@ -18,6 +18,7 @@ from oche.data.problems import refuse
 from oche.data.reading.classes import classes_of, label_keys, numbered
 from oche.data.reading.found import Filled, Pair, Parts, Wish
 from oche.data.reading.pixels import channels_last, common_size, resized, with_channels
+from oche.data.reading.vectors import VECTORS, taught, vectors
 from oche.errors import UserError
 
 
@@ -32,11 +33,16 @@ def from_arrays(
 ) -> Parts:
     """Parts from part -> (images, labels), images in any layout and on any scale, labels (N,), (N, 1) or one-hot, numbers or names.
 
+    Labels that are not classes become targets (N, K); see `vectors.taught`.
+
     Raises:
         UserError: images of another shape, no numbers, or not finite; labels that do not fit.
     """
     images = {part: channels_last(pixels, f"{name} ({part} images)") for part, (pixels, _) in arrays.items()}
     refuse(_not_finite(name, images))
+    task = taught(arrays["train"][1], wish)
+    if task in VECTORS:
+        return _vector_parts(name, arrays, images, wish, classes, flip, layout, task)
     keys = {part: label_keys(y, len(images[part]), f"{name} ({part} labels)") for part, (_, y) in arrays.items()}
     known = wish.contract.classes if wish.contract else classes
     names, labels, notes = classes_of(keys, wish, known, name)
@@ -55,6 +61,31 @@ def from_arrays(
         return _arrays_filled(name, images, targets, wish, names, train)
 
     return Parts(name, targets, fill, names, flip, notes, labels=labels, fates=tuple(fates), layout=layout)
+
+
+def _vector_parts(
+    name: str,
+    arrays: Mapping[str, Pair],
+    images: Mapping[str, NDArray[np.generic]],
+    wish: Wish,
+    classes: tuple[str, ...],
+    flip: bool,
+    layout: str,
+    task: str,
+) -> Parts:
+    """Parts whose targets are labels or numbers (N, K)."""
+    targets, names = vectors({part: y for part, (_, y) in arrays.items()}, task, classes, name, wish)
+    for part, y in targets.items():
+        if len(y) != len(images[part]):
+            raise UserError(
+                f"{name} ({part} labels): there are {len(y)} labels for {len(images[part])} images; each image needs one."
+            )
+
+    def fill(train: Tensor) -> Filled:
+        return _arrays_filled(name, images, targets, wish, names, train)
+
+    fates = tuple(Fate("used", f"{part} images", len(y)) for part, y in targets.items())
+    return Parts(name, targets, fill, names, flip, fates=fates, layout=layout)
 
 
 def _not_finite(name: str, images: Mapping[str, NDArray[np.generic]]) -> list[str]:
@@ -110,7 +141,7 @@ def _identity(part: str, images: NDArray[np.generic], targets: Tensor, classes: 
 
     def digest(i: int) -> str:
         own = blake2b(np.ascontiguousarray(images[i]).tobytes(), digest_size=6)
-        own.update(classes[int(targets[i])].encode())
+        own.update(targets[i].numpy().tobytes() if targets.ndim == 2 else classes[int(targets[i])].encode())
         return own.hexdigest()
 
     return Identity(tuple(f"{part} {i}" for i in range(len(images))), digest)

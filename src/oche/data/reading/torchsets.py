@@ -23,6 +23,7 @@ from oche.data.reading.found import Filled, Parts, Wish
 from oche.data.reading.listing import Listing, filled, of_files
 from oche.data.reading.pixels import channels_last
 from oche.data.reading.stacked import from_arrays
+from oche.data.reading.vectors import VECTORS
 from oche.errors import UserError
 
 Names = tuple[str, ...]
@@ -38,7 +39,7 @@ class _Items(Protocol):
 
 
 def read_datasets(datasets: Mapping[str, Dataset[object]], wish: Wish) -> Parts:
-    """Map-style datasets of (image, class number), one a part.
+    """Map-style datasets of (image, class number), one a part; or of (image, labels or numbers), a float or K values each.
 
     An image is a PIL image, or a tensor or array of shape (C, H, W), (H, W, C) or (H, W).
     Every item is read once for its shape and class and once to keep it, so leave augmentation out of the dataset.
@@ -49,6 +50,8 @@ def read_datasets(datasets: Mapping[str, Dataset[object]], wish: Wish) -> Parts:
     """
     items = {part: _map_style(dataset, part) for part, dataset in datasets.items()}
     name, classes = type(datasets["train"]).__name__, _class_names(datasets["train"])
+    if _is_vector(items["train"][0], wish):
+        return _vector_parts(name, items, wish, classes)
     if _item(items["train"], 0)[0].dtype != np.uint8:
         return _number_parts(name, items, wish, classes)
     return _of_listings(name, {part: _listing(one) for part, one in items.items()}, classes, wish)
@@ -151,27 +154,73 @@ def _listing(items: _Items) -> Listing:
     )
 
 
+def _is_vector(item: object, wish: Wish) -> bool:
+    """True if the label of a pair is a float, or K values, or if numbers are asked for."""
+    if not isinstance(item, tuple | list) or len(item) != 2:
+        return False
+    task = wish.contract.task if wish.contract else wish.task
+    values = (
+        np.asarray(item[1]) if isinstance(item[1], float | list | tuple | Tensor | np.ndarray) else np.zeros((), int)
+    )
+    return task in VECTORS or (values.dtype.kind in "buif" and (values.ndim == 1 or values.dtype.kind == "f"))
+
+
+def _values(label: object, where: str) -> list[float]:
+    """(K,) labels or numbers of an item. Raises UserError for anything else."""
+    try:
+        values = np.atleast_1d(np.asarray(label)).astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} has the label {label!r}; expected numbers.") from error
+    if values.ndim != 1:
+        raise UserError(f"{where} has labels of shape {values.shape}; expected K values.")
+    return list(values.tolist())
+
+
 def _item(items: _Items, i: int) -> tuple[NDArray[np.generic], int]:
     """Item i as (H, W, C) and its class number.
 
     Raises:
         UserError: it is not an (image, class number) pair.
     """
+    image, label, where = _pair(items, i)
+    try:
+        number = operator.index(label)  # type: ignore[arg-type]
+    except TypeError as error:
+        raise UserError(f"{where} has the label {label!r}; expected a class number 0, 1, 2, ...") from error
+    return image, number
+
+
+def _pair(items: _Items, i: int) -> tuple[NDArray[np.generic], object, str]:
+    """Item i as (H, W, C), its label as it is, and what errors call it. Raises UserError for anything but a pair."""
     where = f"Item {i} of {type(items).__name__}"
     item = items[i]
     if not isinstance(item, tuple | list) or len(item) != 2:
         raise UserError(f"{where} is not a pair; a dataset must give (image, class number).")
     image, label = item
-    try:
-        number = operator.index(label)
-    except TypeError as error:
-        raise UserError(f"{where} has the label {label!r}; expected a class number 0, 1, 2, ...") from error
     if isinstance(image, Image.Image):
-        return values_of(image), number
+        return values_of(image), label, where
     if isinstance(image, Tensor | np.ndarray):
         array = np.asarray(image)
-        return channels_last(array[None], where)[0], number
+        return channels_last(array[None], where)[0], label, where
     raise UserError(f"{where} has an image of type {type(image).__name__}; expected a PIL image, a tensor or an array.")
+
+
+def _vector_parts(name: str, items: Mapping[str, _Items], wish: Wish, classes: Names) -> Parts:
+    """Images of one shape with K labels or numbers each, stacked as arrays are."""
+    arrays = {}
+    for part, one in items.items():
+        pairs = [_pair(one, i) for i in range(len(one))]
+        if len(shapes := {image.shape for image, _, _ in pairs}) > 1:
+            raise UserError(
+                f"{name} ({part}) gives images of {len(shapes)} shapes; with labels or numbers they need one."
+            )
+        rows = [_values(label, where) for _, label, where in pairs]
+        if len(lengths := {len(row) for row in rows}) > 1:
+            raise UserError(
+                f"{name} ({part}) gives {sorted(lengths)} values per image; expected the same number of each."
+            )
+        arrays[part] = np.stack([image for image, _, _ in pairs]), np.array(rows)
+    return from_arrays(name, arrays, wish, classes=classes, layout="dataset")
 
 
 def _number_parts(name: str, items: Mapping[str, _Items], wish: Wish, classes: Names) -> Parts:
