@@ -7,12 +7,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, r2_score, root_mean_squared_error
 from torch import Tensor
 from torchmetrics.classification import MulticlassJaccardIndex
-from torchmetrics.functional.classification import multiclass_confusion_matrix
+from torchmetrics.functional.classification import multiclass_confusion_matrix, multilabel_f1_score
 
 from oche.errors import UserError
-from oche.tasks import Classify, Segment, balanced, class_iou, confusion_matrix, mean_iou
+from oche.tasks import Classify, MultiLabel, Regress, Segment, balanced, class_iou, confusion_matrix, mean_iou
 
 CLASSES, IGNORE = 5, 255
 
@@ -192,3 +193,62 @@ def test_class_weights_must_fit_the_classes() -> None:
     logits, labels = maps(8)
     with pytest.raises(UserError, match="2 class weights for 5"):
         Segment(class_weights=(1.0, 2.0)).loss(logits, labels)
+
+
+def labelled(seed: int, count: int = 40, labels: int = 5) -> tuple[Tensor, Tensor]:
+    """Logits (B, K), and labels (B, K), of which the last is never there and never predicted."""
+    rng = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, labels, generator=rng, dtype=torch.float64)
+    true = (torch.rand(count, labels, generator=rng) < 0.4).long()
+    logits[:, -1], true[:, -1] = -1.0, 0
+    return logits, true
+
+
+def test_several_labels_are_scored_as_by_scikit_learn_and_torchmetrics() -> None:
+    task, batches = MultiLabel(), [labelled(seed) for seed in range(3)]
+    total = sum((task.confusion(*batch) for batch in batches), torch.zeros(1, 1, dtype=torch.int64))
+    logits, true = torch.cat([x for x, _ in batches]), torch.cat([y for _, y in batches])
+    said = (logits.sigmoid() >= 0.5).long()
+    wanted = f1_score(true.numpy(), said.numpy(), average="macro", zero_division=0)
+    assert task.score(total) == pytest.approx(wanted, abs=1e-12)
+    assert task.score(total) == pytest.approx(float(multilabel_f1_score(said, true, 5)), abs=1e-6)
+    assert task.metrics(total)["exact_match"] == pytest.approx(accuracy_score(true.numpy(), said.numpy()))
+    common = (true.double().mean(0) >= 0.5).long().expand_as(true)
+    assert task.floor(total) == pytest.approx(
+        f1_score(true.numpy(), common.numpy(), average="macro", zero_division=0), abs=1e-12
+    )
+    flipped = task.confusion(-logits, 1 - true)
+    always = torch.where(((1 - true).double().mean(0) >= 0.5), 1, 0).expand_as(true)
+    wanted = f1_score((1 - true).numpy(), always.numpy(), average="macro", zero_division=0)
+    assert wanted > 0.5
+    assert task.floor(flipped) == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_loss_of_several_labels_is_the_mean_over_images_and_labels(smoothing: float) -> None:
+    logits, true = labelled(1)
+    p, y = logits.sigmoid(), true.double() * (1 - smoothing) + smoothing / 2
+    wanted = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+    assert float(MultiLabel().smoothed(smoothing).loss(logits, true)) == pytest.approx(float(wanted), abs=1e-12)
+
+
+def test_numbers_are_scored_as_by_scikit_learn() -> None:
+    rng = torch.Generator().manual_seed(2)
+    y = torch.randn(60, 3, generator=rng, dtype=torch.float64) * torch.tensor([1.0, 2.0, 0.5]) + 3
+    out = y + torch.randn(60, 3, generator=rng, dtype=torch.float64)
+    scale = (2.0, 10.0, 0.1)
+    task = Regress(scale)
+    total = sum((task.confusion(out[i : i + 25], y[i : i + 25]) for i in (0, 25, 50)), torch.zeros(1, 1).long())
+    given, truth = (out * torch.tensor(scale)).numpy(), (y * torch.tensor(scale)).numpy()
+    metrics = task.metrics(total)
+    assert metrics["r2"] == pytest.approx(r2_score(truth, given), abs=1e-9)
+    assert metrics["mae"] == pytest.approx(mean_absolute_error(truth, given), rel=1e-6)
+    assert metrics["rmse"] == pytest.approx(root_mean_squared_error(truth, given), rel=1e-6)
+    assert float(task.loss(out, y)) == pytest.approx(float(((out - y) ** 2).mean()), abs=1e-12)
+    mean = y.mean(0).expand_as(y)
+    assert task.score(task.confusion(mean, y)) == pytest.approx(task.floor(total), abs=1e-9)
+    constant = torch.full((4, 1), 2.0)
+    assert task.score(Regress().confusion(constant, constant)) == 1.0
+    assert task.score(Regress().confusion(constant + 1, constant)) == 0.0
+    with pytest.raises(UserError, match="label_smoothing=0"):
+        task.smoothed(0.1)

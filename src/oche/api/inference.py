@@ -112,7 +112,7 @@ def predict(
     batch: int = 64,
     failed: Failed | None = None,
 ) -> list[Prediction]:
-    """Predicts classes, labels or numbers for image files, or all images in folders, with a run's trained network, by the rule of its training for values.
+    """Predicts classes, labels or numbers for images in files and folders, with a run's trained network, by its training's rule for values.
 
     Images that cannot be read are told to `failed`, and left out. Raises UserError; without `failed`, for those images as well, all at
     once.

@@ -13,7 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from oche.genotype import Genotype
+from oche.report.claims import TITLES
 from oche.run import Listener, Run
+from oche.tasks import in_words
 
 if TYPE_CHECKING:
     from oche.data import Data
@@ -169,10 +171,12 @@ def _query_line(r: Mapping[str, Any]) -> str:
 def _epoch_line(r: Mapping[str, Any]) -> str:
     skips = "+".join(str(n) for n in r["skips"].values())
     metric = _metric(r, "weight_")
-    alpha = "held    " if r["arch_loss"] is None else f"{r['arch_loss']:.3f} {r['arch_' + metric]:4.0%}"
+    alpha = (
+        "held    " if r["arch_loss"] is None else f"{r['arch_loss']:.3f} {in_words(metric, r['arch_' + metric], 0):>4}"
+    )
     mark = "*" if r["changed"] else " "
     return (
-        f"{r['epoch']:3d} {r['phase']:7s} w {r['weight_loss']:.3f} {r['weight_' + metric]:4.0%}  alpha {alpha}  "
+        f"{r['epoch']:3d} {r['phase']:7s} w {r['weight_loss']:.3f} {in_words(metric, r['weight_' + metric], 0):>4}  alpha {alpha}  "
         f"entropy {r['entropy']:.3f}  skips {skips} {mark}{brief(r['genotype'])}"
         + (f"\n    WARNING  {r['warning']}" if "warning" in r else "")
     )
@@ -201,6 +205,11 @@ def _metric(record: Mapping[str, Any], prefix: str) -> str:
     return next(key.removeprefix(named) for key in record if key.startswith(named) and not key.endswith("loss"))
 
 
+def _value(record: Mapping[str, Any]) -> str:
+    name = _metric(record, "")
+    return in_words(name, record[name], 0)
+
+
 def _said(record: Mapping[str, Any], prefix: str, digits: int = 1) -> str:
     name = _metric(record, prefix)
     return in_words(name, record[prefix + name], digits) + (f" {TITLES.get(name, name)}" if name != "accuracy" else "")
@@ -215,7 +224,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "seed": lambda r: seed_line(r),
     "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images",
     "train_epoch": lambda r: (
-        f"{r['epoch']:3d} train {r['loss']:.3f} {in_words(_metric(r, ''), r[_metric(r, '')], 0):>4}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
+        f"{r['epoch']:3d} train {r['loss']:.3f} {_value(r):>4}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
     ),
 }
 

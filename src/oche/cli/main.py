@@ -18,7 +18,7 @@ from rich.table import Table
 
 from oche import own
 from oche.api.folders import genotype_of
-from oche.api.terminal import TITLES, Show, console, rows_table
+from oche.api.terminal import Show, console, rows_table
 from oche.cli.bench import bench
 from oche.cli.boundary import guarded
 from oche.cli.flags import flags
@@ -27,7 +27,9 @@ from oche.cli.study import study
 from oche.config import assignment
 from oche.errors import UserError, unknown
 from oche.plan.request import Request, TrainRequest, recorded_request, requested, written
+from oche.report.claims import TITLES
 from oche.run import Run
+from oche.tasks import in_words
 
 if TYPE_CHECKING:
     from oche.api.train import Trained

@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from oche.api.terminal import TITLES, brief, console, seed_line
+from oche.api.terminal import brief, console, seed_line
+from oche.report.claims import TITLES
 from oche.run import Run
+from oche.tasks import UNITS, in_words
 
 if TYPE_CHECKING:
     from oche.api.search import Found
@@ -40,7 +42,9 @@ def show_found(found: Found) -> None:
 def show_trained(trained: Trained) -> None:
     """Prints a training's result."""
     path = trained.run.path
-    metrics = ", ".join(f"test {TITLES.get(name, name)} {value:.2%}" for name, value in trained.test.metrics.items())
+    metrics = ", ".join(
+        f"test {TITLES.get(name, name)} {in_words(name, value)}" for name, value in trained.test.metrics.items()
+    )
     console.print(f"\n{metrics}, loss {trained.test.loss:.4f}")
     console.print(f"Everything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
     console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche eval {path}", soft_wrap=True)
@@ -62,17 +66,20 @@ def _comparison(found: Found) -> Table:
     )
     for name in ("cell", "mean", "interval", "each seed"):
         table.add_column(name, justify="left")
+    name_of = found.comparison.metric
     rows = {**found.comparison.accuracies, "random, mean": found.comparison.random}
     for name, values in rows.items():
         low, high = interval(values)
-        spread = f"[{max(low, 0):.2%}, {min(high, 1):.2%}]" if len(values) > 1 else "one seed"
+        least = low if name_of in UNITS else max(low, 0)
+        spread = f"[{in_words(name_of, least)}, {in_words(name_of, min(high, 1))}]" if len(values) > 1 else "one seed"
         table.add_row(
             name,
-            f"{np.mean(values):.2%}",
+            in_words(name_of, float(np.mean(values))),
             spread.replace("[", r"\["),
-            " ".join(f"{v:.2%}" for v in values),
+            " ".join(in_words(name_of, v) for v in values),
         )
     said = improvement(found.comparison.record()).replace("[", r"\[")
-    table.caption = f"relative improvement over random {said}"
+    if said:  # R2 and F1 may be 0 or less, and then there is none
+        table.caption = f"relative improvement over random {said}"
     table.caption_justify = "left"
     return table

@@ -205,8 +205,8 @@ class Data:
                 y = y * y.new_tensor(self.target_std) + y.new_tensor(self.target_mean)
             return replace(part, targets=((y - y.new_tensor(mean)) / y.new_tensor(std)).float())
 
-        parts = {"train": again(self.train), "val": again(self.val), "test": again(self.test)}
-        return replace(self, **parts, target_mean=mean, target_std=std)
+        train, val, test = again(self.train), again(self.val), again(self.test)
+        return replace(self, train=train, val=val, test=test, target_mean=mean, target_std=std)
 
     def to(self, device: torch.device | str) -> Data:
         """The same data with the pixels of all three parts on `device`; see `ImageSet.to`.

@@ -103,6 +103,10 @@ CURVES = {  # figure: (title, unit, kind of record, key -> name of the line)
 }
 
 
+SCORES = {"test_miou": "mIoU", "test_accuracy": "accuracy", "test_mean_f1": "F1", "test_r2": "R2"}
+"""Key of a trained network's score -> its name; R2 is shown in per cent, too, of the variance."""
+
+
 def plots(records: Sequence[Record], alphas: bytes | None = None) -> dict[str, Plot]:
     """Name -> plot, for all that there are numbers for, in the order in which they are best looked at.
 
@@ -157,7 +161,7 @@ def _skips(records: Sequence[Record]) -> dict[str, Points]:
 def _comparison(records: Sequence[Record]) -> Comparison | None:
     points: dict[str, tuple[float, ...]] = {}
     for record in records:
-        score = number(record.get("test_miou", record.get("test_accuracy")))
+        score = number(next((record[key] for key in SCORES if key in record), None))
         if record.get("kind") == "trained" and score is not None:
             kind = str(record.get("cell", "found")).partition(" ")[0]
             points[kind] = (*points.get(kind, ()), 100 * score)
@@ -169,7 +173,7 @@ def _comparison(records: Sequence[Record]) -> Comparison | None:
                 ends = [number(end) for end in bounds] if isinstance(bounds, list) else []
                 if mean is not None and len(ends) == 2 and ends[0] is not None and ends[1] is not None:
                     intervals[kind] = (100 * mean, 100 * ends[0], 100 * ends[1])
-    metric = "mIoU" if any("test_miou" in record for record in records) else "accuracy"
+    metric = next((said for key, said in SCORES.items() if any(key in record for record in records)), "accuracy")
     return Comparison(f"Test {metric}, a point for each trained network", points, intervals) if points else None
 
 

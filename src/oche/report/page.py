@@ -202,7 +202,7 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
         if values:
             facts.append((text.format(factor * values[-1]), what))
 
-    compared = next((TITLES[str(r["metric"])] for r in records if r.get("metric") in TITLES), "accuracy")
+    compared = next((claims.TITLES[str(r["metric"])] for r in records if r.get("metric") in claims.TITLES), "accuracy")
     share, by = ("{:.3f}", 1) if compared == "R2" else ("{:.2f} %", 100)
     add("test", "accuracy", "{:.2f} %", "test accuracy", 100)
     add("test", "miou", "{:.2f} %", "test mIoU", 100)
