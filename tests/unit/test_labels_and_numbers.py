@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +142,14 @@ def test_search_compare_train_resume_eval_and_predict(task: str, metric: str, tm
     else:
         assert 0 < said.values["top"] < 255 < 10 * said.values["bottom"]
         assert math.isnan(said.probability)
+    script = trained.run.file("network/predict.py")
+    if not script.exists():
+        trained.export()
+    printed = subprocess.run(
+        [sys.executable, str(script), str(tmp_path / "one.png")], capture_output=True, text=True, check=True
+    ).stdout
+    found_numbers = [float(word.rpartition("=")[2]) for word in printed.split()[-2:]]
+    assert found_numbers == pytest.approx(list(said.values.values()), rel=1e-4, abs=1e-5)
     runner = CliRunner()
     for command in (["eval"], ["predict", str(tmp_path / "one.png")], ["report"]):
         done = runner.invoke(app, [command[0], str(trained.run.path), *command[1:]])

@@ -129,27 +129,32 @@ def predict(
         if wrong or not part:
             continue
         pixels = _together([one.cropped(contract.size) for _, one in part])
-        outputs = network(loaded.augment.normalise(pixels.to(where))).float().cpu()
+        outputs = network(loaded.augment.normalise(pixels.to(where)))
+        if contract.task == "classify":
+            best, label = outputs.softmax(1).max(1)
+            predictions += [
+                Prediction(f, loaded.classes[int(c)], float(p), one.odd)
+                for (f, one), c, p in zip(part, label, best, strict=True)
+            ]
+            continue
+        outputs = outputs.float().cpu()
         predictions += [_predicted(f, one.odd, row, contract) for (f, one), row in zip(part, outputs, strict=True)]
     refuse(wrong)
     return predictions
 
 
 def _predicted(file: Path, odd: str, outputs: Tensor, contract: Contract) -> Prediction:
-    """What a network's outputs (K,) for one image mean."""
+    """The labels or numbers that a network's outputs (K,) for one image stand for."""
     if contract.task == "multilabel":
         chances = outputs.sigmoid()
         values = dict(zip(contract.classes, chances.tolist(), strict=True))
         said = ", ".join(name for name, output in zip(contract.classes, outputs.tolist(), strict=True) if output >= 0)
         return Prediction(file, said or "(none)", float(chances.maximum(1 - chances).prod()), odd, values)
-    if contract.task == "regress":
-        numbers = outputs.double()
-        if contract.target_mean is not None and contract.target_std is not None:
-            numbers = numbers * numbers.new_tensor(contract.target_std) + numbers.new_tensor(contract.target_mean)
-        values = dict(zip(contract.classes, numbers.tolist(), strict=True))
-        return Prediction(file, ", ".join(f"{name} {n:.5g}" for name, n in values.items()), nan, odd, values)
-    best, label = outputs.softmax(0).max(0)
-    return Prediction(file, contract.classes[int(label)], float(best), odd)
+    numbers = outputs.double()
+    if contract.target_mean is not None and contract.target_std is not None:
+        numbers = numbers * numbers.new_tensor(contract.target_std) + numbers.new_tensor(contract.target_mean)
+    values = dict(zip(contract.classes, numbers.tolist(), strict=True))
+    return Prediction(file, ", ".join(f"{name} {n:.5g}" for name, n in values.items()), nan, odd, values)
 
 
 def _readable(files: Sequence[Path], contract: Contract, failed: Failed) -> Iterator[tuple[Path, Applied]]:
