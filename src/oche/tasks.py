@@ -320,19 +320,6 @@ def balanced(counts: Tensor) -> tuple[float, ...]:
     return tuple((there.median() / counts.double()).nan_to_num(posinf=0.0).tolist()) if len(there) else ()
 
 
-UNITS = ("r2", "rmse", "mae")
-"""Metrics that are no shares."""
-
-
-def in_words(name: str, value: float, digits: int = 2) -> str:
-    """A metric's value: a share in per cent, all else as it is.
-
-    >>> in_words("accuracy", 0.25), in_words("r2", -0.5)
-    ('25.00%', '-0.5')
-    """
-    return f"{value:.4g}" if name in UNITS else f"{value:.{digits}%}"
-
-
 def named(metrics: Mapping[str, float], prefix: str) -> dict[str, float]:
     """Metrics as a log record has them: `accuracy` -> `val_accuracy`."""
     return {f"{prefix}_{name}": value for name, value in metrics.items()}

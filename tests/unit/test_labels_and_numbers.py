@@ -98,6 +98,9 @@ def test_labels_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         np.savez(tmp_path / f"{number}.npz", x=x, y=y)
         with pytest.raises(UserError, match=said):
             load(tmp_path / f"{number}.npz", task=task)  # type: ignore[arg-type]
+    np.savez(tmp_path / "classes.npz", x=x, y=np.linspace(0, 1, 6))
+    with pytest.raises(UserError, match="are not whole"):
+        load(tmp_path / "classes.npz", task="classify")
     with pytest.raises(UserError, match="has a class for each image"):
         load("digits", task="segment")
 

@@ -13,9 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from oche.genotype import Genotype
-from oche.report.claims import TITLES
+from oche.report.claims import TITLES, in_words
 from oche.run import Listener, Run
-from oche.tasks import in_words
 
 if TYPE_CHECKING:
     from oche.data import Data

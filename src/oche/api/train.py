@@ -25,9 +25,10 @@ from oche.plan.parts import source_of
 from oche.plan.request import TrainRequest, requested, verb
 from oche.plan.training import resolve_training, searched_size, training_table
 from oche.report import render
+from oche.report.claims import in_words
 from oche.run import Listener, Run, silent
 from oche.spaces import named as spaces
-from oche.tasks import MultiLabel, Task, in_words, label_f1, named
+from oche.tasks import MultiLabel, Task, label_f1, named
 from oche.training.evaluate import Score, evaluate
 from oche.training.export import FORMATS, WEIGHTS, Deployed, export_network, load_network, save_network
 from oche.training.train import START, Training, retrain

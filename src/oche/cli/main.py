@@ -27,9 +27,8 @@ from oche.cli.study import study
 from oche.config import assignment
 from oche.errors import UserError, unknown
 from oche.plan.request import Request, TrainRequest, recorded_request, requested, written
-from oche.report.claims import TITLES
+from oche.report.claims import TITLES, in_words
 from oche.run import Run
-from oche.tasks import in_words
 
 if TYPE_CHECKING:
     from oche.api.train import Trained

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 
 from oche.api.terminal import brief, console, seed_line
-from oche.report.claims import TITLES
+from oche.report.claims import TITLES, UNITS, in_words
 from oche.run import Run
-from oche.tasks import UNITS, in_words
 
 if TYPE_CHECKING:
     from oche.api.search import Found

@@ -20,6 +20,19 @@ TITLES = {
 Interval = Sequence[float]
 
 
+UNITS = ("r2", "rmse", "mae")
+"""Metrics that are no shares."""
+
+
+def in_words(name: str, value: float, digits: int = 2) -> str:
+    """A metric's value: a share in per cent, all else as it is.
+
+    >>> in_words("accuracy", 0.25), in_words("r2", -0.5)
+    ('25.00%', '-0.5')
+    """
+    return f"{value:.4g}" if name in UNITS else f"{value:.{digits}%}"
+
+
 def percent(share: float, digits: int = 2) -> str:
     """A share of 1 in words.
 

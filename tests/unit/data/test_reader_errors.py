@@ -39,7 +39,7 @@ ARCHIVES: dict[str, tuple[dict[str, NDArray[np.generic]], str]] = {
     "small": ({"x": X[:, :7], "y": Y}, r"Images of 7 x 8 pixels are too small; 8 x 8 is the least"),
     "fewer_labels": ({"x": X, "y": Y[:-1]}, r"there are 11 labels for 12 images"),
     "two_columns": ({"x": X, "y": np.stack([Y, Y + 1], 1)}, r"have shape \(12, 2\); expected one class number or name"),
-    "not_whole": ({"x": X, "y": Y + 0.5}, r"have type float64 and are not whole"),
+    "not_finite": ({"x": X, "y": np.where(np.arange(12) == 3, np.nan, 0.5)}, r"hold NaN or infinity"),
     "names_twice": (
         {"x": X, "y": Y.astype(str), "classes": np.array(["a", "b"])},
         r"names as labels and a list of classes",
