@@ -21,6 +21,15 @@ SPACE = {"classify": "nb201", "segment": "grid"}
 """What "auto" stands for, by what the data can teach."""
 
 
+TEACHES = {
+    "classify": "one class per image",
+    "segment": "masks",
+    "multilabel": "several labels per image",
+    "regress": "numbers for each image",
+}
+"""What data of a task have for each image, in words."""
+
+
 def data_for(given: object, task: object, seed: int, settings: Mapping[str, object]) -> Data:
     """The data that were asked for, read for the task, where it is named. Raises UserError."""
     thing = source_of(given)
@@ -110,7 +119,7 @@ def space_for(
     name = str(kind().name)
     teaches = "segment" if data.ignore is not None else "classify"
     if kind.task != teaches:
-        has = "masks" if data.ignore is not None else "no masks"
+        has = TEACHES.get(data.task, "targets of its own")
         raise UserError(f"{data.name} has {has}, which the space {name} is not for; choose `--space {SPACE[teaches]}`.")
     bound = kind(inputs=data.channels, outputs=len(data.classes), size=data.size)
     known = {f.name for f in fields(bound)} - {"name", "inputs", "outputs", "size"}

@@ -21,7 +21,7 @@ SMALL = ("--method", "darts", "--space", "toy", "--budget", "smoke")
         (("--config", "no.toml"), "no file 'no.toml'"),
         ((*SMALL, "--select", "cifar10/test"), "would select on test data"),
         ((*SMALL, "--evaluate", "tables"), "evaluate must be"),
-        ((*SMALL, "--seeds", "0"), "needs a seed"),
+        ((*SMALL, "--seeds", "0"), "at least one seed"),
         ((*SMALL, "--probe", "gaps"), "did you mean 'gap'"),
         pytest.param((*SMALL, "--probe", "tau"), "not of toy", marks=TABLE),
         ((*SMALL, "--only", "dart"), "did you mean 'darts'"),
