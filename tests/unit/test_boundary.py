@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+import oche as oche_library
 from oche.cli.boundary import explained, guarded
 from oche.errors import UserError
 from oche.run import Run
@@ -107,3 +108,14 @@ def test_a_file_that_may_not_grow_ends_a_search_with_a_sentence(tmp_path: Path) 
     assert said.splitlines()[-1].startswith("oche: File too large")
     assert "Traceback" not in said
     assert os.listdir(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_writes_is_neither_resumed_nor_changed(tmp_path: Path) -> None:
+    found = oche_library.search(
+        "darts", space="toy", budget="smoke", compare=0, epochs=1, threads=1, out=tmp_path / "run"
+    )
+    before = found.run.file(Run.LOG).read_bytes()
+    with found.run.lock(), pytest.raises(UserError, match="Another process is writing"):
+        oche_library.resume(found.run.path)
+    assert found.run.file(Run.LOG).read_bytes() == before
