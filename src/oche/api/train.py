@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from math import isnan
 from pathlib import Path
 
 import torch
@@ -18,7 +17,6 @@ from oche.api.pinned import compared, pin
 from oche.api.terminal import Show
 from oche.data import Data, none
 from oche.data.reading.readers import Source
-from oche.data.reading.vectors import VECTORS
 from oche.errors import UserError
 from oche.plan.machine import threads_for
 from oche.plan.parts import source_of
@@ -28,8 +26,8 @@ from oche.report import render
 from oche.report.claims import in_words
 from oche.run import Listener, Run, silent
 from oche.spaces import named as spaces
-from oche.tasks import MultiLabel, Task, label_f1, named
-from oche.training.evaluate import Score, evaluate
+from oche.tasks import Task, named
+from oche.training.evaluate import Score, evaluate, records_of
 from oche.training.export import FORMATS, WEIGHTS, Deployed, export_network, load_network, save_network
 from oche.training.train import START, Training, retrain
 from oche.training.train import begin as begin_training
@@ -171,11 +169,5 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
 
 def log_test(run: Run, data: Data, test: Score, task: Task) -> None:
     """A trained network's test score: its metrics, of masks and labels each class's, and of classes the confusion matrix."""
-    run.log({"kind": "test", **test.metrics, "loss": test.loss, **test.honest(task)})
-    if test.metric == MultiLabel.metric:
-        for name, f1 in zip(data.classes, label_f1(torch.tensor(test.confusion)).tolist(), strict=True):
-            run.log({"kind": "class", "class": name, "f1": f1})
-    for name, iou in zip(data.classes, test.iou, strict=True) if data.ignore is not None else ():
-        run.log({"kind": "class", "class": name, "iou": None if isnan(iou) else iou})
-    if data.task not in VECTORS:
-        run.log({"kind": "confusion", "classes": list(data.classes), "matrix": [list(row) for row in test.confusion]})
+    for record in records_of(test, task, data.classes, data.task):
+        run.log(record)

@@ -22,12 +22,11 @@ from oche.api.terminal import Show, console, rows_table
 from oche.cli.bench import bench
 from oche.cli.boundary import guarded
 from oche.cli.flags import flags
-from oche.cli.show import show_found, show_trained
+from oche.cli.show import show_found, show_score, show_trained
 from oche.cli.study import study
 from oche.config import assignment
 from oche.errors import UserError, unknown
 from oche.plan.request import Request, TrainRequest, recorded_request, requested, written
-from oche.report.claims import TITLES, in_words
 from oche.run import Run
 
 if TYPE_CHECKING:
@@ -175,23 +174,12 @@ def evaluate(
     """Score a trained network on test images."""
     from oche.api import inference
     from oche.api.pinned import unrecorded
+    from oche.training.export import load_network
 
     score = inference.evaluate_run(run, data=data, checkpoint=checkpoint, device=device)
-    if data is None and (unknown_data := unrecorded(Run.open(run))):
-        print(f"oche: {unknown_data}", file=sys.stderr)
-    total, counted = sum(map(sum, score.confusion)), "pixels" if score.metric == "miou" else "images"
-    if score.metric in (
-        "mean_f1",
-        "r2",
-    ):  # these have sums in place of a confusion matrix, its last row or a column with the images
-        total = int(sum(score.confusion[-1]) if score.metric == "mean_f1" else score.confusion[-1][0])
-    if as_json:
-        print(json.dumps({**score.metrics, "loss": score.loss, counted: total, "confusion": score.confusion}))
-    else:
-        metrics = ", ".join(
-            f"{TITLES.get(name, name)} {in_words(name, value)}" for name, value in score.metrics.items()
-        )
-        console.print(f"{metrics}, loss {score.loss:.4f}, on {total} {counted}")
+    show_score(
+        score, load_network(Run.open(run)).contract, as_json, unrecorded(Run.open(run)) if data is None else None
+    )
 
 
 @app.command()

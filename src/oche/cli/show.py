@@ -1,18 +1,24 @@
-"""What is printed after a run: the result, the comparison with random cells, and what to type next."""
+"""What is printed after a run: the result, the comparison with random cells, warnings, and what to type next."""
 
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from oche.api.terminal import brief, console, seed_line
+from oche.report import claims
 from oche.report.claims import TITLES, UNITS, in_words
 from oche.run import Run
 
 if TYPE_CHECKING:
     from oche.api.search import Found
     from oche.api.train import Trained
+    from oche.data.contract import Contract
+    from oche.training.evaluate import Score
 
 
 def show_found(found: Found) -> None:
@@ -29,6 +35,7 @@ def show_found(found: Found) -> None:
     console.print(draw_text(found.genotype), markup=False)
     if found.comparison:
         console.print(_comparison(found))
+    show_claims(found.run.records())
     path = found.run.path
     console.print(f"\nEverything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
     if found.run.has(Run.NETWORK):
@@ -45,8 +52,38 @@ def show_trained(trained: Trained) -> None:
         f"test {TITLES.get(name, name)} {in_words(name, value)}" for name, value in trained.test.metrics.items()
     )
     console.print(f"\n{metrics}, loss {trained.test.loss:.4f}")
+    show_claims(trained.run.records())
     console.print(f"Everything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
     console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche eval {path}", soft_wrap=True)
+
+
+def show_claims(records: Sequence[Mapping[str, object]]) -> None:
+    """Prints the IoU of each class, then all warnings, as the report has them."""
+    for line in [claims.by_class(records), *(f"WARNING  {said}" for said in claims.warnings(records))]:
+        if line:
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def show_score(score: Score, contract: Contract, as_json: bool, unknown_data: str | None) -> None:
+    """Prints what `oche eval` found; `unknown_data` says that the data may be others than those of the training."""
+    from oche.tasks import TASKS
+    from oche.training.evaluate import records_of
+
+    if unknown_data:
+        print(f"oche: {unknown_data}", file=sys.stderr)
+    task = next((kind() for kind in TASKS.values() if kind.metric == score.metric), None)
+    records = records_of(score, task, contract.classes, contract.task)
+    total, counted = sum(map(sum, score.confusion)), "pixels" if score.metric == "miou" else "images"
+    if score.metric in ("mean_f1", "r2"):  # sums in place of a matrix: its last row or a column counts the images
+        total = int(sum(score.confusion[-1]) if score.metric == "mean_f1" else score.confusion[-1][0])
+    if as_json:
+        table = {**score.metrics, "loss": score.loss, counted: total, "confusion": score.confusion}
+        iou = {str(r["class"]): r["iou"] for r in records if "iou" in r}
+        print(json.dumps({**table, **({"iou": iou} if iou else {}), "warnings": claims.warnings(records)}))
+        return
+    metrics = ", ".join(f"{TITLES.get(name, name)} {in_words(name, value)}" for name, value in score.metrics.items())
+    console.print(f"{metrics}, loss {score.loss:.4f}, on {total} {counted}", markup=False, soft_wrap=True)
+    show_claims(records)
 
 
 def _comparison(found: Found) -> Table:

@@ -19,6 +19,14 @@ TITLES = {
 }
 Interval = Sequence[float]
 
+UNDECIDED = 0.999
+"""Entropy of alpha, 1 where all candidates are alike, from which on it is undecided."""
+
+FEW = 0.05
+"""Share of the pixels below which they are few."""
+
+MOST = 24
+"""Classes that are listed one by one."""
 
 UNITS = ("r2", "rmse", "mae")
 """Metrics that are no shares."""
@@ -94,8 +102,12 @@ def beside(record: Mapping[str, object], prefix: str = "") -> str:
 
 
 def warnings(records: Sequence[Mapping[str, object]]) -> list[str]:
-    """Sentences that a reader must not miss: the monitor's last warning, a supernet or a network at the floor."""
+    """Sentences that a reader must not miss.
+
+    The monitor's last warning; alpha that has hardly moved; a supernet or a network at the floor; a network that paints one class.
+    """
     found = [str(r["warning"]) for r in records if r.get("warning")][-1:]
+    found += [said for said in [unmoved(records)] if said]
     for record in records:
         kind, prefix = record.get("kind"), {"supernet": "val_", "network": "test_", "trained": "test_", "test": ""}
         if kind in prefix and (said := beside(record, prefix[str(kind)])).startswith("no better"):
@@ -104,7 +116,68 @@ def warnings(records: Sequence[Mapping[str, object]]) -> list[str]:
                 "trained": f"A trained network ({record.get('cell')}, seed {record.get('seed')})",
             }
             found.append(f"{who.get(str(kind), 'The network')} is {said}: it has not learned.")
+        if kind == "confusion" and (said := one_class(record)) and "iou" in _keys(records, "class"):
+            found.append(said)
     return list(dict.fromkeys(found))
+
+
+def unmoved(records: Sequence[Mapping[str, object]]) -> str:
+    """A warning where a search's alpha was stepped and is as undecided as at its beginning, else "".
+
+    >>> unmoved([{"kind": "epoch", "arch_loss": 0.7, "entropy": 0.9996}, {"kind": "supernet", "alpha_moved": 0.0161}])
+    'Alpha hardly moved (0.016 rms) and is undecided (entropy 1.000 of 1): a cell read from it is little better than one drawn at random; \
+search longer, or set a larger arch_optimizer.lr.'
+    """
+    epochs = [r for r in records if r.get("kind") == "epoch"]
+    moved = [r["alpha_moved"] for r in records if r.get("kind") == "supernet" and "alpha_moved" in r]
+    entropy = epochs[-1].get("entropy") if epochs else None
+    stepped = any(r.get("arch_loss") is not None for r in epochs)
+    if not stepped or not moved or not isinstance(entropy, int | float) or entropy < UNDECIDED:
+        return ""
+    return (
+        f"Alpha hardly moved ({_number(moved[-1]):.3f} rms) and is undecided (entropy {entropy:.3f} of 1): a cell read from it is "
+        "little better than one drawn at random; search longer, or set a larger arch_optimizer.lr."
+    )
+
+
+def one_class(record: Mapping[str, object]) -> str:
+    """A warning where nearly all pixels of a "confusion" record are taken for one class and nearly none of the others are right, else "".
+
+    >>> one_class({"classes": ["ground", "crack"], "matrix": [[9899, 1], [99, 1]]})
+    "The network paints 99.98 % of the pixels as 'ground' and finds 1.00 % of all others: its score says no more than that."
+    >>> one_class({"classes": ["ground", "crack"], "matrix": [[9890, 10], [20, 80]]})
+    ''
+    """
+    matrix, classes = record.get("matrix"), record.get("classes")
+    if not isinstance(matrix, list) or not isinstance(classes, list) or len(matrix) != len(classes):
+        return ""
+    painted = [sum(column) for column in zip(*matrix, strict=True)]
+    most, total = max(range(len(painted)), key=painted.__getitem__), sum(painted)
+    others = total - sum(matrix[most])
+    right = sum(row[n] for n, row in enumerate(matrix) if n != most)
+    if not others or painted[most] < (1 - FEW) * total or right > FEW * others:
+        return ""
+    return (
+        f"The network paints {percent(painted[most] / total)} of the pixels as {str(classes[most])!r} and finds {percent(right / others)} "
+        "of all others: its score says no more than that."
+    )
+
+
+def by_class(records: Sequence[Mapping[str, object]]) -> str:
+    """The IoU of each class on the test images, "" without masks; of many classes the worst.
+
+    >>> by_class([{"kind": "class", "class": "sky", "iou": 0.9}, {"kind": "class", "class": "pole", "iou": None}])
+    'IoU by class: sky 90.00 %, pole not there'
+    """
+    rows = [r for r in records if r.get("kind") == "class" and "iou" in r]
+    worst = rows if len(rows) <= MOST else sorted(rows, key=lambda r: 2.0 if r["iou"] is None else _number(r["iou"]))
+    said = [f"{r['class']} {'not there' if r['iou'] is None else percent(_number(r['iou']))}" for r in worst[:MOST]]
+    which = "" if len(rows) <= MOST else f", the worst {MOST} of {len(rows)}"
+    return f"IoU by class{which}: {', '.join(said)}" if said else ""
+
+
+def _keys(records: Sequence[Mapping[str, object]], kind: str) -> set[str]:
+    return {key for record in records if record.get("kind") == kind for key in record}
 
 
 def _number(value: object) -> float:

@@ -20,6 +20,7 @@ from oche.search.method import Method
 from oche.search.state import Problem, SearchState
 from oche.search.weights import check_finite
 from oche.tasks import named
+from oche.training.evaluate import Score
 
 STATUS = Path("/proc/self/status")
 """Linux's account of the memory that this process has used."""
@@ -81,8 +82,14 @@ def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchRe
     joined = connected(state, genotype)
     cut, genotype = joined != genotype, genotype if problem.literal else joined
     state.weights.unpack()
-    metrics, loss = metrics_of(state, problem, problem.data.val)
-    record = {"kind": "supernet", **named(metrics, "val"), "val_loss": loss, "alpha_moved": _moved(state)}
+    val = scored(state, problem, problem.data.val)
+    record = {
+        "kind": "supernet",
+        **named(val.metrics, "val"),
+        "val_loss": val.loss,
+        **val.honest(problem.task),
+        "alpha_moved": _moved(state),
+    }
     if cut:
         record["cut"] = "kept" if problem.literal else "connected"
     if problem.run and problem.fabric.is_global_zero:
@@ -94,8 +101,8 @@ def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchRe
 
 
 @torch.no_grad()
-def metrics_of(state: SearchState, problem: Problem, images: ImageSet) -> tuple[dict[str, float], float]:
-    """(the task's metrics, loss) of the supernet with the present alpha on images without augmentation, batch by batch."""
+def scored(state: SearchState, problem: Problem, images: ImageSet) -> Score:
+    """The scores of the supernet with the present alpha on images without augmentation, batch by batch."""
     draw = state.draw("eval")
     weights = state.op_weights(state.alpha, draw)
     plain = none(problem.data)
@@ -105,13 +112,14 @@ def metrics_of(state: SearchState, problem: Problem, images: ImageSet) -> tuple[
             mean, counts = state.task_loss(weights, batch, draw)
             loss, confusion = loss + float(mean) * len(batch.targets), confusion + counts
             seen += len(batch.targets)
-    return problem.task.metrics(confusion), loss / max(seen, 1)
+    rows = tuple(tuple(row) for row in confusion.tolist())
+    return Score(problem.task.metric, problem.task.metrics(confusion), loss / max(seen, 1), rows)
 
 
 def score(state: SearchState, problem: Problem, images: ImageSet) -> tuple[float, float]:
-    """(the task's score, loss) of the supernet; see `metrics_of`."""
-    metrics, loss = metrics_of(state, problem, images)
-    return metrics[problem.task.metric], loss
+    """(the task's score, loss) of the supernet; see `scored`."""
+    found = scored(state, problem, images)
+    return found.value, found.loss
 
 
 # ------------------------------------------------------------------ helpers

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isnan
 
 import torch
 from lightning_fabric import Fabric
 from torch import nn
 
 from oche.data import Augmentation, ImageSet, batches
-from oche.tasks import Classify, Task, Vectors, accuracy, class_iou
+from oche.tasks import Classify, MultiLabel, Regress, Segment, Task, Vectors, accuracy, class_iou, label_f1
 
 PIXELS = 2**22
 """In one batch of an evaluation, at most."""
@@ -61,6 +62,27 @@ class Score:
     def iou(self) -> tuple[float, ...]:
         """Intersection over union of each class; NaN for a class that is neither there nor predicted."""
         return tuple(class_iou(torch.tensor(self.confusion)).tolist())
+
+
+def records_of(score: Score, task: Task | None, classes: Sequence[str], teaches: str) -> list[dict[str, object]]:
+    """A score on test images as the records of a log: of masks and labels each class's, and of classes the confusion matrix.
+
+    `teaches` is the task that the data are for; without `task`, one of the user's own, nothing is said of the commonest class.
+    """
+    honest = {"metric": score.metric} if task is None else score.honest(task)
+    records: list[dict[str, object]] = [{"kind": "test", **score.metrics, "loss": score.loss, **honest}]
+    if score.metric == MultiLabel.metric:
+        f1 = label_f1(torch.tensor(score.confusion)).tolist()
+        return records + [
+            {"kind": "class", "class": name, "f1": value} for name, value in zip(classes, f1, strict=True)
+        ]
+    if teaches == Segment.name:
+        for name, iou in zip(classes, score.iou, strict=True):
+            records.append({"kind": "class", "class": name, "iou": None if isnan(iou) else iou})
+    if teaches not in (MultiLabel.name, Regress.name):
+        rows = [list(row) for row in score.confusion]
+        records.append({"kind": "confusion", "classes": list(classes), "matrix": rows})
+    return records
 
 
 @torch.no_grad()

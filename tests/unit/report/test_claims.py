@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from oche.report.claims import beside, better, improvement, warnings
+from oche.report.claims import beside, better, by_class, improvement, warnings
 from oche.tasks import Classify, Segment, mean_iou
-from oche.training.evaluate import Score
+from oche.training.evaluate import Score, records_of
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,60 @@ def test_a_supernet_at_the_floor_is_told_and_one_above_it_is_not() -> None:
 def test_the_monitors_last_warning_comes_first() -> None:
     records = [{"kind": "epoch", "warning": "early"}, {"kind": "epoch", "warning": "late"}, {"kind": "epoch"}]
     assert warnings(records) == ["late"]
+
+
+# ------------------------------------------------------------------ masks, and alpha that stands still
+
+
+def masks(matrix: list[list[int]]) -> list[dict[str, object]]:
+    """What a log has of a network's masks, from their confusion matrix."""
+    table = torch.tensor(matrix)
+    found = Score("miou", Segment(255).metrics(table), 0.0, tuple(map(tuple, matrix)))
+    return records_of(found, Segment(255), [f"c{n}" for n in range(len(matrix))], "segment")
+
+
+def test_a_network_that_paints_one_class_is_told_though_its_mean_iou_looks_like_something() -> None:
+    """1 % of the pixels are of the other class; "49.5 %" is what painting all of them alike gives, and a little more changes nothing."""
+    alike = [[9900, 0], [100, 0]]
+    assert mean_iou(torch.tensor(alike)) == pytest.approx(0.495)
+    said = "The network paints 100.00 % of the pixels as 'c0' and finds 0.00 % of all others: its score says no more than that."
+    assert said in warnings(masks(alike))
+    assert any("no better than always naming the commonest class" in line for line in warnings(masks(alike)))
+    little_more = masks([[9898, 2], [96, 4]])
+    assert [line for line in warnings(little_more) if "no better" in line] == []
+    assert any("finds 4.00 % of all others" in line for line in warnings(little_more))
+    assert warnings(masks([[9880, 20], [30, 70]])) == []
+    three = masks([[20, 980, 0], [0, 9000, 0], [0, 500, 0]])
+    assert any("'c1' and finds 1.33 % of all others" in line for line in warnings(three))
+
+
+def test_a_matrix_of_classes_is_not_called_masks() -> None:
+    records = records_of(
+        Score("accuracy", {"accuracy": 0.99}, 0.0, ((99, 0), (1, 0))), Classify(), ["a", "b"], "classify"
+    )
+    assert not any("paints" in line for line in warnings(records))
+
+
+def test_each_class_is_named_with_its_iou_and_of_many_the_worst() -> None:
+    assert by_class(masks([[50, 10, 0], [0, 40, 0], [0, 0, 0]])) == "IoU by class: c0 83.33 %, c1 80.00 %, c2 not there"
+    matrix = (torch.eye(30, dtype=torch.int64) * 10).tolist()
+    matrix[29][0] = 90
+    line = by_class(masks(matrix))
+    assert line.startswith("IoU by class, the worst 24 of 30: c0 10.00 %, c29 10.00 %, c1 100.00 %")
+    assert by_class([{"kind": "test", "accuracy": 1.0}]) == ""
+
+
+def search_log(entropy: float, arch_loss: float | None = 0.7) -> list[dict[str, object]]:
+    return [
+        {"kind": "epoch", "entropy": 1.0, "arch_loss": None},
+        {"kind": "epoch", "entropy": entropy, "arch_loss": arch_loss},
+        {"kind": "supernet", "val_accuracy": 0.5, "alpha_moved": 0.0161},
+    ]
+
+
+def test_alpha_that_stood_still_is_told_unless_the_method_never_steps_it() -> None:
+    (said,) = warnings(search_log(0.9994))
+    assert said.startswith("Alpha hardly moved (0.016 rms) and is undecided (entropy 0.999 of 1)")
+    assert warnings(search_log(0.95)) == []
+    assert warnings(search_log(1.0, arch_loss=None)) == []
+    assert warnings(search_log(1.0)[:-1]) == []  # the search has not ended
