@@ -17,10 +17,11 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, median
+from statistics import median
 
 from oche import config
 from oche.bench import stats
+from oche.bench.formats import to_csv
 from oche.bench.matrix import flat
 from oche.bench.pictures import pictures
 from oche.bench.render import (
@@ -29,14 +30,14 @@ from oche.bench.render import (
     headline,
     legend,
     overview,
+    p_values,
     searches,
     skips_of,
     table_lines,
     tables,
-    to_csv,
     trial_table,
 )
-from oche.bench.result import BenchFolder, BenchResult, Finished, Row, read
+from oche.bench.result import BenchFolder, BenchResult, Row, by_seed, read
 from oche.errors import UserError
 from oche.report.page import duration
 from oche.run import Run
@@ -214,7 +215,7 @@ def versions(result: BenchResult) -> Iterator[str]:
 
 def said(result: BenchResult, form: str | None) -> Iterator[str]:
     """Explains the table's columns and the sources of published numbers."""
-    yield "- that is: better or worse where the interval leaves out 0 and the t-test's p is below 0.05."
+    yield "- that is: better or worse where the interval leaves out 0, each pair taken alone; p: paired t / Wilcoxon."
     alone = len(list(result.places())) == 1
     if form or alone:
         yield "- `- largest`: the mean less what the table's largest cell has."
@@ -286,14 +287,14 @@ def pairs(result: BenchResult, form: str) -> list[Sheet]:
     found = []
     for place, here in result.places():
         told = {r.method: r for r in result.rows if (r.space, r.data, r.budget, r.metric) == (*place, metric)}
-        by_seed = seeds_of(here, metric)
+        scores = by_seed(here, metric)
         rows: list[tuple[float, list[str]]] = []
         for name in bases:
             other = form.format(name)
             ours = [told.get(method) for method in (name, other)]
             versus = [""] * 4
             if other in searched:
-                _, *versus = difference(by_seed.get(other, {}), by_seed.get(name, {}))
+                _, *versus = difference(scores.get(other, {}), scores.get(name, {}))
             second = scored(result, ours[1]) if other in searched else [""] * 3
             rows.append(
                 (
@@ -330,7 +331,7 @@ def differences(result: BenchResult) -> list[Sheet]:
     headings = ["", "seeds", "difference", "95 % interval", "p", "that is"]
     rows = []
     for place, here in places:
-        by_method = seeds_of(here, metric)
+        by_method = by_seed(here, metric)
         for method, other in PAIRS:
             if {method, other} <= set(result.matrix.searched):
                 where = "" if len(places) == 1 else f"{place[0]}: "
@@ -339,33 +340,13 @@ def differences(result: BenchResult) -> list[Sheet]:
     return [(f"Differences in {metric}, over the seeds both have", headings, rows)] if rows else []
 
 
-def seeds_of(here: Sequence[Finished], metric: str) -> dict[str, dict[int, float]]:
-    """Method -> seed -> value."""
-    found: dict[str, dict[int, float]] = {}
-    for trial in here:
-        if (value := trial.values.get(metric)) is not None:
-            found.setdefault(trial.method, {})[trial.seed] = value
-    return found
-
-
 def difference(a: dict[int, float], b: dict[int, float]) -> list[str]:
-    """Seeds that both have, mean of a - b over them, its bootstrap interval, p-values, and the verdict.
-
-    Better or worse takes an interval without 0 and a t-test below 0.05: the interval of a few seeds is too narrow to say it alone.
-    """
-    shared = sorted(a.keys() & b.keys())
-    if not shared:
+    """Seeds that both have, mean of a - b over them, its interval, p-values, and the verdict, all of this pair alone."""
+    found = stats.difference(a, b)
+    if found is None:
         return ["0", NOT_RUN, "", "", ""]
-    gaps = [a[seed] - b[seed] for seed in shared]
-    interval = stats.mean_interval(gaps)
-    test = stats.significance({s: a[s] for s in shared}, {s: b[s] for s in shared})
-    if interval is None or test is None:
-        return [str(len(shared)), f"{mean(gaps):+.2f}", "", "", "one seed: no verdict"]
-    low, high = interval
-    apart = test.t_p < 0.05
-    verdict = "better" if apart and low > 0 else "worse" if apart and high < 0 else "not told apart"
-    tests = f"{test.t_p:.3f} / {test.rank_p:.3f} ({test.t_name} / {test.rank_name})"
-    return [str(len(shared)), f"{mean(gaps):+.2f}", f"[{low:+.2f}, {high:+.2f}]", tests, verdict]
+    ends = f"[{found.interval[0]:+.2f}, {found.interval[1]:+.2f}]" if found.interval else ""
+    return [str(found.n), f"{found.mean:+.2f}", ends, p_values(found), found.verdict]
 
 
 if __name__ == "__main__":

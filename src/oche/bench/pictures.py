@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from oche.bench.result import BenchResult, Finished
+from oche.bench import stats
+from oche.bench.result import BenchResult, Finished, by_seed
 from oche.bench.trial import BEST
 from oche.report.static import GREY, INK, LINE, SERIES, save, style
 
@@ -81,8 +82,18 @@ class Pareto:
     points: Mapping[str, Sequence[Point]]
 
 
-def pictures(result: BenchResult) -> dict[str, bytes]:
-    """Name -> SVG, for each place of the matrix and all that there are numbers for."""
+@dataclass(frozen=True)
+class Ranks:
+    """Mean rank of each method over blocks, and the difference that tells two of them apart."""
+
+    title: str
+    ranks: Mapping[str, float]
+    critical: float
+    blocks: int
+
+
+def pictures(result: BenchResult, form: str = "svg") -> dict[str, bytes]:
+    """Name -> picture (`svg` or `pdf`), for each place of the matrix and all that there are numbers for."""
     found: dict[str, bytes] = {}
     several = sum(1 for _ in result.places()) > 1
     run = {trial.method for trial in result.finished}
@@ -90,7 +101,7 @@ def pictures(result: BenchResult) -> dict[str, bytes]:
     for (space, data, budget), here in result.places():
         suffix = f"_{space}_{data.rpartition('/')[2]}_{budget}" if several else ""
         for name, plot in _plots(result, here):
-            found[name + suffix] = svg(plot, look)
+            found[name + suffix] = drawn(plot, look, form)
     return found
 
 
@@ -105,8 +116,8 @@ def looks(methods: Sequence[str]) -> dict[str, Look]:
     return {m: Look(COLOURS[i % count], MARKERS[i // count % len(MARKERS)]) for i, m in enumerate(methods)}
 
 
-def svg(plot: Panels | Seeds | Pareto, look: Mapping[str, Look]) -> bytes:
-    """The plot as SVG; the same plot gives the same bytes."""
+def drawn(plot: Panels | Seeds | Pareto | Ranks, look: Mapping[str, Look], form: str = "svg") -> bytes:
+    """The plot as `svg` or `pdf`; the same plot gives the same bytes."""
     from matplotlib.figure import Figure
 
     with style():
@@ -118,7 +129,9 @@ def svg(plot: Panels | Seeds | Pareto, look: Mapping[str, Look]) -> bytes:
                 _seeds(figure, plot, look)
             case Pareto():
                 _pareto(figure, plot, look)
-        return save(figure, "svg")
+            case Ranks():
+                _ranks(figure, plot, look)
+        return save(figure, form)
 
 
 def front(points: Sequence[Point]) -> list[Point]:
@@ -137,7 +150,7 @@ def front(points: Sequence[Point]) -> list[Point]:
 # ------------------------------------------------------------------ what is drawn
 
 
-def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str, Panels | Seeds | Pareto]]:
+def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str, Panels | Seeds | Pareto | Ranks]]:
     metric = result.matrix.reported[0]
     optimum = result.facts.optimum.get(metric)
     levels: list[Level] = [("optimum of the table", optimum)] if optimum is not None else []
@@ -151,6 +164,9 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
         levels.append((f"{result.matrix.baseline}, mean", float(np.mean(base))))
     if final:
         yield "seeds", Seeds(f"{metric} of each seed's cell", f"{metric}, %", final, tuple(levels))
+    if ranked := stats.mean_ranks(by_seed(here, metric)):
+        ranks, critical, blocks = ranked
+        yield "ranks", Ranks(f"Mean rank by {metric} over {blocks} seeds", ranks, critical, blocks)
     if bands := over_epochs(here, lambda trial: {p[0]: p[2] for p in trial.curve if p[2] is not None}):
         title = f"{metric} of the cell chosen after each epoch{after}"
         yield "anytime", Panels(title, "%", *bands, tuple(levels), queries)
@@ -257,3 +273,22 @@ def _pareto(figure: Figure, plot: Pareto, look: Mapping[str, Look]) -> None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     figure.legend(loc="outside right center", labelcolor=INK, ncols=1 + len(plot.points) // 18)
+
+
+def _ranks(figure: Figure, plot: Ranks, look: Mapping[str, Look]) -> None:
+    """The methods by their mean rank; a bar joins those that Nemenyi's test does not tell apart (Demsar 2006)."""
+    order = sorted(plot.ranks, key=lambda method: -plot.ranks[method])
+    figure.set_size_inches(6.4, 1.2 + 0.22 * len(order))
+    axes = figure.add_subplot()
+    axes.set_title(plot.title)
+    for y, method in enumerate(order):
+        axes.plot(plot.ranks[method], y, "o", color=look[method].colour, markersize=5)
+        axes.plot([plot.ranks[method], plot.ranks[method] + plot.critical], [y, y], color=LINE, linewidth=2.2, zorder=0)
+    axes.set_yticks(range(len(order)), order)
+    axes.set_ylim(-0.6, len(order) - 0.4)
+    axes.set_xlim(0.8, len(order) + 0.2)
+    axes.set_xlabel(
+        f"mean rank, 1 is best; methods within a bar's length ({plot.critical:.2f}) are not told apart (Nemenyi, 5 %)"
+    )
+    axes.grid(axis="x")
+    axes.set_axisbelow(True)

@@ -1,54 +1,29 @@
-"""Renders a bench's result as CSV for programs and as Markdown for people."""
+"""Renders a bench's result as tables of words, and as Markdown."""
 
 from __future__ import annotations
 
-import csv
-import io
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 
 from oche.bench.baselines import RIVALS
 from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, Matrix
-from oche.bench.result import BenchResult, Finished, Place, Row
-from oche.bench.stats import Interval
+from oche.bench.result import BenchResult, Finished, Place, Row, by_seed
+from oche.bench.stats import FEWEST, Difference, Interval, all_pairs
 from oche.bench.tables import LARGEST
 from oche.genotype import Genotype
 from oche.report.page import duration
 from oche.watch.probes import parameter_free
 
-COLUMNS = (
-    "space", "data", "budget", "metric", "method", "seeds", "mean", "std", "best", "low", "high", "picked", "rank", "regret",
-    "improvement", "improvement_low", "improvement_high", "t_test", "t_p", "rank_test", "rank_p", "seconds", "train_seconds",
-    "memory_mib", "device", "over_largest", "over_size",
-)  # fmt: skip
 BESIDE = ("- largest", "- as large")
 """Columns beside every mean: the difference to the table's largest cell, and to random cells as large as those found."""
-HEADINGS = ("95 % interval", "best", "picked", "rank", "regret", "RI %", "p", "search")
+HEADINGS = ("95 % interval", "best", "picked", "rank", "regret", "RI %", "p", "that is", "search")
 NOT_RUN = "not run"
 
 Sheet = tuple[str, list[str], list[list[str]]]
 """Title, headings, rows."""
-
-
-def to_csv(result: BenchResult) -> str:
-    """Every row with every number, unrounded; empty where there is none."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for r in result.rows:
-        s, test = r.summary, r.significance
-        tests = (test.t_name, test.t_p, test.rank_name, test.rank_p) if test else (None,) * 4
-        writer.writerow(
-            (
-                r.space, r.data, r.budget, r.metric, r.method, s.n, s.mean, s.std, s.best, *(s.interval or (None, None)), r.picked,
-                r.rank, r.regret, r.improvement, *(r.improvement_interval or (None, None)), *tests, r.seconds, r.train_seconds,
-                r.memory_mib, r.device, r.over_largest, r.over_size,
-            )
-        )  # fmt: skip
-    return file.getvalue()
 
 
 def to_markdown(result: BenchResult, notes: Sequence[str] = (), own: Sequence[Sheet] = ()) -> str:
@@ -57,7 +32,7 @@ def to_markdown(result: BenchResult, notes: Sequence[str] = (), own: Sequence[Sh
     `notes` and the tables `own` come before the bench's.
     """
     lines = [f"# {result.matrix.name}", "", *(f"- {note}" for note in (*notes, *result.notes)), ""]
-    for title, headings, rows in [*own, *sheets(result), *searches(result)]:
+    for title, headings, rows in [*own, *sheets(result), *pairs(result), *searches(result)]:
         lines += [f"## {title}", "", *table_lines(headings, rows), ""]
     headings, body = trial_table(result)
     lines += ["## Every trial", "", *table_lines(headings, body), "", *(f"- {line}" for line in legend(result)), ""]
@@ -130,6 +105,32 @@ def tables(result: BenchResult) -> list[Sheet]:
     return found
 
 
+def by_pair(result: BenchResult) -> Iterator[tuple[Place, str, dict[tuple[str, str], Difference]]]:
+    """(place, metric, all pairs of methods, the better mean first) by the first headline metric."""
+    metric = headline(result.matrix)[0]
+    for place, here in result.places():
+        found = by_seed(here, metric)
+        order = sorted(found, key=lambda method: -mean(found[method].values()))
+        yield place, metric, all_pairs({method: found[method] for method in order})
+
+
+def pairs(result: BenchResult) -> list[Sheet]:
+    """For each place the pairs of methods that are told apart after Holm's correction; how many were compared stands in the title."""
+    sheets = []
+    for place, metric, found in by_pair(result):
+        tests = sum(d.t_p is not None for d in found.values())
+        apart = [
+            [f"{a} − {b}", str(d.n), f"{d.mean:+.2f}", _interval(d.interval, "+.2f"), p_values(d)]
+            for (a, b), d in found.items()
+            if d.verdict in ("better", "worse")
+        ]
+        said = f"{len(apart)} of {tests} pairs told apart, Holm's correction over all of them"
+        title = f"{metric}: {place[0]}, searched on {place[1]}, {place[2]}: {said}"
+        if tests:
+            sheets.append((title, ["pair", "seeds", "difference", "95 % interval", "p"], apart))
+    return sheets
+
+
 def searches(result: BenchResult) -> list[Sheet]:
     """The outcome of the searches in each place: the supernet's accuracies, and seed by seed skips, `none`, and the monitor's warning."""
     headings = [
@@ -168,7 +169,7 @@ def searches(result: BenchResult) -> list[Sheet]:
 
 def cells(result: BenchResult, row: Row) -> list[str]:
     """A row as text, under the headings of `tables`."""
-    s, test = row.summary, row.significance
+    s, apart = row.summary, row.difference
     return [
         row.method,
         _seeds(result, row.method, s.n) if s.n else "",
@@ -180,7 +181,8 @@ def cells(result: BenchResult, row: Row) -> list[str]:
         _number(row.rank, "d"),
         _number(row.regret, ".2f"),
         _improvement(row),
-        f"{test.t_p:.3f} / {test.rank_p:.3f} ({test.t_name} / {test.rank_name})" if test else "",
+        p_values(apart),
+        apart.verdict if apart else "",
         _search(row),
     ]
 
@@ -207,14 +209,15 @@ def trial_table(result: BenchResult) -> tuple[list[str], list[list[str]]]:
 def legend(result: BenchResult) -> list[str]:
     """Explanations of the columns."""
     return [
-        "interval: of the mean, by bootstrap (BCa, 9,999 resamples, seeded)",
+        f"interval: Student's, of the mean; none below {FEWEST} seeds, nor where all are equal; docs/bench.md",
         f"picked: the value of the seed that is best by {result.matrix.selector}",
         "- largest: the mean less what the table's cell with the most parameters has",
         f"- as large: each seed's value less that of the best by validation of {RIVALS} random cells with as many parameters, on average",
         "best of n random cells: by the metric that selects, mean ± deviation; n is 5, 10, 50 and the seeds and queries of methods",
         "regret: the table's optimum less the mean",
-        f"RI: relative improvement over {result.matrix.baseline}, 100 (mean - its mean) / its mean, with a percentile bootstrap interval",
-        f"p: two-sided, against {result.matrix.baseline}; paired tests where both have the same seeds",
+        f"RI: relative improvement over {result.matrix.baseline}, 100 (mean - its mean) / its mean, over the seeds both have",
+        f"p: two-sided, against {result.matrix.baseline}, over the seeds both have: paired t, that with Holm's correction, Wilcoxon",
+        f"that is: better or worse than {result.matrix.baseline} where the corrected p is below 0.05",
         "search: the median time of a search on one device, without what is measured beside it",
         "skips: of each seed's cell, normal+reduction where there are two; warned: searches in which the monitor saw a collapse",
     ]
@@ -270,6 +273,21 @@ def _label(place: Place, metric: str, places: Sequence[Place], metrics: Sequence
     """A column's heading: the parts in which it differs from the others."""
     parts = [Path(place[i]).stem for i in range(3) if len({other[i] for other in places}) > 1]
     return ", ".join([*parts, *([metric] if len(metrics) > 1 or not parts else [])])
+
+
+def p_values(difference: Difference | None) -> str:
+    """The p-values of a difference: paired t, the same with Holm's correction where there is one, Wilcoxon."""
+    found = (difference.t_p, difference.holm, difference.rank_p) if difference else ()
+    return " / ".join(p_value(p) for p in found if p is not None)
+
+
+def p_value(p: float) -> str:
+    """A p-value in words.
+
+    >>> p_value(0.0312), p_value(2e-9)
+    ('0.031', '< 0.001')
+    """
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _seeds(result: BenchResult, method: str, count: int) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -28,7 +28,7 @@ FEW_RANDOM = (5, 10, 50)
 """Numbers of random cells of which every result tells the best."""
 
 FEW = 6
-"""Seeds below which Wilcoxon's test cannot fall under 0.05, and bootstrap intervals come out too narrow."""
+"""Seeds below which Wilcoxon's test cannot fall under 0.05."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class BenchFolder(Run):
     FACTS: ClassVar[str] = "table.json"
     RUNS: ClassVar[str] = "trials"
     CSV: ClassVar[str] = "results.csv"
+    PAIRS: ClassVar[str] = "pairs.csv"
     MARKDOWN: ClassVar[str] = "results.md"
     STUDY: ClassVar[str] = "study.toml"
 
@@ -87,7 +88,8 @@ class Finished:
 class Row:
     """A method in one place of the matrix by one metric. `fixed` choices have a mean and a regret only.
 
-    `picked` is the value of the seed that `select` chose; `improvement` is RI over the baseline; `seconds` the median of a search's.
+    `picked` is the value of the seed that `select` chose; `improvement` is RI over the baseline and `difference` that from it, both over
+    the seeds that both have; `seconds` is the median of a search's.
     `over_largest` is the mean less what the table's largest cell has, `over_size` less the best of random cells as large as those found.
     """
 
@@ -103,7 +105,7 @@ class Row:
     regret: float | None = None
     improvement: float | None = None
     improvement_interval: stats.Interval | None = None
-    significance: stats.Significance | None = None
+    difference: stats.Difference | None = None
     seconds: float | None = None
     train_seconds: float | None = None
     memory_mib: float | None = None
@@ -183,28 +185,26 @@ def finished(folder: BenchFolder) -> dict[str, Finished]:
 
 def _rows(result: BenchResult, space: str, data: str, budget: str, metric: str) -> Iterator[Row]:
     here = [t for t in result.finished if (t.space, t.data, t.budget) == (space, data, budget)]
-    by_seed: dict[str, dict[int, float]] = {}
-    for trial in here:
-        if (value := trial.values.get(metric)) is not None:
-            by_seed.setdefault(trial.method, {})[trial.seed] = value
-    summaries = {method: stats.summary(list(values.values())) for method, values in by_seed.items()}
+    of = by_seed(here, metric)
+    summaries = {method: stats.summary(list(values.values())) for method, values in of.items()}
     order = stats.ranks({method: s.mean for method, s in summaries.items()}) if summaries else {}
     facts = result.facts
     optimum = facts.optimum.get(metric)
     fixed = {choice.name: choice.values.get(metric) for choice in facts.fixed}
     largest = fixed.get(LARGEST)
-    base = by_seed.get(result.matrix.baseline, {})
+    base = of.get(result.matrix.baseline, {})
+    differences = stats.against(of, result.matrix.baseline)
     for method in sorted(order, key=lambda name: order[name]):
-        mine, of_method = by_seed[method], [t for t in here if t.method == method]
-        compared = base if method != result.matrix.baseline else {}
+        mine, of_method = of[method], [t for t in here if t.method == method]
+        both = mine.keys() & base.keys() if method in differences else ()
         yield Row(
             space, data, budget, metric, method, False, summaries[method],
             picked=_picked(of_method, result.matrix.selector, metric),
             rank=order[method],
             regret=None if optimum is None else optimum - summaries[method].mean,
-            improvement=stats.relative_improvement(summaries[method].mean, _mean(compared)) if compared else None,
-            improvement_interval=_improvement_interval(mine, compared) if compared else None,
-            significance=stats.significance(mine, compared) if compared else None,
+            improvement=stats.relative_improvement(_mean(mine, both), _mean(base, both)) if both else None,
+            improvement_interval=stats.improvement_interval(mine, base) if both else None,
+            difference=differences.get(method),
             seconds=median(t.seconds for t in of_method),
             train_seconds=median(t.train_seconds for t in of_method),
             memory_mib=max((t.memory_mib for t in of_method if t.memory_mib is not None), default=None),
@@ -220,7 +220,7 @@ def _rows(result: BenchResult, space: str, data: str, budget: str, metric: str) 
         if value is not None:
             alone = stats.Summary(0, value, spread, value, None)
             regret = None if optimum is None else optimum - value
-            improvement = stats.relative_improvement(value, _mean(base)) if base else None
+            improvement = stats.relative_improvement(value, _mean(base, base)) if base else None
             over = None if largest is None else value - largest
             yield Row(
                 space,
@@ -234,6 +234,15 @@ def _rows(result: BenchResult, space: str, data: str, budget: str, metric: str) 
                 improvement=improvement,
                 over_largest=over,
             )
+
+
+def by_seed(here: Sequence[Finished], metric: str) -> dict[str, dict[int, float]]:
+    """{method: {seed: value}} of the trials that have a value."""
+    found: dict[str, dict[int, float]] = {}
+    for trial in here:
+        if (value := trial.values.get(metric)) is not None:
+            found.setdefault(trial.method, {})[trial.seed] = value
+    return found
 
 
 def _queries(here: Sequence[Finished]) -> list[int]:
@@ -253,14 +262,8 @@ def _over_size(facts: Facts, of_method: Sequence[Finished], metric: str) -> floa
     return sum(over) / len(over) if over else None
 
 
-def _mean(values: Mapping[int, float]) -> float:
-    return sum(values.values()) / len(values)
-
-
-def _improvement_interval(method: Mapping[int, float], baseline: Mapping[int, float]) -> stats.Interval | None:
-    return stats.improvement_interval(
-        list(method.values()), list(baseline.values()), paired=method.keys() == baseline.keys()
-    )
+def _mean(values: Mapping[int, float], seeds: Collection[int]) -> float:
+    return sum(values[seed] for seed in seeds) / len(seeds)
 
 
 def _picked(of_method: Sequence[Finished], select: str, metric: str) -> float | None:
@@ -286,8 +289,9 @@ def _notes(result: BenchResult) -> Iterator[str]:
     fewest = min((len({t.seed for t in result.finished if t.method == method}) for method in methods), default=0)
     if 0 < fewest < FEW:
         yield (
-            f"With {fewest} seed{'s' * (fewest > 1)} a Wilcoxon p-value cannot fall below {2.0 ** (1 - fewest):.3g}, and "
-            "bootstrap intervals come out too narrow: read differences with care. P-values are not corrected for the number of methods."
+            f"{fewest} seed{'s' * (fewest > 1)} cannot tell small differences from chance: a Wilcoxon p-value cannot fall below "
+            f"{2.0 ** (1 - fewest):.3g}"
+            + (f", and there is no interval below {stats.FEWEST}." if fewest < stats.FEWEST else ".")
         )
     if result.missing:
         total = len(result.missing) + len(result.finished)

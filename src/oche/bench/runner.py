@@ -101,12 +101,24 @@ def _kept(
             yield trial.name, str(outcome)
 
 
-def show(path: str | Path) -> BenchResult:
-    """Renders a bench's tables, pictures and page anew, from its files alone. Raises UserError where there is no bench."""
+def show(path: str | Path, baseline: str | None = None, figures: str = "svg") -> BenchResult:
+    """Renders a bench's tables, pictures and page anew, from its files alone.
+
+    Args:
+        path: the bench's folder.
+        baseline: the method or arm that the others are compared with; the bench's own by default.
+        figures: `pdf` writes the pictures as PDF, too.
+
+    Raises UserError where there is no bench, or no such baseline in it.
+    """
     result = read(Path(path))
+    if baseline is not None:
+        if baseline not in result.matrix.searched:
+            raise unknown("baseline", baseline, result.matrix.searched)
+        result = replace(result, matrix=replace(result.matrix, baseline=baseline))
     if result.folder.has(BenchFolder.STUDY):
         raise UserError(f"{str(path)!r} holds a study, whose page says more: `oche study show {path}`.")
-    write(result)
+    write(result, pdf=figures == "pdf")
     return result
 
 

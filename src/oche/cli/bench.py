@@ -92,11 +92,32 @@ def run(
 
 
 @bench.command()
-def show(folder: Annotated[Path, typer.Argument(help="A bench's folder.")]) -> None:
+def show(
+    folder: Annotated[Path, typer.Argument(help="A bench's folder.")],
+    baseline: Annotated[str | None, typer.Option(help="Compare with this method or arm. Default: the bench's.")] = None,
+    format_: Annotated[
+        str,
+        typer.Option("--format", help="What is printed: markdown, latex (booktabs), csv, or pairs (CSV of all pairs)."),
+    ] = "markdown",
+    figures: Annotated[str, typer.Option(help="svg, or pdf to have the pictures as PDF, too.")] = "svg",
+) -> None:
     """Render a bench anew, from its files alone."""
     from oche.bench import show as render
+    from oche.bench.formats import latex, pairs_csv, to_csv
+    from oche.bench.render import sheets
 
-    _print(render(folder))
+    if format_ not in (formats := ("markdown", "latex", "csv", "pairs")):
+        raise unknown("format", format_, formats)
+    if figures not in ("svg", "pdf"):
+        raise unknown("form of figures", figures, ("svg", "pdf"))
+    result = render(folder, baseline, figures)
+    match format_:
+        case "latex":
+            typer.echo("% \\usepackage{booktabs}\n" + "\n\n".join(map(latex, sheets(result))))
+        case "csv" | "pairs":
+            typer.echo(to_csv(result) if format_ == "csv" else pairs_csv(result), nl=False)
+        case _:
+            _print(result)
 
 
 @bench.command()

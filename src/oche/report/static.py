@@ -38,9 +38,12 @@ def svg(plot: Plot) -> bytes:
 
 
 def save(figure: Figure, fmt: str) -> bytes:
-    """The figure's bytes, `svg` or `png`, without date and version."""
-    file = io.BytesIO()
-    figure.savefig(file, format=fmt, dpi=200, metadata={"Date": None} if fmt == "svg" else {"Software": None})
+    """The figure's bytes, `svg`, `pdf` or `png`, without date and version."""
+    file, without = (
+        io.BytesIO(),
+        {"svg": ("Date",), "pdf": ("CreationDate", "Creator", "Producer"), "png": ("Software",)},
+    )
+    figure.savefig(file, format=fmt, dpi=200, metadata=dict.fromkeys(without[fmt]))
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""A study's tables, from the bench's finished trials: mean, standard deviation and bootstrap interval over seeds."""
+"""A study's tables, from the bench's finished trials: mean, standard deviation and 95 % interval over seeds."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def numbers(trials: Sequence[Finished], number: Number) -> Iterator[float]:
 
 
 def told(trials: Sequence[Finished], number: Number, form: str = "{:.2f}", *, interval: bool = True) -> str:
-    """Mean ± standard deviation [bootstrap interval] of a number over trials, as far as there are enough; empty where there is none."""
+    """Mean ± standard deviation [95 % interval] of a number over trials, as far as there are enough; empty where there is none."""
     values = list(numbers(trials, number))
     if not values:
         return ""

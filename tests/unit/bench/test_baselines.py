@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from oche.bench.baselines import MOST, best_of, by_size, chances
+from oche.bench.formats import to_csv
 from oche.bench.matrix import Matrix
-from oche.bench.render import overview, tables, to_csv
+from oche.bench.render import overview, tables
 from oche.bench.result import BenchResult, read
 from oche.bench.runner import run_bench
 from oche.bench.tables import LARGEST, Facts, facts

@@ -17,10 +17,11 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from scipy.stats import ttest_1samp
 
 from oche.bench import BenchResult, Matrix, pool, run_bench, show
 from oche.bench import page as benchs_page
-from oche.bench.pictures import PROBES, Panels, _plots, front, looks, pictures, svg
+from oche.bench.pictures import PROBES, Panels, _plots, drawn, front, looks, pictures
 from oche.bench.planned import Trial
 from oche.bench.render import NOT_RUN, overview, searches, tables, trial_table
 from oche.bench.trial import BEST, NUMBERS, Outcome
@@ -92,7 +93,13 @@ def test_rows_are_the_statistics_of_the_trials(matrix: Matrix, table: ToyTable, 
         assert float(row(result, method)["picked"]) == best.values["digits/test"]
         seeds.add(best.seed)
     assert len(seeds) > 1  # else the first would do
-    assert (found["t_test"], found["rank_test"]) == ("paired t", "Wilcoxon")
+    gaps = [v - r for v, r in zip(values, random, strict=True)]  # type: ignore[operator]
+    assert float(found["t_p"]) == pytest.approx(ttest_1samp(gaps, 0).pvalue)
+    assert float(found["difference"]) == pytest.approx(sum(gaps) / 3)
+    both = sorted(float(row(result, method)["t_p"]) for method in matrix.methods)
+    assert sorted(float(row(result, method)["holm_p"]) for method in matrix.methods) == pytest.approx(
+        [min(1.0, 2 * both[0]), min(1.0, max(2 * both[0], both[1]))]
+    )
     assert row(result, "random_sampling")["t_p"] == ""  # the baseline is not compared with itself
 
 
@@ -135,6 +142,7 @@ def test_the_page_needs_no_other_file(
     assert not re.findall(r"<script|@import|url\((?!#)", page)
     assert {path.stem for path in (result.folder.path / "figures").iterdir()} == {
         "seeds",
+        "ranks",
         "anytime",
         "skips",
         "pareto_network",
@@ -207,7 +215,8 @@ def test_a_failed_trial_leaves_the_others_to_go_on(matrix: Matrix, table: ToyTab
     result = run_bench(matrix, tmp_path / "b", listener=lambda event, _: told.append(event), table=table, work=work)
     assert told.count("failed") == 1
     assert result.missing == ("pcdarts-toy-digits-smoke-1",)
-    assert row(result, "pcdarts")["t_test"] == "Welch's t"  # its seeds are no longer the baseline's
+    assert row(result, "pcdarts")["t_p"] == ""  # two seeds that both have tell nothing
+    assert row(result, "darts")["holm_p"] == row(result, "darts")["t_p"] != ""  # the only one that is tested
     assert "failed: Out of memory." in result.folder.file(result.folder.MARKDOWN).read_text()
     assert not run_bench(matrix, tmp_path / "b", table=table, work=pretend).missing
 
@@ -591,10 +600,10 @@ def test_epochs_and_queries_have_scales_of_their_own(matrix: Matrix, table: ToyT
 
     result = run_bench(replace(matrix, seeds=1), tmp_path / "b", table=table, work=work)
     anytime = dict(_plots(result, result.finished))["anytime"]
-    drawn = svg(anytime, looks(["darts", "pcdarts", "random_sampling"]))
-    assert b"darts, queries" in drawn
-    assert b"pcdarts, queries" not in drawn
-    assert b"after each epoch or query" in drawn
+    picture = drawn(anytime, looks(["darts", "pcdarts", "random_sampling"]))
+    assert b"darts, queries" in picture
+    assert b"pcdarts, queries" not in picture
+    assert b"after each epoch or query" in picture
 
 
 def test_an_evaluator_of_one_s_own_is_not_replaced(asking: Matrix, table: ToyTable) -> None:
