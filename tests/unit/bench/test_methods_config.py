@@ -24,8 +24,8 @@ LAST = {"gm_nas": (30 * 521, 6 * EPOCH), "rdarts_pick": (50 * 391, 15 * EPOCH)}
 SPACE = {"pdarts": "darts"}
 """Where the published settings are for another space than NAS-Bench-201, and that has settings of ours."""
 
-NO_CELL = {"single_stage", "ista_nas_one_stage", "dartopti"}
-"""Methods that keep several operations on an edge: the table has no such cells."""
+NO_CELL = {"single_stage", "ista_nas_one_stage"}
+"""Methods that keep the network they searched, several weighted operations on an edge: the table has no such cells."""
 
 VERSIONS = ("darts", "pcdarts", "drnas", "gdas", "beta_darts", "darts_minus")
 """Methods that are run with random features, too."""
