@@ -87,7 +87,11 @@ def test_every_method_searches_every_space(name: str, space: str) -> None:
     method = small(name)
     if isinstance(method, Method):
         method = replace(method, arch_start=method.arch_start if method.arch_start == 1 else 0.0)
-    problem = noise_problem(space_named(space), epochs=epochs(name, space), count=12, batch=6)
+    given = as_searcher(method).method
+    assert given is not None
+    own = {key.removeprefix(f"{space}."): v for key, v in given.space.items() if key.startswith(f"{space}.")}
+    of_its_own = replace(space_named(space), **own)  # type: ignore[arg-type]
+    problem = noise_problem(of_its_own, epochs=epochs(name, space), count=12, batch=6)
     check_method(method, problem, kill_every=None)
 
 

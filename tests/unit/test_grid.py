@@ -17,10 +17,11 @@ from oche.genotype import Choice, Genotype
 from oche.report.draw import draw, draw_text
 from oche.search.relaxations import Gated, ReluTanhGate, SigmoidGate, SoftmaxGate
 from oche.spaces import GridSpace, Supernet
+from oche.spaces.blocks import MBConv
 from oche.spaces.cost import cost
 from oche.spaces.edges import PartialChannels, WeightedSum
 from oche.spaces.grid import MBCONVS
-from oche.spaces.ops import OPS, MBConv
+from oche.spaces.ops import OPS
 from oche.spaces.sampling import sample
 
 DRAW = Draw(seed=5)

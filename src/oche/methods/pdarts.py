@@ -152,8 +152,8 @@ def pdarts(skips: int = 2) -> Staged:
         weight_lr=Cosine(0.025, 0.0),
         arch_clip=5.0,
         arch_start=0.4,
-        unfit=("grid",),
-        unfit_why="its stages are ever deeper stacks of the same cells, and a grid has every node once",
+        unfit=("grid", "chain"),
+        unfit_why="its stages are ever deeper stacks of the same cells, and each node of a grid, each layer of a chain, is there once",
         papers=("liu2019darts", "chen2019pdarts"),
     )
     method = replace(method, arch_optimizer=replace(method.arch_optimizer, lr=6e-4))  # type: ignore[type-var]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from oche.spaces.base import Cell, Network, Space, Supernet, estimate_statistics
+from oche.spaces.chain import ChainSpace
 from oche.spaces.darts import DartsSpace
 from oche.spaces.grid import GridSpace
 from oche.spaces.nb201 import NB201Space
@@ -17,12 +18,14 @@ SPACES: dict[str, type[Space]] = {
     "s2": S2,
     "s3": S3,
     "s4": S4,
+    "chain": ChainSpace,
     "grid": GridSpace,
 }
 
 __all__ = [
     "SPACES",
     "Cell",
+    "ChainSpace",
     "DartsSpace",
     "GridSpace",
     "NB201Space",

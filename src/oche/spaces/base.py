@@ -88,9 +88,13 @@ def _keys(edges: Sequence[tuple[int, int]]) -> list[str]:
 
 
 class Body(nn.Module, ABC):
-    """Stem, cells and head. `cells` holds the cells by name."""
+    """Stem, cells and head. `cells` holds the cells by name.
+
+    `serial`: all that a cell passes on comes from one edge, so that drop path drops what the edge adds to its input, not its output.
+    """
 
     cells: nn.ModuleDict
+    serial: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, x: Tensor, run_cell: RunCell) -> tuple[Tensor, dict[str, Tensor]]:
@@ -227,7 +231,10 @@ class Network(nn.Module):
                 out: Tensor = edge(h, draw)
                 if not kept or out is h:
                     return out
-                return out * kept[f"{name}/{e}"].to(out.dtype)
+                factor = kept[f"{name}/{e}"].to(out.dtype)
+                if self.body.serial:
+                    return h + (out - h) * factor if out.shape == h.shape else out
+                return out * factor
 
             out: Tensor = cell(inputs, through)
             return out
@@ -284,6 +291,12 @@ class Space(ABC):
         """A candidate of the supernet."""
         return OPS[op](channels, stride, affine)
 
+    def operation(
+        self, group: Group, e: int, op: str, channels: int, stride: int, affine: bool, *, alone: bool
+    ) -> nn.Module:
+        """An operation on edge e of a group: a candidate of the supernet, or `alone` on the edge of a discrete network."""
+        return OPS[op](channels, stride, affine) if alone else self.candidate(op, channels, stride, affine)
+
     def auxiliary(self) -> tuple[str, nn.Module] | None:
         """(cell whose output it reads, head) for training, or None where the images are too small or the space has none."""
         return None
@@ -330,7 +343,7 @@ class Space(ABC):
             def candidate(op: str, width: int) -> nn.Module:
                 if group.name in left_out and left_out[group.name][e, group.ops[e].index(op)]:
                     return Zero(stride)
-                return self.candidate(op, width, stride, affine)
+                return self.operation(group, e, op, width, stride, affine, alone=False)
 
             return self.mixing(group, e, edge)(group.ops[e], channels, stride, candidate)
 
@@ -353,11 +366,14 @@ class Space(ABC):
             if not chosen:
                 return None
             if parallel or (genotype.discrete and genotype.edge not in TRAINED):
-                return Chosen(chosen[0].op, OPS[chosen[0].op](channels, stride, True))
+                op = chosen[0].op
+                return Chosen(op, self.operation(group, e, op, channels, stride, True, alone=True))
+
+            def candidate(op: str, width: int) -> nn.Module:
+                return self.operation(group, e, op, width, stride, True, alone=False)
+
             edge = self.mixing(group, e, EDGES[genotype.edge](**genotype.edge_args))
-            mixed = edge(
-                [c.op for c in chosen], channels, stride, lambda op, width: self.candidate(op, width, stride, True)
-            )
+            mixed = edge([c.op for c in chosen], channels, stride, candidate)
             return Kept(mixed, [c.coefficient for c in chosen])
 
         return Network(self.body(build, affine=True), self.auxiliary() if auxiliary else None)

@@ -54,7 +54,7 @@ def candidates(space: Space) -> dict[str, Tensor]:
         rows[group.name][e].append(row)
 
         def candidate(op: str, width: int) -> nn.Module:
-            module = space.candidate(op, width, stride, False)
+            module = space.operation(group, e, op, width, stride, False, alone=False)
             hooks.append(module.register_forward_hook(partial(note, row[group.ops[e].index(op)])))
             return module
 

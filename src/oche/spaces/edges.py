@@ -6,7 +6,7 @@ An edge type is a frozen dataclass; called with the candidates it builds the mod
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -220,6 +220,15 @@ class Normed:
             return PoolBN(module, width, affine=True) if bare else module
 
         return self.inner(ops, channels, stride, candidate)
+
+
+def whole(edge: EdgeFactory) -> EdgeFactory:
+    """The edge type over all channels, for edges whose operations change their number: without partial channels, wrapped or not."""
+    if isinstance(edge, PartialChannels):
+        return WeightedSum()
+    if isinstance(edge, AuxiliarySkip | DropPath | SkipDropout | Normed):
+        return replace(edge, inner=whole(edge.inner))
+    return edge
 
 
 def plain_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """The candidate operations, under their published names: `OPS[name](channels, stride, affine)` builds a module.
 
 Every operation keeps the number of channels, and at stride 2 turns H x W into ceil(H/2) x ceil(W/2), for odd sizes too.
-Sources: quark0/darts (DARTS space), D-X-Y/AutoDL-Projects (`nor_conv_*`), automl/RobustDARTS (`noise`), MobileNetV2 (`mbconv_*`).
+Sources: quark0/darts (DARTS space), D-X-Y/AutoDL-Projects (`nor_conv_*`), automl/RobustDARTS (`noise`); `blocks` names its own.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oche.base import Draw
+from oche.spaces.blocks import BLOCKS, Block, Place
 
 OpFactory = Callable[[int, int, bool], nn.Module]
 """(channels, stride, affine batch norm?) -> module mapping (B, C, H, W) to (B, C, ceil(H/stride), ceil(W/stride))."""
@@ -202,49 +203,9 @@ def bottleneck(channels: int, stride: int, affine: bool) -> nn.Module:
     )
 
 
-class SqueezeExcite(nn.Module):
-    """x times sigmoid(W2 relu(W1 mean over pixels)), `inner` channels between the two 1x1 convolutions (Hu et al., CVPR 2018)."""
-
-    def __init__(self, channels: int, inner: int) -> None:
-        super().__init__()
-        self.squeeze, self.excite = nn.Conv2d(channels, inner, 1), nn.Conv2d(inner, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight: Tensor = self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu())
-        return x * weight.sigmoid()
-
-
-class MBConv(nn.Module):
-    """Inverted bottleneck: 1x1 to e C, depthwise kxk, perhaps squeeze-excite, linear 1x1 back to C; at stride 1 plus x.
-
-    Batch norm after each convolution, ReLU6 after the first two (Sandler et al., CVPR 2018). Squeeze-excite narrows to C / 4, as in
-    EfficientNet.
-    """
-
-    def __init__(self, channels: int, kernel: int, expansion: int, stride: int, affine: bool, *, se: bool) -> None:
-        super().__init__()
-        wide = expansion * channels
-        self.residual = stride == 1
-        self.layers = nn.Sequential(
-            nn.Conv2d(channels, wide, 1, bias=False),
-            nn.BatchNorm2d(wide, affine=affine),
-            nn.ReLU6(),
-            nn.Conv2d(wide, wide, kernel, stride, kernel // 2, groups=wide, bias=False),
-            nn.BatchNorm2d(wide, affine=affine),
-            nn.ReLU6(),
-            SqueezeExcite(wide, max(1, channels // 4)) if se else nn.Identity(),
-            nn.Conv2d(wide, channels, 1, bias=False),
-            nn.BatchNorm2d(channels, affine=affine),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers(x)
-        return x + out if self.residual else out
-
-
-def mbconv(kernel: int, expansion: int, *, se: bool = False) -> OpFactory:
-    """`mbconv_k{kernel}_e{expansion}`, and `..._se` with squeeze-excite."""
-    return lambda channels, stride, affine: MBConv(channels, kernel, expansion, stride, affine, se=se)
+def at_one_width(block: Block) -> OpFactory:
+    """A block with as many channels out as in."""
+    return lambda channels, stride, affine: block(Place(channels, channels, stride, affine))
 
 
 def skip_connect(channels: int, stride: int, affine: bool) -> nn.Module:
@@ -271,8 +232,7 @@ OPS: dict[str, OpFactory] = {
     "nor_conv_1x1": nor_conv(1),
     "nor_conv_3x3": nor_conv(3),
     "connect": lambda channels, stride, affine: nn.Identity() if stride == 1 else nn.MaxPool2d(1, stride),
-    **{f"mbconv_k{k}_e{e}": mbconv(k, e) for k in (3, 5, 7) for e in (3, 6)},
-    **{f"mbconv_k{k}_e{e}_se": mbconv(k, e, se=True) for k in (3, 5, 7) for e in (3, 6)},
+    **{name: at_one_width(block) for name, block in BLOCKS.items()},
 }
 
 
