@@ -162,7 +162,7 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
             def keep(network: Network, score: float) -> None:
                 if plan.fabric.is_global_zero and not keeps:
                     metrics = {f"test_{plan.task.metric}": score}
-                    save_network(run, network, plan.space, genotype, plan.data, metrics)
+                    save_network(run, network, plan.space, genotype, plan.data, metrics, plan.task)
 
             comparison = compare(training, cells=plan.compare, seeds=plan.request.compare_seeds, keep=keep)
             if plan.fabric.is_global_zero and not _logged(run, "comparison"):
@@ -187,7 +187,8 @@ def keep_supernet(run: Run, state: SearchState, genotype: Genotype) -> None:
         record = {"kind": "network", **named(val.metrics, "val"), "val_loss": val.loss}
         run.log(record)
         log_test(run, problem.data, test, problem.task)
-        save_network(run, network, problem.space, genotype, problem.data, named(test.metrics, "test"))
+        metrics = named(test.metrics, "test")
+        save_network(run, network, problem.space, genotype, problem.data, metrics, problem.task)
     problem.listener("network", {**named(val.metrics, "val"), **named(test.metrics, "test")})
 
 

@@ -47,6 +47,7 @@ class Show:
         request, space = plan.request, plan.space
         rows = data_rows(plan.data)
         rows += [("split", "test images are kept aside; " + _split(plan))]
+        rows += [("chosen", plan.chosen)] if plan.chosen else []
         rows += [
             (
                 "method",

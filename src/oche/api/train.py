@@ -159,7 +159,7 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
         test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
         if training.fabric.is_global_zero:
             metrics = named(test.metrics, "test")
-            save_network(run, network, training.space, training.genotype, training.data, metrics)
+            save_network(run, network, training.space, training.genotype, training.data, metrics, training.task)
             log_test(run, training.data, test, training.task)
             run.seal()
     if training.fabric.is_global_zero:

@@ -79,6 +79,8 @@ def ledger_rows(data: Data) -> list[tuple[str, str]]:
 
 def counts_table(data: Data) -> Table:
     """Images per class or label and part; of masks, the share of the train pixels; of numbers all images, their ranges are in the notes."""
+    from oche.data.facts import RARE
+
     ledger = data.ledger
     rows = ("images",) if data.task == "regress" else data.classes
     table = Table(box=None, pad_edge=False)
@@ -86,7 +88,9 @@ def counts_table(data: Data) -> Table:
     if ledger.shares:
         table.add_column("train pixels", justify="right")
         for name, share in list(ledger.shares.items())[:MOST]:
-            table.add_row(escape(name), f"{share:.2%}" + ("  rare" if share < 0.01 else ""))
+            table.add_row(
+                escape(name), f"{share:.2%}" + ("  rare" if 0 < share < RARE else "  none" if share == 0 else "")
+            )
     else:
         for part in ledger.counts:
             table.add_column(part, justify="right")

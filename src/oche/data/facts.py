@@ -8,14 +8,15 @@ import torch
 from torch import Tensor
 
 from oche.base import counted
-from oche.data.images import ArraySource, ImageSet
+from oche.data.images import ArraySource, Data, ImageSet
 
 CHUNK = 1024
 PIXELS = CHUNK * 64 * 64
 SAMPLE = 2048
 IMBALANCE = 1.5
 LEAST = 1e-6
-RARE = 0.01
+RARE = 0.02
+"""Share of the train pixels below which a class is rare."""
 
 
 def mean_and_std(train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
@@ -66,13 +67,27 @@ def pixel_counts(part: ImageSet, classes: int) -> Tensor:
 
 
 def rare(train: ImageSet, classes: Sequence[str]) -> tuple[str, ...]:
-    """Notes about mask classes with no pixel in train, and with less than 1 % of them."""
-    counts = pixel_counts(train, len(classes))
-    shares = counts.double() / counts.sum().clamp_min(1)
-    absent = [repr(name) for name, count in zip(classes, counts.tolist(), strict=True) if count == 0]
-    few = [f"{name!r} {s:.1%}" for name, s in zip(classes, shares.tolist(), strict=True) if 0 < s < RARE]
+    """Notes about mask classes with no pixel in train, and with less than `RARE` of them."""
+    shares = shares_of(train, classes)
+    absent = [repr(name) for name, share in shares.items() if share == 0]
+    few = [f"{name!r} {share:.1%}" for name, share in shares.items() if 0 < share < RARE]
     notes = (f"No train pixel has the class {', '.join(absent)}.",) if absent else ()
-    return notes + ((f"Rare classes, in share of the train pixels: {', '.join(few)}.",) if few else ())
+    said = f"Rare classes, in share of the train pixels: {', '.join(few)}; `--set task.dice=1` gives them weight in the loss."
+    return notes + ((said,) if few else ())
+
+
+def rare_classes(data: Data) -> list[tuple[str, float]]:
+    """(class, share of the train pixels) of the mask classes below `RARE` that are there, the rarest first."""
+    if data.ignore is None:
+        return []
+    shares = data.ledger.shares or shares_of(data.train, data.classes)
+    return sorted(((n, s) for n, s in shares.items() if 0 < s < RARE), key=lambda pair: pair[1])
+
+
+def shares_of(train: ImageSet, classes: Sequence[str]) -> dict[str, float]:
+    """Each class's share of the train pixels."""
+    counts = pixel_counts(train, len(classes)).double()
+    return dict(zip(classes, (counts / counts.sum().clamp_min(1)).tolist(), strict=True))
 
 
 def _chunks(part: ImageSet, positions: Tensor | None = None) -> Iterator[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from oche.data.entries import Fate, Ledger
-from oche.data.facts import both, pixel_counts
+from oche.data.facts import both, shares_of
 from oche.data.images import ArraySource, ImageSet
 
 SATURATED = 0.95
@@ -49,7 +49,7 @@ def measured(ledger: Ledger, parts: Mapping[str, ImageSet], classes: Sequence[st
         ledger,
         fates=(*ledger.fates, *suspicious),
         counts={name: _counts(part, classes, ignore) for name, part in parts.items()},
-        shares=_shares(parts["train"], classes) if ignore is not None else {},
+        shares=shares_of(parts["train"], classes) if ignore is not None else {},
         ranges=ranges,
         notes=tuple(notes),
     )
@@ -132,11 +132,6 @@ def _counts(part: ImageSet, classes: Sequence[str], ignore: int | None) -> dict[
         return {"images": len(part)}
     counts = torch.bincount(part.targets.cpu(), minlength=len(classes)).tolist()
     return dict(zip(classes, counts, strict=True))
-
-
-def _shares(train: ImageSet, classes: Sequence[str]) -> dict[str, float]:
-    counts = pixel_counts(train, len(classes)).double()
-    return dict(zip(classes, (counts / counts.sum().clamp_min(1)).tolist(), strict=True))
 
 
 def _digest(image: Tensor) -> bytes:

@@ -18,8 +18,7 @@ from oche.spaces import named as spaces
 from oche.tasks import TASK, TASKS, Classify, MultiLabel, Regress, Segment, Task, balanced
 
 SPACE = {"classify": "nb201", "segment": "grid"}
-"""What "auto" stands for, by what the data can teach."""
-
+"""The space that "auto" stands for, by what the data can teach."""
 
 TEACHES = {
     "classify": "one class per image",
@@ -28,6 +27,11 @@ TEACHES = {
     "regress": "numbers for each image",
 }
 """What data of a task have for each image, in words."""
+
+
+def form_of(data: Data) -> str:
+    """What "auto" goes by: "segment" for masks, "classify" for all else."""
+    return "segment" if data.ignore is not None else "classify"
 
 
 def data_for(given: object, task: object, seed: int, settings: Mapping[str, object]) -> Data:
@@ -117,7 +121,7 @@ def space_for(
     Raises UserError where it is not for the data.
     """
     name = str(kind().name)
-    teaches = "segment" if data.ignore is not None else "classify"
+    teaches = form_of(data)
     if kind.task != teaches:
         has = TEACHES.get(data.task, "targets of its own")
         raise UserError(f"{data.name} has {has}, which the space {name} is not for; choose `--space {SPACE[teaches]}`.")

@@ -69,7 +69,7 @@ class Request:
     """
 
     method: str | SearcherLike | Callable[..., SearcherLike] = option(
-        "rf_darts", "`oche list methods`, or FILE.py:FUNCTION.", ""
+        AUTO, "`oche list methods`, or FILE.py:FUNCTION. Default: rf_darts for classes, single_stage for masks.", ""
     )
     _: KW_ONLY
     space: str | Space | type[Space] = option(

@@ -20,8 +20,9 @@ from oche.fast.portable.program import needs_compiler
 from oche.methods import budgets
 from oche.methods.budgets import Budget, budget
 from oche.plan import named
+from oche.plan.chosen import chosen
 from oche.plan.machine import fabric_for, threads_for, versions
-from oche.plan.parts import SPACE, data_facts, data_for, path_of, space_for, task_for
+from oche.plan.parts import SPACE, data_facts, data_for, form_of, path_of, space_for, task_for
 from oche.plan.request import AUTO, Request, check_objects, objects_of, plain, rules_of, table_of, written
 from oche.plan.settings import PARTS, Change, by_part, differing, layered, reached
 from oche.search.method import Method
@@ -45,7 +46,7 @@ class Plan:
 
     `request` holds plain values alone; `objects` names the options that were handed over as objects, which a resumed run needs again.
     `changed` is what the budget changed, `files` the user's own files. `rules` is the version of the rules that the run keeps to, an
-    earlier one where it was begun by an earlier oche.
+    earlier one where it was begun by an earlier oche. `chosen` says what "auto" stands for, where that is more than a name.
     """
 
     request: Request
@@ -63,6 +64,7 @@ class Plan:
     objects: tuple[str, ...] = ()
     files: own.Files = field(default_factory=dict)
     rules: int = config.RULES
+    chosen: str = ""
 
     @property
     def compare(self) -> int:
@@ -80,6 +82,7 @@ class Plan:
                 "settings_from": self.source,
                 "device": str(self.fabric.device),
                 "objects": list(self.objects),
+                **({"chosen": self.chosen} if self.chosen else {}),
             },
             "method": config.describe(self.searcher),
             "space": config.describe(self.space),
@@ -101,23 +104,23 @@ def resolve(request: Request, recorded: Mapping[str, object] | None = None) -> P
 def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     _check_seeds(request)
     check_objects(request, recorded)
-    parts, rules = by_part(request.settings), rules_of(recorded)
-    fabric = fabric_for(request.device, request.devices, request.precision)
-    data = data_for(request.data, request.task, request.seed, parts.pop("data", {}))
+    fabric, rules = fabric_for(request.device, request.devices, request.precision), rules_of(recorded)
+    data = data_for(request.data, request.task, request.seed, by_part(request.settings).get("data", {}))
+    choice = chosen(request, data)
+    request, form = choice.request, form_of(data)
+    parts = {name: part for name, part in by_part(request.settings).items() if name != "data"}
     task = task_for(data, request.task, parts.pop("task", {}), table_of(recorded, "task", optional=True), rules)
-    form = "segment" if data.ignore is not None else "classify"
     kind = spaces.space(SPACE[form] if request.space == AUTO else request.space)
     of_train, of_probe, of_space = (parts.pop(name, {}) for name in ("train", "probe", "space"))
 
     found = named.method(request.method)
-    chosen = _budget(request.budget, found, str(kind().name), data)
-    searcher, changed = _searcher(found, chosen, parts, table_of(recorded, "method"), rules)
+    row_of = _budget(request.budget, found, str(kind().name), data)
+    searcher, changed = _searcher(found, row_of, parts, table_of(recorded, "method"), rules)
     usual, kept = _usual(found, searcher, str(kind().name))
-    row = {} if own.is_foreign(request.space) else by_part(chosen.settings).get("space", {})
+    row = {} if own.is_foreign(request.space) else by_part(row_of.settings).get("space", {})
     row = {path: value for path, value in row.items() if path not in kept}
-    space, on_space = space_for(
-        kind, data, of_space, lower={**usual, **row}, recorded=table_of(recorded, "space"), rules=rules
-    )
+    lower = {**usual, **row, **_smaller(choice.space, row)}
+    space, on_space = space_for(kind, data, of_space, lower=lower, recorded=table_of(recorded, "space"), rules=rules)
     method = as_searcher(searcher).method
     if method and space.name in method.unfit:
         raise UserError(
@@ -136,7 +139,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
         rules=rules,
     )
     watch = checked(watch, space.name, method is not None)
-    epochs, batch = _length(request, chosen, table_of(recorded, "resolved"))
+    epochs, batch = _length(request, row_of, table_of(recorded, "resolved"))
     if request.compile:
         if method is None:
             raise UserError(f"--compile is for cells of a supernet, and {searcher.name} has none: leave it out.")
@@ -148,10 +151,15 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
         threads=threads_for(request.threads, data),
     )
     return Plan(
-        settled, searcher, space, data, protocol, epochs, batch, fabric, chosen.source, watch, task,
+        settled, searcher, space, data, protocol, epochs, batch, fabric, row_of.source, watch, task,
         () if recorded else (*(replace(c, path=f"space.{c.path}") for c in on_space if c.path in row), *changed), objects_of(request),
-        rules=rules,
+        rules=rules, chosen=choice.says,
     )  # fmt: skip
+
+
+def _smaller(fitted: Mapping[str, object], row: Mapping[str, object]) -> dict[str, object]:
+    """What fits the data where the budget has no less."""
+    return {path: min(int(str(value)), int(str(row.get(path, value)))) for path, value in fitted.items()}
 
 
 def _check_seeds(request: Request) -> None:

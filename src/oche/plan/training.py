@@ -10,7 +10,7 @@ from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.plan import named
 from oche.plan.machine import fabric_for, versions
-from oche.plan.parts import data_facts, data_for, path_of, space_for, task_for
+from oche.plan.parts import data_facts, data_for, form_of, path_of, space_for, task_for
 from oche.plan.request import AUTO, TrainRequest, check_objects, objects_of, part_of, plain, rules_of, table_of, written
 from oche.plan.settings import by_part, layered
 from oche.spaces import named as spaces
@@ -38,9 +38,8 @@ def resolve_training(
     given = "digits" if request.data is None else request.data
     data = data_for(given, request.task, request.seed, parts.get("data", {}))
     asked = {key: value for key, value in (("epochs", request.epochs), ("batch", request.batch)) if value is not None}
-    form = "segment" if data.ignore is not None else "classify"
     protocol, _ = layered(
-        named.protocol(TRAINING[form] if request.protocol == AUTO else request.protocol),
+        named.protocol(TRAINING[form_of(data)] if request.protocol == AUTO else request.protocol),
         "train",
         given={**asked, **parts.get("train", {})},
         recorded=table_of(recorded, "train"),

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from oche.config import describe
 from oche.data import Augmentation, ImageSet, batches
 from oche.tasks import Classify, MultiLabel, Regress, Segment, Task, Vectors, accuracy, class_iou, label_f1
 
@@ -69,7 +70,7 @@ def records_of(score: Score, task: Task | None, classes: Sequence[str], teaches:
 
     `teaches` is the task that the data are for; without `task`, one of the user's own, nothing is said of the commonest class.
     """
-    honest = {"metric": score.metric} if task is None else score.honest(task)
+    honest = {"metric": score.metric} if task is None else {**score.honest(task), "task": describe(task)}
     records: list[dict[str, object]] = [{"kind": "test", **score.metrics, "loss": score.loss, **honest}]
     if score.metric == MultiLabel.metric:
         f1 = label_f1(torch.tensor(score.confusion)).tolist()

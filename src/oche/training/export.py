@@ -32,6 +32,7 @@ from oche.run import Run
 from oche.spaces import SPACES, Network, Space
 from oche.spaces.cost import cost
 from oche.spaces.named import register_kept
+from oche.tasks import Task
 from oche.training.shipped import INPUT, OUTPUTS, SCRIPT, SCRIPT_NAME, add_to_onnx, metadata
 
 CARD, WEIGHTS = f"{Run.NETWORK}/card.json", f"{Run.NETWORK}/weights.safetensors"
@@ -78,9 +79,18 @@ class Deployed(nn.Module):
 
 
 def save_network(
-    run: Run, network: Network, space: Space, genotype: Genotype, data: Data, metrics: Mapping[str, object]
+    run: Run,
+    network: Network,
+    space: Space,
+    genotype: Genotype,
+    data: Data,
+    metrics: Mapping[str, object],
+    task: Task | None = None,
 ) -> None:
-    """Writes the run's `network/`: the weights without the auxiliary head, and the card that rebuilds the network around them."""
+    """Writes the run's `network/`: the weights without the auxiliary head, and the card that rebuilds the network around them.
+
+    `task` is what it was trained for, whose loss the card then says.
+    """
     price = cost(space, genotype)
     card = {
         "oche": version("oche"),
@@ -101,6 +111,7 @@ def save_network(
         "parameters": price.parameters,
         "multiply_adds": price.multiply_adds,
         "metrics": dict(metrics),
+        **({} if task is None else {"loss": describe(task)}),
     }
     weights = {
         name: t.detach().cpu().contiguous()
