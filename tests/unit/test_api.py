@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,7 +26,8 @@ from oche.plan.request import Request, TrainRequest, requested
 from oche.plan.resolve import resolve
 from oche.run import Run
 from oche.search.searcher import MethodSearcher
-from reference.tiny import tiny_data
+from oche.tasks import confusion_matrix, mean_iou
+from reference.tiny import tiny_data, tiny_masks
 
 SMALL = tiny_data(12)
 CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|"
@@ -45,7 +48,62 @@ def trained(path: Path, data: Data = SMALL, **options: object) -> Trained:
     return train_network(CELL, space="toy", data=data, protocol="smoke", epochs=1, batch=6, out=path, **options)  # type: ignore[arg-type]
 
 
+# ---------------------------------------------------------------------- the network that is kept
+
+MASKS = {"space.layers": 2, "space.levels": 2, "space.channels": 4, "space.ops": ["mbconv_k3_e3"]}
+
+
+def test_the_searched_network_is_there_from_python(tmp_path: Path) -> None:
+    """`found` of a method that keeps its weights: module, score and masks, against the module's own answers."""
+    data = tiny_masks(8, channels=3)
+    found = api.search(data=data, budget="smoke", settings=MASKS, device="cpu", batch=4, out=tmp_path / "run")
+    images, masks = data.test.take(torch.arange(8))
+    scores = found.network()(images.permute(0, 3, 1, 2))
+    matrix = confusion_matrix(scores, masks, 255)
+    assert found.test.metrics["miou"] == pytest.approx(mean_iou(matrix), abs=1e-9)
+    logged = next(record for record in found.run.records() if record["kind"] == "test")
+    assert found.test.metrics["miou"] == pytest.approx(logged["miou"], abs=1e-9)
+    picture = tmp_path / "one.png"
+    Image.fromarray((images[0].numpy() * 255).astype(np.uint8)).save(picture)
+    (painted,) = found.predict(picture, tmp_path / "pictures")
+    assert isinstance(painted, inference.Segmented)
+    with Image.open(painted.mask) as mask:
+        assert mask.size == (8, 8)
+
+
+@pytest.mark.usefixtures("no_export")
+def test_the_network_of_the_comparison_is_there_too(tmp_path: Path) -> None:
+    found = searched(tmp_path / "run", compare=1, compare_seeds=1, protocol="smoke")
+    images, targets = SMALL.test.take(torch.arange(len(SMALL.test)))
+    right = (found.network()(images.permute(0, 3, 1, 2)).argmax(1) == targets).double().mean()
+    assert found.test.accuracy == pytest.approx(float(right))
+    with pytest.raises(UserError, match="leave it out"):
+        found.predict("some.png", tmp_path)
+
+
+def test_a_search_that_trained_nothing_says_how_to(tmp_path: Path) -> None:
+    found = searched(tmp_path / "run")
+    for ask in (found.network, lambda: found.test, lambda: found.predict("x.png")):
+        with pytest.raises(UserError, match="holds no trained network; train one with `oche train"):
+            ask()
+
+
 # ---------------------------------------------------------------------- search
+
+
+@pytest.mark.parametrize("inside", [torch.no_grad, torch.inference_mode])
+def test_what_learns_has_gradients_whatever_the_caller_has_switched_off(
+    inside: Callable[[], Any], tmp_path: Path
+) -> None:
+    """The same weights as without; and the caller's mode is as it was."""
+    plain = trained(tmp_path / "plain", SMALL)
+    with inside():
+        found = searched(tmp_path / "run")
+        again = trained(tmp_path / "again", SMALL)
+        assert not torch.is_grad_enabled()
+        score = inference.evaluate_run(again.run.path, data=SMALL)
+    assert found.history[-1]["weight_loss"] == searched(tmp_path / "other").history[-1]["weight_loss"]
+    assert again.test == plain.test == score
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:

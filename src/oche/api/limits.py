@@ -1,4 +1,4 @@
-"""The bounds of a run: its folder to itself, so many CPU threads, and memory whose end is told in a sentence."""
+"""The bounds of a run: its folder to itself, so many CPU threads, gradients, and memory whose end is told in a sentence."""
 
 from __future__ import annotations
 
@@ -26,6 +26,13 @@ def cpu_threads(threads: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def gradients() -> Iterator[None]:
+    """Lets what learns have gradients, even where the caller is within `torch.no_grad()` or `torch.inference_mode()`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager

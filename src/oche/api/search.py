@@ -5,18 +5,21 @@ The command line calls these and adds nothing but words, so whatever it does can
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from oche import config
 from oche.api.folders import RUNS, begun
-from oche.api.limits import alone, cpu_threads, out_of_memory
+from oche.api.inference import evaluate_run
+from oche.api.kept import Kept
+from oche.api.limits import alone, cpu_threads, gradients, out_of_memory
 from oche.api.pick import picked
 from oche.api.pinned import pin
 from oche.api.terminal import Show
 from oche.api.train import Trained, log_test, train
-from oche.data import for_search, none
+from oche.data import Data, for_search, none
 from oche.genotype import Genotype
 from oche.plan.request import Request, verb
 from oche.plan.resolve import Plan, resolve
@@ -29,8 +32,8 @@ from oche.search.state import Problem, SearchState
 from oche.spaces import Network
 from oche.tasks import named
 from oche.training.compare import Comparison, compare
-from oche.training.evaluate import evaluate
-from oche.training.export import CARD, FORMATS, available_formats, export_network, load_network, save_network
+from oche.training.evaluate import Score, evaluate
+from oche.training.export import CARD, available_formats, export_network, load_network, save_network
 from oche.training.train import Training
 
 CONNECTED = 2
@@ -38,15 +41,24 @@ CONNECTED = 2
 
 
 @dataclass(frozen=True, repr=False)
-class Found:
-    """What `search` returns: the run's folder, the genotype, and the comparison with random cells if one was asked for."""
+class Found(Kept):
+    """What `search` returns: the run's folder, the genotype, and the comparison with random cells if one was asked for.
 
-    run: Run
+    The network is the one trained in the comparison, or the search's own where it keeps its weights (`single_stage`). `data` is there where
+    they were handed over as an object.
+    """
+
     genotype: Genotype
     comparison: Comparison | None = None
+    data: Data | None = field(default=None, compare=False)
 
     def __repr__(self) -> str:
         return f"Found({self.genotype}, in {self.run.path})"
+
+    @cached_property
+    def test(self) -> Score:
+        """The network's score on the test images, measured when it is first asked for."""
+        return evaluate_run(self.run.path, data=self.data)
 
     @property
     def history(self) -> list[dict[str, object]]:
@@ -60,10 +72,6 @@ class Found:
     def train(self, protocol: str = "auto", **options: object) -> Trained:
         """Trains the found network from scratch, in a run folder of its own; see `oche.train`."""
         return config.build(train, {"genotype": self.run.path, "protocol": protocol, **options}, "train")
-
-    def export(self, formats: Sequence[str] = FORMATS) -> list[Path]:
-        """Writes `.pt2` and ONNX files of the network: the one trained in the comparison, or the search's own where it keeps weights."""
-        return export_network(self.run, formats)
 
     def report(self) -> Path:
         """Writes report.html and figures."""
@@ -123,7 +131,7 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = silent) 
 
 def measured(plan: Plan) -> Estimate | None:
     """Memory and time of a plan, from one measured step; None where nothing is searched by steps. Raises UserError if it cannot fit."""
-    with cpu_threads(plan.request.threads):
+    with gradients(), cpu_threads(plan.request.threads):
         method = as_searcher(plan.searcher).method
         return estimate(problem_of(plan), method) if method else None
 
@@ -131,7 +139,7 @@ def measured(plan: Plan) -> Estimate | None:
 def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
     """Searches, compares, exports the network, writes the report; what a run already holds is not done again."""
     problem, keeps = problem_of(plan, run, listener), as_searcher(plan.searcher).keeps_weights
-    with alone(run, plan.fabric), out_of_memory(plan.batch), cpu_threads(plan.request.threads):
+    with gradients(), alone(run, plan.fabric), out_of_memory(plan.batch), cpu_threads(plan.request.threads):
         if run.has(Run.GENOTYPE) and (run.has(CARD) or not keeps):
             genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode())
         elif plan.request.seeds > 1:
@@ -173,7 +181,7 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
                 run.seal()
     if plan.fabric.is_global_zero:
         render(run)
-    return Found(run, genotype, comparison)
+    return Found(run, genotype, comparison, plan.data if "data" in plan.objects else None)
 
 
 def keep_supernet(run: Run, state: SearchState, genotype: Genotype) -> None:

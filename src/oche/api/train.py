@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from safetensors.torch import load as safetensors_load
 
 from oche import own
 from oche.api.folders import RUNS, begun, genotype_of
-from oche.api.limits import alone, cpu_threads, out_of_memory
+from oche.api.kept import Kept
+from oche.api.limits import alone, cpu_threads, gradients, out_of_memory
 from oche.api.pinned import compared, pin
 from oche.api.terminal import Show
 from oche.data import Data, none
@@ -28,16 +27,15 @@ from oche.run import Listener, Run, silent
 from oche.spaces import named as spaces
 from oche.tasks import Task, named
 from oche.training.evaluate import Score, evaluate, records_of
-from oche.training.export import FORMATS, WEIGHTS, Deployed, export_network, load_network, save_network
+from oche.training.export import WEIGHTS, load_network, save_network
 from oche.training.train import START, Training, retrain
 from oche.training.train import begin as begin_training
 
 
 @dataclass(frozen=True, repr=False)
-class Trained:
+class Trained(Kept):
     """What `train` returns: the run's folder and the test score of the weights that its protocol keeps."""
 
-    run: Run
     test: Score
 
     def __repr__(self) -> str:
@@ -47,15 +45,6 @@ class Trained:
     def rows(self) -> list[dict[str, object]]:
         """One flat row per epoch, for `pandas.DataFrame(trained.rows())`."""
         return [record for record in self.run.records() if record.get("kind") == "train_epoch"]
-
-    def export(self, formats: Sequence[str] = FORMATS) -> list[Path]:
-        """Writes `.pt2` and ONNX files."""
-        return export_network(self.run, formats)
-
-    def network(self) -> torch.nn.Module:
-        """The trained network, a plain module: images (B, C, H, W) in [0, 1] -> class scores."""
-        loaded = load_network(self.run)
-        return Deployed(loaded.network, loaded.augment.mean, loaded.augment.std).eval()
 
 
 @verb(TrainRequest)
@@ -154,7 +143,7 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
     """Trains from wherever the run stands, scores the result on the test images, exports it, writes the report."""
     start = safetensors_load(run.read(START)) if run.has(START) else None
     training = replace(training, run=run, listener=listener, start=start)
-    with alone(run, training.fabric), out_of_memory(training.protocol.batch), cpu_threads(threads):
+    with gradients(), alone(run, training.fabric), out_of_memory(training.protocol.batch), cpu_threads(threads):
         network = retrain(training)
         test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
         if training.fabric.is_global_zero:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from oche import config
 from oche.api.folders import write_table
-from oche.api.limits import cpu_threads, out_of_memory
+from oche.api.limits import cpu_threads, gradients, out_of_memory
 from oche.api.resume import reopen
 from oche.api.search import problem_of
 from oche.bench.identity import changed_files, checksums
@@ -108,7 +108,7 @@ def trained(trial: Trial, plan: Plan, run: Run, genotype: Genotype) -> Judged:
 def run_trial(trial: Trial, folder: Path, after: After = trained) -> Outcome:
     """Searches, then `after`, from wherever the folder stands. Raises UserError where the folder is of another trial."""
     plan, run = _opened(trial, folder)
-    with out_of_memory(plan.batch), cpu_threads(plan.request.threads):
+    with gradients(), out_of_memory(plan.batch), cpu_threads(plan.request.threads):
         genotype, tail = _searched(plan, run, trial.objects.table)
         judged = after(trial, plan, run, genotype)
     records = run.records()
