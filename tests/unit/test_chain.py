@@ -325,7 +325,8 @@ def test_a_stem_reads_large_images_at_a_lower_resolution() -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"layers": (1, 1), "widths": (1.0,)}, "as many widths and strides as stages"),
+        ({"layers": ()}, "one stage"),
+        ({"widths": (1.0, 0.0)}, "above 0"),
         ({"ops": ("skip_connect", "sep_conv_3x3")}, "No operation of the chain can change the width"),
         ({"stem_stride": 3}, "stem_stride=3"),
         ({"channels": 0}, "at least one channel"),
@@ -335,6 +336,13 @@ def test_a_stem_reads_large_images_at_a_lower_resolution() -> None:
 def test_what_a_chain_cannot_be_is_refused(fields: dict[str, object], words: str) -> None:
     with pytest.raises(UserError, match=words):
         replace(SMALL, **fields)
+
+
+def test_lists_of_several_lengths_are_refused_when_a_network_is_built() -> None:
+    """Not before: settings change one list after the other."""
+    halfway = replace(SMALL, widths=(1.0,))
+    with pytest.raises(UserError, match="as many widths and strides as stages"):
+        halfway.supernet(WeightedSum(), affine=True)
 
 
 def test_other_operations_may_stand_where_the_width_stays() -> None:

@@ -83,7 +83,7 @@ def test_every_name_and_alias_is_of_one_cell() -> None:
         ("pdart", "did you mean 'PDARTS'"),
         ("fairdarts_h", "did you mean 'FAIRDARTS_"),
         ("nb201:15625", "no cell 15625 in NAS-Bench-201; cells are numbered 0 to 15624"),
-        ("quite another thing", r"that `oche list genotypes` knows\.$"),
+        ("quite another thing", r"that `oche list genotypes` or `oche list rivals` knows\.$"),
     ],
 )
 def test_unknown_names(name: str, sentence: str) -> None:

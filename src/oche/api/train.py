@@ -25,6 +25,7 @@ from oche.report import render
 from oche.report.claims import in_words
 from oche.run import Listener, Run, silent
 from oche.spaces import named as spaces
+from oche.spaces.rivals import RIVALS
 from oche.tasks import Task, named
 from oche.training.evaluate import Score, evaluate, records_of
 from oche.training.export import WEIGHTS, load_network, save_network
@@ -101,14 +102,17 @@ def _copies(run: Run | None) -> AbstractContextManager[None]:
 def _planned(request: TrainRequest) -> TrainPlan:
     if not request.genotype:
         raise UserError(
-            "A training needs a genotype: a search's folder, a genotype file or string, or a published cell's name."
+            "A training needs a genotype: a search's folder, a genotype file or string, a published cell's name, or a rival's."
         )
     if own.is_foreign(request.space) and request.space is not None:
         request = replace(request, space=str(spaces.space(request.space)().name))
-    genotype, source = genotype_of(request.genotype, request.space if isinstance(request.space, str) else None)
+    named_space = request.space if isinstance(request.space, str) else None
+    rival = None if Path(request.genotype).exists() else RIVALS.get(str(request.genotype))
+    genotype, source = genotype_of(rival.genotype.to_json() if rival else request.genotype, named_space)
     if request.inherit and source is None:
         raise UserError("Only a run's folder has weights to begin with: name one, or leave `--inherit` out.")
-    size, settings, asked, taken_over = None, dict(request.settings), request.settings, request.data is None
+    size = rival.fields if rival else None
+    settings, asked, taken_over = dict(request.settings), request.settings, request.data is None
     earlier: Source = "digits"
     if source:
         spaces.register_kept(source)
@@ -123,6 +127,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
             own_ = {k: v for k, v in searched.settings.items() if k.startswith("data.")}
             settings = {"data.seed": searched.seed, **own_, **settings}
     data = earlier if request.data is None else request.data
+    asked_for = str(request.genotype)
     request = replace(request, genotype=str(genotype), space=genotype.space, data=data, settings=settings)
     with _copies(source):
         training = resolve_training(request, size)
@@ -135,7 +140,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
         training = replace(training, start=load_network(source).network.state_dict())
         begin_training(training)  # refuses weights that do not fit before there is a folder
         start_with = source.read(WEIGHTS)
-    name = f"{source.path.name if source else genotype.space}-train"
+    name = f"{source.path.name if source else asked_for if rival else genotype.space}-train"
     return TrainPlan(request, training, name, start_with)
 
 

@@ -131,7 +131,7 @@ def train(context: typer.Context, request: TrainRequest, resume: Resume = None, 
         return
     if not request.genotype:
         raise UserError(
-            "`oche train` needs a genotype: a search's folder, a genotype file or string, or `--resume RUN`."
+            "`oche train` needs a genotype: a search's folder, a genotype file or string, a rival's name, or `--resume RUN`."
         )
     from oche.api import train as api
 
@@ -239,7 +239,7 @@ def draw(
 @app.command(name="list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="methods, spaces, ops, data, budgets, protocols or genotypes.")
+        str, typer.Argument(help="methods, spaces, ops, data, budgets, protocols, genotypes or rivals.")
     ] = "methods",
     as_json: AsJson = False,
 ) -> None:
@@ -346,6 +346,17 @@ def _genotypes() -> dict[str, str]:
     return {name: entry.line for name, entry in published().items()}
 
 
+def _rivals() -> dict[str, str]:
+    from oche.spaces.chain import ChainSpace
+    from oche.spaces.cost import cost
+    from oche.spaces.rivals import RIVALS
+
+    return {
+        name: f"{rival.title}: {cost(*rival.network(ChainSpace()))} for ten classes of 32x32 RGB images"
+        for name, rival in RIVALS.items()
+    }
+
+
 _LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "methods": _methods,
     "spaces": _spaces,
@@ -354,6 +365,7 @@ _LISTS: dict[str, Callable[[], dict[str, str]]] = {
     "budgets": _budgets,
     "protocols": _protocols,
     "genotypes": _genotypes,
+    "rivals": _rivals,
 }
 
 

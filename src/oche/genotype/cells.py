@@ -178,7 +178,7 @@ class Genotype:
         if cells is None:
             raise UserError(
                 f"{text[:40]!r} is no genotype; expected JSON, `Genotype(normal=..., reduce=...)`, `|op~0|+|...|`, a run's folder, "
-                f"`nb201:INDEX`, or a name that `oche list genotypes` knows{zoo.nearest(text)}"
+                f"`nb201:INDEX`, or a name that `oche list genotypes` or `oche list rivals` knows{zoo.nearest(text)}"
             )
         return _genotype(cells, space)
 

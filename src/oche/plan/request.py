@@ -129,10 +129,12 @@ class TrainRequest:
     """What a training is asked for. None stands for the search's own value, or the protocol's; "auto" for what fits the data.
 
     `genotype` is a search's folder (whose data and space are taken over), a genotype file, a published string, or the name of a
-    published cell. `space`, `data`, `task`, `protocol` and `settings` are as in `Request`.
+    published cell or of a rival (`resnet8`). `space`, `data`, `task`, `protocol` and `settings` are as in `Request`.
     """
 
-    genotype: str | Path = option("", "A search's folder, a genotype file, string, or published name.", "")
+    genotype: str | Path = option(
+        "", "A search's folder, a genotype file, string, published name, or a rival: `oche list rivals`.", ""
+    )
     _: KW_ONLY
     data: str | Path | Source | None = option(None, "Default: the search's data.", "--data")
     space: str | Space | type[Space] | None = option(None, "The space of a genotype that does not say it.", "--space")

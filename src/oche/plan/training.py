@@ -48,7 +48,7 @@ def resolve_training(
     task = task_for(data, request.task, parts.get("task", {}), table_of(recorded, "task", optional=True), rules)
     kind = spaces.space(str(request.space) if request.space is None else request.space)
     known = {f.name for f in fields(kind)}
-    sizes = {key: getattr(protocol, key) for key in ("cells", "channels", "stem_multiplier")}
+    sizes = {key: getattr(protocol, key) for key in ("cells", "channels", "stem_multiplier") if "cells" in known}
     sizes = {key: value for key, value in sizes.items() if value is not None and key in known}
     own_size = {**(size or {}), **sizes, **parts.get("space", {})}
     space, _ = space_for(kind, data, own_size, recorded=table_of(recorded, "space"), rules=rules)

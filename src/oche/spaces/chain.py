@@ -71,13 +71,12 @@ class ChainSpace(Space):
     bias: bool = False
 
     def __post_init__(self) -> None:
-        if not len(self.layers) == len(self.widths) == len(self.strides) or not self.layers:
+        if not (self.layers and self.widths and self.strides) or min(self.channels, *self.layers, *self.strides) < 1:
             raise UserError(
-                f"A chain needs as many widths and strides as stages; given layers={self.layers}, widths={self.widths}, "
-                f"strides={self.strides}."
+                "A chain needs at least one channel, one stage, and in every stage one layer and a stride of 1 or more."
             )
-        if min(self.channels, *self.layers, *self.strides) < 1 or min(self.stem, *self.widths) <= 0 or self.head < 0:
-            raise UserError("A chain needs at least one channel, layer and stride in every stage, and widths above 0.")
+        if min(self.stem, *self.widths) <= 0 or self.head < 0:
+            raise UserError("The widths of a chain, and of its stem, must be above 0, that of its head 0 or more.")
         if self.stem_stride not in (0, 1, 2, 4):
             raise UserError(f"stem_stride={self.stem_stride} is none of 1, 2, 4 and 0 (chosen by the images' size).")
         super().__post_init__()
@@ -96,7 +95,8 @@ class ChainSpace(Space):
     def places(self) -> tuple[Layer, ...]:
         """The layers, from the stem to the head."""
         found, inputs = list[Layer](), self.width(self.stem)
-        for stage, (count, times, stride) in enumerate(zip(self.layers, self.widths, self.strides, strict=True), 1):
+        stages = zip(self.layers, self.widths, self.strides, strict=False)  # `body` refuses lists of several lengths
+        for stage, (count, times, stride) in enumerate(stages, 1):
             for number in range(1, count + 1):
                 name = f"stage{stage}_layer{number}"
                 found.append(Layer(name, inputs, self.width(times), stride if number == 1 else 1))
@@ -153,6 +153,11 @@ class ChainSpace(Space):
         return super().operation(group, e, op, channels, stride, affine, alone=alone)
 
     def body(self, build: BuildEdge, *, affine: bool) -> ChainBody:
+        if not len(self.layers) == len(self.widths) == len(self.strides):  # settings change one list after the other
+            raise UserError(
+                f"A chain needs as many widths and strides as stages; given layers={self.layers}, widths={self.widths}, "
+                f"strides={self.strides}."
+            )
         return ChainBody(self, build)
 
     def notes(self) -> tuple[str, ...]:

@@ -11,27 +11,36 @@ from dataclasses import dataclass, replace
 
 from oche.errors import UserError, unknown
 from oche.genotype import Choice, Genotype
+from oche.spaces.base import Space
 from oche.spaces.chain import ChainSpace
 from oche.spaces.cost import Cost, cost
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A chain of one operation per stage, by its `title`: `ops`, and the fields of the space in which it is the genotype."""
+    """A chain of one operation per stage: `ops`, and the other fields of the space (`sizes`) in which it is a genotype."""
 
     title: str
     ops: tuple[str, ...]
-    fields: Mapping[str, object]
+    sizes: Mapping[str, object]
 
-    def network(self, like: ChainSpace, channels: int | None = None) -> tuple[ChainSpace, Genotype]:
-        """The space and the genotype for the images and classes of the space `like`, with `channels` channels or its own number."""
-        fields = {"ops": tuple(dict.fromkeys(self.ops)), **self.fields}
-        if channels is not None:
-            fields["channels"] = channels
-        space = replace(like, **fields)  # type: ignore[arg-type]
-        ops = [op for op, count in zip(self.ops, space.layers, strict=True) for _ in range(count)]
-        choices = tuple(Choice(i, i + 1, op) for i, op in enumerate(ops))
-        return space, Genotype(space.name, {"chain": choices})
+    @property
+    def fields(self) -> dict[str, object]:
+        """The fields of its space, but for what the data decide."""
+        return {"ops": tuple(dict.fromkeys(self.ops)), **self.sizes}
+
+    @property
+    def genotype(self) -> Genotype:
+        """Its operations, whatever its width."""
+        counts = ChainSpace(**self.fields).layers  # type: ignore[arg-type]
+        ops = [op for op, count in zip(self.ops, counts, strict=True) for _ in range(count)]
+        return Genotype(ChainSpace.name, {"chain": tuple(Choice(i, i + 1, op) for i, op in enumerate(ops))})
+
+    def network(self, like: Space, channels: int | None = None) -> tuple[ChainSpace, Genotype]:
+        """The space and the genotype for the images and outputs of the space `like`, with `channels` channels or its own number."""
+        width = {} if channels is None else {"channels": channels}
+        bound = ChainSpace(inputs=like.inputs, outputs=like.outputs, size=like.size)
+        return replace(bound, **{**self.fields, **width}), self.genotype  # type: ignore[arg-type]
 
 
 QUARTERS: Mapping[str, object] = {"channels": 64, "widths": (0.25, 0.5, 1.0), "stem": 0.25}
@@ -111,7 +120,7 @@ MOST_CHANNELS = 8192
 """The widest that a rival is scaled to."""
 
 
-def fitted(name: str, like: ChainSpace, limits: Limits) -> tuple[ChainSpace, Genotype]:
+def fitted(name: str, like: Space, limits: Limits) -> tuple[ChainSpace, Genotype]:
     """Returns the rival in the largest width that keeps the limits, or without limits in its own. Raises UserError where none does."""
     made = rival(name)
     if limits == Limits():
@@ -134,7 +143,7 @@ def fitted(name: str, like: ChainSpace, limits: Limits) -> tuple[ChainSpace, Gen
     return made.network(like, low)
 
 
-def _guess(made: Rival, like: ChainSpace, limits: Limits) -> int:
+def _guess(made: Rival, like: Space, limits: Limits) -> int:
     """About as many channels as the limits allow: costs grow with the square of the width."""
     space, genotype = made.network(like)
     price = cost(space, genotype)

@@ -19,8 +19,9 @@ class Protocol:
 
     `auxiliary` weighs the auxiliary head's loss, `drop_path` is the probability at the end of a linear ramp, `cutout` the side of the hole
     in images of 32 pixels, `policy` adds AutoAugment. `keep` says which weights are the result: the last epoch's, or those of the best
-    validation score. `cells`, `channels` and `stem_multiplier` set the network's size (None: as searched). `compile` has torch.compile
-    make one program of forward and backward: minutes before the first step (and again where drop path sets in), faster steps after it.
+    validation score. `cells`, `channels` and `stem_multiplier` set the size of a network of stacked cells (None: as searched). `compile`
+    has torch.compile make one program of forward and backward: minutes before the first step (and again where drop path sets in), faster
+    steps after it.
     `source` says where the settings are from.
     """
 
