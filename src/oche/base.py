@@ -7,7 +7,7 @@ operations of an edge.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -30,6 +30,34 @@ class Batch:
 
     images: Tensor
     targets: Tensor
+
+
+@dataclass(frozen=True)
+class Part:
+    """The share that process `rank` of `world` has of every batch: the images [rank B, (rank + 1) B) of all world B.
+
+    What is random per image is drawn for the whole batch, so that an image meets the same noise whatever the number of processes.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    def drawn(
+        self,
+        sample: Callable[..., Tensor],
+        shape: Sequence[int],
+        generator: torch.Generator,
+        images: int = 0,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """This process's part of `sample(shape)` of the whole batch; dimension number `images` of `shape` counts its own images."""
+        whole = [size * self.world if d == images else size for d, size in enumerate(shape)]
+        noise = sample(whole, generator=generator, device=generator.device, dtype=dtype)
+        return noise.narrow(images, self.rank * shape[images], shape[images])
+
+
+WHOLE = Part()
+"""The whole batch: there is one process, or all processes see the same images."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +106,7 @@ class Draw:
     """All that a forward pass or a relaxation may know besides its inputs; the same draw gives the same noise.
 
     `phase` is "weight", "alpha" or "eval"; `progress` in [0, 1] is how much of the search is done; `mask` holds, for
-    groups that lost candidates during the search, (E, O) bool matrices of those that remain.
+    groups that lost candidates during the search, (E, O) bool matrices of those that remain; `part` is whose images these are.
     """
 
     seed: int
@@ -86,6 +114,7 @@ class Draw:
     phase: str = "eval"
     progress: float = 0.0
     mask: Mapping[str, Tensor] = field(default_factory=dict)
+    part: Part = WHOLE
 
     def generator(self, purpose: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A fresh generator that depends on (seed, step, phase, purpose) alone."""

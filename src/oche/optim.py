@@ -134,6 +134,7 @@ def average(fabric: Fabric, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The mean of each tensor over all processes, in one message. Explicit, since DDP's hooks do not see `autograd.grad`."""
     if fabric.world_size == 1 or not tensors:
         return list(tensors)
-    flat = fabric.all_reduce(torch.cat([t.flatten() for t in tensors]), reduce_op="mean")
+    flat = fabric.all_reduce(torch.cat([t.flatten().to(fabric.device) for t in tensors]), reduce_op="mean")
     assert isinstance(flat, Tensor)
-    return [part.view_as(t) for part, t in zip(torch.split(flat, [t.numel() for t in tensors]), tensors, strict=True)]
+    parts = torch.split(flat, [t.numel() for t in tensors])
+    return [part.view_as(t).to(t) for part, t in zip(parts, tensors, strict=True)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -9,12 +10,26 @@ import torch
 from lightning_fabric import Fabric
 
 from oche.errors import UserError
+from oche.plan.processes import stopped_by_loss, watch
 from oche.run import Run
 
 
 def alone(run: Run, fabric: Fabric) -> AbstractContextManager[None]:
     """Keeps other processes from writing to the run meanwhile; of several processes of one run the first does. Raises UserError."""
     return run.lock() if fabric.is_global_zero else nullcontext()
+
+
+@contextmanager
+def together(run: Run, fabric: Fabric, verb: str) -> Iterator[None]:
+    """Turns the loss of another process of the run into one sentence with the command that carries on. Raises RunFailed."""
+    watch.carry_on = f"oche {verb} --resume {shlex.quote(str(run.path))}"
+    try:
+        yield
+    except RuntimeError as error:
+        lost = stopped_by_loss(error) if fabric.world_size > 1 else None
+        if lost is None:
+            raise
+        raise lost from None
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from oche.api.train import Trained, finish_training
 from oche.data import Data
 from oche.data.reading.readers import Source
 from oche.errors import UserError
+from oche.plan.processes import processes
 from oche.plan.request import Request, TrainRequest, requested
 from oche.plan.resolve import Plan, resolve
 from oche.plan.training import resolve_training
@@ -38,14 +39,17 @@ def resume(
     protocol: Protocol | None = None,
     probes: Sequence[str | Probe] | None = None,
     settings: Mapping[str, object] | None = None,
+    devices: int | None = None,
     listener: Listener = silent,
 ) -> Found | Trained:
     """Carries on with a search or a training that was interrupted; a finished one is left as it is. Raises UserError.
 
-    What had been handed over as an object is needed again: `data` and the other options say which, `settings` a setting's value.
+    `devices` is another number of processes, which share the same batches. What had been handed over as an object is needed again: `data`
+    and the other options say which, `settings` a setting's value.
     """
     objects = {
-        "data": data, "method": method, "space": space, "task": task, "protocol": protocol, "probes": probes, "settings": settings
+        "data": data, "method": method, "space": space, "task": task, "protocol": protocol, "probes": probes, "settings": settings,
+        "devices": devices,
     }  # fmt: skip
     run = Run.open(Path(path))
     request, _ = requested(run)
@@ -83,6 +87,7 @@ def _same(run: Run, data: Data) -> Data:
 def _handed(request: Asked, objects: Mapping[str, object]) -> Asked:
     """The request with these objects in their places; None is none. Raises UserError for what a training does not have."""
     given: dict[str, Any] = {name: value for name, value in objects.items() if value is not None}
+    processes(given.get("devices"))  # told anew, it must be torchrun's
     if isinstance(given.get("settings"), Mapping):
         given["settings"] = {**request.settings, **given["settings"]}
     for name in given:

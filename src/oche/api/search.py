@@ -14,7 +14,7 @@ from oche import config
 from oche.api.folders import RUNS, begun
 from oche.api.inference import evaluate_run
 from oche.api.kept import Kept
-from oche.api.limits import alone, cpu_threads, gradients, out_of_memory
+from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, together
 from oche.api.pick import picked
 from oche.api.pinned import pin
 from oche.api.terminal import Show
@@ -126,6 +126,7 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = silent) 
         compile=plan.request.compile,
         rollbacks=0 if plan.request.budget == "paper" else Problem.rollbacks,
         literal=plan.request.budget == "paper" or plan.rules < CONNECTED,
+        sync=plan.request.sync_batch_norm,
     )
 
 
@@ -139,7 +140,13 @@ def measured(plan: Plan) -> Estimate | None:
 def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
     """Searches, compares, exports the network, writes the report; what a run already holds is not done again."""
     problem, keeps = problem_of(plan, run, listener), as_searcher(plan.searcher).keeps_weights
-    with gradients(), alone(run, plan.fabric), out_of_memory(plan.batch), cpu_threads(plan.request.threads):
+    with (
+        gradients(),
+        alone(run, plan.fabric),
+        together(run, plan.fabric, "search"),
+        out_of_memory(plan.batch),
+        cpu_threads(plan.request.threads),
+    ):
         if run.has(Run.GENOTYPE) and (run.has(CARD) or not keeps):
             genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode())
         elif plan.request.seeds > 1:
@@ -165,6 +172,7 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
                 run,
                 listener,
                 plan.task,
+                sync=plan.request.sync_batch_norm,
             )
 
             def keep(network: Network, score: float) -> None:

@@ -84,7 +84,8 @@ class Show:
         rows += [
             (
                 "device",
-                f"{plan.fabric.device}, {request.threads} thread(s), precision {request.precision}, seed {request.seed}",
+                f"{plan.fabric.device}{_shared(plan.batch, plan.fabric.world_size, request.sync_batch_norm)}, "
+                f"{request.threads} thread(s), precision {request.precision}, seed {request.seed}",
             )
         ]
         rows += [("run", folder)]
@@ -104,7 +105,8 @@ class Show:
         rows += [("", note) for note in training.space.notes() if protocol.auxiliary]
         rows += [("images", for_training(training.data, protocol.cutout, protocol.policy).describe())]
         rows += [("protocol", f"{protocol.epochs} epochs, batch {protocol.batch} ({protocol.source})")]
-        rows += [("device", f"{training.fabric.device}, seed {training.seed}"), ("run", str(run.path))]
+        shared = _shared(protocol.batch, training.fabric.world_size, training.sync)
+        rows += [("device", f"{training.fabric.device}{shared}, seed {training.seed}"), ("run", str(run.path))]
         console.print(rows_table(rows))
 
     def search(self, plan: Plan) -> Progress:
@@ -222,6 +224,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     ),
     "network": lambda r: f"network: {_said(r, 'val_')} on validation images, {_said(r, 'test_')} on test images",
     "seed": lambda r: seed_line(r),
+    "processes": lambda r: str(r["note"]),
     "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images",
     "train_epoch": lambda r: (
         f"{r['epoch']:3d} train {r['loss']:.3f} {_value(r):>4}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
@@ -247,6 +250,14 @@ def data_rows(data: Data) -> list[tuple[str, str]]:
         ({"multilabel": "labels", "regress": "numbers"}.get(data.task, "classes"), f"{len(data.classes)}: {names}"),
         *(("", note) for note in data.notes),
     ]
+
+
+def _shared(batch: int, processes: int, sync: bool) -> str:
+    """How several processes share a batch; nothing for one."""
+    if processes == 1:
+        return ""
+    norm = "over all" if sync else "in each by itself (--sync-batch-norm)"
+    return f", {processes} processes with {batch // processes} images of each batch, batch norm {norm}"
 
 
 def _changes(plan: Plan) -> list[str]:

@@ -11,7 +11,7 @@ from safetensors.torch import load as safetensors_load
 from oche import own
 from oche.api.folders import RUNS, begun, genotype_of
 from oche.api.kept import Kept
-from oche.api.limits import alone, cpu_threads, gradients, out_of_memory
+from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, together
 from oche.api.pinned import compared, pin
 from oche.api.terminal import Show
 from oche.data import Data, none
@@ -148,7 +148,13 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
     """Trains from wherever the run stands, scores the result on the test images, exports it, writes the report."""
     start = safetensors_load(run.read(START)) if run.has(START) else None
     training = replace(training, run=run, listener=listener, start=start)
-    with gradients(), alone(run, training.fabric), out_of_memory(training.protocol.batch), cpu_threads(threads):
+    with (
+        gradients(),
+        alone(run, training.fabric),
+        together(run, training.fabric, "train"),
+        out_of_memory(training.protocol.batch),
+        cpu_threads(threads),
+    ):
         network = retrain(training)
         test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
         if training.fabric.is_global_zero:

@@ -15,10 +15,12 @@ import errno
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 
-from oche.errors import UserError
+from oche.errors import RunFailed, UserError
+from oche.plan.processes import FOLLOWS, stopped_by_loss, watch
 
 KEPT = "What was written before is kept; `oche search --resume RUN` (or `oche train --resume RUN`, `oche bench` again) carries on."
 
@@ -58,6 +60,8 @@ def guarded(command: Callable[[], None]) -> None:
         command()
     except UserError as error:
         _end(str(error), 2)
+    except RunFailed as error:
+        _end(str(error), 1)
     except Terminated:
         _end("terminated; what was done is kept, `--resume RUN` carries on.", 143)
     except (KeyboardInterrupt, SystemExit) as stop:
@@ -66,9 +70,15 @@ def guarded(command: Callable[[], None]) -> None:
         _end("interrupted; what was done is kept, `--resume RUN` carries on.", 130)
     except (OSError, MemoryError, RuntimeError) as error:
         said = explained(error)
+        if said is None and (lost := stopped_by_loss(error)):
+            said = str(lost)
         if said is None:
             raise
         _end(said, 1)
+
+
+SPEAKS = 3.0
+"""Seconds that a further process leaves to the first to say why the run ends."""
 
 
 class Terminated(BaseException):
@@ -80,7 +90,14 @@ def _terminated(number: int, frame: FrameType | None) -> None:
 
 
 def _end(sentence: str, code: int) -> None:
-    print(f"oche: {sentence}", file=sys.stderr)
+    """Says the sentence and exits; of several processes the first speaks for all, unless it goes on or is gone."""
+    if os.environ.get(FOLLOWS):
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(code))  # from the first, which has spoken
+        if code in (130, 143):
+            os._exit(code)
+        time.sleep(SPEAKS)
+    print(f"oche: {sentence}", file=sys.stderr, flush=True)
+    watch.end()
     sys.exit(code)
 
 

@@ -26,6 +26,7 @@ from oche.cli.show import show_found, show_score, show_trained
 from oche.cli.study import study
 from oche.config import assignment
 from oche.errors import UserError, unknown
+from oche.plan.processes import FOLLOWS, rank
 from oche.plan.request import Request, TrainRequest, recorded_request, requested, written
 from oche.run import Run
 
@@ -65,7 +66,7 @@ def search(
     """Search a space for a cell that fits the data, and train it beside random cells."""
     show = Show(quiet)
     if resume:
-        _goes_alone(context, "resume", "dry_run", "quiet")
+        _goes_alone(context, "resume", "devices", "dry_run", "quiet")
     elif config:
         _goes_alone(context, "config", "out", "dry_run", "quiet", "trust")
     elif request.seeds == 1 and _is_given(context, "pick"):
@@ -75,7 +76,7 @@ def search(
     from oche.plan.resolve import resolve
 
     if resume:
-        plan, run = reopen(resume)
+        plan, run = reopen(resume, devices=request.devices)
     else:
         recorded = None
         if config:
@@ -107,7 +108,9 @@ def _repeated(path: Path, out: str | Path | None, trust: bool) -> tuple[Request,
     request, table = recorded_request(path)
     for changed in own.changed(table):
         console.print(f"WARNING  {changed} has changed since {path} was written.", markup=False, soft_wrap=True)
-    if (code := sorted(set(own.names_in(written(request))))) and not trust:
+    if (code := sorted(set(own.names_in(written(request))))) and not (
+        trust or os.environ.get(FOLLOWS)
+    ):  # the first process has asked
         if not sys.stdin.isatty():
             raise UserError(f"{path} runs code from {', '.join(code)}: read it, then repeat with `--trust`.")
         if not typer.confirm(f"{path} runs code from {', '.join(code)}. Run it?"):
@@ -121,13 +124,13 @@ def train(context: typer.Context, request: TrainRequest, resume: Resume = None, 
     """Train a genotype's network, from scratch or with the weights of a run's network."""
     show = Show(quiet)
     if resume:
-        _goes_alone(context, "resume", "quiet")
+        _goes_alone(context, "resume", "devices", "quiet")
         if isinstance(requested(Run.open(resume))[0], Request):
             raise UserError(f"{resume} is a search; carry on with it by `oche search --resume {resume}`.")
         from oche.api.resume import resume as carry_on
 
         with show.training():
-            show_trained(cast("Trained", carry_on(resume, listener=show.listen)))
+            show_trained(cast("Trained", carry_on(resume, devices=request.devices, listener=show.listen)))
         return
     if not request.genotype:
         raise UserError(
@@ -371,7 +374,7 @@ _LISTS: dict[str, Callable[[], dict[str, str]]] = {
 
 def main() -> None:
     """Runs the command line; see `boundary` for how it ends."""
-    console.quiet = os.environ.get("LOCAL_RANK", "0") != "0"  # of several processes, one speaks
+    console.quiet = rank() != 0  # of several processes, one speaks
     guarded(app)
 
 

@@ -1,7 +1,8 @@
 """Batches by number: endless and shuffled for training, one pass in order for evaluation.
 
 Batch i of a stream is a function of (seed, purpose, i, rank) and of nothing that happened before, so a run resumes from
-a number, and no epoch is cut short or begun twice.
+a number, and no epoch is cut short or begun twice. The ranks' batches i together are batch i of one process with as many images,
+augmentation included.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from oche.base import Batch, counted, sent
+from oche.base import Batch, Part, counted, sent
 from oche.data.augmentation.augment import Augmentation
 from oche.data.images import ImageSet, as_targets
 
@@ -59,8 +60,9 @@ class Stream:
     def at(self, i: int) -> Batch:
         """Batch i = 0, 1, 2, ...: images (batch, C, H, W) augmented and normalised, targets (batch,) or (batch, H, W), on `device`."""
         images, targets = self.images.take(self.positions(i))
-        noise = counted(self.seed, i, self.rank, self.purpose, "augment")
-        return self.augment.batch(sent(images, self.device), sent(targets, self.device), noise)
+        noise = counted(self.seed, i, 0, self.purpose, "augment")
+        part = Part(self.rank, self.world)
+        return self.augment.batch(sent(images, self.device), sent(targets, self.device), noise, part)
 
     def positions(self, i: int) -> Tensor:
         """(batch,) positions in `images` of batch i, where the images' numbers lie."""

@@ -49,6 +49,7 @@ from oche.search.method import Method
 from oche.search.selection import Selection, TopK
 from oche.search.state import SearchState
 from oche.spaces import Network, Space
+from oche.spaces.synchronised import alone_again, synchronise
 
 Rule = Literal["code", "paper"]
 
@@ -149,7 +150,7 @@ class Evaluation(Callback):
             record["evaluation_cell"] = str(self.cell(state))
             task = state.problem.task
             record["lesson"] = float(state.meters["lesson"]) / float(state.meters["lessons"])
-            record[f"evaluation_{task.metric}"] = task.score(state.meters["evaluation_confusion"].long())
+            record[f"evaluation_{task.metric}"] = task.score(state.meters["evaluation_confusion"].round().long())
 
     def cell(self, state: SearchState) -> Genotype:
         """E's cell."""
@@ -157,7 +158,12 @@ class Evaluation(Callback):
 
     def derived(self, state: SearchState) -> Network:
         """E without its weights."""
-        return network(self.space(state), self.cell(state).to_json(), 0, next(state.supernet.parameters()))
+        built = network(self.space(state), self.cell(state).to_json(), 0, next(state.supernet.parameters()))
+        if state.problem.sync and state.problem.fabric.world_size > 1:
+            synchronise(built, state.problem.fabric)
+        else:
+            alone_again(built)
+        return built
 
     def space(self, state: SearchState) -> Space:
         """The searched space, with E's number of cells. Raises UserError where it has none."""

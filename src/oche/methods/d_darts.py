@@ -47,6 +47,7 @@ from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.methods.budgets import Budget
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
+from oche.optim import average
 from oche.schedule import Cosine, Schedule
 from oche.search.callbacks import Callback
 from oche.search.method import Method
@@ -97,8 +98,9 @@ class Ablation:
             [checkpoint(ablated, cell, use_reentrant=False, preserve_rng_state=False) for cell in cells]
         )
         with torch.no_grad():
-            whole, _ = state.task_loss(weights, batch, draw, theta)
-            scale = (whole - losses.mean()).abs().clamp_min(self.floor * whole)
+            own = state.task_loss(weights, batch, draw, theta)[0]
+            whole, ablation = average(state.problem.fabric, [own, losses.mean()])
+            scale = (whole - ablation).abs().clamp_min(self.floor * whole)
         return self.weight * losses.mean() / scale
 
 

@@ -244,9 +244,8 @@ class Divide(Callback):
                 loss, _ = state.task_loss(alone, batch, draw)
                 grads = torch.autograd.grad(loss, shared, materialize_grads=True)
                 rows.append(torch.cat([grad.flatten() for grad in grads]))
-            total += dissimilarity(torch.stack(rows)).cpu() / count
-        (mean,) = average(state.problem.fabric, [total.to(state.problem.fabric.device)])
-        return mean.cpu()
+            total += dissimilarity(torch.stack(average(state.problem.fabric, rows))).cpu() / count
+        return total
 
 
 def half(state: SearchState, side: int) -> dict[str, Tensor]:

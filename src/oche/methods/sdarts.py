@@ -31,6 +31,7 @@ from torch import Tensor
 from oche.base import Alpha, Batch, OpWeights
 from oche.methods.budgets import Budget
 from oche.methods.darts import darts
+from oche.optim import average
 from oche.schedule import Linear, Schedule
 from oche.search.bilevel import detached
 from oche.search.callbacks import Callback
@@ -93,12 +94,15 @@ class Perturbation(Callback):
 
         for _ in range(self.steps):
             p = {name: t.requires_grad_() for name, t in self._moved(clean, delta, there).items()}
-            grads = torch.autograd.grad(loss(p), list(p.values()), materialize_grads=True)
+            own = torch.autograd.grad(loss(p), list(p.values()), materialize_grads=True)
+            grads = average(state.problem.fabric, own)
             for (name, t), grad in zip(p.items(), grads, strict=True):
                 step = t.detach() + 2 * epsilon / self.steps * grad.sign() * there[name] - clean[name]
                 delta = {**delta, name: step.clamp(-epsilon, epsilon)}
         with torch.no_grad():
-            lowered = loss(self._moved(clean, delta, there)) < loss(clean)
+            both = [loss(self._moved(clean, delta, there)), loss(clean)]
+            moved, unmoved = average(state.problem.fabric, both)
+        lowered = bool(moved < unmoved)
         return {name: torch.zeros_like(t) for name, t in delta.items()} if lowered else delta
 
     def _moved(self, clean: Alpha, delta: Alpha, there: Alpha) -> Alpha:

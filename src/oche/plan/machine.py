@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from importlib.metadata import version
 from typing import Literal
@@ -11,6 +12,7 @@ from lightning_fabric import Fabric
 
 from oche.data import Data
 from oche.errors import UserError, unknown
+from oche.plan.processes import launched, watch
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
 
@@ -29,7 +31,10 @@ def threads_for(asked: int | None, data: Data) -> int:
 
 
 def fabric_for(device: str, devices: int = 1, precision: str = "32") -> Fabric:
-    """lightning-fabric for "auto", "cpu", "cuda", "cuda:1" or "mps". Raises UserError where there is no such device."""
+    """lightning-fabric for "auto", "cpu", "cuda", "cuda:1" or "mps", with `devices` processes, started here unless torchrun has.
+
+    Raises UserError where there is no such device.
+    """
     if precision not in PRECISIONS:
         raise unknown("precision", precision, PRECISIONS)
     kind, _, number = device.partition(":")
@@ -39,15 +44,21 @@ def fabric_for(device: str, devices: int = 1, precision: str = "32") -> Fabric:
         raise unknown("device", device, ["auto", "cpu", "cuda", "cuda:0", "mps"])
     if devices < 1:
         raise UserError(f"At least one process is needed; given {devices}.")
+    here = min(devices, int(os.environ["LOCAL_WORLD_SIZE"])) if launched() else devices
     there = {"cpu": 1 << 16, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}[kind]
-    if (number and not number.isdigit()) or int(number or 0) + devices > there:
+    if (number and not number.isdigit()) or int(number or 0) + here > there:
         raise UserError(
-            f"There is no device {device!r} here for {devices} process(es); `--device auto` takes what there is."
+            f"There is no device {device!r} here for {here} process(es); `--device auto` takes what there is."
         )
-    ids: list[int] | int = [int(number)] if number and kind == "cuda" else devices
+    ids: list[int] | int = [int(number)] if number and kind == "cuda" else here
     fabric = Fabric(
-        accelerator=kind, devices=ids, strategy="ddp" if devices > 1 else "auto", precision=PRECISIONS[precision]
+        accelerator=kind,
+        devices=ids,
+        num_nodes=devices // here,
+        strategy="ddp" if devices > 1 else "auto",
+        precision=PRECISIONS[precision],
     )
+    watch.start(devices)
     fabric.launch()
     return fabric
 

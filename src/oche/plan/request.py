@@ -85,10 +85,17 @@ class Request:
     )
     budget: str = option("quick", "paper, quick or smoke.", "--budget")
     epochs: int | None = option(None, "Default: the budget's.", "--epochs")
-    batch: int | None = option(None, "Images per step and process. Default: the budget's.", "--batch")
+    batch: int | None = option(None, "Images per step, over all processes. Default: the budget's.", "--batch")
     seed: int = option(0, "Everything random depends on this number.", "--seed")
     device: str = option("auto", "auto, cpu, cuda, cuda:0 or mps.", "--device")
-    devices: int = option(1, "How many processes, one per device.", "--devices")
+    devices: int | None = option(
+        None,
+        "How many processes share each batch, one per device. Default: 1, or as many as torchrun starts.",
+        "--devices",
+    )
+    sync_batch_norm: bool = option(
+        False, "Batch norm over the images of all processes: slower; the result is that of one.", "--sync-batch-norm"
+    )
     precision: str = option("32", "32, or bf16 for mixed precision.", "--precision")
     threads: int | None = option(None, "CPU threads. Default: 1 for images up to 16x16, else all.", "--threads")
     compare: int | None = option(
@@ -143,10 +150,17 @@ class TrainRequest:
         AUTO, "`oche list protocols`, or FILE.py:NAME. Default: quick, for masks segment.", "--protocol"
     )
     epochs: int | None = option(None, "Default: the protocol's.", "--epochs")
-    batch: int | None = option(None, "Images per step and process. Default: the protocol's.", "--batch")
+    batch: int | None = option(None, "Images per step, over all processes. Default: the protocol's.", "--batch")
     seed: int = option(0, "Everything random depends on this number.", "--seed")
     device: str = option("auto", "auto, cpu, cuda, cuda:0 or mps.", "--device")
-    devices: int = option(1, "How many processes, one per device.", "--devices")
+    devices: int | None = option(
+        None,
+        "How many processes share each batch, one per device. Default: 1, or as many as torchrun starts.",
+        "--devices",
+    )
+    sync_batch_norm: bool = option(
+        False, "Batch norm over the images of all processes: slower; the result is that of one.", "--sync-batch-norm"
+    )
     precision: str = option("32", "32, or bf16 for mixed precision.", "--precision")
     threads: int | None = option(None, "CPU threads. Default: 1 for images up to 16x16, else all.", "--threads")
     inherit: bool = option(False, "Begin with the weights of the run's network.", "--inherit")
@@ -285,6 +299,14 @@ def part_of(table: Mapping[str, object], name: str) -> Mapping[str, object]:
     if not isinstance(part, dict):
         raise UserError(f"run.toml has no [{name}] table; expected the run.toml that a search or a training wrote.")
     return part
+
+
+def earlier_share(recorded: Mapping[str, object] | None, kind: str) -> int:
+    """What a recorded batch is multiplied by: runs of before counted a process's images, later ones those of all processes."""
+    if recorded is None or "processes" in part_of(recorded, "resolved"):
+        return 1
+    devices = part_of(recorded, kind).get("devices", 1)
+    return devices if isinstance(devices, int) else 1
 
 
 def table_of(

@@ -23,7 +23,18 @@ from oche.plan import named
 from oche.plan.chosen import chosen
 from oche.plan.machine import fabric_for, threads_for, versions
 from oche.plan.parts import SPACE, data_facts, data_for, form_of, path_of, space_for, task_for
-from oche.plan.request import AUTO, Request, check_objects, objects_of, plain, rules_of, table_of, written
+from oche.plan.processes import processes, shared_out
+from oche.plan.request import (
+    AUTO,
+    Request,
+    check_objects,
+    earlier_share,
+    objects_of,
+    plain,
+    rules_of,
+    table_of,
+    written,
+)
 from oche.plan.settings import PARTS, Change, by_part, differing, layered, reached
 from oche.search.method import Method
 from oche.search.searcher import SearcherLike, around, as_searcher
@@ -79,6 +90,7 @@ class Plan:
             "resolved": {
                 "epochs": self.epochs,
                 "batch": self.batch,
+                "processes": self.fabric.world_size,
                 "settings_from": self.source,
                 "device": str(self.fabric.device),
                 "objects": list(self.objects),
@@ -104,7 +116,8 @@ def resolve(request: Request, recorded: Mapping[str, object] | None = None) -> P
 def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     _check_seeds(request)
     check_objects(request, recorded)
-    fabric, rules = fabric_for(request.device, request.devices, request.precision), rules_of(recorded)
+    count, rules = processes(request.devices, recorded is not None), rules_of(recorded)
+    fabric = fabric_for(request.device, count, request.precision)
     data = data_for(request.data, request.task, request.seed, by_part(request.settings).get("data", {}))
     choice = chosen(request, data)
     request, form = choice.request, form_of(data)
@@ -140,15 +153,22 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     )
     watch = checked(watch, space.name, method is not None)
     epochs, batch = _length(request, row_of, table_of(recorded, "resolved"))
+    were = earlier_share(recorded, "request")
+    batch, protocol = batch * were, replace(protocol, batch=protocol.batch * were)
+    for shared in (batch, *([protocol.batch] if _compared(request, searcher) else [])):
+        shared_out(shared, count)
     if request.compile:
         if method is None:
             raise UserError(f"--compile is for cells of a supernet, and {searcher.name} has none: leave it out.")
         needs_compiler(fabric.device)
+    if request.sync_batch_norm and count > 1 and (request.compile or (protocol.compile and request.compare != 0)):
+        raise UserError("Compiled programs leave no room for --sync-batch-norm's exchanges: leave one of the two out.")
     settled = replace(
         plain(request, method=searcher.name, space=space.name, task=task.name, protocol=own.display(protocol_name)),
         data=path_of(request.data, data),
         compare=_compared(request, searcher),
         threads=threads_for(request.threads, data),
+        devices=count,
     )
     return Plan(
         settled, searcher, space, data, protocol, epochs, batch, fabric, row_of.source, watch, task,
@@ -172,7 +192,7 @@ def _check_seeds(request: Request) -> None:
         )
     if request.pick != "validation":
         raise unknown("way to pick among seeds", request.pick, ["validation"])
-    if request.seeds > 1 and request.devices > 1:
+    if request.seeds > 1 and processes(request.devices, recorded=True) > 1:
         raise UserError("Several seeds run one after the other on one device: leave `--devices` or `--seeds` out.")
 
 

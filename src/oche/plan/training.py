@@ -11,7 +11,19 @@ from oche.genotype import Genotype
 from oche.plan import named
 from oche.plan.machine import fabric_for, versions
 from oche.plan.parts import data_facts, data_for, form_of, path_of, space_for, task_for
-from oche.plan.request import AUTO, TrainRequest, check_objects, objects_of, part_of, plain, rules_of, table_of, written
+from oche.plan.processes import processes, shared_out
+from oche.plan.request import (
+    AUTO,
+    TrainRequest,
+    check_objects,
+    earlier_share,
+    objects_of,
+    part_of,
+    plain,
+    rules_of,
+    table_of,
+    written,
+)
 from oche.plan.settings import by_part, layered
 from oche.spaces import named as spaces
 from oche.training.train import Training
@@ -34,7 +46,8 @@ def resolve_training(
     if foreign := [*parts.get("slot", {}), *parts.get("method", {}), *parts.get("probe", {})]:
         wrong = sorted(foreign)[0]
         raise unknown("training setting", wrong, ["space.FIELD", "data.FIELD", "task.FIELD", "train.FIELD"])
-    fabric = fabric_for(request.device, request.devices, request.precision)
+    count = processes(request.devices, recorded is not None)
+    fabric = fabric_for(request.device, count, request.precision)
     given = "digits" if request.data is None else request.data
     data = data_for(given, request.task, request.seed, parts.get("data", {}))
     asked = {key: value for key, value in (("epochs", request.epochs), ("batch", request.batch)) if value is not None}
@@ -58,7 +71,14 @@ def resolve_training(
         raise UserError(
             f"A training needs at least one epoch and batches of two images; given epochs={protocol.epochs}, batch={protocol.batch}."
         )
-    return Training(space, genotype, data.to(fabric.device), protocol, request.seed, fabric, task=task)
+    protocol = replace(protocol, batch=protocol.batch * earlier_share(recorded, "training"))
+    shared_out(protocol.batch, count)
+    if protocol.compile and request.sync_batch_norm and count > 1:
+        raise UserError(
+            "Compiled programs leave no room for --sync-batch-norm's exchanges: add `--set train.compile=false`."
+        )
+    sync = request.sync_batch_norm
+    return Training(space, genotype, data.to(fabric.device), protocol, request.seed, fabric, task=task, sync=sync)
 
 
 def training_table(request: TrainRequest, training: Training) -> dict[str, object]:
@@ -67,11 +87,12 @@ def training_table(request: TrainRequest, training: Training) -> dict[str, objec
     settled = replace(
         plain(request, space=training.space.name, task=training.task.name, protocol=protocol),
         data=None if request.data is None else path_of(request.data, training.data),
+        devices=training.fabric.world_size,
     )
     return {
         "rules": config.RULES,
         "training": written(settled),
-        "resolved": {"objects": list(objects_of(request))},
+        "resolved": {"objects": list(objects_of(request)), "processes": training.fabric.world_size},
         "space": config.describe(training.space),
         "task": config.describe(training.task),
         "train": config.describe(training.protocol),

@@ -44,6 +44,17 @@ def unseal(line: bytes) -> dict[str, object] | None:
     return record if isinstance(record, dict) and "crc" not in record else None
 
 
+def other_processes(before: int, now: int, batch: int, sync: bool) -> dict[str, object]:
+    """The record of a run that goes on in another number of processes: what stays, and why its bits are no longer the unbroken run's."""
+    why = "sums over processes round differently"
+    if not sync:
+        why += f", and batch norm sees {batch // now} images at a time in place of {batch // before}"
+    note = (
+        f"goes on with {now} process(es), begun with {before}: still {batch} images per step, but other bits, for {why}"
+    )
+    return {"kind": "processes", "processes": now, "before": before, "batch": batch, "note": note}
+
+
 def complete(content: bytes, where: str) -> list[bytes]:
     """The complete lines of a log, with their newlines. A last one that a killed process left torn does not count.
 

@@ -18,6 +18,7 @@ from oche.search.callbacks import sees_weights
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
 from oche.search.weights import SupernetWeights
+from oche.spaces.synchronised import synchronise
 
 
 def begin(
@@ -63,7 +64,10 @@ def fresh_weights(
     supernet.recompute = problem.recompute
     method.trainable.prepare(supernet, counted(problem.seed, "initialiser", *stage))
     supernet.to(device=problem.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    accelerate(supernet, problem.compile)
+    if problem.sync and problem.fabric.world_size > 1:  # the fused cells' batch norms see one process alone
+        synchronise(supernet, problem.fabric)
+    else:
+        accelerate(supernet, problem.compile)
     learns = method.trainable(supernet)
     for name, p in supernet.named_parameters():
         p.requires_grad_(name in learns)
@@ -98,7 +102,7 @@ def streams(problem: Problem, method: Method, epoch: int = 0, begun: int = 0) ->
     def stream(images: ImageSet, purpose: str) -> Stream:
         return Stream(
             images,
-            problem.batch,
+            problem.share,
             problem.seed,
             f"{purpose}/{epoch}" if parts.anew else purpose,
             problem.augment,

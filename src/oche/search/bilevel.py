@@ -162,9 +162,11 @@ def unpacked(flat: Tensor, like: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: part.view(t.shape) for part, (name, t) in zip(parts, like.items(), strict=True)}
 
 
-def averaged(problem: Bilevel, tree: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The mean of each tensor over processes."""
-    return dict(zip(tree, problem.mean(list(tree.values())), strict=True))
+def averaged(problem: Bilevel, loss: Tensor, *trees: dict[str, Tensor]) -> tuple[Tensor, list[dict[str, Tensor]]]:
+    """The loss and each tree's tensors in the mean over processes, so that none decides by its own images alone."""
+    loss, *tensors = problem.mean([loss, *(t for tree in trees for t in tree.values())])
+    rest = iter(tensors)
+    return loss, [dict(zip(tree, rest, strict=False)) for tree in trees]
 
 
 def gradient(loss: Tensor, tree: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 
 from oche.config import RULES
 from oche.errors import UserError
-from oche.run import Run, damaged
+from oche.run import Run, damaged, other_processes
 from oche.search.state import SearchState
 from oche.search.weights import by_name, restore
 
@@ -18,6 +18,7 @@ from oche.search.weights import by_name, restore
 def checkpoint(state: SearchState) -> None:
     """Writes all that resuming needs, atomically, and the trajectory of alpha for the report."""
     problem = state.problem
+    state.gather()
     if problem.run and problem.fabric.is_global_zero:
         problem.run.write(Run.ALPHAS, trajectory(state))
         problem.run.write(Run.STATE, dumps(state))
@@ -34,6 +35,12 @@ def resume(state: SearchState) -> bool:
     taken = problem.run.has(Run.STATE) and loads(state, problem.run.read(Run.STATE), problem.fabric.device)
     if problem.fabric.is_global_zero:
         problem.run.rewind(state.lines)
+    if taken and state.processes != problem.fabric.world_size:
+        record = other_processes(state.processes, problem.fabric.world_size, problem.batch, problem.sync)
+        if problem.fabric.is_global_zero:
+            problem.run.log(record)
+            state.lines = problem.run.lines()
+        problem.listener("processes", record)
     return taken
 
 
@@ -54,6 +61,7 @@ def dumps(state: SearchState) -> bytes:
     weights = state.weights
     table = {
         "rules": RULES,
+        "processes": state.problem.fabric.world_size,
         "weights": dict(weights.supernet.named_parameters()),
         "alpha": state.alpha,
         "learns": sorted(weights.learns),
@@ -104,6 +112,7 @@ def loads(state: SearchState, data: bytes, device: torch.device) -> bool:
     restore(state.arch_optimizer, state.alpha, table["arch_optimizer"])
     if table.get("packed"):
         weights.pack()
+    state.processes = table.get("processes", state.problem.fabric.world_size)
     state.step, state.epoch, state.lines = table["counters"][:3]
     state.stop, state.slower = (
         bool(table["counters"][3]),

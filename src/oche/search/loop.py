@@ -114,8 +114,8 @@ def arch_step(state: SearchState, method: Method, losses: Bilevel, now: Batches)
     kept: Params = {}
     keeping = replace(losses, keep=kept.update)
     loss, grads = method.arch_gradient(keeping, state.weights.tensors, state.alpha, now)
+    loss, (grads, kept) = averaged(losses, loss, grads, kept)
     check_finite("the loss on alpha's images", loss)
-    grads, kept = averaged(losses, grads), averaged(losses, kept)
     step_alpha(state, method, grads, OuterStep(loss, kept))
 
 
@@ -128,12 +128,13 @@ def weight_step(state: SearchState, method: Method, losses: Bilevel, now: Batche
         op_weights = callback.before_inner_step(state, op_weights, alpha, batch)
     theta = state.weights.taking_part(op_weights)
     loss, confusion = state.task_loss(op_weights, batch, draw, theta)
-    check_finite("the loss on the weights' images", loss.detach())
+    task_loss = loss.detach()
     state.meter(weight_loss=loss, weight_confusion=confusion, weight_steps=1.0)
     for term in method.inner_terms + (method.outer_terms if joint else ()):
         loss = loss + term(state, theta, alpha, batch)
     grads = state.weights.gradients_of(loss, asked(op_weights), alpha if joint else {})
-    by_weight, by_op_weight, by_alpha = (averaged(losses, tree) for tree in grads)
+    task_loss, (by_weight, by_op_weight, by_alpha) = averaged(losses, task_loss, *grads)
+    check_finite("the loss on the weights' images", task_loss)
     for callback in method.callbacks:
         inner = InnerStep(op_weights, alpha, batch, draw, by_op_weight)
         by_weight = callback.after_inner_backward(state, by_weight, inner)

@@ -12,6 +12,7 @@ import torch
 
 from oche.errors import UserError
 from oche.fast import coverage
+from oche.optim import average
 from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import FirstOrder
 from oche.search.loop import steps
@@ -49,11 +50,14 @@ def estimate(problem: Problem, method: Method) -> Estimate:
     """Measures one step of a throw-away copy of the search. Raises UserError where it would not fit into memory."""
     problem = quiet(problem)
     state = begin(problem, method)
-    need, free = memory_bytes(state, problem, method), free_bytes(problem.fabric.device)
-    if need > free:
-        least = memory_bytes(state, replace(problem, batch=2), method)
-        fits = 2 + int((0.8 * free - least) / (need - least) * (problem.batch - 2)) if free > least else 0
-        smaller = f"--batch {fits}, or a smaller space" if fits >= 2 else "a smaller space"
+    count, device = problem.fabric.world_size, problem.fabric.device
+    need, free = memory_bytes(state, problem, method), free_bytes(device) / (count if device.type == "cpu" else 1)
+    (short,) = average(problem.fabric, [torch.tensor(float(need > free))])
+    if short > 0:  # in any process
+        least = memory_bytes(state, replace(problem, batch=2 * count), method)
+        share = 2 + int((0.8 * free - least) / max(need - least, 1.0) * (problem.share - 2)) if free > least else 0
+        fits = count * share
+        smaller = f"--batch {fits}, or a smaller space" if 2 <= fits < problem.batch else "a smaller space"
         raise UserError(
             f"This search needs about {need / 2**30:.1f} GiB with a batch of {problem.batch}, and {free / 2**30:.1f} GiB are free: "
             f"try {smaller} such as --set space.channels=8."
@@ -74,7 +78,7 @@ def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
     few = 16 if problem.data.size[0] * problem.data.size[1] <= LARGE else 2
     small, large = (_kept_bytes(state, problem, method, batch) for batch in (few, 2 * few))
     per_image = (large - small) / few
-    kept = max(0.0, small + per_image * (problem.batch - few))
+    kept = max(0.0, small + per_image * (problem.share - few))
     weights = sum(p.numel() * p.element_size() for p in state.supernet.parameters())
     passes = 1 if isinstance(method.arch_gradient, FirstOrder) else 3
     share = min(1.0, 2 / len(state.supernet.body.cells)) if problem.recompute else 1.0
@@ -100,7 +104,7 @@ def free_bytes(device: torch.device) -> float:
 
 def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int) -> float:
     """Bytes that autograd keeps of one weight loss on `batch` images, each storage counted once."""
-    weights, _ = streams(replace(problem, batch=batch), method)
+    weights, _ = streams(replace(problem, batch=batch * problem.fabric.world_size), method)
     storages: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in state.supernet.parameters()}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
@@ -129,7 +133,8 @@ def _step_seconds(state: SearchState, problem: Problem, method: Method) -> float
         steps(state, method, losses, now, True)
         if problem.fabric.device.type == "cuda":
             torch.cuda.synchronize(problem.fabric.device)
-        seconds = time.perf_counter() - started
+        (mean,) = average(problem.fabric, [torch.tensor(time.perf_counter() - started, dtype=torch.float64)])
+        seconds = float(mean)  # the same in all processes, which have to do the same
         if seconds > LONG:
             break
     return seconds

@@ -37,7 +37,9 @@ class SearchResult:
 
 def end_epoch(state: SearchState, method: Method, seconds: float, images: int, searching: bool) -> None:
     """Turns the epoch's sums into a record, writes it down, and checkpoints."""
-    problem = state.problem
+    problem, processes = state.problem, state.problem.fabric.world_size
+    state.gather()
+    state.meters = {name: processes * value for name, value in state.meters.items()} if processes > 1 else state.meters
     for who, whose in (("weight", "the weights'"), ("arch", "alpha's")):
         check_finite(f"the mean loss on {whose} images", _mean_loss(state, who) or 0.0)
     literal = method.selection(state, problem)
@@ -60,7 +62,7 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
         **({"cut": str(literal)} if joined != literal else {}),
         "changed": bool(state.genotype) and state.genotype != str(genotype),
         "seconds": seconds,
-        "images_per_second": images * problem.fabric.world_size / seconds,
+        "images_per_second": images / seconds,
         "memory_mib": memory_mib(problem.fabric.device),
     }
     for callback in method.callbacks:

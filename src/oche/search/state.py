@@ -9,8 +9,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from oche.base import Alpha, Batch, Draw, Group, OpWeights, Params, Still
+from oche.base import WHOLE, Alpha, Batch, Draw, Group, OpWeights, Params, Part, Still
 from oche.data import Augmentation, Data, ImageSet
+from oche.optim import average
 from oche.run import Listener, Run, silent
 from oche.search.relaxations import Relaxation
 from oche.search.weights import SupernetWeights
@@ -22,7 +23,8 @@ from oche.tasks import Task
 class Problem:
     """What is searched, on which images, for how long: everything about a search but the method.
 
-    `run` is where it is kept (None: nowhere), `checkpoint_every` the number of steps between checkpoints besides those at
+    `batch` counts the images of a step over all processes of `fabric`, each of which takes `share` of them; with `sync` batch norm is one
+    over all of them. `run` is where it is kept (None: nowhere), `checkpoint_every` the number of steps between checkpoints besides those at
     every epoch's end. `recompute` runs each cell again in its backward pass instead of keeping what it computed: less memory, more time.
     `compile` has torch.compile make programs of the cells that no kernels of ours compute: minutes before the first step.
     `rollbacks` is how often the search goes back to its last checkpoint where numbers are no longer finite (`finite`).
@@ -44,6 +46,14 @@ class Problem:
     compile: bool = False
     rollbacks: int = 3
     literal: bool = False
+    sync: bool = False
+
+    @property
+    def share(self) -> int:
+        """Images of a step in this process. Raises ValueError where the batch cannot be shared out evenly."""
+        if self.batch % self.fabric.world_size:
+            raise ValueError(f"a batch of {self.batch} images cannot be shared by {self.fabric.world_size} processes")
+        return self.batch // self.fabric.world_size
 
 
 @dataclass
@@ -54,7 +64,7 @@ class SearchState:
     candidates that remain in groups that lost some; `memory` is the callbacks' own; `meters` sums what the running epoch has seen.
     `step` and `epoch` count within the search, or within its stage number `stage`, which began after `steps_before` steps and
     `epochs_before` epochs of the stages before it and runs `progress` through `span`. `still` is set while a step is captured (`replay`);
-    `slower` counts how often the rates were halved (`finite`).
+    `slower` counts how often the rates were halved (`finite`); so many `processes` wrote the checkpoint that was taken over.
     """
 
     problem: Problem
@@ -79,6 +89,7 @@ class SearchState:
     genotype: str = ""
     still: bool = False
     slower: int = 0
+    processes: int = 1
 
     # ------------------------------------------------------------------ views
 
@@ -114,9 +125,10 @@ class SearchState:
         return start + (end - start) * (self.step / max(self.steps, 1))
 
     def draw(self, phase: str) -> Draw:
-        """What this step's forward passes and relaxations may know."""
-        kind = Still if self.still else Draw
-        return kind(self.problem.seed, self.steps_before + self.step, phase, self.progress, self.mask)
+        """What this step's forward passes and relaxations may know. In evaluation all processes see the same images."""
+        kind, fabric = Still if self.still else Draw, self.problem.fabric
+        part = WHOLE if phase == "eval" else Part(fabric.global_rank, fabric.world_size)
+        return kind(self.problem.seed, self.steps_before + self.step, phase, self.progress, self.mask, part)
 
     def op_weights(self, alpha: Alpha, draw: Draw) -> OpWeights:
         """Every cell's (E, O) multipliers."""
@@ -166,6 +178,11 @@ class SearchState:
         for name, value in sums.items():
             value = torch.as_tensor(value, dtype=torch.float64).detach()
             self.meters[name] = self.meters[name] + value if name in self.meters else value
+
+    def gather(self) -> None:
+        """Replaces the running epoch's sums by their mean over processes, which the sums to come may be added to."""
+        values = average(self.problem.fabric, list(self.meters.values()))
+        self.meters = dict(zip(self.meters, values, strict=True))
 
     # ------------------------------------------------------------------ what may change in mid-search
 

@@ -219,7 +219,7 @@ class Network(nn.Module):
             assert isinstance(cell, Cell)
             for e in sorted(cell.numbers()):
                 key = f"{name}/{e}"
-                noise = torch.rand(len(x), 1, 1, 1, generator=draw.generator(key, x.device), device=x.device)
+                noise = draw.part.drawn(torch.rand, (len(x), 1, 1, 1), draw.generator(key, x.device))
                 kept[key] = (noise >= drop_path) / (1 - drop_path)
         return kept
 

@@ -154,7 +154,7 @@ def thinned(out: Tensor, rate: Schedule, draw: Draw | None, path: str, images: b
     if share <= 0 or draw is None:
         return out
     shape = (len(out), 1, 1, 1) if images else out.shape
-    kept = torch.rand(shape, generator=draw.generator(path, out.device), device=out.device) >= share
+    kept = draw.part.drawn(torch.rand, shape, draw.generator(path, out.device)) >= share
     return out * (kept / (1 - share)).to(out.dtype)
 
 

@@ -51,9 +51,7 @@ class Noise(Drawn):
         like = x[:, :, :: self.stride, :: self.stride]
         if draw is None or x.is_meta:  # where shapes alone are followed, there is nothing to draw
             return torch.zeros_like(like)
-        noise = torch.randn(
-            like.shape, generator=draw.generator(self.path, x.device), device=x.device, dtype=torch.float32
-        )
+        noise = draw.part.drawn(torch.randn, like.shape, draw.generator(self.path, x.device), dtype=torch.float32)
         return noise.to(x.dtype)
 
 

@@ -12,14 +12,15 @@ from lightning_fabric import Fabric
 from safetensors.torch import save as safetensors_bytes
 from torch import nn
 
-from oche.base import Draw, counted
+from oche.base import Draw, Part, counted
 from oche.data import Data, Stream, for_training, none
 from oche.errors import UserError
 from oche.fast import ordinary, quicken
 from oche.genotype import Genotype
 from oche.optim import average, set_rate
-from oche.run import Listener, Run, damaged, silent
+from oche.run import Listener, Run, damaged, other_processes, silent
 from oche.spaces import Network, Space
+from oche.spaces.synchronised import alone_again, synchronise
 from oche.tasks import Classify, Task, named
 from oche.training.evaluate import evaluate
 from oche.training.protocols import Protocol
@@ -29,7 +30,10 @@ START, LAST, BEST = (f"checkpoints/{name}.safetensors" for name in ("start", "la
 
 @dataclass(frozen=True)
 class Training:
-    """One network's training, resolved: everything `retrain` needs. `start` are the weights it begins with; None draws them."""
+    """One network's training, resolved: everything `retrain` needs. `start` are the weights it begins with; None draws them.
+
+    The protocol's batch counts the images of all processes of `fabric`; with `sync` batch norm is one over all of them.
+    """
 
     space: Space
     genotype: Genotype
@@ -41,6 +45,7 @@ class Training:
     listener: Listener = silent
     task: Task = Classify()
     start: Mapping[str, torch.Tensor] | None = None
+    sync: bool = False
 
 
 Trunk = Callable[[torch.Tensor, Draw | None, Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor | None]]
@@ -93,11 +98,14 @@ def retrain(training: Training) -> Network:
             state.lines = run.lines()
             run.write(LAST, safetensors_bytes(_weights(state.network)))
             run.write(BEST, safetensors_bytes(state.best_weights))
-            run.write(Run.STATE, dumps(state))  # last: what it counts as done is on the disk
+            run.write(
+                Run.STATE, dumps(state, training.fabric.world_size)
+            )  # last: what it counts as done is on the disk
         training.listener("train_epoch", record)
     if protocol.keep == "best":
         state.network.load_state_dict(state.best_weights)
     ordinary(state.network)
+    alone_again(state.network)
     return state.network.eval()
 
 
@@ -116,7 +124,9 @@ def begin(training: Training) -> TrainState:
             )
         network.load_state_dict(given)
     network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if device.type == "cpu" and not training.protocol.compile:
+    if training.sync and training.fabric.world_size > 1:
+        synchronise(network, training.fabric)
+    elif device.type == "cpu" and not training.protocol.compile:
         quicken(network)
     trunk = torch.compile(network.trunk, dynamic=False) if training.protocol.compile else network.trunk
     return TrainState(network, training.protocol.optimizer(list(network.parameters())), trunk)
@@ -130,7 +140,7 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
     sums = torch.zeros(2, device=fabric.device, dtype=torch.float64)
     confusion = torch.zeros(1, 1, device=fabric.device, dtype=torch.int64)
     for i in range(state.epoch * stream.steps_per_epoch, (state.epoch + 1) * stream.steps_per_epoch):
-        batch, draw = stream.at(i), Draw(training.seed, i, "train")
+        batch, draw = stream.at(i), Draw(training.seed, i, "train", part=Part(fabric.global_rank, fabric.world_size))
         with fabric.autocast():
             outputs, auxiliary = state.trunk(batch.images, draw, network.drops(batch.images, draw, ramp))
         main = task.loss(outputs.float(), batch.targets)
@@ -147,6 +157,11 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
         main = main.detach()
         sums += torch.stack([main * seen, torch.full_like(main, seen)]).to(sums)
         confusion = confusion + task.confusion(outputs.detach(), batch.targets)
+    if fabric.world_size > 1:
+        sums, confusion = average(fabric, [sums, confusion.double() * fabric.world_size])
+        statistics = [t for t in network.buffers() if t.is_floating_point()]
+        for t, mean in zip(statistics, average(fabric, statistics), strict=True):
+            t.copy_(mean)  # each process's batch norms have seen its own images
     total, count = sums.tolist()
     return total / count, task.score(confusion)
 
@@ -154,13 +169,14 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
 # ------------------------------------------------------------------ checkpoints
 
 
-def dumps(state: TrainState) -> bytes:
+def dumps(state: TrainState, processes: int = 1) -> bytes:
     """Everything that changes, as the bytes of a file that `resume` reads without unpickling code."""
     buffer = io.BytesIO()
     table = {
         "weights": state.network.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "counters": [state.epoch, state.lines],
+        "processes": processes,
         "best": state.best,
         "best_weights": state.best_weights,
     }
@@ -173,6 +189,7 @@ def resume(state: TrainState, training: Training) -> None:
     run = training.run
     if run is None:
         return
+    wrote = training.fabric.world_size
     if run.has(Run.STATE):
         with damaged():
             table = torch.load(io.BytesIO(run.read(Run.STATE)), map_location=training.fabric.device, weights_only=True)
@@ -181,9 +198,16 @@ def resume(state: TrainState, training: Training) -> None:
         state.network.load_state_dict(table["weights"])
         state.optimizer.load_state_dict(table["optimizer"])
         state.epoch, state.lines = table["counters"]
+        wrote = table.get("processes", wrote)
         state.best, state.best_weights = table["best"], table["best_weights"]
     if training.fabric.is_global_zero:
         run.rewind(state.lines)
+    if wrote != training.fabric.world_size:
+        record = other_processes(wrote, training.fabric.world_size, training.protocol.batch, training.sync)
+        if training.fabric.is_global_zero:
+            run.log(record)
+            state.lines = run.lines()
+        training.listener("processes", record)
 
 
 def stream_of(training: Training) -> Stream:
@@ -192,7 +216,7 @@ def stream_of(training: Training) -> Stream:
     augment = for_training(training.data, protocol.cutout, protocol.policy)
     return Stream(
         training.data.train,
-        protocol.batch,
+        protocol.batch // fabric.world_size,
         training.seed,
         "train",
         augment,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from scipy.stats import kendalltau
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from oche.base import Alpha, Batch, Draw, OpWeights, Params, counted
+from oche.base import WHOLE, Alpha, Batch, Draw, OpWeights, Params, counted
 from oche.data import ImageSet, batches, none
 from oche.errors import UserError
 from oche.genotype import FREE, Choice, Genotype
@@ -110,7 +111,7 @@ def validation_loss(state: SearchState, problem: Problem) -> Loss:
     """The task's loss as a pure function of (theta, alpha): the outer loss without what a method adds to it."""
 
     def loss(theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
-        draw = state.draw("alpha")
+        draw = replace(state.draw("alpha"), part=WHOLE)  # all processes see the same images
         return problem.task.loss(
             _outputs(state, problem, theta, state.op_weights(alpha, draw), batch, draw), batch.targets
         )

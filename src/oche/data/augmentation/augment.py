@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oche.base import Batch, sent
+from oche.base import WHOLE, Batch, Part, sent
 from oche.data.augmentation.policy import augmented
 from oche.data.images import as_targets
 
@@ -26,7 +26,7 @@ NO_JITTER = (0.0, 0.0, 0.0, 0.0)
 class Augmentation(Protocol):
     """Turns images into a batch: `batch` varies them, `normalise` does not."""
 
-    def batch(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Batch: ...
+    def batch(self, images: Tensor, targets: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Batch: ...
     def normalise(self, images: Tensor) -> Tensor: ...
     def describe(self) -> str: ...
 
@@ -61,20 +61,20 @@ class Augment:
     jitter: tuple[float, float, float, float] = NO_JITTER
     policy: bool = False
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(self, images: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Tensor:
         """(B, H, W, C) uint8, or float32 in [0, 1] -> (B, C, H, W) float32, channels last in memory.
 
         The result depends on the images and the generator alone. Noise is drawn on the generator's device, so that one
-        on the CPU gives the same augmentation everywhere.
+        on the CPU gives the same augmentation everywhere, and for the whole batch of which the images are a `part`.
         """
-        noise = sent(torch.rand(12, len(images), generator=generator, device=generator.device), images.device)
+        noise = sent(part.drawn(torch.rand, (12, len(images)), generator, images=1), images.device)
         flipped = (noise[0] < 0.5) & self.flip
         if self.resized_crop:
             images = _resized_windows(images, noise[1:5], flipped)
         elif self.pad or self.flip:
             images = _windows(images, self.pad, noise[1:3], flipped)
         if self.policy:
-            more = torch.rand(5, len(images), generator=generator, device=generator.device)
+            more = part.drawn(torch.rand, (5, len(images)), generator, images=1)
             images = augmented(images, more.to(images.device))
         if any(self.jitter):
             images = jittered(images, self.jitter, noise[5:9])
@@ -84,11 +84,11 @@ class Augment:
             _cut(rows, images.shape, self.cutout, noise[9:11], scratch=pixels)
         return _channels_last(rows, images.shape)
 
-    def batch(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Batch:
+    def batch(self, images: Tensor, targets: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Batch:
         """The images varied, their targets as they are. Raises ValueError for masks, unless pixels stay in their places."""
         if targets.ndim > 2 and (self.pad or self.flip or self.resized_crop):
             raise ValueError("masks would not lie on their images any more; AugmentMasks moves both")
-        return Batch(self(images, generator), as_targets(targets))
+        return Batch(self(images, generator, part), as_targets(targets))
 
     def normalise(self, images: Tensor) -> Tensor:
         """(pixel - mean) / std: (B, H, W, C) -> (B, C, H, W) float32, channels last; enough for evaluation."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from oche.base import Batch
+from oche.base import WHOLE, Batch, Part
 from oche.data.augmentation.augment import NO_JITTER, jittered, normalised
 from oche.errors import UserError
 
@@ -45,13 +45,13 @@ class AugmentMasks:
                 f"A crop needs pixels and a scale runs upwards from above 0; given {self.crop}, {self.scale}."
             )
 
-    def batch(self, images: Tensor, targets: Tensor, generator: torch.Generator) -> Batch:
+    def batch(self, images: Tensor, targets: Tensor, generator: torch.Generator, part: Part = WHOLE) -> Batch:
         """(B, H, W, C) uint8 or float32 in [0, 1], masks (B, H, W) -> (B, C, *crop) float32 channels last, (B, *crop) int64.
 
         The result depends on images, masks and the generator alone. Noise is drawn on the generator's device, so that one on the
-        CPU gives the same augmentation everywhere.
+        CPU gives the same augmentation everywhere, and for the whole batch of which the images are a `part`.
         """
-        noise = torch.rand(8, len(images), generator=generator, device=generator.device).cpu()
+        noise = part.drawn(torch.rand, (8, len(images)), generator, images=1).cpu()
         factor = self.scale[0] + (self.scale[1] - self.scale[0]) * noise[0].double()
         flipped = (noise[1] < 0.5) & self.flip
         rows, row_inside = places(images.shape[1], self.crop[0], factor, noise[2], torch.zeros_like(flipped))

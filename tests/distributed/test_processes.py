@@ -35,7 +35,7 @@ def fabric(devices: int) -> Fabric:
 
 
 def problem(f: Fabric, epochs: int = 2, run: Run | None = None) -> Problem:
-    return replace(tiny_problem("toy", epochs=epochs, count=24, batch=3), fabric=f, run=run)
+    return replace(tiny_problem("toy", epochs=epochs, count=24, batch=6), fabric=f, run=run)
 
 
 def method(name: str) -> Method:
@@ -132,7 +132,7 @@ def training(f: Fabric, folder: Path) -> None:
     torch.set_num_threads(1)
     data = tiny_data(24)
     space = tiny_space("toy", data)
-    protocol = replace(PROTOCOLS["smoke"], epochs=2, batch=4)
+    protocol = replace(PROTOCOLS["smoke"], epochs=2, batch=8)
     network = retrain(Training(space, sample(space, counted(1)), data, protocol, 0, f, Run(folder / "run")))
     torch.save({name: p.detach() for name, p in network.named_parameters()}, folder / f"rank{f.global_rank}.pt")
     torch.save(dict(network.named_buffers()), folder / f"buffers{f.global_rank}.pt")
@@ -144,6 +144,8 @@ def test_both_processes_train_one_network(tmp_path: Path) -> None:
     fabric(2).launch(training, tmp_path)
     one, other = (torch.load(tmp_path / f"rank{rank}.pt", weights_only=True) for rank in (0, 1))
     assert all(torch.equal(one[name], other[name]) for name in one)
+    one, other = (torch.load(tmp_path / f"buffers{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert all(torch.equal(one[name], other[name]) for name in one), "running statistics are the mean of both"
     assert [r["kind"] for r in run.records()] == ["train_epoch"] * 2
 
 
@@ -160,7 +162,7 @@ def splitting(f: Fabric, folder: Path, name: str) -> None:
     Stream.at = look  # type: ignore[assignment,method-assign]  # in a forked process of its own
     searcher = single_stage()
     searcher = replace(searcher, method=replace(searcher.method, split=SPLITS[name]))
-    state = searcher.search(replace(tiny_problem("toy", epochs=5, count=25, batch=3), fabric=f)).state
+    state = searcher.search(replace(tiny_problem("toy", epochs=5, count=25, batch=6), fabric=f)).state
     ended = {n: t.detach() for n, t in (*state.theta.items(), *state.alpha.items())}
     torch.save({"ended": ended, "shown": shown}, folder / f"rank{f.global_rank}.pt")
 

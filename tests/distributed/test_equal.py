@@ -1,0 +1,187 @@
+"""Two processes with batch norm over both compute what one process computes on the same batch, for every part that is differentiated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from contracts import registry
+from oche.base import counted
+from oche.data import SPLITS
+from oche.methods import METHODS, method_named
+from oche.methods.darts import darts
+from oche.optim import Descent
+from oche.search.bilevel import FirstOrder, Unrolled
+from oche.search.method import Method
+from oche.spaces.sampling import sample
+from oche.spaces.synchronised import SynchronisedBatchNorm, alone_again, synchronise
+from oche.training.protocols import PROTOCOLS
+from oche.training.train import Training, retrain
+from reference.tiny import tiny_data, tiny_space
+from reference.together import fabric_of, in_two, searched
+
+CLOSE = 1e-9
+"""What the issue asks for after 20 steps in double precision; found: below 1e-15, and 1e-12 for the differences of Lambda-DARTS."""
+
+STEP = method_named("darts", {})
+
+
+def methods() -> tuple[Method, ...]:
+    """Every architecture gradient of the registry, in DARTS."""
+    assert isinstance(STEP, Method)
+    gradients = [replace(STEP, arch_gradient=g) for g in registry.ARCH_GRADIENTS]
+    return (*gradients, *(replace(STEP, arch_gradient=g, arch_optimizer=Descent(1.0)) for g in registry.TRIED))
+
+
+def drawn() -> tuple[Method, ...]:
+    """Every relaxation, edge and choice of weights of the registry, in DARTS: what is sampled, dropped or frozen."""
+    assert isinstance(STEP, Method)
+    relaxed = [replace(STEP, relaxation=r) for r in registry.RELAXATIONS]
+    edges = [replace(STEP, edge=e) for e in registry.EDGE_TYPES]
+    return (*relaxed, *edges, *(replace(STEP, trainable=t) for t in (*registry.TRAINABLES, *registry.CONTROLS)))
+
+
+def assert_same(one: dict[str, Any], other: dict[str, Any], within: float) -> None:
+    for part in ("alpha", "theta"):
+        assert one[part].keys() == other[part].keys()
+        for name, t in one[part].items():
+            torch.testing.assert_close(t, other[part][name], atol=within, rtol=0, msg=lambda m, n=name: f"{n}: {m}")
+    for before, after in zip(one["epochs"], other["epochs"], strict=True):
+        for key, value in before.items():
+            assert value == after[key] or math.isclose(value, after[key], abs_tol=within, rel_tol=within), key
+
+
+def assert_equal(together: tuple[Any, Any], alone: list[dict[str, Any]]) -> None:
+    for first, second, one in zip(*together, alone, strict=True):
+        assert_same(first, second, within=0.0)
+        assert first["genotype"] == second["genotype"]
+        assert_same(first, one, CLOSE)
+
+
+@pytest.mark.usefixtures("float64")
+def test_gradients_in_short(tmp_path: Path) -> None:
+    """Three steps of the first and of the second order; all gradients and the 21 steps of the next test take longer."""
+    chosen, epochs = [m for m in methods() if m.arch_gradient in (FirstOrder(), Unrolled())], [1, 1]
+    assert_equal(in_two(tmp_path, searched, chosen, epochs), searched(fabric_of(1), chosen, epochs))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("number", range(len(methods())))
+def test_gradients(number: int, tmp_path: Path) -> None:
+    chosen = [methods()[number]]
+    alone = searched(fabric_of(1), chosen, [7])
+    assert alone[0]["steps"] > 20
+    assert_equal(in_two(tmp_path, searched, chosen, [7]), alone)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize(
+    "order", [{"arch_first": False}, {"arch_every": 2}, {"single_level": True, "split": SPLITS["redrawn"]}]
+)
+def test_orders_of_steps(order: dict[str, Any], tmp_path: Path) -> None:
+    chosen = [replace(darts(), **order)]
+    assert_equal(in_two(tmp_path, searched, chosen, [7]), searched(fabric_of(1), chosen, [7]))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+def test_what_is_drawn_or_frozen(tmp_path: Path) -> None:
+    chosen, epochs = drawn(), [2] * len(drawn())
+    assert_equal(in_two(tmp_path, searched, chosen, epochs), searched(fabric_of(1), chosen, epochs))
+
+
+SINGLE = ("ddpnas", "rdarts_pick")
+"""Methods that train whole networks inside, which take images in single precision."""
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in SINGLE])
+def test_methods(name: str, tmp_path: Path) -> None:
+    """Callbacks, terms and stages of every method, too. A method that asks for cells finds the same one."""
+    epochs = [max(7, registry.epochs(name, "toy"))]
+    alone = searched(fabric_of(1), [registry.small(name)], epochs)
+    one, other = in_two(tmp_path, searched, [registry.small(name)], epochs)
+    if "alpha" in alone[0]:
+        assert_equal((one, other), alone)
+    else:
+        assert one == other == alone
+
+
+# ------------------------------------------------------------------ batch norm
+
+
+def normed(fabric: Fabric, *, whole: bool = False) -> dict[str, Tensor]:
+    """Outputs, gradients, gradients of a gradient, and running statistics of a batch norm over both processes, or over all images."""
+    torch.manual_seed(5)
+    x, w = torch.randn(6, 3, 4, 4) * 3 + 100, torch.randn(6, 3, 4, 4)
+    norm = nn.BatchNorm2d(3, momentum=0.3)
+    nn.init.uniform_(norm.weight)
+    if not whole:
+        synchronise(norm, fabric)
+        x, w = (t.chunk(2)[fabric.global_rank] for t in (x, w))
+    x = x.clone().requires_grad_()
+    out = norm(x)
+    loss = (out.square() * w).sum() + (out * w).sin().sum()
+    first = torch.autograd.grad(loss, [x, norm.weight, norm.bias], create_graph=True)
+    second = torch.autograd.grad(sum(g.square().sum() for g in first), [x, norm.weight])
+    found = {"out": out, "dx": first[0], "dw": first[1], "db": first[2], "ddx": second[0], "ddw": second[1]}
+    running = {name: t.clone() for name, t in norm.named_buffers()}
+    evaluated = norm.eval()(x)
+    return {name: t.detach() for name, t in {**found, **running, "evaluated": evaluated}.items()}
+
+
+@pytest.mark.usefixtures("float64")
+def test_batch_norm_over_processes(tmp_path: Path) -> None:
+    """Each process has the gradients of the sum of both losses; a gradient in the weights is that of its own images."""
+    whole = normed(fabric_of(1), whole=True)
+    one, other = in_two(tmp_path, normed)
+    for name in ("out", "dx", "evaluated"):
+        torch.testing.assert_close(torch.cat([one[name], other[name]]), whole[name], atol=1e-12, rtol=1e-12)
+    for name in ("dw", "db"):
+        torch.testing.assert_close(one[name] + other[name], whole[name], atol=1e-11, rtol=1e-12)
+    for name in ("running_mean", "running_var", "num_batches_tracked"):
+        torch.testing.assert_close(one[name], whole[name], atol=1e-12, rtol=1e-12)
+        assert torch.equal(one[name], other[name])
+
+
+def test_synchronising_is_undone() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))
+    synchronise(net, fabric_of(1))
+    assert isinstance(net[1], SynchronisedBatchNorm)
+    alone_again(net)
+    assert type(net[1]) is nn.BatchNorm2d
+    assert "fabric" not in vars(net[1])
+
+
+# ------------------------------------------------------------------ training
+
+
+def trained(fabric: Fabric, sync: bool = True) -> dict[str, Tensor]:
+    data = tiny_data(24)
+    space = tiny_space("toy", data)
+    protocol = replace(PROTOCOLS["smoke"], epochs=2, batch=8, drop_path=0.3, cutout=16)
+    network = retrain(Training(space, sample(space, counted(1)), data, protocol, 0, fabric, sync=sync))
+    assert not any(isinstance(m, SynchronisedBatchNorm) for m in network.modules())
+    return {name: t.detach().clone() for name, t in network.state_dict().items()}
+
+
+@pytest.mark.slow
+def test_training(tmp_path: Path) -> None:
+    """In single precision, for training takes no other. Without batch norm over both, the two still hold one network, of other weights."""
+    alone = trained(fabric_of(1))
+    one, other = in_two(tmp_path, trained)
+    apart, _ = in_two(tmp_path, trained, False)
+    for name, t in alone.items():
+        assert torch.equal(one[name], other[name])
+        torch.testing.assert_close(one[name], t, atol=2e-5, rtol=1e-4)
+    assert any(not torch.allclose(apart[name], t, atol=1e-3) for name, t in alone.items())
