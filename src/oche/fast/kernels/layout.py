@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeGuard
 
 from torch import Tensor, nn
 
@@ -117,13 +115,11 @@ def _unit(op: nn.Module) -> Unit | None:
     if isinstance(op, FactorizedReduce) and of_batch(op.norm):
         return replace(blank, kind=HALVE, stride=2, pointwise=(op.even, op.odd), norms=(op.norm,))
     if isinstance(op, nn.Sequential):
-        return separable(op, blank, of_batch)
+        return _separable(op, blank)
     return None
 
 
-def separable(
-    op: nn.Sequential, blank: Unit, norms_fit: Callable[[nn.Module], TypeGuard[nn.BatchNorm2d]]
-) -> Unit | None:
+def _separable(op: nn.Sequential, blank: Unit) -> Unit | None:
     """`blank` with what a separable or dilated convolution has, or None where it is none that the kernels know."""
     if len(op) not in (4, 8):
         return None
@@ -131,9 +127,7 @@ def separable(
     depthwise, pointwise, norms = [], [], []
     for start in range(0, len(modules), 4):
         relu, d, p, norm = modules[start : start + 4]
-        if not (
-            isinstance(relu, nn.ReLU) and isinstance(d, nn.Conv2d) and isinstance(p, nn.Conv2d) and norms_fit(norm)
-        ):
+        if not (isinstance(relu, nn.ReLU) and isinstance(d, nn.Conv2d) and isinstance(p, nn.Conv2d) and of_batch(norm)):
             return None
         k, dilation = d.kernel_size[0], d.dilation[0]
         square = all(len(set(pair)) == 1 for pair in (d.kernel_size, d.stride, d.dilation))
