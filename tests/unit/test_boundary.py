@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 import oche as oche_library
+from oche.cli import boundary
 from oche.cli.boundary import explained, guarded
 from oche.errors import UserError
 from oche.run import Run
@@ -46,6 +47,21 @@ def test_one_sentence(error: BaseException, code: int, said: str, capsys: pytest
     printed = capsys.readouterr().err
     assert (stop.value.code, printed.count("\n")) == (code, 1)
     assert said in printed
+
+
+def test_an_interruption_names_the_command_that_carries_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(boundary, "_running", [])
+
+    def command() -> None:
+        boundary.running("search", Path("runs/first"))
+        boundary.running("train", Path("runs/two words"))
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit):
+        guarded(command)
+    assert "`oche train --resume 'runs/two words'` carries on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("error", [RuntimeError("expected 3 channels"), OSError("no number"), ValueError("ours")])

@@ -101,10 +101,16 @@ class Show:
         rows = data_rows(training.data)
         rows += [("genotype", brief(str(training.genotype)))]
         rows += [("network", f"{cost(training.space, training.genotype)}")]
-        rows += [("weights", "begin with those of the run's network")] if training.start is not None else []
+        if training.earlier:
+            rows += [("weights", f"as {sum(training.earlier)} epochs left them; momentum begins at 0")]
+        elif training.start is not None:
+            rows += [("weights", "begin with those of the run's network")]
         rows += [("", note) for note in training.space.notes() if protocol.auxiliary]
         rows += [("images", for_training(training.data, protocol.cutout, protocol.policy).describe())]
-        rows += [("protocol", f"{protocol.epochs} epochs, batch {protocol.batch} ({protocol.source})")]
+        more = " more" if training.earlier else ""
+        rows += [("protocol", f"{protocol.epochs} epochs{more}, batch {protocol.batch} ({protocol.source})")]
+        rate = f"{protocol.lr(0.0):g} to {protocol.lr(1.0):g}"
+        rows += [("rate", f"{rate}, {type(protocol.lr).__name__}; `--set train.lr.start=...` sets it")] if more else []
         shared = _shared(protocol.batch, training.fabric.world_size, training.sync)
         rows += [("device", f"{training.fabric.device}{shared}, seed {training.seed}"), ("run", str(run.path))]
         console.print(rows_table(rows))

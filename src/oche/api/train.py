@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load as safetensors_load
 
-from oche import own
+from oche import config, own
 from oche.api.folders import RUNS, begun, genotype_of
 from oche.api.kept import Kept
 from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, together
@@ -17,10 +18,11 @@ from oche.api.terminal import Show
 from oche.data import Data, none
 from oche.data.reading.readers import Source
 from oche.errors import UserError
+from oche.genotype import Genotype
 from oche.plan.machine import threads_for
 from oche.plan.parts import source_of
-from oche.plan.request import TrainRequest, requested, verb
-from oche.plan.training import resolve_training, searched_size, training_table
+from oche.plan.request import TrainRequest, part_of, requested, verb
+from oche.plan.training import earlier_epochs, resolve_training, searched_size, training_table
 from oche.report import render
 from oche.report.claims import in_words
 from oche.run import Listener, Run, silent
@@ -28,8 +30,8 @@ from oche.spaces import named as spaces
 from oche.spaces.rivals import RIVALS
 from oche.tasks import Task, named
 from oche.training.evaluate import Score, evaluate, records_of
-from oche.training.export import WEIGHTS, load_network, save_network
-from oche.training.train import START, Training, retrain
+from oche.training.export import CARD, WEIGHTS, load_network, save_network
+from oche.training.train import BEST, LAST, START, Training, retrain
 from oche.training.train import begin as begin_training
 
 
@@ -52,7 +54,9 @@ class Trained(Kept):
 def train(request: TrainRequest) -> Trained:
     """Trains a genotype's network on the train images, from scratch, and scores it on the test images. Raises UserError.
 
-    With `inherit` it begins with the weights of the network in the run's folder instead (training on).
+    With `inherit` it begins with the weights of the network in the run's folder instead (training on). With `more` a finished training
+    goes on for so many epochs, in a folder of its own: by its settings where none are given here, with its schedule anew from a tenth of
+    its rate (`settings={"train.lr.start": ...}` sets it), momentum from 0, images in the order that would have followed.
     """
     plan = plan_training(request)
     run = plan.start(request.out)
@@ -109,6 +113,8 @@ def _planned(request: TrainRequest) -> TrainPlan:
     named_space = request.space if isinstance(request.space, str) else None
     rival = None if Path(request.genotype).exists() else RIVALS.get(str(request.genotype))
     genotype, source = genotype_of(rival.genotype.to_json() if rival else request.genotype, named_space)
+    if request.more is not None:
+        return _longer(request, source)
     if request.inherit and source is None:
         raise UserError("Only a run's folder has weights to begin with: name one, or leave `--inherit` out.")
     size = rival.fields if rival else None
@@ -144,6 +150,59 @@ def _planned(request: TrainRequest) -> TrainPlan:
     return TrainPlan(request, training, name, start_with)
 
 
+def _longer(request: TrainRequest, source: Run | None) -> TrainPlan:
+    """The training that goes on from a finished one: by its settings where the request has none, from a tenth of its rate.
+
+    One that goes on from such a training begins at the same rate as that.
+
+    Raises:
+        UserError: there is no such training, or what is asked for contradicts it.
+    """
+    if source is None:
+        raise UserError("--more goes on with a training: name its folder, `oche train RUN --more 10`.")
+    spaces.register_kept(source)
+    earlier, table = requested(source)
+    if not isinstance(earlier, TrainRequest):
+        raise UserError(
+            f"{source.path} is a search, and --more goes on with a training; where a search has a network, "
+            f"`oche train {source.path} --inherit --epochs N` trains it on."
+        )
+    if request.more is None or request.more < 1 or request.epochs is not None or request.inherit:
+        raise UserError("--more takes a number of epochs, at least 1, in the place of --epochs and --inherit.")
+    if not source.has(CARD):
+        raise UserError(f"{source.path} has not ended: `oche train --resume {source.path}` carries on with it.")
+    given = any(path.startswith("train.lr") for path in request.settings)
+    names, usual = (
+        ("data", "task", "protocol", "batch", "seed", "precision", "threads", "sync_batch_norm"),
+        TrainRequest(),
+    )
+    taken: dict[str, Any] = {n: getattr(earlier, n) for n in names if getattr(request, n) == getattr(usual, n)}
+    settings = {path: value for path, value in earlier.settings.items() if not path.startswith("data.")}
+    with own.copies_of(source.path, table):
+        if "data" in taken and not isinstance(source_of(earlier.data), Data):
+            settings = {"data.seed": earlier.seed, **earlier.settings}
+        cell, asked = str(Genotype.from_json(source.read(Run.GENOTYPE).decode())), {**settings, **request.settings}
+        request = replace(request, **taken, genotype=cell, space=earlier.space, epochs=request.more, settings=asked)
+        training = resolve_training(request, searched_size(table))
+    start, protocol = getattr(training.protocol.lr, "start", None), training.protocol
+    if start is not None and not given and earlier.more is None:
+        asked["train.lr.start"] = round(start / 10, 10)
+        protocol = config.override(protocol, "lr.start", asked["train.lr.start"], "train")
+    notes = compared(source, training.data, split="data" in taken)
+    before = part_of(table, "train")
+    weights = source.read(BEST if before["keep"] == "best" else LAST)
+    training = replace(
+        training,
+        protocol=protocol,
+        data=replace(training.data, notes=(*training.data.notes, *notes)),
+        start=safetensors_load(weights),
+        earlier=(*earlier_epochs(table), int(str(before["epochs"]))),
+    )
+    begin_training(training)  # refuses weights that do not fit before there is a folder
+    request = replace(request, settings=asked, threads=threads_for(request.threads, training.data))
+    return TrainPlan(request, training, f"{source.path.name}-more", weights)
+
+
 def finish_training(training: Training, run: Run, threads: int | None = None, listener: Listener = silent) -> Trained:
     """Trains from wherever the run stands, scores the result on the test images, exports it, writes the report."""
     start = safetensors_load(run.read(START)) if run.has(START) else None
@@ -159,7 +218,10 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
         test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
         if training.fabric.is_global_zero:
             metrics = named(test.metrics, "test")
-            save_network(run, network, training.space, training.genotype, training.data, metrics, training.task)
+            epochs = (*training.earlier, training.protocol.epochs)
+            save_network(run, network, training.space, training.genotype, training.data, metrics, training.task, epochs)
+            if training.earlier:
+                run.log({"kind": "more", "earlier": list(training.earlier), "epochs": training.protocol.epochs})
             log_test(run, training.data, test, training.task)
             run.seal()
     if training.fabric.is_global_zero:

@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import errno
 import os
+import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 
 from oche.errors import RunFailed, UserError
 from oche.plan.processes import FOLLOWS, stopped_by_loss, watch
 
 KEPT = "What was written before is kept; `oche search --resume RUN` (or `oche train --resume RUN`, `oche bench` again) carries on."
+
+_running: list[str] = []
+"""Commands that carry on with the runs that were begun, the last one with what runs now."""
 
 _ADVICE = {
     errno.ENOSPC: f"free some space and go on. {KEPT}",
@@ -63,11 +68,11 @@ def guarded(command: Callable[[], None]) -> None:
     except RunFailed as error:
         _end(str(error), 1)
     except Terminated:
-        _end("terminated; what was done is kept, `--resume RUN` carries on.", 143)
+        _end(f"terminated; what was done is kept, `{_resuming()}` carries on.", 143)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # 130 is what typer makes of Ctrl-C
             raise
-        _end("interrupted; what was done is kept, `--resume RUN` carries on.", 130)
+        _end(f"interrupted; what was done is kept, `{_resuming()}` carries on.", 130)
     except (OSError, MemoryError, RuntimeError) as error:
         said = explained(error)
         if said is None and (lost := stopped_by_loss(error)):
@@ -75,6 +80,15 @@ def guarded(command: Callable[[], None]) -> None:
         if said is None:
             raise
         _end(said, 1)
+
+
+def running(verb: str, run: Path) -> None:
+    """Notes the run that is being written, so that an interruption names the command that carries on with it."""
+    _running.append(f"oche {verb} --resume {shlex.quote(str(run))}")
+
+
+def _resuming() -> str:
+    return _running[-1] if _running else "--resume RUN"
 
 
 SPEAKS = 3.0

@@ -20,7 +20,7 @@ from oche import own
 from oche.api.folders import genotype_of
 from oche.api.terminal import Show, console, rows_table
 from oche.cli.bench import bench
-from oche.cli.boundary import guarded
+from oche.cli.boundary import guarded, running
 from oche.cli.flags import flags
 from oche.cli.show import show_found, show_score, show_trained
 from oche.cli.study import study
@@ -88,6 +88,7 @@ def search(
     if dry_run:
         return
     run = run or api.start(plan, request.out)
+    running("search", run.path)
     with show.search(plan):
         found = api.carry_out(plan, run, show.listen)
     show_found(found)
@@ -99,6 +100,8 @@ def _note_changed_data(path: Path, plan: Plan) -> None:
 
     folder = path.parent
     found = changes(Run(folder), plan.data) if path.name == Run.CONFIG and Run(folder).has(Run.CONFIG) else None
+    if path.name == Run.CONFIG and Run(folder).changed(Run.CONFIG):
+        console.print(f"WARNING  {path} was edited after oche wrote it.", markup=False, soft_wrap=True)
     for said in found or ():
         console.print(f"WARNING  the data are not those of {folder}: {said}", markup=False, soft_wrap=True)
 
@@ -124,11 +127,12 @@ def train(context: typer.Context, request: TrainRequest, resume: Resume = None, 
     """Train a genotype's network, from scratch or with the weights of a run's network."""
     show = Show(quiet)
     if resume:
-        _goes_alone(context, "resume", "devices", "quiet")
+        _goes_alone(context, "resume", "devices", "quiet", longer=f"; to train longer, `oche train {resume} --more N`")
         if isinstance(requested(Run.open(resume))[0], Request):
             raise UserError(f"{resume} is a search; carry on with it by `oche search --resume {resume}`.")
         from oche.api.resume import resume as carry_on
 
+        running("train", resume)
         with show.training():
             show_trained(cast("Trained", carry_on(resume, devices=request.devices, listener=show.listen)))
         return
@@ -140,6 +144,7 @@ def train(context: typer.Context, request: TrainRequest, resume: Resume = None, 
 
     plan = api.plan_training(request)
     run = plan.start(request.out)
+    running("train", run.path)
     show.training_plan(plan.training, run)
     with show.training(plan.training.protocol.epochs):
         trained = api.finish_training(plan.training, run, plan.request.threads, show.listen)
@@ -152,14 +157,15 @@ def _is_given(context: typer.Context, name: str) -> bool:
     return source is not None and source.name == "COMMANDLINE"
 
 
-def _goes_alone(context: typer.Context, option: str, *beside: str) -> None:
-    """Raises UserError for options that would be ignored, since the recorded run has settled them."""
+def _goes_alone(context: typer.Context, option: str, *beside: str, longer: str = "") -> None:
+    """Raises UserError for options that would be ignored, since the recorded run has settled them; `longer` is what to do about epochs."""
     for parameter in context.command.params:
         name = parameter.name or ""
         if _is_given(context, name) and name not in (option, *beside):
             given = max(parameter.opts, key=len)
             raise UserError(
-                f"{given} cannot be given with --{option}, which takes everything from that run: leave it out."
+                f"{given} cannot be given with --{option}, which takes everything from that run: leave it out"
+                f"{longer if name in ('epochs', 'more') else ''}."
             )
 
 

@@ -164,6 +164,11 @@ class TrainRequest:
     precision: str = option("32", "32, or bf16 for mixed precision.", "--precision")
     threads: int | None = option(None, "CPU threads. Default: 1 for images up to 16x16, else all.", "--threads")
     inherit: bool = option(False, "Begin with the weights of the run's network.", "--inherit")
+    more: int | None = option(
+        None,
+        "Train a finished training's network that many epochs more, by its own settings, from a tenth of its rate.",
+        "--more",
+    )
     settings: Mapping[str, object] = option(
         {}, "PART.FIELD=VALUE, as often as you like; see docs/settings.md.", "--set"
     )

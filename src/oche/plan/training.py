@@ -78,7 +78,16 @@ def resolve_training(
             "Compiled programs leave no room for --sync-batch-norm's exchanges: add `--set train.compile=false`."
         )
     sync = request.sync_batch_norm
-    return Training(space, genotype, data.to(fabric.device), protocol, request.seed, fabric, task=task, sync=sync)
+    before = earlier_epochs(recorded)
+    return Training(
+        space, genotype, data.to(fabric.device), protocol, request.seed, fabric, task=task, sync=sync, earlier=before
+    )
+
+
+def earlier_epochs(recorded: Mapping[str, object] | None) -> tuple[int, ...]:
+    """The epochs of the trainings that a recorded one went on from, by its run.toml."""
+    found = (table_of(recorded, "resolved", optional=True) or {}).get("earlier", ())
+    return tuple(map(int, found)) if isinstance(found, list | tuple) else ()
 
 
 def training_table(request: TrainRequest, training: Training) -> dict[str, object]:
@@ -92,7 +101,11 @@ def training_table(request: TrainRequest, training: Training) -> dict[str, objec
     return {
         "rules": config.RULES,
         "training": written(settled),
-        "resolved": {"objects": list(objects_of(request)), "processes": training.fabric.world_size},
+        "resolved": {
+            "objects": list(objects_of(request)),
+            "processes": training.fabric.world_size,
+            **({"earlier": list(training.earlier)} if training.earlier else {}),
+        },
         "space": config.describe(training.space),
         "task": config.describe(training.task),
         "train": config.describe(training.protocol),

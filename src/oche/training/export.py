@@ -86,10 +86,11 @@ def save_network(
     data: Data,
     metrics: Mapping[str, object],
     task: Task | None = None,
+    epochs: Sequence[int] = (),
 ) -> None:
     """Writes the run's `network/`: the weights without the auxiliary head, and the card that rebuilds the network around them.
 
-    `task` is what it was trained for, whose loss the card then says.
+    `task` is what it was trained for, whose loss the card then says, and `epochs` those of its trainings from scratch, one after the other.
     """
     price = cost(space, genotype)
     card = {
@@ -112,6 +113,7 @@ def save_network(
         "multiply_adds": price.multiply_adds,
         "metrics": dict(metrics),
         **({} if task is None else {"loss": describe(task)}),
+        **({"epochs": list(epochs)} if epochs else {}),
     }
     weights = {
         name: t.detach().cpu().contiguous()

@@ -30,9 +30,11 @@ START, LAST, BEST = (f"checkpoints/{name}.safetensors" for name in ("start", "la
 
 @dataclass(frozen=True)
 class Training:
-    """One network's training, resolved: everything `retrain` needs. `start` are the weights it begins with; None draws them.
+    """One network's training, resolved: everything `retrain` needs.
 
-    The protocol's batch counts the images of all processes of `fabric`; with `sync` batch norm is one over all of them.
+    `start` are the weights it begins with; None draws them. `earlier` are the epochs of the trainings that it goes on from: images come in
+    the order that would have followed, and drop path goes on growing. The protocol's batch counts the images of all processes of `fabric`;
+    with `sync` batch norm is one over all of them.
     """
 
     space: Space
@@ -46,6 +48,7 @@ class Training:
     task: Task = Classify()
     start: Mapping[str, torch.Tensor] | None = None
     sync: bool = False
+    earlier: tuple[int, ...] = ()
 
 
 Trunk = Callable[[torch.Tensor, Draw | None, Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor | None]]
@@ -136,10 +139,12 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
     """One pass over the training images: (mean loss without the auxiliary head's, the task's score)."""
     protocol, fabric = training.protocol, training.fabric
     task, network = training.task.smoothed(protocol.label_smoothing), state.network.train()
-    ramp = protocol.drop_path * state.epoch / protocol.epochs
+    before = sum(training.earlier)
+    ramp = protocol.drop_path * (before + state.epoch) / (before + protocol.epochs)
     sums = torch.zeros(2, device=fabric.device, dtype=torch.float64)
     confusion = torch.zeros(1, 1, device=fabric.device, dtype=torch.int64)
-    for i in range(state.epoch * stream.steps_per_epoch, (state.epoch + 1) * stream.steps_per_epoch):
+    first = (before + state.epoch) * stream.steps_per_epoch
+    for i in range(first, first + stream.steps_per_epoch):
         batch, draw = stream.at(i), Draw(training.seed, i, "train", part=Part(fabric.global_rank, fabric.world_size))
         with fabric.autocast():
             outputs, auxiliary = state.trunk(batch.images, draw, network.drops(batch.images, draw, ramp))
