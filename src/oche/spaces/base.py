@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,10 @@ class Cell(nn.Module):
             terms = [through(e, self.edges[key], states[source]) for e, source, key in incoming]
             if terms:
                 states[target] = sum(terms[1:], terms[0])
+        return self.output(states)
+
+    def output(self, states: Mapping[int, Tensor]) -> Tensor:
+        """What the cell gives of its states: some side by side, or the last."""
         return torch.cat([states[node] for node in self._outputs], dim=1) if self.concat else states[self._outputs[-1]]
 
 
@@ -186,6 +190,26 @@ class Kept(nn.Module):
         return out
 
 
+class Paths(NamedTuple):
+    """How a network's cell evaluates its edges: `factors` by edge multiply the outputs (B, 1, 1, 1), never that of an identity.
+
+    In a `serial` body they multiply what an edge adds to its input, where the shapes are the same.
+    """
+
+    draw: Draw | None
+    factors: Mapping[int, Tensor]
+    serial: bool
+
+    def __call__(self, e: int, edge: nn.Module, h: Tensor) -> Tensor:
+        out: Tensor = edge(h, self.draw)
+        if not self.factors or out is h:
+            return out
+        factor = self.factors[e].to(out.dtype)
+        if self.serial:
+            return h + (out - h) * factor if out.shape == h.shape else out
+        return out * factor
+
+
 class Network(nn.Module):
     """The chosen network alone, with running statistics: a plain module, `network(x) -> outputs`.
 
@@ -227,16 +251,8 @@ class Network(nn.Module):
         """`heads` with what `drops` returned: tensors in, tensors out, which is what `torch.compile` can take whole."""
 
         def run_cell(name: str, cell: Cell, inputs: Sequence[Tensor]) -> Tensor:
-            def through(e: int, edge: nn.Module, h: Tensor) -> Tensor:
-                out: Tensor = edge(h, draw)
-                if not kept or out is h:
-                    return out
-                factor = kept[f"{name}/{e}"].to(out.dtype)
-                if self.body.serial:
-                    return h + (out - h) * factor if out.shape == h.shape else out
-                return out * factor
-
-            out: Tensor = cell(inputs, through)
+            factors = {e: kept[f"{name}/{e}"] for e in cell.numbers()} if kept else {}
+            out: Tensor = cell(inputs, Paths(draw, factors, self.body.serial))
             return out
 
         outputs, observed = self.body(x, run_cell)

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from oche.fast import quicken
 from oche.fast.backends.native import kernels
 from oche.fast.training import Quick
-from oche.spaces.ops import OPS, MBConv, ReLUConvBN
+from oche.spaces.blocks import MBConv, Place
+from oche.spaces.ops import OPS, ReLUConvBN
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no compiled kernels: modules stay as they are")
 
@@ -142,10 +143,14 @@ def test_threads_change_nothing_but_roundings(name: str) -> None:
     assert max(errors(two, one).values()) < 1e-14
 
 
-def test_an_inverted_bottleneck_of_a_space() -> None:
-    op = MBConv(6, 5, 3, 1, True, se=False).double()
+@pytest.mark.parametrize("se", [False, True])
+def test_an_inverted_bottleneck_of_a_space(se: bool) -> None:
+    op = drawn(lambda channels, stride: MBConv(Place(channels, channels, stride), 5, 3, se=se), 6).double()
+    own = quick(op)
+    chains = [part for m in own.modules() if isinstance(m, Quick) for part in m.parts if isinstance(part, tuple)]
+    assert [len(chain) for chain in chains] == ([2, 1] if se else [3])
     x = torch.randn(2, 6, 9, 9, dtype=torch.float64)
-    assert max(errors(step(quick(op), x), step(op, x)).values()) < 1e-10
+    assert max(errors(step(own, x), step(op, x)).values()) < 1e-10
 
 
 def test_what_is_no_number_stays_none() -> None:

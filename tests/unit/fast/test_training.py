@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from oche.base import Draw
 from oche.fast import ordinary, quicken
 from oche.fast.backends.native import kernels
-from oche.fast.training import Quick, QuickEntry
+from oche.fast.training import Quick, QuickCell, QuickEntry
 from oche.genotype import Genotype
 from oche.schedule import Constant
 from oche.spaces import Network
@@ -78,7 +79,6 @@ def test_what_the_kernels_do_not_know_stays() -> None:
             nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(4)),
             nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),  # a bias
             nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4, momentum=None)),
-            nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
             nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.ReLU(), nn.BatchNorm2d(4)),
             OPS["conv_7x1_1x7"](16, 1, True),
             ReLUConvBN(16, 16, 3, 1, True),
@@ -106,7 +106,7 @@ def test_a_network_is_ordinary_again() -> None:
     assert list(net.state_dict()) == names
     ordinary(net)
     assert [type(m) for m in net.modules()] == before
-    assert not any("chain" in vars(m) for m in net.modules() if type(m) is nn.Sequential)
+    assert not any("parts" in vars(m) for m in net.modules() if type(m) is nn.Sequential)
 
 
 @pytest.mark.parametrize("drop_path", [0.0, 0.3])
@@ -147,3 +147,25 @@ def test_without_gradients_torch_s_own() -> None:
     x = torch.rand(4, 2, 8, 8)
     with torch.no_grad():
         assert torch.equal(net.train()(x), untouched.train()(x))
+
+
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+def test_a_network_of_odd_width_takes_the_same_step(drop_path: float) -> None:
+    """Normal and reduction cells with drop path: separable convolutions, pools, identities, their sums."""
+    torch.manual_seed(0)
+    space = DartsSpace(channels=7, cells=3, size=(10, 10), inputs=2, outputs=3)
+    plain = space.network(Genotype.parse("DARTS_V2", "darts"), auxiliary=True).double().train()
+    own = copy.deepcopy(plain)
+    quicken(own)
+    assert any(type(m) is QuickCell for m in own.modules())
+    x = torch.rand(4, 2, 10, 10)
+    found = []
+    for net in (plain, own):
+        outputs, auxiliary = net.heads(x, Draw(3, 1, "train"), drop_path)
+        loss = (outputs**2).sum() + (0 if auxiliary is None else (auxiliary**2).sum())
+        loss.backward()  # type: ignore[no-untyped-call]
+        grads = {f"gradient of {n}": p.grad for n, p in net.named_parameters() if p.grad is not None}
+        found.append({"out": outputs.detach(), **grads, **{n: b.clone() for n, b in net.named_buffers()}})
+    assert_same(found[1], found[0])
+    ordinary(own)
+    assert [type(m) for m in own.modules()] == [type(m) for m in plain.modules()]

@@ -36,12 +36,13 @@ ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2}
 
 @dataclass(frozen=True)
 class Stage:
-    """An activation (0: none, 1: ReLU, 2: ReLU6), one or two convolutions, a batch norm."""
+    """An activation (0: none, 1: ReLU, 2: ReLU6), one or two convolutions, a batch norm; `modules` has all of them."""
 
     activation: int
     depthwise: nn.Conv2d | None
     pointwise: nn.Conv2d | None
     norm: nn.BatchNorm2d
+    modules: tuple[nn.Module, ...]
 
     def size(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of what it leaves."""
@@ -65,19 +66,35 @@ class Term(NamedTuple):
     factor: Tensor | None = None
 
 
-def chain_of(modules: Sequence[nn.Module]) -> Chain | None:
-    """The modules of a sequence as stages, or None where the kernels do not know one, or the last is no batch norm."""
-    stages: list[Stage] = []
+def segments(modules: Sequence[nn.Module]) -> list[Chain | nn.Module]:
+    """The modules of a sequence in their order, those that make up a chain as one."""
+    found: list[Chain | nn.Module] = []
     rest = [module for module in modules if type(module) is not nn.Identity]
     while rest:
-        activation = ACTIVATIONS.get(type(rest[0]), 0)
-        del rest[: int(activation > 0)]
-        depthwise = rest.pop(0) if rest and _depthwise(rest[0]) else None
-        pointwise = rest.pop(0) if rest and _pointwise(rest[0]) else None
-        if (depthwise is None and pointwise is None) or not rest or not _running(norm := rest.pop(0)):
-            return None
-        stages.append(Stage(activation, depthwise, pointwise, norm))  # type: ignore[arg-type]
-    return tuple(stages) or None
+        stage = _stage(rest)
+        if stage is None:
+            found.append(rest.pop(0))
+            continue
+        del rest[: len(stage.modules)]
+        before = found[-1] if found else None
+        if isinstance(before, tuple):
+            found[-1] = (*before, stage)
+        else:
+            found.append((stage,))
+    return found
+
+
+def _stage(modules: Sequence[nn.Module]) -> Stage | None:
+    """The stage that the sequence begins with, or None."""
+    rest = list(modules)
+    activation = ACTIVATIONS.get(type(rest[0]), 0)
+    del rest[: int(activation > 0)]
+    depthwise = rest.pop(0) if rest and _depthwise(rest[0]) else None
+    pointwise = rest.pop(0) if rest and _pointwise(rest[0]) else None
+    if (depthwise is None and pointwise is None) or not rest or not _running(rest[0]):
+        return None
+    count = len(modules) - len(rest) + 1
+    return Stage(activation, depthwise, pointwise, rest[0], tuple(modules[:count]))  # type: ignore[arg-type]
 
 
 def joined(terms: Sequence[Term]) -> Tensor:
