@@ -11,9 +11,8 @@ from torch import Tensor
 
 from contracts.same import assert_other_search, assert_same_search, problem_of
 from oche.base import Batch
-from oche.errors import UserError
-from oche.genotype import Choice, Genotype
-from oche.methods.d_darts import Ablation, EdgeThreshold, d_darts, deeper, without
+from oche.genotype import Choice
+from oche.methods.d_darts import Ablation, EdgeThreshold, d_darts, without
 from oche.methods.dartopti import DARTOPTI_OPS, RESIDUAL, StandstillStop, dartopti, hausdorff
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
 from oche.plan.request import Request
@@ -192,26 +191,6 @@ def test_alpha_of_a_network_made_by_hand_is_decoded_to_it() -> None:
     w = next(iter(state.op_weights(state.alpha, state.draw("eval")).values())).detach()
     assert sorted(w.flatten().tolist())[-6:] == pytest.approx([1.0] * 6, abs=1e-4)
     assert (w == 0.5).sum() == w.numel() - 6
-
-
-def test_a_deeper_network_repeats_the_cells_of_its_third() -> None:
-    groups = {f"cell_{i}": (Choice(0, 2, f"op {i}"),) for i in range(8)}
-    found = deeper(Genotype("darts", groups, "cell"), 20)
-    order = [found.groups[f"cell_{i}"][0].op for i in range(20)]
-    # N = 8: reductions 2 and 5, normal cells 0 1 | 3 4 | 6 7; L = 20: reductions 6 and 13
-    middle, last = [3 + i % 2 for i in range(7, 13)], [6 + i % 2 for i in range(14, 20)]
-    assert order == [f"op {i}" for i in [0, 1, 0, 1, 0, 1, 2, *middle, 5, *last]]
-    few = Genotype("darts", dict(list(groups.items())[:4]), "cell")
-    for wrong, layers in ((Genotype("darts", groups), 20), (few, 20), (Genotype("darts", groups, "cell"), 8)):
-        with pytest.raises(UserError, match="five searched"):
-            deeper(wrong, layers)
-
-
-def test_a_deeper_network_is_one_of_the_deeper_space() -> None:
-    problem = by_cell(without=("none",), cells=5, nodes=2)
-    state, _ = started(problem, d_darts())
-    found = deeper(Threshold(0.85)(state, problem), 9)
-    replace(problem.space, cells=9).check(found)  # type: ignore[call-arg]
 
 
 # ---------------------------------------------------------------------- DARTOpti's stop

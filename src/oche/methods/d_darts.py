@@ -21,13 +21,13 @@ log either way (`Contributions`).
 
 Taken from code (aheuillet/D-DARTS @ e3ad5d9): the constants, 50 epochs, 8 cells, batch 96, SGD 0.005 -> 0.001, Adam 3e-3 -> 1e-3 cosine
 an epoch, betas (0.9, 0.999), weight decay 1e-3, 7 ops (no `none`).
-Published (readme), DARTS space, CIFAR-10 accuracy with AutoAugment: 97.33 % with 1.7M parameters, 97.75 % with the deeper 6.3M.
+Published (readme), DARTS space, CIFAR-10 accuracy with AutoAugment: 97.33 % with 1.7M parameters, 97.75 % with the
+deeper 6.3M, whose stack of more cells than were searched is not here.
 
 Deviations from the paper: a node without an op above the threshold keeps its strongest one, where theirs vanishes. NAS-Bench-201, whose
 tables know one cell, shares alpha between all its cells.
 Deviations from the script of the published numbers: their `backward` once a cell adds up gradients between cells, steps, and into the
-weights; here each alpha has its own once, and the weights' gradients are those of the training loss alone. In a deeper network the first
-third repeats the normal cells i mod N//3, where theirs reads (i mod N)//3.
+weights; here each alpha has its own once, and the weights' gradients are those of the training loss alone.
 Cost against DARTS: none; with `learns=True` as many more passes of the architecture step as there are cells, twice forward, one at a time
 in memory.
 """
@@ -43,7 +43,6 @@ from torch.utils.checkpoint import checkpoint
 
 from oche.base import Alpha, Batch, Draw, OpWeights, Params
 from oche.data import batches, none
-from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.methods.budgets import Budget
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
@@ -162,36 +161,6 @@ class EdgeThreshold:
                 found += own or [best[strongest]]
             choices[group.name] = tuple(found)
         return Genotype(problem.space.name, choices, problem.space.sharing)
-
-
-Gene = tuple[tuple[str, int, int], ...]
-"""A cell in D-DARTS's code: (op, to node, from node) of each edge."""
-
-
-def deeper(genotype: Genotype, layers: int) -> Genotype:
-    """A network of `layers` cells out of a searched one of N cells in the DARTS space, each cell by itself.
-
-    Reductions lie at a third and two thirds of both; between them the searched normal cells of the same third are repeated in turn.
-    Raises UserError where the searched network has no normal cell in one of the thirds.
-    """
-    names = [f"cell_{i}" for i in range(len(genotype.groups))]
-    first, second = len(names) // 3, 2 * len(names) // 3
-    thirds = (range(first), range(first + 1, second), range(second + 1, len(names)))
-    if genotype.sharing != "cell" or set(names) != set(genotype.groups) or not all(thirds) or layers <= len(names):
-        raise UserError(
-            f"A deeper network needs cells of their own in every third, as five searched ones have, and more layers than cells; given "
-            f"{len(names)} (sharing {genotype.sharing!r}) for {layers} layers: search with `--set space.sharing=cell --set space.cells=8`."
-        )
-    turns = layers // 3, 2 * layers // 3
-    groups = {}
-    for i in range(layers):
-        if i in turns:
-            source = (first, second)[turns.index(i)]
-        else:
-            own = thirds[sum(i > turn for turn in turns)]
-            source = own[i % len(own)]
-        groups[f"cell_{i}"] = genotype.groups[names[source]]
-    return replace(genotype, groups=groups)
 
 
 # ------------------------------------------------------------------ the methods

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from oche.base import Alpha, Draw, Group
 from oche.methods.budgets import Budget
-from oche.methods.d_darts import Gene, d_darts
+from oche.methods.d_darts import d_darts
 from oche.search.callbacks import Callback
 from oche.search.method import Method
 from oche.search.relaxations import Relaxation, Sigmoid
@@ -45,6 +45,9 @@ DARTOPTI_OPS = (
     "nor_conv_3x3",
     "bottleneck_1x3x1",
 )
+
+Gene = tuple[tuple[str, int, int], ...]
+"""A cell in D-DARTS's code: (op, to node, from node) of each edge."""
 
 RESIDUAL: Gene = (
     ("nor_conv_3x3", 2, 1),
