@@ -35,9 +35,10 @@ fuzz: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python benchmarks/table.py
 
-# Breaks the methods one constant or rule at a time: an hour, resumable. METHODS="gdas drnas" for some, MINUTES=20 for a part.
+# Breaks the methods one constant or rule at a time: half an hour, resumable. METHODS="gdas drnas" for some, MINUTES=20 for a part,
+# PAGE=docs/results/mutants.md writes the page.
 mutants: $(INSTALLED)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py --minutes $(or $(MINUTES),90) $(METHODS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py --minutes $(or $(MINUTES),90) $(if $(PAGE),--page $(PAGE)) $(METHODS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
