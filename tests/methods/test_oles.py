@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from oche.methods.oles import BestEpoch, FreezeOverfitted, RememberAccuracy, oles, operations, similarity
+from oche.methods.oles import (
+    BestEpoch,
+    FreezeOverfitted,
+    RememberAccuracy,
+    clipping,
+    oles,
+    operations,
+    similarity,
+)
 from oche.search.begin import begin
 from oche.search.callbacks import OuterStep
 from oche.search.loop import search
@@ -99,7 +108,9 @@ def test_the_codes_quantity_is_the_sum_with_the_clipped_training_gradient() -> N
 def test_the_published_rule() -> None:
     (freeze, remember), selection = oles().callbacks, oles().selection
     assert freeze == FreezeOverfitted(20, 0.4, "code", 5.0)
+    assert freeze == FreezeOverfitted()
     assert (remember, selection) == (RememberAccuracy("arch"), BestEpoch(at_end=False))
+    assert (RememberAccuracy(), BestEpoch()) == (remember, selection)
 
 
 def test_factorised_reductions_are_not_watched() -> None:
@@ -117,6 +128,49 @@ def test_accuracy_is_that_of_alphas_images() -> None:
     state = search(problem, oles()).state
     assert told[-1]["supernet_arch_accuracy"] == score(state, problem, state.arch_images)[0]
     assert float(state.memory["accuracies"][-1]) == told[-1]["supernet_arch_accuracy"]
+
+
+@pytest.mark.parametrize(("images", "size"), [("arch", 12), ("val", 24)])
+def test_accuracy_is_measured_on_the_images_it_is_named_for(
+    images: Any, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On half of the 24 training images, which alpha learns from, or on all 24 validation images."""
+    asked: list[int] = []
+    monkeypatch.setattr(
+        sys.modules[BestEpoch.__module__], "score", lambda state, problem, part: (asked.append(len(part)) or 0.5, 0.0)
+    )
+    state = begin(tiny_problem("nb201", channels=4, cells=1), oles())
+    record: dict[str, object] = {}
+    for _ in range(2):
+        RememberAccuracy(images).on_epoch_end(state, record)
+    assert asked == [size, size]
+    assert record == {"supernet_arch_accuracy" if images == "arch" else "val_accuracy": 0.5}
+    assert state.memory["accuracies"].tolist() == [0.5, 0.5]
+
+
+def test_the_clip_s_factor_is_what_torch_does_to_a_gradient() -> None:
+    for bound in (0.5, 5.0, 1e-5):
+        grads = {"a": torch.tensor([3.0, 0.0]) * 1e-5 * bound, "b": torch.tensor([4.0]) * bound}
+        own = [torch.nn.Parameter(torch.zeros_like(g)) for g in grads.values()]
+        for p, g in zip(own, grads.values(), strict=True):
+            p.grad = g.clone()
+        torch.nn.utils.clip_grad_norm_(own, bound)
+        for p, g in zip(own, grads.values(), strict=True):
+            assert p.grad is not None
+            torch.testing.assert_close(g * clipping(grads, bound), p.grad, rtol=1e-6, atol=0)
+    small = {"a": torch.tensor([0.3])}
+    assert float(clipping(small, 5.0)) == 1.0
+    tiny = {"a": torch.tensor([1e-6])}
+    assert float(clipping(tiny, 1e-6)) == pytest.approx(0.5), "a norm of 1e-6 and torch's own 1e-6 beside it"
+
+
+def test_the_paper_s_rule_takes_the_training_gradient_as_it_is() -> None:
+    state = begin(tiny_problem("nb201", channels=4, cells=1), oles())
+    grads = {name: torch.full_like(t, 3.0) for name, t in state.theta.items()}
+    FreezeOverfitted(rule="paper").after_inner_backward(state, grads, None)  # type: ignore[arg-type]
+    kept = [t for name, t in state.memory.items() if name.startswith("oles/grad")]
+    assert kept
+    assert all(torch.equal(t, torch.full_like(t, 3.0)) for t in kept)
 
 
 @pytest.mark.slow

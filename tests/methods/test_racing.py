@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,14 @@ from oche.errors import UserError
 from oche.methods import racing
 from oche.methods.gm_nas import CHOICES, Halving, best_child, gm_nas
 from oche.methods.racing import race, smoothed
-from oche.methods.rdarts import STRENGTHS, BestTrained, OnePerStrength, rdarts_pick
+from oche.methods.rdarts import PICK_BUDGETS, PUBLISHED, STRENGTHS, BestTrained, OnePerStrength, rdarts, rdarts_pick
 from oche.optim import SGD
 from oche.run import Run
+from oche.search.begin import begin
 from oche.search.method import Method
 from oche.spaces.edges import DropPath
 from oche.spaces.sampling import sample
+from oche.training.protocols import PROTOCOLS
 from reference.real import digits, epochs_of, real_problem
 from reference.tiny import tiny_problem
 
@@ -103,6 +106,8 @@ def test_a_race_of_real_trainings_ends_and_says_so(tmp_path: Path) -> None:
     assert told[2 + won]["val_accuracy"] == best
     with pytest.raises(UserError, match="one cell in the end"):
         race(problem, [one, two], "smoke", (1, 2), (2, 2))
+    with pytest.raises(UserError, match="growing numbers of epochs"):
+        race(problem, [one, two], "smoke", (0, 2), (2, 1))
 
 
 def test_gm_nas_chooses_as_it_is_told() -> None:
@@ -121,10 +126,41 @@ def test_the_pick_searches_once_at_each_strength(regularisation: Any) -> None:
         assert isinstance(own.weight_optimizer, SGD)
         found.append(own.edge.rate(1.0) if isinstance(own.edge, DropPath) else own.weight_optimizer.weight_decay)
         ended += (None,)  # type: ignore[assignment]
-    assert tuple(found) == STRENGTHS[regularisation]
+    published = {"l2": [3e-4, 9e-4, 27e-4, 81e-4], "dp": [0.0, 0.2, 0.4, 0.6]}
+    assert found == published[regularisation] == list(STRENGTHS[regularisation])
     assert epochs == [5, 2, 2, 2]
     with pytest.raises(UserError, match="an epoch for each of 4"):
         OnePerStrength()(tiny_problem("toy", epochs=3), searcher.method, ())
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_pick_s_edges_are_whole_unless_told(whole: bool) -> None:
+    for searcher in (rdarts_pick("dp", whole), rdarts_pick("dp") if whole else rdarts_pick("dp", whole=False)):
+        method, plan = searcher.method, searcher.stages
+        assert isinstance(method.edge, DropPath)
+        assert method.edge.whole == plan.whole == whole  # type: ignore[attr-defined]
+        assert method.edge.rate(1.0) == 0.2
+    assert OnePerStrength("dp").whole
+    assert len(STRENGTHS["dp"]) * PUBLISHED["darts"].epochs == PICK_BUDGETS["paper"]["darts"].epochs == 200
+    assert PICK_BUDGETS["smoke"]["darts"].epochs == 4
+
+
+@pytest.mark.parametrize("space", ["toy", "grid"])
+def test_the_best_trained_is_picked_by_the_task_s_own_protocol(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def planted(problem: object, cells: object, protocol: str, until: object, keep: object) -> int:
+        asked.append((protocol, until, keep))
+        return 1
+
+    monkeypatch.setattr(sys.modules[BestTrained.__module__], "race", planted)
+    problem = tiny_problem(space, **({"layers": 3, "channels": 4, "levels": 3} if space == "grid" else {}))  # type: ignore[arg-type]
+    states = [begin(replace(problem, seed=seed), rdarts()) for seed in (1, 2)]
+    cells = [rdarts().selection(state, state.problem) for state in states]
+    assert BestTrained()(problem, rdarts(), tuple(states)) == cells[1]
+    BestTrained(epochs=7)(problem, rdarts(), tuple(states))
+    name = "segment_brief" if space == "grid" else "brief"
+    assert asked == [(name, (PROTOCOLS[name].epochs,), (1,)), (name, (7,), (1,))]
 
 
 @pytest.mark.slow
@@ -149,7 +185,8 @@ def test_a_rung_looks_at_its_own_epochs_alone(monkeypatch: pytest.MonkeyPatch) -
     problem = tiny_problem("nb201", channels=4, cells=1)
     rng = counted(1)
     cells = [sample(problem.space, rng), sample(problem.space, rng)]
-    scores, trained = ((0.9, 0.9, 0.99, 0.50), (0.1, 0.1, 0.10, 0.51)), [0, 0]
+    scores: tuple[tuple[float, ...], ...] = ((0.9, 0.9, 0.99, 0.50), (0.1, 0.1, 0.10, 0.51))
+    trained = [0, 0]
 
     def planted(network: int, *rest: object) -> Any:
         trained[network] += 1
@@ -157,7 +194,13 @@ def test_a_rung_looks_at_its_own_epochs_alone(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(racing, "begin", lambda training: Fake(cells.index(training.genotype)))
     monkeypatch.setattr(racing, "train_epoch", lambda state, training, stream: None)
-    monkeypatch.setattr(racing, "set_rate", lambda optimizer, rate: None)
+    rates: list[float] = []
+    monkeypatch.setattr(racing, "set_rate", lambda optimizer, rate: rates.append(rate))
     monkeypatch.setattr(racing, "evaluate", planted)
     assert race(problem, cells, "smoke", (3, 4), (2, 1)) == 1
+    lr = PROTOCOLS["smoke"].lr
+    assert rates == [lr(e / 4) for e in (0, 1, 2, 0, 1, 2, 3, 3)], "the schedule runs over all rungs"
     assert smoothed(scores[0]) > smoothed(scores[1])
+    scores, trained = ((0.1, 0.1), (0.9, 0.9)), [0, 0]
+    assert race(problem, cells, "smoke", (1, 2), (1, 1)) == 1, "the first epoch counts"
+    assert trained == [1, 2]

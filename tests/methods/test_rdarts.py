@@ -17,13 +17,14 @@ from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.darts import darts, darts_2nd
 from oche.methods.darts_ada import RollBack, darts_ada
-from oche.methods.darts_es import Curvature, EigenvalueStop, darts_es
+from oche.methods.darts_es import Curvature, EigenvalueStop, Returned, darts_es
 from oche.methods.darts_plus import RankStop, SkipStop, darts_plus, order
 from oche.methods.rdarts import rdarts
 from oche.optim import SGD
 from oche.plan.request import Request
 from oche.plan.resolve import resolve
 from oche.run import Run
+from oche.schedule import Linear
 from oche.search.begin import begin
 from oche.search.bilevel import FirstOrder
 from oche.search.callbacks import Callback
@@ -90,6 +91,7 @@ def test_the_strength_is_the_optimiser_s_or_the_edge_s() -> None:
     assert [edge.rate(t) for t in (0.0, 0.5, 1.0)] == [0.0, 0.2, 0.4]
     assert edge.whole
     assert rdarts("dp", 0.4, whole=False).edge == replace(edge, whole=False)
+    assert rdarts("dp").edge == replace(edge, rate=Linear(0.0, 0.2)), "the default strength"
     with pytest.raises(UserError, match="strength"):
         rdarts("dp", 1.0)
 
@@ -150,6 +152,8 @@ def test_published_constants_of_the_stop_and_of_the_return() -> None:
         assert part.rule == EigenvalueRule(window=5, lag=4, ratio=1.3, start=10)
         assert part.curvature.every == 2
     assert (back.factor, back.most) == (10.0, 0.03)
+    assert (EigenvalueStop(), RollBack()) == (stop, back), "a part by itself has the method's numbers"
+    assert darts_es().selection == Returned()
 
 
 # ---------------------------------------------------------------------- DARTS-ADA
@@ -177,8 +181,9 @@ def test_it_goes_back_and_takes_more_weight_decay(tmp_path: Path) -> None:
     assert [r["weight_decay"] for r in epochs] == pytest.approx([3e-4, 3e-4, 9e-4, 27e-4, 27e-4, 27e-4])
 
 
-def test_it_stops_going_back_at_the_greatest_weight_decay() -> None:
-    state = search(tiny_problem("toy", epochs=3), ada([1, 2, 4], most=9e-4)).state
+@pytest.mark.parametrize("most", [9e-4, 2e-3])
+def test_it_stops_going_back_at_the_greatest_weight_decay(most: float) -> None:
+    state = search(quick(3), replace(ada([1, 2, 4], most=most), arch_gradient=FirstOrder())).state
     assert state.weight_optimizer.param_groups[0]["weight_decay"] == pytest.approx(9e-4)
     assert state.epoch == 3
 
@@ -197,7 +202,29 @@ def test_killed_around_a_return_it_ends_the_same(tmp_path: Path) -> None:
 
 def test_it_keeps_no_more_states_than_the_rule_can_reach() -> None:
     state = search(quick(9), ada([1.0] * 9)).state
-    assert sorted(n for n in state.memory if n.startswith("ada/state")) == ["ada/state/6", "ada/state/7"]
+    assert states(state) == ["ada/state/6", "ada/state/7"]
+    wide = EigenvalueRule(
+        window=3, lag=1, ratio=1.3, start=0
+    )  # the mean at 5 is over 4 to 6, known and compared with that at 6 after 7
+    callback = RollBack(wide, Curvature(1, Planted((1.0,) * 9)))
+    state = search(quick(9), replace(darts(), callbacks=(callback,))).state
+    assert states(state) == ["ada/state/5", "ada/state/6", "ada/state/7"]
+
+
+def states(state: SearchState) -> list[str]:
+    return sorted(name for name in state.memory if name.startswith("ada/state"))
+
+
+def test_going_back_forgets_the_states_of_later_epochs() -> None:
+    method = replace(ada([5.0, 6.0, 7.0]), arch_gradient=FirstOrder())
+    state = search(quick(3), method).state
+    assert states(state) == ["ada/state/0", "ada/state/1"]
+    (callback,) = method.callbacks
+    assert isinstance(callback, RollBack)
+    callback.go_back(state, 0)
+    assert states(state) == ["ada/state/0"]
+    assert state.memory["curvature"].tolist() == [[0.0, 5.0]]
+    assert state.epoch == 1
 
 
 def test_the_look_ahead_takes_the_raised_weight_decay() -> None:

@@ -178,7 +178,7 @@ def test_the_zero_one_loss_in_closed_form(absolute: bool) -> None:
 def test_at_the_start_the_zero_one_loss_and_its_gradient_are_zero() -> None:
     state = begin(problem_of("toy"), fair_darts())
     assert all(not t.any() for t in state.alpha.values())
-    loss = ZeroOne()(state, {}, state.alpha, NOTHING)
+    loss = ZeroOne(10.0)(state, {}, state.alpha, NOTHING)
     assert float(loss.detach()) == 0
     assert not any(g.any() for g in gradient(loss, state.alpha).values())
 
@@ -198,6 +198,21 @@ def test_below_the_threshold_an_edge_is_none_unless_its_node_has_nothing_better(
         state.alpha["cell/alpha"][2, 3] = math.log(0.86 / 0.14)  # passes, so that node 2 needs no other
         state.alpha["cell/alpha"][4, 2] = math.log(0.84 / 0.16)  # does not, but is the best that node 3 has
     assert ops() == ["skip_connect", "none", "nor_conv_3x3", "none", "nor_conv_1x1", "none"]
+
+
+def test_an_edge_s_own_op_has_to_reach_the_threshold_too() -> None:
+    """Node 3 has three edges whose strongest op is a convolution; the weak one in the middle is not needed."""
+    problem = problem_of("nb201")
+    state = begin(problem, fair_darts())
+    with torch.no_grad():
+        for e, w in ((3, 0.9), (4, 0.84), (5, 0.86)):
+            state.alpha["cell/alpha"][e, 3] = math.log(w / (1 - w))
+    found = Threshold()(state, problem).groups["cell"]
+    assert [c.op for c in found if c.target == 3] == ["nor_conv_3x3", "none", "nor_conv_3x3"]
+    record: dict[str, object] = {}
+    for callback in fair_darts().callbacks:
+        callback.on_epoch_end(state, record)
+    assert record == {"above_threshold": 2}
 
 
 def test_a_node_keeps_two_edges_above_the_threshold_or_its_best_one() -> None:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from oche.base import Alpha, Batch, Draw, Params
-from oche.methods.zarts import Rule, Trials, loss_after, zarts
+from oche.methods.zarts import Rule, Trials, loss_after, shifted, zarts
+from oche.optim import Descent
 from oche.schedule import Constant
 from oche.search.bilevel import Bilevel
 from oche.search.loop import search
@@ -54,7 +55,7 @@ def test_the_shares_are_those_of_the_rule(rule: Rule) -> None:
 
 def test_the_proposals_are_a_sum_of_two_noises_and_not_a_mixture() -> None:
     """Mean -(1 - l) g and variance ((1 - l)^2 + l^2) s^2; the mixture's mean is the same, its variance is not."""
-    g, n = torch.tensor([3.0, -1.0]), 40_000
+    g, n = torch.tensor([3.0, -1.0, 0.5]), 40_000
     for rule, variance in (("code", 0.7**2 + 0.3**2), ("paper", 1.0 + 0.21 * 9 / 0.01)):
         part = Trials(samples=n, far=0.3, rule=rule)  # type: ignore[arg-type]
         found = part.proposals(g, 0.1, torch.Generator().manual_seed(1))
@@ -69,6 +70,8 @@ def test_the_noise_narrows_from_the_end_of_the_warm_up_on() -> None:
     assert part.spread(0.6) == pytest.approx(0.0125)
     assert part.spread(1.0) == pytest.approx(0.0, abs=1e-9)
     assert zarts().arch_start == part.since == 0.2
+    assert part == Trials()
+    assert zarts().arch_optimizer == Descent(1.0), "the gradient is minus the step"
     assert (part.samples, part.steps, part.far, part.tau, part.rule) == (4, 10, 1e-3, 0.01, "code")
 
 
@@ -79,6 +82,16 @@ def test_a_trial_is_judged_after_its_own_weight_steps() -> None:
     w = alpha["a"] + 0.8**6 * (theta["w"] - alpha["a"])
     torch.testing.assert_close(found, ((w - 1).square().sum() + (alpha["a"] - 1).square().sum()) / 2)
     assert torch.equal(theta["w"], torch.tensor([3.0, -1.0]))
+
+
+def test_a_trial_lies_at_alpha_plus_its_step_and_the_log_counts_whom_the_step_follows() -> None:
+    alpha = {"a": torch.tensor([3.0, -2.0]), "b": torch.tensor([1.0])}
+    found = shifted(alpha, torch.tensor([0.5, 1.0, -4.0]))
+    assert {name: t.tolist() for name, t in found.items()} == {"a": [3.5, -1.0], "b": [-3.0]}
+    told: dict[str, Tensor] = {}
+    problem = replace(quadratic(), meter=lambda **numbers: told.update(numbers))
+    Trials(1, 2)(problem, {"w": torch.zeros(2)}, {"a": torch.tensor([3.0, -2.0], requires_grad=True)}, NoBatches())
+    assert {name: float(t) for name, t in told.items()} == {"largest_share": 1, "best_followed": 1, "trial_steps": 1}
 
 
 def test_alpha_approaches_the_minimiser() -> None:

@@ -59,7 +59,7 @@ BUDGETS = {"paper": PUBLISHED}
 class ZeroOne:
     """- weight * mean over all candidates of (w - 1/2)^2, or of |w - 1/2|; `by_group` the sum of each group's own mean."""
 
-    weight: float = 10.0
+    weight: float
     absolute: bool = False
     by_group: bool = False
 
@@ -130,7 +130,7 @@ def reached(choices: list[Choice]) -> list[Choice]:
 class Above(Callback):
     """Writes the number of weights of at least `least` into the epoch's record."""
 
-    least: float = 0.85
+    least: float
 
     def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
         record["above_threshold"] = sum(int((strength >= self.least).sum()) for _, strength in state.strengths())

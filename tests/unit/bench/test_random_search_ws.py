@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 
 from oche.base import Draw, Group, counted
-from oche.data import ImageSet
+from oche.data import ImageSet, batches, none
+from oche.genotype import Genotype
 from oche.methods.random_search_ws import (
     BestOfSampled,
     GivenCell,
@@ -116,6 +118,53 @@ def test_the_chosen_cell_is_the_best_of_those_sampled() -> None:
     assert chosen in sampled
     assert accuracy(state, problem, shuffled, chosen) == pytest.approx(best)
     assert len({accuracy(state, problem, shuffled, cell) for cell in sampled}) > 1  # else there was nothing to choose
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_few_images_rank_the_samples_and_all_images_the_finalists(epoch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With planted scores: all images reverse the order of few, so that the last finalist is the best."""
+    problem = tiny_problem(batch=2)
+    state = begin(problem, random_search_ws())
+    state.epoch = epoch
+    few: list[Genotype] = []
+    asked: Counter[int] = Counter()
+
+    def planted(state: object, problem: object, images: ImageSet, cell: Genotype) -> float:
+        asked[len(images)] += 1
+        few.extend([cell] * (len(images) == 8))
+        return int(cell.hash, 16) * (1 if len(images) == 8 else -1)
+
+    monkeypatch.setattr(sys.modules[BestOfSampled.__module__], "accuracy", planted)
+    chosen = random_search_ws().selection(state, problem)
+    ranked = sorted(few, key=lambda cell: -int(cell.hash, 16))
+    assert asked == ({8: 4} if epoch == 0 else {8: 100, 24: 10})
+    assert chosen == ranked[0 if epoch == 0 else 9]
+    assert epoch == 1 or ranked[0] != ranked[1]
+    assert random_search_ws(published=True).selection == BestOfSampled(1000, 10, 10, 4)
+
+
+def test_a_cell_s_accuracy_is_the_share_of_images_that_it_gets_right() -> None:
+    problem = tiny_problem(count=12, batch=12)
+    state = begin(problem, random_search_ws())
+    cell = sample(problem.space, counted(4))
+    (group,) = problem.space.groups
+    batch = next(batches(problem.data.val, 12, none(problem.data)))
+    weights = dict.fromkeys(problem.space.cell_groups(), one_hot(group, cell.groups["cell"]))
+    said, _ = state.supernet(batch.images, weights, state.draw("eval"))
+    said = said[0] if isinstance(said, tuple) else said
+    right = (said.argmax(1) == batch.targets).double().mean().item()
+    assert 0 < right < 1
+    assert accuracy(state, problem, problem.data.val, cell) == pytest.approx(right)
+
+
+def test_alpha_has_no_gradient_and_a_lone_op_all_the_weight() -> None:
+    (group,) = SPACES["nb201"]().groups
+    alpha = {"cell/alpha": torch.zeros(6, 5, requires_grad=True)}
+    (grad,) = torch.autograd.grad(OneCell()(alpha, group, Draw(0, 1, "weight")).sum(), alpha["cell/alpha"])
+    assert not grad.any()
+    mask = torch.zeros(6, 5, dtype=torch.bool)
+    mask[:, 3] = True
+    assert torch.equal(OneCell()(alpha, group, Draw(0, mask={"cell": mask})), mask.float())
 
 
 def test_one_hot_inverts_argmax() -> None:
