@@ -423,3 +423,9 @@ def test_impossible_grids_are_refused(wrong: dict[str, object]) -> None:
 def test_padding_is_said() -> None:
     assert small(size=(16, 32)).notes() == ()
     assert "padded to 32x32" in small(size=(17, 30)).notes()[0]
+
+
+def test_an_exported_grid_takes_more_than_one_pixel_at_its_coarsest_stride() -> None:
+    assert GridSpace(outputs=2, size=(40, 80), levels=3).least_side() == 17
+    assert GridSpace(outputs=2, size=(16, 80), levels=3).least_side() is None
+    assert GridSpace(outputs=2, size=(40, 80), levels=4, layers=1).least_side() == 9

@@ -9,22 +9,24 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
-from oche.api.inference import predict
+from oche.api.inference import predict, segment
 from oche.base import counted
 from oche.data import load
 from oche.data.contract import Contract
+from oche.data.reading.applied import painted
 from oche.data.reading.pixels import resized
 from oche.run import Run
 from oche.spaces.sampling import sample
-from oche.training.export import export_network, save_network
+from oche.training.export import Deployed, export_network, save_network
 from oche.training.shipped import SCRIPT, metadata
-from reference.tiny import tiny_space
+from reference.tiny import tiny_masks, tiny_space
 
 Array = NDArray[np.generic]
 
@@ -106,7 +108,7 @@ def test_the_script_agrees_with_predict(tmp_path: Path, kind: str, size: int | N
 
 def test_the_script_resizes_as_pytorch_does() -> None:
     """Bytes bit for bit, floats within rounding, of many sizes; only the functions of the script are run, without its model."""
-    functions = SCRIPT[SCRIPT.index("def cropped") : SCRIPT.index("if __name__")]
+    functions = SCRIPT[SCRIPT.index("def painted") : SCRIPT.index("if __name__")]
     rng = np.random.default_rng(0)
     for _ in range(60):
         height, width, *size = (int(n) for n in rng.integers(8, 70, 4))
@@ -123,3 +125,65 @@ def test_the_metadata_is_text() -> None:
     held = metadata(load("digits").contract)
     assert all(isinstance(value, str) for value in held.values())
     assert Contract.of(json.loads(held["contract"])) == load("digits").contract
+
+
+def test_the_script_paints_as_predict_does() -> None:
+    """The mask of an image of any size, from scores that vary over every window, against `painted`."""
+    functions = SCRIPT[SCRIPT.index("def painted") : SCRIPT.index("if __name__")]
+    rng = np.random.default_rng(1)
+    for _ in range(40):
+        height, width, *size = (int(n) for n in rng.integers(8, 70, 4))
+        image, mix = rng.random((height, width, 3), dtype="f4"), rng.random((4, 3), dtype="f4")
+
+        def scores(pixels: Array, mix: Array = mix) -> Array:
+            return np.ascontiguousarray((pixels @ mix.T).transpose(2, 0, 1))
+
+        room: dict[str, object] = {"np": np, "size": size}
+        exec(functions, room)  # noqa: S102  the text that is shipped, as it is
+        room["scores"] = scores
+        wanted = painted(
+            torch.from_numpy(image), (size[0], size[1]), lambda x: torch.from_numpy(scores(x[0].numpy()))[None]
+        )
+        got = room["painted"](image)  # type: ignore[operator]
+        assert got.shape == (height, width)
+        assert (got == wanted.numpy()).mean() > 0.999  # scores that are equal to rounding may fall either way
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_exported_masks_of_any_size_are_those_of_predict(tmp_path: Path) -> None:
+    """Both files take sizes that training never saw, multiples of a stride or not; the script's masks have their images' sizes."""
+    data = tiny_masks(6, (24, 24), channels=3)
+    space = tiny_space("grid", data, channels=4, layers=2, levels=2, ops=("mbconv_k3_e3", "skip_connect"))
+    torch.manual_seed(5)
+    genotype = sample(space, counted(4))
+    network = space.network(genotype).train()
+    for _ in range(3):
+        network(torch.rand(8, 3, 24, 24))
+    run = Run.create(tmp_path / "run")
+    run.write(Run.CONFIG, b"")
+    save_network(run, network.eval(), space, genotype, data, {})
+    export_network(run)
+    module = Deployed(network.eval(), data.mean, data.std).eval()
+    program = torch.export.load(run.file("network/model.pt2")).module()
+    session = onnxruntime.InferenceSession(run.file("network/model.onnx"))
+    for count, height, width in ((1, 9, 9), (2, 24, 40), (1, 16, 16), (3, 31, 57)):
+        images = torch.rand(count, 3, height, width)
+        wanted = module(images).detach()
+        assert wanted.shape[2:] == (height, width)
+        torch.testing.assert_close(program(images), wanted, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(session.run(None, {"images": images.numpy()})[0], wanted, rtol=1e-3, atol=1e-4)
+    held = {p.key: p.value for p in onnx.load(run.file("network/model.onnx")).metadata_props}
+    assert held["sizes"] == "any height and width from 9 on; trained at 24 x 24"
+
+    paths = [tmp_path / f"{n}.png" for n in range(3)]
+    for path, shape in zip(paths, ((24, 24), (30, 70), (90, 41)), strict=True):
+        Image.fromarray(np.random.default_rng(7).integers(0, 256, (*shape, 3), dtype=np.uint8)).save(path)
+    (tmp_path / "torch.py").write_text("raise ImportError")
+    script = [sys.executable, str(run.file("network/predict.py")), *map(str, paths)]
+    environment = {"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    subprocess.run(script, capture_output=True, check=True, env=environment, cwd=tmp_path)
+    for one in segment(run.path, paths, tmp_path / "out"):
+        with Image.open(one.mask) as wanted_mask, Image.open(tmp_path / f"{one.path.stem}_mask.png") as got:
+            assert got.size == wanted_mask.size
+            assert (np.array(got) == np.array(wanted_mask)).mean() > 0.999

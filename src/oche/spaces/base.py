@@ -317,6 +317,10 @@ class Space(ABC):
         """(cell whose output it reads, head) for training, or None where the images are too small or the space has none."""
         return None
 
+    def least_side(self) -> int | None:
+        """The least height and width of images that an exported network takes, or None where it takes those of `size` alone."""
+        return None
+
     def notes(self) -> tuple[str, ...]:
         """Sentences for the preflight: what was scaled or switched off to fit the images."""
         return ()

@@ -159,6 +159,11 @@ class GridSpace(Space):
     def body(self, build: BuildEdge, *, affine: bool) -> GridBody:
         return GridBody(self, build, affine)
 
+    def least_side(self) -> int | None:
+        """More than the largest stride, below which the coarsest map has one pixel; None for images that have no more."""
+        least = 4 * 2**self.coarsest + 1
+        return least if min(self.size) >= least else None
+
     def notes(self) -> tuple[str, ...]:
         multiple = 4 * 2**self.coarsest
         height, width = (-(-side // multiple) * multiple for side in self.size)
@@ -280,11 +285,15 @@ class GridBody(Body):
 
     def forward(self, x: Tensor, run_cell: RunCell) -> tuple[Tensor, dict[str, Tensor]]:
         height, width = x.shape[-2:]
-        padded = F.pad(x, (0, -width % self.multiple, 0, -height % self.multiple))
+        full = [(side + self.multiple - 1) // self.multiple * self.multiple for side in (height, width)]
+        padded = F.pad(x, (0, full[1] - width, 0, full[0] - height))
         states, observed = {0: self.stem(padded)}, dict[str, Tensor]()
         for name, cell in self.cells.items():
             assert isinstance(cell, GridCell)
             states[cell.number] = observed[name] = run_cell(name, cell, [states[source] for source in cell.sources])
         logits = self.head({level: states[n] for level, n in self.last.items()})
         out = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+        if torch.compiler.is_exporting():  # a slice would fix how much is padded
+            rows, columns = (torch.arange(side, device=out.device) for side in (height, width))
+            return out.index_select(2, rows).index_select(3, columns), observed
         return out[..., :height, :width], observed

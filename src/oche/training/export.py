@@ -160,7 +160,8 @@ def load_network(run: Run) -> Loaded:
 def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Writes the run's network as `network/model.pt2` and `network/model.onnx`, both with a free batch size, and a script for the latter.
 
-    Every file is loaded again and compared with the module on batches of 1 and 3. Raises UserError for an unknown format, a
+    Networks for masks take images of any size from `Space.least_side` on. Every file is loaded again and compared with the module on
+    batches of 1 and 3, and of other sizes. Raises UserError for an unknown format, a
     missing extra, or a file whose scores differ by more than 1e-4 of the largest.
     """
     for name in formats:
@@ -168,17 +169,21 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
             raise unknown("export format", name, FORMATS)
     trained = load_network(run)
     module = Deployed(trained.network, trained.augment.mean, trained.augment.std).eval()
-    size = (trained.space.inputs, *trained.space.size)
+    size, least = (trained.space.inputs, *trained.space.size), trained.space.least_side()
+    sizes = [size] if least is None else [size, (size[0], size[1] + least // 2, size[2] + 3)]
+    says = metadata(trained.contract, least)
     written = []
     for name in formats:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"model.{name}"
             if name == "pt2":
-                torch.export.save(_program(module, size), path, extra_files=metadata(trained.contract))
+                torch.export.save(_program(module, size, least), path, extra_files=says)
             else:
-                _to_onnx(module, size, path)
-                add_to_onnx(path, trained.contract)
-            _compare(module, _runner(name, path), size, name)
+                _to_onnx(module, size, least, path)
+                add_to_onnx(path, says)
+            runner = _runner(name, path)
+            for one in sizes:
+                _compare(module, runner, one, name)
             run.write(f"{Run.NETWORK}/model.{name}", path.read_bytes())
             if name == "onnx":
                 run.write(f"{Run.NETWORK}/{SCRIPT_NAME}", SCRIPT.encode())
@@ -192,24 +197,37 @@ def available_formats() -> tuple[str, ...]:
     return FORMATS if there else tuple(name for name in FORMATS if name != "onnx")
 
 
-def _program(module: nn.Module, size: tuple[int, ...]) -> torch.export.ExportedProgram:
-    images = torch.zeros(2, *size)
-    return torch.export.export(module, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})
+def _program(module: nn.Module, size: tuple[int, ...], least: int | None) -> torch.export.ExportedProgram:
+    images, free = _example(size, least)
+    return torch.export.export(module, (images,), dynamic_shapes={"images": free})
 
 
-def _to_onnx(module: nn.Module, size: tuple[int, ...], path: Path) -> None:
+def _example(size: tuple[int, ...], least: int | None) -> tuple[Tensor, dict[int, torch.export.Dim]]:
+    """Images to trace a network with, and the dimensions that stay free: the batch, and height and width where there is a least side.
+
+    Such images are no multiple of a stride, so that padding them is traced too.
+    """
+    free = {0: torch.export.Dim("batch")}
+    if least is None:
+        return torch.zeros(2, *size), free
+    free |= {2: torch.export.Dim("height", min=least), 3: torch.export.Dim("width", min=least)}
+    return torch.zeros(2, size[0], 2 * least + 1, 2 * least + 3), free
+
+
+def _to_onnx(module: nn.Module, size: tuple[int, ...], least: int | None, path: Path) -> None:
     if "onnx" not in available_formats():
         raise UserError("Exporting to ONNX needs the extra `onnx`: pip install 'oche[onnx]'.")
+    images, free = _example(size, least)
     with _without_chatter():
         torch.onnx.export(
             module,
-            (torch.zeros(2, *size),),
+            (images,),
             path,
             dynamo=True,
             external_data=False,
             input_names=["images"],
             output_names=["scores"],
-            dynamic_shapes={"images": {0: "batch"}},
+            dynamic_shapes={"images": free},
             verbose=False,
         )
 

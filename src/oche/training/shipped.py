@@ -7,6 +7,7 @@ and the antialiased bilinear resizing, of bytes in the fixed-point arithmetic of
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from oche.data.contract import Contract
@@ -24,24 +25,31 @@ OUTPUTS = {
 SCRIPT_NAME = "predict.py"
 
 
-def metadata(contract: Contract) -> dict[str, str]:
-    """What the exported files hold beside the network, each value a text: class names, the contract as JSON, input and outputs in words."""
+def metadata(contract: Contract, least: int | None = None) -> dict[str, str]:
+    """What the exported files hold beside the network, each value a text: class names, the contract as JSON, input and outputs in words.
+
+    `least` is the least height and width of images, None where they all have the contract's size.
+    """
+    height, width = contract.size
     return {
         "task": contract.task,
         "classes": json.dumps(list(contract.classes)),
         "contract": json.dumps(contract.plain()),
         "input": INPUT,
+        "sizes": f"{height} x {width}"
+        if least is None
+        else f"any height and width from {least} on; trained at {height} x {width}",
         "normalisation": "inside",
         "outputs": OUTPUTS.get(contract.task, "the network's outputs as they are"),
     }
 
 
-def add_to_onnx(path: Path, contract: Contract) -> None:
+def add_to_onnx(path: Path, says: Mapping[str, str]) -> None:
     """Writes the metadata into an ONNX file."""
     import onnx
 
     model = onnx.load(path)
-    onnx.helper.set_model_props(model, metadata(contract))
+    onnx.helper.set_model_props(model, dict(says))
     onnx.save(model, path)
 
 
@@ -63,26 +71,39 @@ rule, size, channels = contract["pixels"], contract["size"], contract["channels"
 
 def main(paths):
     for path in paths:
-        pixels = resized(cropped(channelled(scaled(values(Path(path))))))
-        pixels = pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels
-        (logits,) = session.run(None, {"images": pixels.transpose(2, 0, 1)[None].astype(np.float32)})
+        pixels = channelled(scaled(values(Path(path))))
+        if contract["task"] == "segment":
+            name = f"{Path(path).stem}_mask.png"
+            picture(painted(pixels)).save(name)
+            print(path, name)
+            continue
+        logits = scores(resized(cropped(pixels)))
         if contract["task"] == "multilabel":
-            chance = 1 / (1 + np.exp(-logits[0].astype(np.float64)))
+            chance = 1 / (1 + np.exp(-logits.astype(np.float64)))
             named = [name for name, p in zip(contract["classes"], chance) if p >= 0.5]
             print(path, ", ".join(named) or "(none)", " ".join(f"{p:.7f}" for p in chance))
             continue
         if contract["task"] == "regress":
-            numbers = logits[0] * np.array(contract.get("target_std", 1.0)) + np.array(contract.get("target_mean", 0.0))
+            numbers = logits * np.array(contract.get("target_std", 1.0)) + np.array(contract.get("target_mean", 0.0))
             print(path, " ".join(f"{name}={n:.7g}" for name, n in zip(contract["classes"], numbers)))
             continue
-        shares = np.exp(logits[0] - logits[0].max(0))
-        shares /= shares.sum(0)  # softmax: probabilities per class, or per class and pixel
-        if contract["task"] == "segment":  # the mask of the crop, in the size of the network
-            mask = f"{Path(path).stem}_mask.png"
-            Image.fromarray(shares.argmax(0).astype(np.uint8)).save(mask)
-            print(path, mask)
-        else:
-            print(path, contract["classes"][shares.argmax()], f"{shares.max():.7f}")
+        shares = np.exp(logits - logits.max())
+        shares /= shares.sum()  # softmax: probabilities per class
+        print(path, contract["classes"][shares.argmax()], f"{shares.max():.7f}")
+
+
+def scores(pixels):
+    """The network's outputs for one image (H, W, C) of its size."""
+    pixels = pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels
+    return session.run(None, {"images": pixels.transpose(2, 0, 1)[None].astype(np.float32)})[0][0]
+
+
+def picture(mask):
+    """The mask with the colours of the training masks as palette, where they had some."""
+    image = Image.fromarray(mask)
+    if contract["palette"]:
+        image.putpalette([value for colour in contract["palette"] for value in colour])
+    return image
 
 
 def values(path):
@@ -128,11 +149,51 @@ def channelled(array):
     return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
+def painted(array):
+    """Class numbers (H, W) for an image of any size, window by window; where two windows overlap each has its half."""
+    height, width = array.shape[:2]
+    rows, columns = window(height, width)
+    mask, down = np.zeros((height, width), np.uint8), 0
+    for top in starts(height, rows):
+        right = 0
+        for left in starts(width, columns):
+            best = enlarged(scores(resized(array[top : top + rows, left : left + columns])), (rows, columns)).argmax(0)
+            first = (top + down + 1) // 2 if top else 0, (left + right + 1) // 2 if left else 0
+            mask[first[0] : top + rows, first[1] : left + columns] = best[first[0] - top :, first[1] - left :]
+            right = left + columns
+        down = top + rows
+    return mask
+
+
+def starts(extent, length):
+    """Where windows of a length begin that cover an extent: the first at its beginning, the last at its end."""
+    count = -(-extent // length)
+    return [round(i * (extent - length) / max(count - 1, 1)) for i in range(count)]
+
+
+def enlarged(logits, shape):
+    """Bilinear to the shape of a window, without antialiasing: (classes, H, W) -> (classes, *shape)."""
+    for axis, new in zip((1, 2), shape):
+        old = logits.shape[axis]
+        if old != new:
+            at = np.clip((np.arange(new) + 0.5) * (old / new) - 0.5, 0, old - 1).astype(np.float32)
+            low = np.floor(at).astype(int)
+            share = (at - low)[:, None] if axis == 1 else at - low
+            lower, upper = (logits.take(np.minimum(low + step, old - 1), axis) for step in (0, 1))
+            logits = lower * (1 - share) + upper * share
+    return logits
+
+
+def window(height, width):
+    """Rows and columns of the largest window with the shape of the network's input."""
+    by = max(size[0] / height, size[1] / width)
+    return max(1, round(size[0] / by)), max(1, round(size[1] / by))
+
+
 def cropped(array):
     """The largest window with the shape of the network's input, at the centre."""
     height, width = array.shape[:2]
-    by = max(size[0] / height, size[1] / width)
-    rows, columns = max(1, round(size[0] / by)), max(1, round(size[1] / by))
+    rows, columns = window(height, width)
     top, left = (height - rows) // 2, (width - columns) // 2
     return array[top : top + rows, left : left + columns]
 

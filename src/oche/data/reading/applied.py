@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from oche.data.contract import Contract
 from oche.data.reading.files import read_image
-from oche.data.reading.pixels import SMALLEST, centre, resized, with_channels
+from oche.data.reading.pixels import SMALLEST, centre, resized, stretched, with_channels
 from oche.errors import UserError
 
 
@@ -75,7 +75,7 @@ def painted(pixels: Tensor, size: tuple[int, int], scores: Callable[[Tensor], Te
     out = torch.zeros(height, width, dtype=torch.int64)
     edge_down, edge_right = 0, 0
     for rows, columns in windows(height, width, size):
-        best = _best(scores(resized(pixels[None, rows, columns], size))[0].cpu(), rows, columns)
+        best = _best(scores(stretched(pixels[None, rows, columns], size))[0].cpu(), rows, columns)
         top = (rows.start + edge_down + 1) // 2 if rows.start else 0
         left = (columns.start + edge_right + 1) // 2 if columns.start else 0
         out[top : rows.stop, left : columns.stop] = best[top - rows.start :, left - columns.start :]

@@ -83,8 +83,14 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     if images.shape[1:3] == size:
         return images
     rows, columns = centre(images.shape[1], images.shape[2], size)
-    window = images[:, rows, columns].permute(0, 3, 1, 2)
-    out = F.interpolate(window, size, mode="bilinear", antialias=True, align_corners=False)
+    return stretched(images[:, rows, columns], size)
+
+
+def stretched(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """(N, H, W, C) -> (N, *size, C), dtype kept: antialiased bilinear of all pixels, whatever their shape."""
+    if images.shape[1:3] == size:
+        return images
+    out = F.interpolate(images.permute(0, 3, 1, 2), size, mode="bilinear", antialias=True, align_corners=False)
     return out.permute(0, 2, 3, 1).contiguous()
 
 
