@@ -1,9 +1,13 @@
-"""An error that a user can mend, said in one sentence; the command line prints it and exits with 2."""
+"""Errors that are said in one sentence, by whose fault they are: the user's (exit code 2), or of a run that had begun (1)."""
 
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+_SAID = ("bad_alloc", "can't allocate memory", "out of memory", "Cannot allocate memory", "paging file is too small")
+"""What libraries that have no error of their own for it say."""
 
 
 class UserError(ValueError):
@@ -24,3 +28,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
     hint = f"; did you mean {near[0]!r}?" if near else "."
     return UserError(f"There is no {kind} {name!r}{hint} Known: {', '.join(known)}.")
+
+
+def ran_out(error: BaseException) -> bool:
+    """True for an error that says that memory could not be had."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(m in str(error) for m in _SAID))

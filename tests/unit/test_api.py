@@ -20,7 +20,7 @@ from oche.api.resume import resume
 from oche.api.train import Trained, plan_training
 from oche.api.train import train as train_network
 from oche.data import Data
-from oche.errors import UserError
+from oche.errors import RunFailed, UserError
 from oche.genotype import Genotype
 from oche.plan.request import Request, TrainRequest, requested
 from oche.plan.resolve import resolve
@@ -308,7 +308,7 @@ def test_what_cannot_be_predicted(grey: Path, tmp_path: Path) -> None:
     ],
 )
 def test_memory_that_runs_out_is_a_sentence(error: Exception) -> None:
-    with pytest.raises(UserError, match="--batch 32"), out_of_memory(64):
+    with pytest.raises(RunFailed, match="--batch 32"), out_of_memory(64):
         raise error
 
 

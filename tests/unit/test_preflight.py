@@ -9,12 +9,13 @@ from dataclasses import replace
 import pytest
 import torch
 
+from oche.data.memory import Room
 from oche.errors import UserError
 from oche.methods import METHODS, random_features
 from oche.search import preflight
 from oche.search.begin import begin, streams
 from oche.search.method import Method
-from oche.search.preflight import Estimate, estimate, free_bytes, memory_bytes
+from oche.search.preflight import Estimate, estimate, memory_bytes
 from oche.search.state import Problem, SearchState
 from reference.tiny import tiny_problem
 
@@ -88,7 +89,7 @@ def test_random_features_keep_less(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_batch_that_is_suggested_fits(space: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     p, m = problem(space, 512), method("darts")
     need = memory_bytes(begin(p, m), p, m)
-    monkeypatch.setattr(preflight, "free_bytes", lambda device: need * share)
+    monkeypatch.setattr(preflight, "free_room", lambda device: Room(need * share, "this machine"))
     with pytest.raises(UserError, match="GiB") as told:
         estimate(p, m)
     found = re.search(r"--batch (\d+)", str(told.value))
@@ -100,17 +101,19 @@ def test_a_batch_that_is_suggested_fits(space: str, share: float, monkeypatch: p
 
 
 def test_where_no_batch_fits_none_is_suggested(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preflight, "free_bytes", lambda device: 1000.0)
-    with pytest.raises(UserError, match="smaller space") as told:
+    monkeypatch.setattr(preflight, "free_room", lambda device: Room(1000.0, "`ulimit -v`"))
+    with pytest.raises(UserError, match=r"and `ulimit -v` leaves 0.0 GiB: try a smaller space") as told:
         estimate(problem("toy"), method("darts"))
     assert "--batch 1," not in str(told.value), "a search needs batches of two"
 
 
-def test_free_memory_is_a_plausible_number() -> None:
-    import os
+def test_measuring_that_does_not_fit_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object) -> None:
+        raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
 
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    assert 2**20 < free_bytes(torch.device("cpu")) <= total
+    monkeypatch.setattr(preflight, "begin", failing)
+    with pytest.raises(UserError, match=r"does not fit into the .* GiB that .* leaves: try a smaller --batch than 32"):
+        estimate(problem("toy"), method("darts"))
 
 
 # ---------------------------------------------------------------------- the estimate

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from lightning_fabric import Fabric
 
-from oche.errors import UserError
+from oche.errors import RunFailed, ran_out
 from oche.plan.processes import stopped_by_loss, watch
 from oche.run import Run
 
@@ -52,12 +52,12 @@ def gradients() -> Iterator[None]:
 
 @contextmanager
 def out_of_memory(batch: int) -> Iterator[None]:
-    """Turns an allocation that failed into one sentence."""
+    """Turns an allocation that failed into one sentence. Raises RunFailed: what was done is kept, and the command line exits with 1."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not isinstance(error, torch.OutOfMemoryError | MemoryError) and "can't allocate memory" not in str(error):
-            raise  # the CPU's allocator has no error of its own
-        raise UserError(
+    except (RuntimeError, MemoryError, OSError) as error:
+        if not ran_out(error):
+            raise
+        raise RunFailed(
             f"Out of memory with a batch of {batch}: try half of it (--batch {max(2, batch // 2)}); what was done is kept."
         ) from None

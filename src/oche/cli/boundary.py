@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
-from oche.errors import RunFailed, UserError
+from oche.errors import RunFailed, UserError, ran_out
 from oche.plan.processes import FOLLOWS, stopped_by_loss, watch
 
 KEPT = "What was written before is kept; `oche search --resume RUN` (or `oche train --resume RUN`, `oche bench` again) carries on."
@@ -43,13 +43,12 @@ _ADVICE = {
     errno.EMFILE: "raise the limit of open files (`ulimit -n`).",
     errno.EIO: f"the disk reported an error. {KEPT}",
 }
-_MEMORY = ("bad_alloc", "can't allocate memory", "out of memory", "Cannot allocate memory", "paging file is too small")
 _FEWER = "a smaller `--batch`, smaller images (`--set data.size=64`) or a smaller space (`--set space.channels=8`) takes less."
 
 
 def explained(error: BaseException) -> str | None:
     """The sentence for an error that the surroundings caused, or None for any other."""
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(m in str(error) for m in _MEMORY)):
+    if ran_out(error):
         return f"There is not enough memory ({_first_line(error)}): {_FEWER} {KEPT}"
     if isinstance(error, OSError) and error.errno in _ADVICE:
         path = error.filename2 or error.filename

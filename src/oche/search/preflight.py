@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
-from oche.errors import UserError
+from oche.data.memory import Room, room
+from oche.errors import UserError, ran_out
 from oche.fast import coverage
 from oche.optim import average
 from oche.search.begin import StepBatches, begin, bilevel, streams
@@ -49,23 +48,38 @@ class Estimate:
 def estimate(problem: Problem, method: Method) -> Estimate:
     """Measures one step of a throw-away copy of the search. Raises UserError where it would not fit into memory."""
     problem = quiet(problem)
-    state = begin(problem, method)
-    count, device = problem.fabric.world_size, problem.fabric.device
-    need, free = memory_bytes(state, problem, method), free_bytes(device) / (count if device.type == "cpu" else 1)
-    (short,) = average(problem.fabric, [torch.tensor(float(need > free))])
-    if short > 0:  # in any process
-        least = memory_bytes(state, replace(problem, batch=2 * count), method)
-        share = 2 + int((0.8 * free - least) / max(need - least, 1.0) * (problem.share - 2)) if free > least else 0
-        fits = count * share
-        smaller = f"--batch {fits}, or a smaller space" if 2 <= fits < problem.batch else "a smaller space"
+    free = free_room(problem.fabric.device)
+    try:
+        state = begin(problem, method)
+        need = _fitting(state, problem, method, free)
+        step = _step_seconds(state, problem, method)
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
         raise UserError(
-            f"This search needs about {need / 2**30:.1f} GiB with a batch of {problem.batch}, and {free / 2**30:.1f} GiB are free: "
-            f"try {smaller} such as --set space.channels=8."
-        )
-    step = _step_seconds(state, problem, method)
+            f"This search does not fit into the {_gib(free.bytes)} that {free.bound} leaves: try a smaller --batch than {problem.batch}, "
+            "or a smaller space such as --set space.channels=8."
+        ) from None
     total = parameters(state.supernet)
     cells = dict(Counter(coverage(state.supernet).values()))
     return Estimate(total, sum(t.numel() for t in state.theta.values()), need / 2**20, step, state.steps, cells)
+
+
+def _fitting(state: SearchState, problem: Problem, method: Method, free: Room) -> float:
+    """The bytes that the search needs. Raises UserError where that is more than is free, with a batch that fits if one does."""
+    count, device = problem.fabric.world_size, problem.fabric.device
+    need, left = memory_bytes(state, problem, method), free.bytes / (count if device.type == "cpu" else 1)
+    (short,) = average(problem.fabric, [torch.tensor(float(need > left))])
+    if short == 0:  # in no process
+        return need
+    least = memory_bytes(state, replace(problem, batch=2 * count), method)
+    share = 2 + int((0.8 * left - least) / max(need - least, 1.0) * (problem.share - 2)) if left > least else 0
+    fits = count * share
+    smaller = f"--batch {fits}, or a smaller space" if 2 <= fits < problem.batch else "a smaller space"
+    raise UserError(
+        f"This search needs about {_gib(need)} with a batch of {problem.batch}, and {free.bound} leaves {_gib(left)}: "
+        f"try {smaller} such as --set space.channels=8."
+    )
 
 
 def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
@@ -85,21 +99,9 @@ def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
     return 1.2 * passes * kept * share + 4 * weights
 
 
-def free_bytes(device: torch.device) -> float:
-    """Memory that a new allocation could get: the accelerator's, or the machine's within the process's own limits."""
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
-    limits = [float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))]
-    meminfo, group = Path("/proc/meminfo"), Path("/sys/fs/cgroup/memory.max")
-    if meminfo.exists():
-        limits += [
-            float(line.split()[1]) * 1024
-            for line in meminfo.read_text().splitlines()
-            if line.startswith("MemAvailable")
-        ]
-    if group.exists() and group.read_text().strip().isdigit():
-        limits.append(float(group.read_text()))
-    return min(limits)
+def free_room(device: torch.device) -> Room:
+    """What a new allocation could get: the accelerator's memory, or this process's."""
+    return Room(float(torch.cuda.mem_get_info(device)[0]), str(device)) if device.type == "cuda" else room()
 
 
 def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int) -> float:
@@ -138,3 +140,7 @@ def _step_seconds(state: SearchState, problem: Problem, method: Method) -> float
         if seconds > LONG:
             break
     return seconds
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from oche.data.contract import LabelMap, PixelRule, decided
 from oche.data.images import ArraySource, Identity, ImageSet, LazySource
+from oche.data.memory import room
 from oche.data.problems import each, refuse, tried
 from oche.data.reading.files import Head, head, read_image
 from oche.data.reading.found import Filled, Wish
@@ -24,8 +25,8 @@ from oche.data.reading.masks import translated
 from oche.data.reading.pixels import CHANNELS, common_size, extent, resized, resized_masks, with_channels
 from oche.errors import UserError
 
-MEMORY_LIMIT = 4 * 2**30
-"""Bytes of decoded pixels above which images are decoded anew each time they are needed."""
+MEMORY_LIMIT, FREE_SHARE = 4 * 2**30, 3
+"""Images are decoded anew each time they are needed where their pixels take more bytes, or more than a third of the memory that is free."""
 
 WORKERS = 8
 BYTE = "uint8"
@@ -91,8 +92,9 @@ def filled(
 ) -> Filled:
     """The image sets of all parts; the rule for values is decided on the images at the positions `train` of the train part.
 
-    Images are decoded once and kept, or decoded on demand where they would take more than `MEMORY_LIMIT`. `uniform`: all are known to be
-    8-bit files that Pillow reads, whose heads need not be looked at where `wish` gives size and channels.
+    Images are decoded once and kept, or decoded on demand where they would take more than `MEMORY_LIMIT`, or than a third of what
+    is free. `uniform`: all are known to be 8-bit files that Pillow reads, whose heads need not be looked at where `wish` gives size
+    and channels.
 
     Raises:
         UserError: all that is wrong with the files, at once.
@@ -112,9 +114,13 @@ def filled(
     notes += more
     count = sum(map(len, listings.values()))
     each_takes = size[0] * size[1] * (channels * (1 if as_bytes else 4) + any(one.mask for one in listings.values()))
-    lazy = count * each_takes > MEMORY_LIMIT
+    takes, most = count * each_takes, min(MEMORY_LIMIT, room().bytes / FREE_SHARE)
+    lazy = takes > most
     if lazy:
-        notes += ("The decoded images exceed 4 GiB, so they are decoded on demand and not searched for duplicates.",)
+        notes += (
+            f"The decoded images take {takes / 2**30:.1f} GiB, over {most / 2**30:.1f}, so they are decoded on demand and not searched for "
+            "duplicates.",
+        )
     build = _Build(size, channels, name, rule, as_bytes, labels, len(classes))
     known = sorted({group for one in listings.values() for group in one.groups})
     sets, wrong = {}, []
