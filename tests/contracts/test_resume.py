@@ -69,7 +69,7 @@ def content(run: Run) -> dict[str, object]:
     return found
 
 
-LONG = {"shapley_nas", "sdarts_adv", "pdarts", "zarts", "darts_ada"}
+LONG = {"shapley_nas", "sdarts_adv", "pdarts", "zarts", "darts_ada", "rdarts_pick", "random_search_ws"}
 SEARCHES = [
     pytest.param(
         name,

@@ -69,12 +69,22 @@ LONG = {
     "darts_es",
     "darts_ada",
     "gm_nas",
+    "pdarts",
+    "rdarts_pick",
 }
 """Searches of more than two seconds in any space but the smallest."""
 
+ALIKE = ("s2", "s3", "s4")
+"""Spaces that differ in their operations alone: each method searches one of them in the short run, all in the long one."""
+
+
+def _long(name: str, space: str, number: int) -> bool:
+    return (name in LONG and space != "toy") or (space in ALIKE and space != ALIKE[number % len(ALIKE)])
+
+
 SEARCHES = [
-    pytest.param(name, space, marks=pytest.mark.slow if name in LONG and space != "toy" else (), id=f"{name}-{space}")
-    for name, build in METHODS.items()
+    pytest.param(name, space, marks=pytest.mark.slow if _long(name, space, number) else (), id=f"{name}-{space}")
+    for number, (name, build) in enumerate(METHODS.items())
     if (method := as_searcher(build()).method) is not None
     for space in SMALL
     if space not in method.unfit

@@ -81,6 +81,7 @@ EVERYTHING: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_everything_from_files_is_searched_trained_and_resumed_without_them(tmp_path: Path) -> None:
     found = searched(**EVERYTHING)
     run = found.run
@@ -140,6 +141,7 @@ def reopened(*_: str) -> str:
     return str(told.value)
 
 
+@pytest.mark.slow
 def test_a_task_with_its_metric_is_searched_scored_and_resumed(capsys: pytest.CaptureFixture[str]) -> None:
     found = searched(
         task="task.py:Macro",

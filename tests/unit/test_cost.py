@@ -56,7 +56,11 @@ def test_candidates_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "settings"), [("nb201", {"channels": 4, "cells": 1}), ("darts", {"channels": 4, "cells": 3})]
+    ("name", "settings"),
+    [
+        ("nb201", {"channels": 4, "cells": 1}),
+        pytest.param("darts", {"channels": 4, "cells": 3}, marks=pytest.mark.slow),
+    ],
 )
 def test_a_network_costs_its_candidates_more_than_another(name: str, settings: dict[str, int]) -> None:
     """Whatever lies between two networks' costs is in their cells' edges."""

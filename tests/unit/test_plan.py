@@ -254,8 +254,14 @@ def test_random_features_of_anything() -> None:
 # ---------------------------------------------------------------------- run.toml
 
 
-@pytest.mark.parametrize("space", ["toy", "nb201", "s1"])
-@pytest.mark.parametrize("method", [*METHODS, "rf_darts_2nd"])
+@pytest.mark.parametrize(
+    ("method", "space"),
+    [
+        pytest.param(method, space, marks=pytest.mark.slow if space == ("nb201", "s1")[number % 2] else ())
+        for number, method in enumerate((*METHODS, "rf_darts_2nd"))
+        for space in ("toy", "nb201", "s1")
+    ],
+)
 def test_run_toml_gives_the_same_plan(method: str, space: str, tmp_path: Path) -> None:
     settings: dict[str, object] = {"space.channels": 8, "data.val": 0.25, "train.lr.start": 0.3}
     if as_searcher(METHODS[method.removeprefix("rf_") if method == "rf_darts_2nd" else method]()).method:

@@ -328,6 +328,7 @@ def test_weights_and_batches_are_channels_last() -> None:
     assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 def test_compiling_takes_the_whole_step_and_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """One graph without a break, drop path and auxiliary head in it; by a backend that needs no minutes."""
     compiled: list[object] = []

@@ -184,6 +184,7 @@ def test_a_mistake_in_an_arm_is_one_sentence(tmp_path: Path, text: str, says: st
         matrix_from(written(tmp_path, text))
 
 
+@pytest.mark.slow
 def test_the_studies_configurations_are_matrices() -> None:
     folder = Path(__file__).parents[3] / "benchmarks"
     for path in sorted(
