@@ -10,6 +10,7 @@ from oche.data.problems import refuse
 from oche.data.reading.files import images_below, skipped_for
 from oche.data.reading.folders import folder_fates, of_names, part_of, refuse_differences
 from oche.data.reading.found import Parts, Wish
+from oche.data.reading.several import of_several, separator
 from oche.errors import UserError
 
 FILES = frozenset((
@@ -26,9 +27,6 @@ PARTS = frozenset((
 NAMES = ("labels.csv", "train.csv", "train_labels.csv", "annotations.csv", "metadata.csv")
 """What a CSV may be called in a folder without class folders."""
 
-SEPARATORS = ("|", ";", " ")
-"""What may stand between the labels of one image."""
-
 
 def table_in(root: Path) -> Path | None:
     """The CSV of a folder: one of `NAMES`, or the only one."""
@@ -40,7 +38,8 @@ def table_in(root: Path) -> Path | None:
 def read_table(path: Path, wish: Wish) -> Parts:
     """Images named in a CSV, relative to it, with a label each; a column split (or part, set) divides them into train, val and test.
 
-    The columns are found by their names, or else are the first two. A file may lack its suffix.
+    The columns are found by their names, or else are the first two. A file may lack its suffix. Labels such as "cat|dog" are several
+    (`separator`); where that is asked for, an image may have none.
 
     Raises:
         UserError: no such columns, files that are not there, labels that are missing.
@@ -61,7 +60,7 @@ def read_table(path: Path, wish: Wish) -> Parts:
         place = _found(path.parent, name, known)
         if part is None:
             wrong.append(f"{path}, line {number}: {row[parts or 0]!r} is no part; expected train, val or test.")
-        elif not label:
+        elif not label and wish.task != "multilabel":
             wrong.append(f"{path}, line {number}: {name} has no label.")
         elif place is None:
             wrong.append(f"{path}, line {number}: there is no file {name} below {path.parent}.")
@@ -74,18 +73,17 @@ def read_table(path: Path, wish: Wish) -> Parts:
     refuse(wrong)
     if "train" not in found:
         raise UserError(f"{path} names no train images; expected lines such as cats/1.png,cat.")
-    if separator := _separator([label for _, names in found.values() for label in names]):
-        raise UserError(
-            f"{path} gives several labels per image, divided by {separator!r}; images of several classes each cannot be read from a table "
-            "yet: give one label per image."
-        )
-    notes = refuse_differences(
-        {part: sorted(set(names)) for part, (_, names) in found.items()}, dict.fromkeys(found, path), wish
-    )
     told = folder_fates(
         path.parent, {f"{part} images": paths for part, (paths, _) in found.items()} | {"table": [path]}
     )
-    return of_names(path.parent.resolve().name, found, wish, notes, told, f"table {path.name}")
+    name, layout = path.parent.resolve().name, f"table {path.name}"
+    sign = separator([label for _, names in found.values() for label in names], wish, path)
+    if sign is not None:
+        return of_several(name, found, sign, wish, told, layout)
+    notes = refuse_differences(
+        {part: sorted(set(names)) for part, (_, names) in found.items()}, dict.fromkeys(found, path), wish
+    )
+    return of_names(name, found, wish, notes, told, layout)
 
 
 def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
@@ -109,16 +107,6 @@ def _rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 def _column(head: Sequence[str], names: frozenset[str], otherwise: int | None) -> int | None:
     return next((n for n, name in enumerate(head) if name.replace(" ", "_") in names), otherwise)
-
-
-def _separator(labels: Sequence[str]) -> str | None:
-    """What divides several labels: a separator whose pieces are labels of other images too, or that is no part of a word."""
-    for separator in SEPARATORS:
-        several = [label for label in labels if separator in label]
-        pieces = {piece.strip() for label in several for piece in label.split(separator)}
-        if several and (separator != " " or pieces & set(labels)):
-            return separator
-    return None
 
 
 def _found(root: Path, name: str, known: dict[str, list[Path]]) -> Path | None:
