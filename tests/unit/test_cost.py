@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+from contracts.registry import SMALL
 from oche.base import counted
 from oche.genotype import Choice, Genotype
 from oche.spaces import SPACES
 from oche.spaces.cost import Cost, candidates, cost, multiply_adds, parameters
 from oche.spaces.sampling import sample
+from oche.spaces.traced import traced
+from reference.costs import hooked_multiply_adds, literal_peak
 from reference.tiny import tiny_data, tiny_space
 
 
@@ -107,10 +110,68 @@ def test_nothing_is_computed_and_the_result_is_that_of_the_real_network(name: st
     space = tiny_space(name, data, **({} if name in ("toy", "nb201") else {"cells": 3, "channels": 4}))
     genotype = sample(space, counted(4))
     network = space.network(genotype).eval()
-    assert cost(space, genotype) == Cost(parameters(network), multiply_adds(network, torch.zeros(1, 1, 9, 13)))
+    got = cost(space, genotype)
+    assert (got.parameters, got.multiply_adds) == (
+        parameters(network),
+        multiply_adds(network, torch.zeros(1, 1, 9, 13)),
+    )
     auxiliary = space.network(genotype, auxiliary=True)
     assert parameters(auxiliary) >= parameters(network)
 
 
 def test_the_sentence() -> None:
-    assert str(Cost(1_234_567, 89_012_345)) == "1.235 M parameters, 89.01 M multiply-adds"
+    said = "1.235 M parameters, 89.01 M multiply-adds, 65.5 KB of activations"
+    assert str(Cost(1_234_567, 89_012_345, 65_536, 5_000_000)) == said
+
+
+def test_memory_by_hand() -> None:
+    """Two branches of one image: while the second runs, the first's output waits."""
+
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.norm = nn.Conv2d(1, 4, 1), nn.Conv2d(1, 8, 1), nn.BatchNorm2d(8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            one = self.one(x).relu()  # 64 + 256 floats; the ReLU overwrites its input
+            two = self.norm(self.two(x))  # 64 + 256 + 512: the image is read for the last time
+            return torch.cat([one, two.relu()], dim=1)  # 256 + 512 + 768
+
+    with torch.device("meta"):
+        found = traced(Branches().eval(), torch.zeros(1, 1, 8, 8))
+    assert found.peak() == 4 * (256 + 512 + 768)
+    assert found.multiply_adds == 64 * 4 + 64 * 8
+
+
+def test_an_input_that_is_still_read_is_not_overwritten() -> None:
+    class Twice(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.relu() + x
+
+    assert traced(Twice(), torch.zeros(1, 1, 4, 4, device="meta")).peak() == 3 * 4 * 16
+    assert traced(nn.ReLU(), torch.zeros(1, 1, 4, 4, device="meta")).peak() == 4 * 16
+
+
+def check_costs(name: str, seed: int) -> None:
+    """The counted costs of a random network are those of hooks on its layers and of a run on real values."""
+    space = SPACES[name](inputs=1 + seed % 3, outputs=3, size=(9 + seed % 8, 16), **SMALL[name])
+    genotype = sample(space, counted(seed, "random networks"))
+    network = space.network(genotype).eval()
+    image = torch.rand(1, space.inputs, *space.size, generator=counted(seed))
+    got = cost(space, genotype)
+    assert got.parameters == sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert got.multiply_adds == hooked_multiply_adds(network, image)
+    assert got.memory == literal_peak(network, image)
+    assert got.size > 4 * got.parameters
+
+
+@pytest.mark.parametrize(("name", "seed"), [("toy", 0), ("nb201", 0), ("nb201", 1), ("s1", 0), ("darts", 1)])
+def test_random_networks(name: str, seed: int) -> None:
+    check_costs(name, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_two_hundred_random_networks(name: str) -> None:
+    for seed in range(200):
+        check_costs(name, seed)

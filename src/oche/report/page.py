@@ -87,6 +87,9 @@ TRAINED: Columns = {
     "test_mae": ("test MAE", 1, ".4g"),
     "parameters": ("parameters", 1, ",.0f"),
     "multiply_adds": ("multiply-adds", 1, ",.0f"),
+    "memory": ("peak of activations KB", 1e-3, ",.1f"),
+    "size": ("file KB", 1e-3, ",.0f"),
+    "latency": ("latency ms", 1, ".3f"),
     "seconds": ("seconds", 1, ".0f"),
     "genotype": ("genotype", 1, ""),
 }

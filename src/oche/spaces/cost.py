@@ -1,13 +1,12 @@
-"""Costs of a network: parameters and multiply-adds, counted."""
+"""Costs of a network, counted: parameters, multiply-adds, peak memory of its activations, size of its file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from oche.base import Draw, Group
@@ -15,25 +14,48 @@ from oche.genotype import Genotype
 from oche.spaces import Space
 from oche.spaces.base import Supernet
 from oche.spaces.edges import WeightedSum
+from oche.spaces.traced import FLOAT, Tracer, traced
+
+OVERHEAD, PER_CALL = 4096, 256
+"""Bytes of an ONNX file beside its weights: for the contract and the like, and for each operation. Both are generous."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """`parameters` of the network without its auxiliary head; `multiply_adds` for one image."""
+    """What one image costs, and what the network weighs, without its auxiliary head.
+
+    `parameters` are those that learn: running statistics do not count. `memory` is the peak of the activations in bytes, float32,
+    by the rule of `traced`. `size` is the most that its ONNX file in float32 takes, in bytes.
+    """
 
     parameters: int
     multiply_adds: int
+    memory: int
+    size: int
 
     def __str__(self) -> str:
-        return f"{self.parameters / 1e6:.3f} M parameters, {self.multiply_adds / 1e6:.2f} M multiply-adds"
+        counted = f"{self.parameters / 1e6:.3f} M parameters, {self.multiply_adds / 1e6:.2f} M multiply-adds"
+        return f"{counted}, {self.memory / 1e3:.1f} KB of activations"
+
+    def table(self) -> dict[str, int]:
+        """By name, for a card and a log."""
+        return asdict(self)
 
 
 def cost(space: Space, genotype: Genotype) -> Cost:
     """The cost of `space.network(genotype)`. Nothing is computed: shapes are followed on the meta device."""
     with torch.device("meta"):
-        network = space.network(genotype).eval()
-        images = torch.zeros(1, space.inputs, *space.size)
-    return Cost(parameters(network), multiply_adds(network, images))
+        return cost_of(space.network(genotype), space.inputs, space.size)
+
+
+def cost_of(network: nn.Module, inputs: int, size: tuple[int, ...]) -> Cost:
+    """The cost of a network on the meta device, for one image of `inputs` channels and that size."""
+    found = traced(network.eval(), torch.zeros(1, inputs, *size, device="meta"))
+    weights = [
+        t for t in (*network.parameters(), *network.buffers()) if t.dim() > 0
+    ]  # a counter of batches is no weight
+    held = FLOAT * sum(t.numel() for t in weights)
+    return Cost(parameters(network), found.multiply_adds, found.peak(), held + PER_CALL * found.calls + OVERHEAD)
 
 
 @cache
@@ -63,7 +85,9 @@ def candidates(space: Space) -> dict[str, Tensor]:
     with torch.device("meta"):
         supernet = Supernet(space.body(build, affine=False))
         ones = {group.name: torch.ones(len(group.edges), group.width) for group in space.groups}
-        supernet(torch.zeros(2, space.inputs, *space.size), space.spread(ones), Draw(0))
+        images = torch.zeros(2, space.inputs, *space.size)
+        with torch.no_grad(), Tracer((), images):
+            supernet(images, space.spread(ones), Draw(0))
         for hook in hooks:
             hook.remove()
         for row, module, shape in called:
@@ -85,16 +109,4 @@ def multiply_adds(network: nn.Module, images: torch.Tensor) -> int:
 
     Batch norm, pools, sums and activations are left out, as everywhere in the field.
     """
-    biases = 0
-
-    def count(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        nonlocal biases
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            biases += output.numel()
-
-    hooks = [module.register_forward_hook(count) for module in network.modules()]
-    with FlopCounterMode(display=False) as counter:
-        network(images)
-    for hook in hooks:
-        hook.remove()
-    return int(counter.get_total_flops()) // 2 + biases
+    return traced(network, images).multiply_adds

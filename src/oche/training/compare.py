@@ -98,8 +98,7 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep) -> Compar
                     "seed": seed,
                     **named(test.metrics, "test"),
                     **test.honest(training.task),
-                    "parameters": price.parameters,
-                    "multiply_adds": price.multiply_adds,
+                    **price.table(),
                 }
                 if run and training.fabric.is_global_zero:
                     run.log(record)
