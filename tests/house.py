@@ -24,7 +24,18 @@ LAYERS = [  # a room imports from those before it, and from itself
 INSIDE = {  # a module imports from those before it; in folders that are not listed here, circles alone are refused
     "training": ["protocols", "evaluate", "train", "compare", "shipped", "export"],
     "search": [
-        *("relaxations", "weights", "state", "bilevel", "callbacks", "terms", "selection", "trainable", "method"),
+        *(
+            "relaxations",
+            "weights",
+            "state",
+            "bilevel",
+            "callbacks",
+            "terms",
+            "selection",
+            "trainable",
+            "method",
+            "limits",
+        ),
         *(
             "begin",
             "replay",

@@ -5,6 +5,7 @@ Importing this loads no torch.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +49,13 @@ def _copied(run: Run, files: own.Files) -> dict[str, object]:
         run.write(copy, content)
         table[path] = {"copy": copy, "sha256": own.digest(content), "names": sorted(used.names)}
     return table
+
+
+def fitted(run: Run) -> Mapping[str, object]:
+    """What was done to a search's genotype to keep its limits, as genotype.json has it: `channels` is the width; empty without limits."""
+    table = json.loads(run.read(Run.GENOTYPE)) if run.has(Run.GENOTYPE) else {}
+    found = table.get("fitted") if isinstance(table, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def genotype_of(text: str | Path, space: str | None = None) -> tuple[Genotype, Run | None]:

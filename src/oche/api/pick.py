@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from oche.api.folders import write_table
+from oche.api.folders import fitted, write_table
 from oche.api.pinned import pin
 from oche.data import none
 from oche.genotype import Genotype
 from oche.plan.resolve import Plan
 from oche.run import Listener, Run, silent
 from oche.spaces import Network
+from oche.spaces.fit import built
 from oche.tasks import named
 from oche.training.evaluate import evaluate
 from oche.training.train import Training, retrain
@@ -70,7 +71,8 @@ def _seed(plan: Plan, seed: int, run: Run, search: Search) -> dict[str, object]:
     if network is None:
         trained = Run(run.file("trained"))
         trained.path.mkdir(exist_ok=True)
-        training = Training(plan.space, genotype, data, plan.protocol, asked.seed, plan.fabric, trained, task=plan.task)
+        space = built(plan.space, fitted(run))
+        training = Training(space, genotype, data, plan.protocol, asked.seed, plan.fabric, trained, task=plan.task)
         network = retrain(training)
     val, test = (evaluate(network, images, none(data), plan.fabric, plan.task) for images in (data.val, data.test))
     return {

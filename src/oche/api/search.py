@@ -6,12 +6,12 @@ The command line calls these and adds nothing but words, so whatever it does can
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from oche import config
-from oche.api.folders import RUNS, begun
+from oche.api.folders import RUNS, begun, fitted
 from oche.api.inference import evaluate_run
 from oche.api.kept import Kept
 from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, together
@@ -30,6 +30,7 @@ from oche.search.preflight import Estimate, estimate
 from oche.search.searcher import as_searcher
 from oche.search.state import Problem, SearchState
 from oche.spaces import Network
+from oche.spaces.fit import built
 from oche.tasks import named
 from oche.training.compare import Comparison, compare
 from oche.training.evaluate import Score, evaluate
@@ -127,6 +128,8 @@ def problem_of(plan: Plan, run: Run | None = None, listener: Listener = silent) 
         rollbacks=0 if plan.request.budget == "paper" else Problem.rollbacks,
         literal=plan.request.budget == "paper" or plan.rules < CONNECTED,
         sync=plan.request.sync_batch_norm,
+        limits=replace(plan.limits, fixed=plan.limits.fixed or as_searcher(plan.searcher).keeps_weights),
+        built=plan.space,
     )
 
 
@@ -160,10 +163,10 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
             genotype, state = as_searcher(plan.searcher).run(problem, plan.watch.callbacks())
             if keeps and state:
                 keep_supernet(run, state, genotype)
-        comparison = None
+        comparison, space = None, built(plan.space, fitted(run))
         if plan.compare > 0:
             training = Training(
-                plan.space,
+                space,
                 genotype,
                 problem.data,
                 plan.protocol,
@@ -173,12 +176,13 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
                 listener,
                 plan.task,
                 sync=plan.request.sync_batch_norm,
+                limits=plan.limits,
             )
 
             def keep(network: Network, score: float) -> None:
                 if plan.fabric.is_global_zero and not keeps:
                     metrics = {f"test_{plan.task.metric}": score}
-                    save_network(run, network, plan.space, genotype, plan.data, metrics, plan.task)
+                    save_network(run, network, space, genotype, plan.data, metrics, plan.task, limits=plan.limits)
 
             comparison = compare(training, cells=plan.compare, seeds=plan.request.compare_seeds, keep=keep)
             if plan.fabric.is_global_zero and not _logged(run, "comparison"):
@@ -204,7 +208,7 @@ def keep_supernet(run: Run, state: SearchState, genotype: Genotype) -> None:
         run.log(record)
         log_test(run, problem.data, test, problem.task)
         metrics = named(test.metrics, "test")
-        save_network(run, network, problem.space, genotype, problem.data, metrics, problem.task)
+        save_network(run, network, problem.space, genotype, problem.data, metrics, problem.task, limits=problem.limits)
     problem.listener("network", {**named(val.metrics, "val"), **named(test.metrics, "test")})
 
 

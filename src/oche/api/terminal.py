@@ -43,6 +43,7 @@ class Show:
             return
         from oche.data import for_search, for_training
         from oche.search.searcher import as_searcher
+        from oche.spaces.limits import LIMITED
 
         request, space = plan.request, plan.space
         rows = data_rows(plan.data)
@@ -57,6 +58,10 @@ class Show:
         rows += [("budget sets" if n == 0 else "", line) for n, line in enumerate(_changes(plan))]
         rows += [("space", f"{space.name}: {space.cardinality():,} genotypes")]
         rows += [("", note) for note in space.notes()]
+        if plan.limits:
+            words = ", ".join(f"{most:,.4g} {LIMITED[name][1]}" for name, most in plan.limits.items())
+            width = getattr(space, "channels", None)
+            rows += [("limits", f"at most {words}" + (f"; searched at {width} channels" if width else ""))]
         rows += [("images", f"search: {for_search(plan.data).describe()}")]
         if estimate:
             rows += [("supernet", f"{estimate.parameters:,} parameters, {estimate.trainable:,} of them learn")]
@@ -228,6 +233,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "supernet": lambda r: (
         f"supernet: {_said(r, 'val_')} on validation images; alpha moved by {r['alpha_moved']:.3f} (rms)"
     ),
+    "fitted": lambda r: f"limits: {r['words']}" + (f"; made to fit: {'; '.join(r['done'])}" if r["done"] else ""),
     "network": lambda r: f"network: {_said(r, 'val_')} on validation images, {_said(r, 'test_')} on test images",
     "seed": lambda r: seed_line(r),
     "processes": lambda r: str(r["note"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from safetensors.torch import load as safetensors_load
 
 from oche import config, own
-from oche.api.folders import RUNS, begun, genotype_of
+from oche.api.folders import RUNS, begun, fitted, genotype_of
 from oche.api.kept import Kept
 from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, together
 from oche.api.pinned import compared, pin
@@ -22,7 +23,7 @@ from oche.genotype import Genotype
 from oche.plan.machine import threads_for
 from oche.plan.parts import source_of
 from oche.plan.request import TrainRequest, part_of, requested, verb
-from oche.plan.training import earlier_epochs, resolve_training, searched_size, training_table
+from oche.plan.training import earlier_epochs, limits_in, resolve_training, searched_size, training_table
 from oche.report import render
 from oche.report.claims import in_words
 from oche.run import Listener, Run, silent
@@ -119,12 +120,15 @@ def _planned(request: TrainRequest) -> TrainPlan:
         raise UserError("Only a run's folder has weights to begin with: name one, or leave `--inherit` out.")
     size = rival.fields if rival else None
     settings, asked, taken_over = dict(request.settings), request.settings, request.data is None
+    limits: Mapping[str, object] = {}
     earlier: Source = "digits"
     if source:
         spaces.register_kept(source)
         searched, table = requested(source)
         settings = {k: v for k, v in searched.settings.items() if k.startswith("task.")} | settings
         size, earlier = searched_size(table), searched.data or earlier
+        size |= {name: value for name, value in fitted(source).items() if name == "channels"}
+        limits = limits_in(table)
         if request.task is None:
             request = replace(request, task=searched.task)
         with own.copies_of(source.path, table):
@@ -136,7 +140,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
     asked_for = str(request.genotype)
     request = replace(request, genotype=str(genotype), space=genotype.space, data=data, settings=settings)
     with _copies(source):
-        training = resolve_training(request, size)
+        training = resolve_training(request, size, limits=limits)
     if source and taken_over:
         notes = compared(source, training.data, split=not any(path.startswith("data.") for path in asked))
         training = replace(training, data=replace(training.data, notes=(*training.data.notes, *notes)))
@@ -183,7 +187,7 @@ def _longer(request: TrainRequest, source: Run | None) -> TrainPlan:
             settings = {"data.seed": earlier.seed, **earlier.settings}
         cell, asked = str(Genotype.from_json(source.read(Run.GENOTYPE).decode())), {**settings, **request.settings}
         request = replace(request, **taken, genotype=cell, space=earlier.space, epochs=request.more, settings=asked)
-        training = resolve_training(request, searched_size(table))
+        training = resolve_training(request, searched_size(table), limits=limits_in(table))
     start, protocol = getattr(training.protocol.lr, "start", None), training.protocol
     if start is not None and not given and earlier.more is None:
         asked["train.lr.start"] = round(start / 10, 10)
@@ -219,7 +223,9 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
         if training.fabric.is_global_zero:
             metrics = named(test.metrics, "test")
             epochs = (*training.earlier, training.protocol.epochs)
-            save_network(run, network, training.space, training.genotype, training.data, metrics, training.task, epochs)
+            save_network(
+                run, network, training.space, training.genotype, training.data, metrics, training.task, epochs, training.limits
+            )
             if training.earlier:
                 run.log({"kind": "more", "earlier": list(training.earlier), "epochs": training.protocol.epochs})
             log_test(run, training.data, test, training.task)

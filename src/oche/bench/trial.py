@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from oche import config
-from oche.api.folders import write_table
+from oche.api.folders import fitted, write_table
 from oche.api.limits import cpu_threads, gradients, out_of_memory
 from oche.api.resume import reopen
 from oche.api.search import problem_of
@@ -30,6 +30,7 @@ from oche.run import Run
 from oche.search.searcher import SearcherLike, as_searcher
 from oche.spaces import Space
 from oche.spaces.cost import cost
+from oche.spaces.fit import built
 from oche.tables import TableLike
 from oche.tasks import Task
 from oche.training.evaluate import evaluate
@@ -100,7 +101,7 @@ After = Callable[[Trial, Plan, Run, Genotype], Judged]
 def trained(trial: Trial, plan: Plan, run: Run, genotype: Genotype) -> Judged:
     """The cell's network trained from scratch, if the bench trains."""
     if not trial.train:
-        return Judged({}, genotype, plan.space)
+        return Judged({}, genotype, built(plan.space, fitted(run)))
     scores, training, seconds = trained_network(plan, run, genotype)
     return Judged(scores, genotype, training.space, seconds)
 
@@ -207,8 +208,9 @@ def trained_network(
     )
     own = Run(run.file("trained"))
     own.path.mkdir(exist_ok=True)
+    size = searched_size({"space": config.describe(built(plan.space, fitted(run)))})
     training = replace(
-        resolve_training(replace(request, data=plan.data), searched_size(plan.table())), run=own, start=start
+        resolve_training(replace(request, data=plan.data), size, limits=plan.limits.table()), run=own, start=start
     )
     own.write(Run.CONFIG, config.dumps(training_table(request, training)).encode())
     network = retrain(training)

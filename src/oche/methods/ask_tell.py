@@ -17,8 +17,8 @@ from typing import Protocol
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.evaluators import WORDS, Evaluator, SupernetScore
-from oche.run import Run
 from oche.search.callbacks import Callback
+from oche.search.limits import hand_out, keeps
 from oche.search.state import Problem
 from oche.spaces import Space
 
@@ -47,6 +47,7 @@ class Strategy(Protocol):
 class AskTell:
     """A searcher that asks for at most `queries` cells; of the cells with the best score it finds the first.
 
+    With limits and a fixed width, a cell that keeps them goes before one that does not, which is changed if it is the best all the same.
     A cell that no signal can pass is not found where another was asked for, unless the problem wants the `literal` rule (benches do).
     `evaluator` None stands for the table of a bench that has one, else for a supernet.
     A cell that is asked for again is not evaluated again, but counts as a query.
@@ -87,8 +88,8 @@ class AskTell:
         told = list(asked_before(problem))
         known = {t.genotype.hash: t.score for t in told}
 
-        def worth(t: Told) -> tuple[bool, float]:
-            return problem.literal or t.genotype.connected, t.score
+        def worth(t: Told) -> tuple[bool, bool, float]:
+            return keeps(problem, t.genotype), problem.literal or t.genotype.connected, t.score
 
         best = max(told, key=worth, default=None)  # the first of equals
         while len(told) < self.queries:
@@ -106,9 +107,7 @@ class AskTell:
             note(problem, told, best, time.perf_counter() - began)
         if best is None:
             raise UserError(f"{self.name} asked for no cell at all, so there is none to choose.")
-        if problem.run and problem.fabric.is_global_zero:
-            problem.run.write(Run.GENOTYPE, best.genotype.to_json().encode())
-        return best.genotype, None
+        return hand_out(problem, best.genotype), None
 
 
 def note(problem: Problem, told: Sequence[Told], best: Told, seconds: float) -> None:

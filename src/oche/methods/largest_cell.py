@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from oche.genotype import Choice, Genotype
-from oche.run import Run
 from oche.search.callbacks import Callback
+from oche.search.limits import hand_out
 from oche.search.state import Problem
 from oche.spaces import Space
 from oche.spaces.cost import candidates
@@ -47,9 +47,7 @@ class LargestCell:
     def run(self, problem: Problem, watch: Sequence[Callback] = ()) -> tuple[Genotype, None]:
         """Counts the space's candidates and writes the largest cell, the same for every seed."""
         genotype = largest(problem.space)
-        if problem.run:
-            problem.run.write(Run.GENOTYPE, genotype.to_json().encode())
-        return genotype, None
+        return hand_out(problem, genotype), None
 
 
 def largest(space: Space) -> Genotype:

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from oche.base import counted
 from oche.genotype import Genotype
-from oche.run import Run
 from oche.search.callbacks import Callback
+from oche.search.limits import hand_out
 from oche.search.state import Problem
 from oche.spaces.sampling import sample
 
@@ -46,6 +46,4 @@ class RandomSampling:
     def run(self, problem: Problem, watch: Sequence[Callback] = ()) -> tuple[Genotype, None]:
         """Draws the cell that belongs to the problem's seed, and writes it."""
         genotype = sample(problem.space, counted(problem.seed, "random sampling"))
-        if problem.run:
-            problem.run.write(Run.GENOTYPE, genotype.to_json().encode())
-        return genotype, None
+        return hand_out(problem, genotype), None

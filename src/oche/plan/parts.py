@@ -12,9 +12,11 @@ from oche.data import SETS, Data, load
 from oche.data.facts import pixel_counts
 from oche.data.fingerprint import fingerprint
 from oche.errors import UserError, unknown
+from oche.plan.request import Request, TrainRequest
 from oche.plan.settings import Change, layered
 from oche.spaces import Space
 from oche.spaces import named as spaces
+from oche.spaces.limits import LIMITED, Limits, limit
 from oche.tasks import TASK, TASKS, Classify, MultiLabel, Regress, Segment, Task, balanced
 
 SPACE = {"classify": "nb201", "segment": "grid"}
@@ -105,6 +107,21 @@ def task_for(
         weights = balanced(pixel_counts(data.train, len(data.classes)))
         fields_set["class_weights"] = [round(weight, 6) for weight in weights]
     return layered(task, "task", given=fields_set, recorded=recorded, rules=rules)[0]
+
+
+def limits_for(request: Request | TrainRequest, fixed: bool, lower: Mapping[str, object] | None = None) -> Limits:
+    """The limits that were asked for, else those of `lower`, {cost: limit}; `fixed` if the width was given. Raises UserError."""
+    found: dict[str, float] = {}
+    for cost, (name, _, _) in LIMITED.items():
+        asked = getattr(request, name, None)
+        value = (lower or {}).get(cost) if asked is None else limit(cost, asked)
+        if isinstance(value, int | float):
+            found[cost] = value
+    return Limits(
+        **{cost: int(value) for cost, value in found.items() if cost != "latency"},
+        latency=found.get("latency"),
+        fixed=fixed,
+    )
 
 
 def space_for(

@@ -113,6 +113,14 @@ class Request:
     probes: Sequence[str | Probe] = option(
         (), "gap, eigenvalue, tau, table or FILE.py:NAME, as often as you like: measured after each epoch.", "--probe"
     )
+    max_params: str | int | None = option(
+        None, "The most weights that the network may have: 80k. It is made to fit; docs/limits.md.", "--max-params"
+    )
+    max_macs: str | int | None = option(None, "The most multiply-adds per image: 12.7M.", "--max-macs")
+    max_memory: str | int | None = option(
+        None, "The peak memory of its activations, one image in float32: 64KB or 64KiB.", "--max-memory"
+    )
+    max_size: str | int | None = option(None, "The most that its ONNX file may take: 100KB.", "--max-size")
     seeds: int = option(1, "Searches, from --seed on; the best cell by --pick is kept.", "--seeds")
     pick: str = option(
         "validation", "validation: each seed's cell is trained by --protocol and scored there.", "--pick"
@@ -163,6 +171,16 @@ class TrainRequest:
     )
     precision: str = option("32", "32, or bf16 for mixed precision.", "--precision")
     threads: int | None = option(None, "CPU threads. Default: 1 for images up to 16x16, else all.", "--threads")
+    max_params: str | int | None = option(
+        None,
+        "The most weights: 80k; its width is made to fit. Default: the search's limits; none lifts one.",
+        "--max-params",
+    )
+    max_macs: str | int | None = option(None, "The most multiply-adds per image: 12.7M.", "--max-macs")
+    max_memory: str | int | None = option(
+        None, "The peak memory of its activations, one image in float32: 64KB or 64KiB.", "--max-memory"
+    )
+    max_size: str | int | None = option(None, "The most that its ONNX file may take: 100KB.", "--max-size")
     inherit: bool = option(False, "Begin with the weights of the run's network.", "--inherit")
     more: int | None = option(
         None,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 from lightning_fabric import Fabric
+from torch import nn
 
 from oche import config, own
 from oche.data import Data
@@ -22,7 +23,7 @@ from oche.methods.budgets import Budget, budget
 from oche.plan import named
 from oche.plan.chosen import chosen
 from oche.plan.machine import fabric_for, threads_for, versions
-from oche.plan.parts import SPACE, data_facts, data_for, form_of, path_of, space_for, task_for
+from oche.plan.parts import SPACE, data_facts, data_for, form_of, limits_for, path_of, space_for, task_for
 from oche.plan.processes import processes, shared_out
 from oche.plan.request import (
     AUTO,
@@ -40,6 +41,8 @@ from oche.search.method import Method
 from oche.search.searcher import SearcherLike, around, as_searcher
 from oche.spaces import Space
 from oche.spaces import named as spaces
+from oche.spaces.fit import check, searched
+from oche.spaces.limits import Limits
 from oche.tasks import Classify, Task
 from oche.training.protocols import Protocol
 from oche.watch.named import Watch, checked
@@ -76,6 +79,7 @@ class Plan:
     files: own.Files = field(default_factory=dict)
     rules: int = config.RULES
     chosen: str = ""
+    limits: Limits = Limits()
 
     @property
     def compare(self) -> int:
@@ -95,6 +99,7 @@ class Plan:
                 "device": str(self.fabric.device),
                 "objects": list(self.objects),
                 **({"chosen": self.chosen} if self.chosen else {}),
+                **({"limits": self.limits.table()} if self.limits else {}),
             },
             "method": config.describe(self.searcher),
             "space": config.describe(self.space),
@@ -140,6 +145,9 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
             f"{own.display(request.method)} is not made for the space {space.name!r}: {method.unfit_why}; "
             "choose another method or space."
         )
+    limits = limits_for(request, "channels" in of_space)
+    if recorded is None:
+        space = _within(limits, space, searcher)
     protocol_name = COMPARING[form] if request.protocol == AUTO else request.protocol
     protocol, _ = layered(
         named.protocol(protocol_name), "train", given=of_train, recorded=table_of(recorded, "train"), rules=rules
@@ -173,13 +181,34 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     return Plan(
         settled, searcher, space, data, protocol, epochs, batch, fabric, row_of.source, watch, task,
         () if recorded else (*(replace(c, path=f"space.{c.path}") for c in on_space if c.path in row), *changed), objects_of(request),
-        rules=rules, chosen=choice.says,
+        rules=rules, chosen=choice.says, limits=limits,
     )  # fmt: skip
 
 
 def _smaller(fitted: Mapping[str, object], row: Mapping[str, object]) -> dict[str, object]:
     """What fits the data where the budget has no less."""
     return {path: min(int(str(value)), int(str(row.get(path, value)))) for path, value in fitted.items()}
+
+
+def _within(limits: Limits, space: Space, searcher: SearcherLike) -> Space:
+    """The space at the width at which it is searched under the limits. Raises UserError where none of its networks keeps them."""
+    if not limits:
+        return space
+    found = as_searcher(searcher)
+    check(space, limits)
+    edge = found.method.edge if found.method else None
+
+    def allowed(narrower: Space) -> bool:
+        try:
+            if edge is not None:
+                edge(["skip_connect"], narrower.channels, 1, lambda op, width: nn.Identity())  # type: ignore[attr-defined]
+        except UserError:
+            return False
+        return True
+
+    space = searched(space, limits, allowed)
+    check(space, limits, found.keeps_weights)
+    return space
 
 
 def _check_seeds(request: Request) -> None:

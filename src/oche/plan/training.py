@@ -10,7 +10,7 @@ from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.plan import named
 from oche.plan.machine import fabric_for, versions
-from oche.plan.parts import data_facts, data_for, form_of, path_of, space_for, task_for
+from oche.plan.parts import data_facts, data_for, form_of, limits_for, path_of, space_for, task_for
 from oche.plan.processes import processes, shared_out
 from oche.plan.request import (
     AUTO,
@@ -25,7 +25,12 @@ from oche.plan.request import (
     written,
 )
 from oche.plan.settings import by_part, layered
+from oche.spaces import Space
 from oche.spaces import named as spaces
+from oche.spaces.cost import prices_of
+from oche.spaces.edges import TRAINED
+from oche.spaces.fit import widest
+from oche.spaces.limits import LIMITED, Limits
 from oche.training.train import Training
 
 TRAINING = {"classify": "quick", "segment": "segment"}
@@ -36,8 +41,11 @@ def resolve_training(
     request: TrainRequest,
     size: Mapping[str, object] | None = None,
     recorded: Mapping[str, object] | None = None,
+    limits: Mapping[str, object] | None = None,
 ) -> Training:
     """Turns a request into a training. `size` holds the searched space's own fields, which the protocol and the settings override.
+
+    `limits` are the search's, {cost: limit}; the request's own go before them, and the network's width is made to fit.
 
     Raises UserError for anything unknown or impossible, a genotype of another space included.
     """
@@ -67,6 +75,10 @@ def resolve_training(
     space, _ = space_for(kind, data, own_size, recorded=table_of(recorded, "space"), rules=rules)
     genotype = Genotype.parse(str(request.genotype), str(kind().name))
     space.check(genotype)
+    most = limits_for(request, "channels" in parts.get("space", {}), limits)
+    if most and recorded is None:
+        asked_here = any(getattr(request, name, None) is not None for name, _, _ in LIMITED.values())
+        space = _fitting(space, genotype, most, widen=asked_here)
     if protocol.batch < 2 or protocol.epochs < 1:
         raise UserError(
             f"A training needs at least one epoch and batches of two images; given epochs={protocol.epochs}, batch={protocol.batch}."
@@ -80,14 +92,31 @@ def resolve_training(
     sync = request.sync_batch_norm
     before = earlier_epochs(recorded)
     return Training(
-        space, genotype, data.to(fabric.device), protocol, request.seed, fabric, task=task, sync=sync, earlier=before
-    )
+        space, genotype, data.to(fabric.device), protocol, request.seed, fabric, task=task, sync=sync, earlier=before, limits=most,
+    )  # fmt: skip
 
 
 def earlier_epochs(recorded: Mapping[str, object] | None) -> tuple[int, ...]:
     """The epochs of the trainings that a recorded one went on from, by its run.toml."""
     found = (table_of(recorded, "resolved", optional=True) or {}).get("earlier", ())
     return tuple(map(int, found)) if isinstance(found, list | tuple) else ()
+
+
+def _fitting(space: Space, genotype: Genotype, limits: Limits, widen: bool) -> Space:
+    """The space at the greatest width at which the genotype keeps the limits; as it is where it does, unless it shall `widen`.
+
+    Raises UserError where it keeps them at no width.
+    """
+    prices = prices_of(space, genotype)
+    if limits.fixed or genotype.edge in TRAINED or (limits.kept(prices) and not widen):
+        found = space if limits.kept(prices) else None
+    else:
+        found = widest(space, genotype, limits)
+    if found is None:
+        raise UserError(
+            f"This network would have {limits.words(prices)}: leave its sizes to the limits, raise them, or lift one with `none`."
+        )
+    return found
 
 
 def training_table(request: TrainRequest, training: Training) -> dict[str, object]:
@@ -105,6 +134,7 @@ def training_table(request: TrainRequest, training: Training) -> dict[str, objec
             "objects": list(objects_of(request)),
             "processes": training.fabric.world_size,
             **({"earlier": list(training.earlier)} if training.earlier else {}),
+            **({"limits": training.limits.table()} if training.limits else {}),
         },
         "space": config.describe(training.space),
         "task": config.describe(training.task),
@@ -117,3 +147,10 @@ def training_table(request: TrainRequest, training: Training) -> dict[str, objec
 def searched_size(table: Mapping[str, object]) -> dict[str, object]:
     """The fields of a run.toml's space that a training takes over: all but what the data decides."""
     return {k: v for k, v in part_of(table, "space").items() if k not in ("type", "name", "inputs", "outputs", "size")}
+
+
+def limits_in(table: Mapping[str, object]) -> Mapping[str, object]:
+    """The limits that a run.toml records, {cost: limit}."""
+    resolved = table.get("resolved")
+    found = resolved.get("limits") if isinstance(resolved, Mapping) else None
+    return found if isinstance(found, Mapping) else {}

@@ -180,6 +180,16 @@ def _keys(records: Sequence[Mapping[str, object]], kind: str) -> set[str]:
     return {key for record in records if record.get("kind") == kind for key in record}
 
 
+def shares(record: Mapping[str, object]) -> list[tuple[str, float]]:
+    """(cost, how full its limit is) of a "fitted" record; 1 is full.
+
+    >>> shares({"shares": {"multiply_adds": 0.5}})
+    [('multiply-adds', 0.5)]
+    """
+    found = record.get("shares")
+    return [(str(k).replace("_", "-"), _number(v)) for k, v in found.items()] if isinstance(found, Mapping) else []
+
+
 def _number(value: object) -> float:
     assert isinstance(value, int | float)
     return float(value)

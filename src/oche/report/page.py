@@ -223,6 +223,8 @@ def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
     add("supernet", "val_miou", "{:.2f} %", "supernet, validation mIoU", 100)
     add("supernet", "val_mean_f1", "{:.2f} %", "supernet, validation F1", 100)
     add("supernet", "val_r2", "{:.3f}", "supernet, validation R2")
+    for record in [r for r in records if r.get("kind") == "fitted"][-1:]:
+        facts += [(f"{100 * share:.0f} %", f"of the limit of {name}") for name, share in claims.shares(record)]
     epochs = [r for r in records if r.get("kind") in ("epoch", "train_epoch")]
     seconds = sum(number(r.get("seconds")) or 0.0 for r in epochs)
     memory = max((number(r.get("memory_mib")) or 0.0 for r in epochs), default=0.0)

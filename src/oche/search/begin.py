@@ -17,6 +17,7 @@ from oche.search.bilevel import Bilevel
 from oche.search.callbacks import sees_weights
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
+from oche.search.terms import OfAlpha
 from oche.search.weights import SupernetWeights
 from oche.spaces.synchronised import synchronise
 
@@ -86,7 +87,8 @@ def fresh_alpha(problem: Problem, method: Method, stage: Sequence[str]) -> Alpha
 
 def packable(method: Method) -> bool:
     """True if no term or callback is handed weights or their gradients by name."""
-    return not (method.inner_terms or method.outer_terms or any(map(sees_weights, method.callbacks)))
+    terms = [term for term in (*method.inner_terms, *method.outer_terms) if not isinstance(term, OfAlpha)]
+    return not (terms or any(map(sees_weights, method.callbacks)))
 
 
 def streams(problem: Problem, method: Method, epoch: int = 0, begun: int = 0) -> tuple[Stream, Stream]:

@@ -19,6 +19,7 @@ from oche.search.bilevel import Batches, Bilevel, averaged, detached
 from oche.search.callbacks import InnerStep, OuterStep, asked
 from oche.search.checkpoint import checkpoint, resume
 from oche.search.finite import roll_back
+from oche.search.limits import limited
 from oche.search.method import Method
 from oche.search.record import SearchResult, conclude, end_epoch
 from oche.search.replay import Step, replayed
@@ -31,6 +32,7 @@ def search(problem: Problem, method: Method) -> SearchResult:
 
     Raises UserError where the checkpoint is damaged or of other settings.
     """
+    method = limited(problem, method)
     state = begin(problem, method)
     resume(state)
     advance(state, method)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import resource
 import sys
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from oche.genotype import Genotype
 from oche.run import Run
 from oche.search.checkpoint import checkpoint
 from oche.search.connected import connected
+from oche.search.limits import hand_out
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
 from oche.search.weights import check_finite
@@ -96,9 +96,9 @@ def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchRe
         record["cut"] = "kept" if problem.literal else "connected"
     if problem.run and problem.fabric.is_global_zero:
         problem.run.log(record)
-        table = {**json.loads(genotype.to_json()), "derived": "literal" if problem.literal else "connected"}
-        problem.run.write(Run.GENOTYPE, json.dumps(table).encode())
     problem.listener("supernet", record)
+    strengths = {group.name: strength for group, strength in state.strengths()}
+    genotype = hand_out(problem, genotype, strengths, {"derived": "literal" if problem.literal else "connected"})
     return SearchResult(genotype, state, tuple(_history(problem)))
 
 

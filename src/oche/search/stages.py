@@ -21,6 +21,7 @@ from oche.run import Run
 from oche.search.begin import begin
 from oche.search.callbacks import Callback
 from oche.search.checkpoint import checkpoint, dumps, loads, resume
+from oche.search.limits import limited
 from oche.search.loop import advance
 from oche.search.method import Method
 from oche.search.record import SearchResult, conclude
@@ -119,8 +120,8 @@ class Staged:
     def search(self, problem: Problem) -> SearchResult:
         """Searches as `run` does, and returns the whole history too."""
         ended: tuple[SearchState, ...] = ()
-        method = self.method
-        while stage := self.stages(problem, self.method, ended):
+        method = base = limited(problem, self.method)
+        while stage := self.stages(problem, base, ended):
             method = stage.method
             state = entered(problem, stage, ended)
             kept = Run.stage(len(ended))

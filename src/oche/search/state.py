@@ -16,6 +16,7 @@ from oche.run import Listener, Run, silent
 from oche.search.relaxations import Relaxation
 from oche.search.weights import SupernetWeights
 from oche.spaces import Space, Supernet
+from oche.spaces.limits import Limits
 from oche.tasks import Task
 
 
@@ -29,6 +30,8 @@ class Problem:
     `compile` has torch.compile make programs of the cells that no kernels of ours compute: minutes before the first step.
     `rollbacks` is how often the search goes back to its last checkpoint where numbers are no longer finite (`finite`).
     `literal` hands out what the method's rule derives even where no signal can pass through it (`connected`).
+    `limits` are kept by the network that is handed out; `built` is the space that it is built in, `space` where that is None (a stage may
+    search another).
     """
 
     space: Space
@@ -47,6 +50,8 @@ class Problem:
     rollbacks: int = 3
     literal: bool = False
     sync: bool = False
+    limits: Limits = Limits()
+    built: Space | None = None
 
     @property
     def share(self) -> int:

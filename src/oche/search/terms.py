@@ -22,6 +22,10 @@ class Term(Protocol):
     def __call__(self, state: SearchState, theta: Params, alpha: Alpha, batch: Batch) -> Tensor: ...
 
 
+class OfAlpha:
+    """A term that looks at alpha alone: weights may stay in packs beside it."""
+
+
 def entropy(weights: Tensor) -> Tensor:
     """-sum p ln p, with p the (O,) weights, at least 0, over their sum."""
     p = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)

@@ -14,6 +14,7 @@ from oche.genotype import Genotype
 from oche.spaces import Space
 from oche.spaces.base import Supernet
 from oche.spaces.edges import WeightedSum
+from oche.spaces.ops import PoolBN
 from oche.spaces.traced import FLOAT, Tracer, traced
 
 OVERHEAD, PER_CALL = 4096, 256
@@ -48,6 +49,11 @@ def cost(space: Space, genotype: Genotype) -> Cost:
         return cost_of(space.network(genotype), space.inputs, space.size)
 
 
+def prices_of(space: Space, genotype: Genotype) -> dict[str, float]:
+    """The counted costs by name."""
+    return dict(cost(space, genotype).table())
+
+
 def cost_of(network: nn.Module, inputs: int, size: tuple[int, ...]) -> Cost:
     """The cost of a network on the meta device, for one image of `inputs` channels and that size."""
     found = traced(network.eval(), torch.zeros(1, inputs, *size, device="meta"))
@@ -59,10 +65,11 @@ def cost_of(network: nn.Module, inputs: int, size: tuple[int, ...]) -> Cost:
 
 
 @cache
-def candidates(space: Space) -> dict[str, Tensor]:
+def candidates(space: Space, affine: bool = False) -> dict[str, Tensor]:
     """{group: (n, E, O, 2) float64}: parameters and multiply-adds of every candidate of the supernet, 0 where an edge has none.
 
-    n is the number of cells that share the group's alpha; each edge of a grid is there once. Counted on two images, for batch norms.
+    n is the number of cells that share the group's alpha; each edge of a grid is there once. Counted on two images, for batch norms. With
+    `affine` the weights of batch norms count, but for those behind a supernet's pools, which its networks do not have.
     """
     rows: dict[str, list[list[Tensor]]] = {group.name: [[] for _ in group.edges] for group in space.groups}
     hooks: list[RemovableHandle] = []
@@ -76,14 +83,14 @@ def candidates(space: Space) -> dict[str, Tensor]:
         rows[group.name][e].append(row)
 
         def candidate(op: str, width: int) -> nn.Module:
-            module = space.operation(group, e, op, width, stride, False, alone=False)
+            module = space.operation(group, e, op, width, stride, affine, alone=False)
             hooks.append(module.register_forward_hook(partial(note, row[group.ops[e].index(op)])))
             return module
 
         return space.mixing(group, e, WeightedSum())(group.ops[e], channels, stride, candidate)
 
     with torch.device("meta"):
-        supernet = Supernet(space.body(build, affine=False))
+        supernet = Supernet(space.body(build, affine=affine))
         ones = {group.name: torch.ones(len(group.edges), group.width) for group in space.groups}
         images = torch.zeros(2, space.inputs, *space.size)
         with torch.no_grad(), Tracer((), images):
@@ -91,7 +98,8 @@ def candidates(space: Space) -> dict[str, Tensor]:
         for hook in hooks:
             hook.remove()
         for row, module, shape in called:
-            row[0], row[1] = parameters(module), multiply_adds(module, torch.zeros(shape)) / shape[0]
+            norm = parameters(module.norm) if isinstance(module, PoolBN) else 0
+            row[0], row[1] = parameters(module) - norm, multiply_adds(module, torch.zeros(shape)) / shape[0]
     none = {group.name: torch.zeros(0, group.width, 2, dtype=torch.float64) for group in space.groups}
     return {
         name: torch.stack([torch.stack(edge) if edge else none[name] for edge in edges], dim=1)

@@ -1,6 +1,7 @@
 """Compares the found cell with chance: trains it beside random cells of its space, under one protocol, with paired seeds.
 
-Random cells that no signal can pass (NAS-Bench-201 has some) are drawn again: beating a network that outputs a constant is no merit.
+Random cells that no signal can pass (NAS-Bench-201 has some) are drawn again: beating a network that outputs a constant is no merit. Under
+limits, each random cell has the width that uses them, as the found one has.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from oche.base import counted
 from oche.data import none
 from oche.genotype import Genotype
 from oche.run import Run, silent
-from oche.spaces import Network
-from oche.spaces.cost import cost
+from oche.spaces import Network, Space
+from oche.spaces.cost import cost, prices_of
+from oche.spaces.fit import fit, widest
 from oche.spaces.sampling import sample
 from oche.tasks import named
 from oche.training.evaluate import evaluate
 from oche.training.train import Training, retrain
 
 FOUND = "found"
+DRAWN = 50
+"""Random cells that are drawn for one that keeps the limits, at most."""
 
 Keep = Callable[[Network, float], None]
 """Takes a trained network and its test score."""
@@ -83,11 +87,13 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep) -> Compar
     run, name_of_score = training.run, f"test_{training.task.metric}"
     done = dict(_done(training.run, name_of_score))
     accuracies: dict[str, list[float]] = {}
-    for name, genotype in _cells(training, cells):
-        price = cost(training.space, genotype)
+    for name, genotype, space in _cells(training, cells):
+        price = cost(space, genotype)
         for seed in range(training.seed, training.seed + seeds):
             if (name, seed) not in done:
-                network = retrain(replace(training, genotype=genotype, seed=seed, run=None, listener=silent))
+                network = retrain(
+                    replace(training, space=space, genotype=genotype, seed=seed, run=None, listener=silent)
+                )
                 test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
                 if name == FOUND and seed == training.seed:
                     keep(network, test.value)
@@ -115,14 +121,32 @@ def interval(values: Sequence[float], level: float = 0.95) -> list[float]:
     return [mean - half, mean + half]
 
 
-def _cells(training: Training, cells: int) -> Iterator[tuple[str, Genotype]]:
-    yield FOUND, training.genotype
+def _cells(training: Training, cells: int) -> Iterator[tuple[str, Genotype, Space]]:
+    """Each cell with the space that its network is built in: under limits, a random one is as wide as they allow, like the found one."""
+    yield FOUND, training.genotype, training.space
     for i in range(1, cells + 1):
         rng = counted(training.seed, "compare", i)
-        drawn = sample(training.space, rng)
-        while not drawn.connected:
+        for _ in range(DRAWN):
             drawn = sample(training.space, rng)
-        yield f"random {i}", drawn
+            while not drawn.connected:
+                drawn = sample(training.space, rng)
+            space = _as_wide(training, drawn)
+            if space is not None:
+                break
+        else:  # hardly any keeps the limits: one that is made to
+            found = fit(training.space, drawn, training.limits)
+            drawn, space = found.genotype, found.space
+        yield f"random {i}", drawn, space
+
+
+def _as_wide(training: Training, drawn: Genotype) -> Space | None:
+    """The space in which a random cell keeps the limits, None where it keeps them in none; without limits, that of the found cell."""
+    space, limits = training.space, training.limits
+    if not limits:
+        return space
+    if limits.fixed:
+        return space if limits.kept(prices_of(space, drawn)) else None
+    return widest(space, drawn, limits)
 
 
 def _done(run: Run | None, score: str) -> Iterator[tuple[tuple[str, int], float]]:

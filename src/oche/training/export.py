@@ -31,6 +31,7 @@ from oche.genotype import Genotype
 from oche.run import Run
 from oche.spaces import SPACES, Network, Space
 from oche.spaces.cost import cost
+from oche.spaces.limits import Limits
 from oche.spaces.named import register_kept
 from oche.tasks import Task
 from oche.training.shipped import INPUT, OUTPUTS, SCRIPT, SCRIPT_NAME, add_to_onnx, metadata
@@ -87,6 +88,7 @@ def save_network(
     metrics: Mapping[str, object],
     task: Task | None = None,
     epochs: Sequence[int] = (),
+    limits: Limits = Limits(),
 ) -> None:
     """Writes the run's `network/`: the weights without the auxiliary head, and the card that rebuilds the network around them.
 
@@ -110,6 +112,7 @@ def save_network(
         "normalisation": "inside",
         "outputs": OUTPUTS.get(data.task, "the network's outputs as they are"),
         **price.table(),
+        **({"limits": limits.table(), "shares": limits.shares(price.table())} if limits else {}),
         "metrics": dict(metrics),
         **({} if task is None else {"loss": describe(task)}),
         **({"epochs": list(epochs)} if epochs else {}),

@@ -21,6 +21,7 @@ from oche.optim import average, set_rate
 from oche.run import Listener, Run, damaged, other_processes, silent
 from oche.spaces import Network, Space
 from oche.spaces.synchronised import alone_again, synchronise
+from oche.spaces.limits import Limits
 from oche.tasks import Classify, Task, named
 from oche.training.evaluate import evaluate
 from oche.training.protocols import Protocol
@@ -35,6 +36,7 @@ class Training:
     `start` are the weights it begins with; None draws them. `earlier` are the epochs of the trainings that it goes on from: images come in
     the order that would have followed, and drop path goes on growing. The protocol's batch counts the images of all processes of `fabric`;
     with `sync` batch norm is one over all of them.
+    The network keeps the `limits`, as do random ones that it is compared with.
     """
 
     space: Space
@@ -49,6 +51,7 @@ class Training:
     start: Mapping[str, torch.Tensor] | None = None
     sync: bool = False
     earlier: tuple[int, ...] = ()
+    limits: Limits = Limits()
 
 
 Trunk = Callable[[torch.Tensor, Draw | None, Mapping[str, torch.Tensor]], tuple[torch.Tensor, torch.Tensor | None]]

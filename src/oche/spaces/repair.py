@@ -1,0 +1,155 @@
+"""Changes a genotype until its network keeps its limits, by what alpha minds least.
+
+Each change takes one choice for a cheaper one; the last of them lead to the smallest network of the space, which is known to keep them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+
+from torch import Tensor
+
+from oche.base import Group
+from oche.genotype import Choice, Genotype
+from oche.spaces.base import Space
+from oche.spaces.cost import prices_of
+from oche.spaces.edges import TRAINED
+from oche.spaces.limits import Limits, Pricer
+from oche.spaces.neighbours import derivable
+from oche.spaces.smallest import candidate_costs, smallest, valid
+
+ROUNDS = 400
+"""Changes of a genotype after which the smallest one is taken."""
+
+Strengths = Mapping[str, Tensor]
+"""Group -> (E, O), how much alpha likes each candidate."""
+
+
+def repaired(
+    space: Space, genotype: Genotype, limits: Limits, strengths: Strengths, price: Pricer = prices_of
+) -> Genotype:
+    """The genotype, changed choice by choice until it keeps the limits: the change with the least loss of alpha per cost comes first.
+
+    The loss is the sum of the logarithms of the strengths given up; without strengths each change loses alike.
+    """
+    floor = smallest(space, limits, price)
+    if genotype.edge in TRAINED:
+        floor = replace(_with_coefficients(space, floor, strengths), edge=genotype.edge, edge_args=genotype.edge_args)
+    for _ in range(ROUNDS):
+        prices = price(space, genotype)
+        if limits.kept(prices):
+            return genotype
+        over = {name: 1 / limit for name, limit in limits.items() if prices[name] > limit}
+        weights = (over.get("parameters", 0.0) + 4 * over.get("size", 0.0), over.get("multiply_adds", 0.0))
+        if "latency" in over and not any(weights):
+            weights = (0.0, 1.0)
+        change = _next(space, genotype, floor, strengths, weights)
+        if change is None:
+            break
+        genotype = change
+    return floor
+
+
+def _next(
+    space: Space, genotype: Genotype, floor: Genotype, strengths: Strengths, weights: tuple[float, float]
+) -> Genotype | None:
+    """The next change: the one that saves most for its loss, or where none saves, the one towards the smallest that loses least."""
+    cheaper = _drops if genotype.edge in TRAINED else _cheaper
+    best = max(
+        (
+            (saved / (loss + 1e-3), changed)
+            for changed, loss, saved in cheaper(space, genotype, strengths, weights)
+            if saved > 0
+        ),
+        key=lambda pair: pair[0],
+        default=None,
+    )
+    if best is not None:
+        return best[1]
+    return min(_towards(space, genotype, floor, strengths), key=lambda pair: pair[0], default=(0.0, None))[1]
+
+
+Change = tuple[Genotype, float, float]
+"""(genotype, the loss of alpha, the cost saved as a share of the limits)."""
+
+
+def _cheaper(space: Space, genotype: Genotype, strengths: Strengths, weights: tuple[float, float]) -> Iterator[Change]:
+    """Another, cheaper operation on one edge; a cell that lets something through goes on to do so."""
+    by_choice = candidate_costs(space, weights)
+    for group in space.groups:
+        loss = partial(_loss, group, strengths)
+        for n, choice in enumerate(genotype.groups[group.name]):
+            e = group.edges.index((choice.source, choice.target))
+            if choice.op not in group.ops[e]:
+                continue
+            for op in derivable(group, e):
+                saved = by_choice(group.name, e, choice.op) - by_choice(group.name, e, op)
+                if saved > 0:
+                    other = replace(choice, op=op)
+                    changed = _put(genotype, group, n, other)
+                    if changed.connected or not genotype.connected:
+                        yield changed, max(0.0, loss(choice) - loss(other)), saved
+
+
+def _drops(space: Space, genotype: Genotype, strengths: Strengths, weights: tuple[float, float]) -> Iterator[Change]:
+    """One of the candidates that an edge keeps left out, or an edge that the network can do without."""
+    by_choice = candidate_costs(space, weights)
+    for group in space.groups:
+        for n, choice in enumerate(genotype.groups[group.name]):
+            saved = by_choice(group.name, group.edges.index((choice.source, choice.target)), choice.op)
+            fewer = _put(genotype, group, n, None)
+            others = [c for c in fewer.groups[group.name] if (c.source, c.target) == (choice.source, choice.target)]
+            if others or valid(space, fewer):
+                yield fewer, abs(choice.coefficient), saved
+
+
+def _towards(
+    space: Space, genotype: Genotype, floor: Genotype, strengths: Strengths
+) -> Iterator[tuple[float, Genotype]]:
+    """(loss, genotype) with the inputs of one node replaced by those of the smallest genotype."""
+    for group in space.groups:
+        loss = partial(_loss, group, strengths)
+        mine, theirs = genotype.groups[group.name], floor.groups[group.name]
+        for target in {c.target for c in (*mine, *theirs)}:
+            old, new = ([c for c in choices if c.target == target] for choices in (mine, theirs))
+            if {(c.source, c.op) for c in old} == {(c.source, c.op) for c in new}:
+                continue
+            choices = tuple(
+                sorted((*(c for c in mine if c.target != target), *new), key=lambda c: (c.target, c.source))
+            )
+            changed = replace(genotype, groups={**genotype.groups, group.name: choices})
+            if valid(space, changed):
+                yield sum(map(loss, old)) - sum(map(loss, new)), changed
+
+
+def _loss(group: Group, strengths: Strengths, choice: Choice) -> float:
+    """The logarithm of a choice's strength; 0 where there are none."""
+    table = strengths.get(group.name)
+    if table is None or choice.op not in group.ops[group.edges.index((choice.source, choice.target))]:
+        return 0.0
+    return math.log(max(float(table[group.entry(choice.source, choice.target, choice.op)]), 1e-12))
+
+
+def _put(genotype: Genotype, group: Group, n: int, choice: Choice | None) -> Genotype:
+    """The genotype with another n-th choice in a group, or without it."""
+    choices = [*genotype.groups[group.name]]
+    choices[n : n + 1] = [] if choice is None else [choice]
+    return replace(genotype, groups={**genotype.groups, group.name: tuple(choices)})
+
+
+def _with_coefficients(space: Space, genotype: Genotype, strengths: Strengths) -> Genotype:
+    """A discrete genotype with the strengths as coefficients, 1 where there is none."""
+    groups = {}
+    for group in space.groups:
+        table = strengths.get(group.name)
+        groups[group.name] = tuple(
+            replace(
+                c,
+                coefficient=(float(table[group.entry(c.source, c.target, c.op)]) if table is not None else 0.0) or 1.0,
+            )
+            for c in genotype.groups[group.name]
+        )
+    return replace(genotype, groups=groups)
