@@ -58,7 +58,7 @@ LONG = 400
 INNARDS = re.compile(r"pack|graph|leaf|leaves", re.IGNORECASE)
 """Words that the loop should not need."""
 
-LIST_OF_OPTIONS = 18
+LIST_OF_OPTIONS = 25
 """So many of a search's options by name in one place are a list."""
 
 

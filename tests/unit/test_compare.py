@@ -112,7 +112,8 @@ def test_random_cells_are_connected_and_depend_on_the_seed() -> None:
     space = tiny_space("toy", data)
 
     def drawn_with(seed: int) -> dict[str, Genotype]:
-        return dict(module._cells(Training(space, CELL, data, PROTOCOLS["smoke"], seed, fabric_for("cpu")), 3))
+        training = Training(space, CELL, data, PROTOCOLS["smoke"], seed, fabric_for("cpu"))
+        return {name: cell for name, cell, _ in module._cells(training, 3)}
 
     drawn = [drawn_with(seed) for seed in range(60)]
     assert all(genotype.connected for cells in drawn for genotype in cells.values())

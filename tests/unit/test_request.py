@@ -39,7 +39,7 @@ def distinct(of: Kind) -> dict[str, object]:
         elif bool in kinds:
             made[field.name] = True
         else:
-            made[field.name] = n if int in kinds else f"name_{n}"
+            made[field.name] = n if int in kinds and str not in kinds else f"name_{n}"
     return made
 
 

@@ -24,6 +24,9 @@ from oche.spaces.smallest import candidate_costs, smallest, valid
 ROUNDS = 400
 """Changes of a genotype after which the smallest one is taken."""
 
+LEAST_LOSS = 1e-3
+"""What a change that alpha does not mind counts as losing, so that those that save more come first."""
+
 Strengths = Mapping[str, Tensor]
 """Group -> (E, O), how much alpha likes each candidate."""
 
@@ -42,34 +45,32 @@ def repaired(
         prices = price(space, genotype)
         if limits.kept(prices):
             return genotype
-        over = {name: 1 / limit for name, limit in limits.items() if prices[name] > limit}
+        over = {name: 1 / most for name, most in limits.items() if prices[name] > most}
         weights = (over.get("parameters", 0.0) + 4 * over.get("size", 0.0), over.get("multiply_adds", 0.0))
         if "latency" in over and not any(weights):
             weights = (0.0, 1.0)
-        change = _next(space, genotype, floor, strengths, weights)
-        if change is None:
-            break
-        genotype = change
+        changed = _saving(space, genotype, strengths, weights, limits.excess(prices))
+        if changed == genotype:
+            nearer = min(_towards(space, genotype, floor, strengths), key=lambda pair: pair[0], default=None)
+            if nearer is None:
+                break
+            changed = nearer[1]
+        genotype = changed
     return floor
 
 
-def _next(
-    space: Space, genotype: Genotype, floor: Genotype, strengths: Strengths, weights: tuple[float, float]
-) -> Genotype | None:
-    """The next change: the one that saves most for its loss, or where none saves, the one towards the smallest that loses least."""
-    cheaper = _drops if genotype.edge in TRAINED else _cheaper
-    best = max(
-        (
-            (saved / (loss + 1e-3), changed)
-            for changed, loss, saved in cheaper(space, genotype, strengths, weights)
-            if saved > 0
-        ),
-        key=lambda pair: pair[0],
-        default=None,
-    )
-    if best is not None:
-        return best[1]
-    return min(_towards(space, genotype, floor, strengths), key=lambda pair: pair[0], default=(0.0, None))[1]
+def _saving(
+    space: Space, genotype: Genotype, strengths: Strengths, weights: tuple[float, float], excess: float
+) -> Genotype:
+    """The genotype after the changes that save most for their loss, until by the candidates' own costs the excess is gone."""
+    changes = _drops if genotype.edge in TRAINED else _cheaper
+    while excess > 0:
+        ways = changes(space, genotype, strengths, weights)
+        best = max(ways, key=lambda change: change[2] / (change[1] + LEAST_LOSS), default=None)
+        if best is None:
+            break
+        genotype, excess = best[0], excess - best[2]
+    return genotype
 
 
 Change = tuple[Genotype, float, float]
@@ -100,6 +101,8 @@ def _drops(space: Space, genotype: Genotype, strengths: Strengths, weights: tupl
     for group in space.groups:
         for n, choice in enumerate(genotype.groups[group.name]):
             saved = by_choice(group.name, group.edges.index((choice.source, choice.target)), choice.op)
+            if saved <= 0:
+                continue
             fewer = _put(genotype, group, n, None)
             others = [c for c in fewer.groups[group.name] if (c.source, c.target) == (choice.source, choice.target)]
             if others or valid(space, fewer):
