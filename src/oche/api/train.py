@@ -224,7 +224,15 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
             metrics = named(test.metrics, "test")
             epochs = (*training.earlier, training.protocol.epochs)
             save_network(
-                run, network, training.space, training.genotype, training.data, metrics, training.task, epochs, training.limits
+                run,
+                network,
+                training.space,
+                training.genotype,
+                training.data,
+                metrics,
+                training.task,
+                epochs,
+                training.limits,
             )
             if training.earlier:
                 run.log({"kind": "more", "earlier": list(training.earlier), "epochs": training.protocol.epochs})

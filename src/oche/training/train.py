@@ -20,8 +20,8 @@ from oche.genotype import Genotype
 from oche.optim import average, set_rate
 from oche.run import Listener, Run, damaged, other_processes, silent
 from oche.spaces import Network, Space
-from oche.spaces.synchronised import alone_again, synchronise
 from oche.spaces.limits import Limits
+from oche.spaces.synchronised import alone_again, synchronise
 from oche.tasks import Classify, Task, named
 from oche.training.evaluate import evaluate
 from oche.training.protocols import Protocol
