@@ -257,3 +257,31 @@ def test_the_evaluation_network_may_be_deeper() -> None:
 def test_the_preflight_measures_a_step_with_both_networks() -> None:
     """Its cell is derived before an epoch, so the step that is measured has to be one of an epoch that has begun."""
     assert estimate(tiny_problem("toy", batch=4), cdarts()).step_seconds > 0
+
+
+def test_the_parts_have_the_method_s_numbers_and_bounds_are_inclusive() -> None:
+    method = cdarts()
+    assert evaluation(method.callbacks) == Evaluation(5, None, 2.0, 1.0) == Evaluation()
+    assert PoolsAndSkips(Linear(5.0, -5.0)) in method.outer_terms
+    assert PoolsAndSkips() in method.outer_terms
+    assert (method.weight_lr(0.0), method.weight_lr(1.0)) == (0.05, 0.05)
+    assert evaluation(cdarts(cycles=1, temperature=0.5).callbacks) == Evaluation(1, None, 0.5)
+    for wrong in ({"cycles": 0}, {"temperature": 0.0}):
+        with pytest.raises(UserError, match="at least one cycle"):
+            cdarts(**wrong)  # type: ignore[arg-type]
+    state = begin(tiny_problem("nb201", channels=4, cells=2), cdarts())
+    assert Evaluation(cells=1).space(state) == replace(state.space, cells=1)  # type: ignore[call-arg]
+    with pytest.raises(UserError, match="at least 1"):
+        Evaluation(cells=0).space(state)
+
+
+def test_the_log_s_lesson_is_the_mean_over_the_steps_of_alpha() -> None:
+    problem, method = tiny_problem("toy", **SMALL["toy"]), cdarts()  # type: ignore[arg-type]
+    state = begin(problem, method)
+    teacher = evaluation(method.callbacks)
+    teacher.on_epoch_start(state)
+    batches = StepBatches(*streams(problem, method), 0)
+    values = [float(teacher(state, state.theta, state.alpha, batches.outer()).detach()) for _ in range(2)]
+    record: dict[str, object] = {"genotype": ""}
+    teacher.on_epoch_end(state, record)
+    assert record["lesson"] == pytest.approx(sum(values) / 2)

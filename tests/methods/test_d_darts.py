@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -12,8 +13,8 @@ from torch import Tensor
 from contracts.same import assert_other_search, assert_same_search, problem_of
 from oche.base import Batch
 from oche.genotype import Choice
-from oche.methods.d_darts import Ablation, EdgeThreshold, d_darts, without
-from oche.methods.dartopti import DARTOPTI_OPS, RESIDUAL, StandstillStop, dartopti, hausdorff
+from oche.methods.d_darts import Ablation, Contributions, EdgeThreshold, d_darts, without
+from oche.methods.dartopti import ACCURACIES, DARTOPTI_OPS, RESIDUAL, StandstillStop, dartopti, hausdorff
 from oche.methods.fair_darts import Threshold, ZeroOne, fair_darts
 from oche.plan.request import Request
 from oche.plan.resolve import resolve
@@ -232,7 +233,8 @@ def test_it_stops_after_four_epochs_without_movement() -> None:
     ops = (DARTOPTI_OPS,)
     state = begin(by_cell(nodes=4, normal=ops, reduce=ops), dartopti())
     stop = next(c for c in dartopti().callbacks if isinstance(c, StandstillStop))
-    assert (stop.since, stop.tolerance, stop.patience, stop.least) == (5, 1e-3, 4, 0.85)
+    assert (stop.since, stop.tolerance, stop.patience, stop.least, stop.most) == (5, 1e-3, 4, 0.85, 2)
+    assert stop == StandstillStop(RESIDUAL)
     assert stop.distance(state) == 0.0
     told: list[dict[str, object]] = []
     for epoch in range(14):
@@ -248,6 +250,40 @@ def test_it_stops_after_four_epochs_without_movement() -> None:
     assert next(epoch for epoch, record in enumerate(told) if "distance" in record) == 7
     assert len(told) == 12
     assert told[7]["distance"] == told[11]["distance"] == stop.distance(state) > 0
+
+
+def test_a_start_that_stays_is_left_after_five_and_four_epochs() -> None:
+    """At a distance of 0 all the time."""
+    ops = (DARTOPTI_OPS,)
+    state = begin(by_cell(nodes=4, normal=ops, reduce=ops), dartopti())
+    stop = StandstillStop(RESIDUAL)
+    for epoch in range(10):
+        stop.on_epoch_end(state, {"phase": "search"})
+        assert state.stop == (epoch == 9)
+
+
+def test_operations_count_by_the_accuracies_of_the_code() -> None:
+    """architecture_processing.py's table of operations on NAS-Bench-201, in percent."""
+    table = {
+        "conv_3x1_1x3": 82.106, "conv_7x1_1x7": 83.159, "max_pool_3x3": 82.134, "avg_pool_3x3": 81.563,
+        "skip_connect": 81.342, "nor_conv_1x1": 81.492, "nor_conv_3x3": 82.303, "sep_conv_3x3": 83.396,
+        "sep_conv_5x5": 84.974, "dil_conv_3x3": 82.736, "dil_conv_5x5": 82.892, "bottleneck_1x3x1": 82.875,
+    }  # fmt: skip
+    assert set(DARTOPTI_OPS) == set(table)
+    assert pytest.approx(table) == ACCURACIES
+
+
+def test_published_d_darts() -> None:
+    assert d_darts().outer_terms == (ZeroOne(9.0, by_group=True), Ablation(0.7, 0.1, learns=False))
+    assert d_darts().outer_terms[1] == Ablation()
+    assert d_darts().callbacks[1] == Contributions() == Contributions(64)
+
+
+def test_a_cell_that_random_weights_leave_as_it_is_contributes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[Ablation.__module__], "without", lambda weights, cell, state, draw: weights)
+    state, record = begin(by_cell(), d_darts()), dict[str, object]()
+    Contributions().on_epoch_end(state, record)
+    assert record == {"contributions": dict.fromkeys(problem_of("darts").space.cell_groups(), 0.0)}
 
 
 def test_published_dartopti() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -264,3 +265,24 @@ def test_drnas_is_the_published_one() -> None:
     progressive = drnas_progressive()
     assert progressive.stages == Progressive((4, 2), (8, 3), True)
     assert progressive.method.arch_start == 0.3
+
+
+def test_evaluation_takes_the_mean_of_what_remains() -> None:
+    group = Group("cell", ((0, 1), (0, 2)), (("a", "b", "c"), ("a", "b", "c")))
+    eta = torch.tensor([[0.5, -1.0, 2.0], [1.0, 0.0, -3.0]])
+    mask = torch.tensor([[True, False, True], [True, True, True]])
+    beta = (torch.nn.functional.elu(eta) + 1) * mask
+    found = Dirichlet()({"cell/alpha": eta}, group, Draw(0, mask={"cell": mask}))
+    torch.testing.assert_close(found, beta / torch.tensor([[4.5], [3 + math.exp(-3.0)]]))
+
+
+def test_stages_divide_the_epochs_and_the_progress() -> None:
+    searcher, problem = drnas_progressive(), problem_of("toy", epochs=5)
+    assert isinstance(searcher, Staged)
+    ended: tuple[SearchState, ...] = ()
+    for epochs, span in ((2, (0.0, 0.5)), (3, (0.5, 1.0))):
+        stage = searcher.stages(problem, searcher.method, ended)
+        assert stage is not None
+        assert (stage.epochs, stage.span) == (epochs, span)
+        ended += (begin(problem, searcher.method),)
+    assert searcher.stages(problem, searcher.method, ended) is None

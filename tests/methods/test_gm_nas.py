@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,12 +22,14 @@ from oche.methods import method_named
 from oche.methods.gm_nas import (
     INNER,
     Divide,
+    Halving,
     Score,
     Split,
     best_child,
     dissimilarity,
     gm_nas,
     half,
+    inherit,
     is_shared,
     partition,
     unsplit,
@@ -67,6 +71,8 @@ def test_it_is_the_least_within_of_all_allowed_and_cut_and_within_are_the_total(
     sides = [[o in part for o in range(n)]]
     allowed = (1, n - 1) if n < 4 else range(2, n - 1)
     sides += [list(bits) for bits in itertools.product([False, True], repeat=n) if sum(bits) in allowed]
+
+    assert len(part) <= n // 2
 
     def between(side: list[bool], same: bool) -> float:
         pairs = itertools.combinations(range(n), 2)
@@ -289,3 +295,60 @@ def test_killed_in_every_stage_of_two_splits(inner: str, tmp_path: Path) -> None
             as_searcher(searcher).run(problem)
         contents.append(content(run))
     assert contents[0] == contents[1]
+
+
+def test_the_tree_s_stages_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """20 epochs in 3 supernets of 2 epochs and 4 last ones of 3; the two that are left over go to the first."""
+    monkeypatch.setattr(sys.modules[Split.__module__], "half", lambda state, side: {"parent": (state, side)})
+    problem, method = tiny_problem("toy", epochs=20), gm_nas().method
+    assert gm_nas().stages == Split(2, 0.5, "cut_max", 100, False, False) == Split()
+    found = []
+    for n in range(7):
+        stage = Split()(problem, method, tuple(range(n)))  # type: ignore[arg-type]
+        assert stage is not None
+        found.append((stage.epochs, stage.span, stage.mask.get("parent")))
+    assert found == [
+        (4, (0.0, 2 / 7), None),
+        (2, (2 / 7, 4 / 7), (0, 0)),
+        (2, (2 / 7, 4 / 7), (0, 1)),
+        *((3, (0.0, 1.0), (parent, side)) for parent in (1, 2) for side in (0, 1)),
+    ]
+    assert Split()(problem, method, tuple(range(7))) is None  # type: ignore[arg-type]
+
+
+def test_a_supernet_begins_with_its_parent_s_weights() -> None:
+    seen: list[int] = []
+    weights = SimpleNamespace(take_over=lambda parent, same: seen.append(parent))
+    for n in range(7):
+        inherit(SimpleNamespace(alpha={}, weights=weights), tuple(SimpleNamespace(weights=i) for i in range(n)))  # type: ignore[arg-type]
+    assert seen == [0, 0, 1, 1, 2, 2]
+
+
+def test_edges_of_two_operations_can_be_split_and_none_need_be() -> None:
+    two = ("none", "skip_connect", "avg_pool_3x3")
+    problem = tiny_problem("nb201", epochs=7, **SMALL["nb201"], without=two)  # type: ignore[arg-type]
+    assert Split().shares(problem)[0] == 2
+    assert Split(0, batches=1).shares(problem)[0] == 0
+    assert len(list(unsplit(begin(problem, gm_nas().method), problem.space.groups))) == 6
+
+
+def test_nothing_is_split_before_the_last_epoch() -> None:
+    method = gm_nas().method
+    state, record = begin(tiny_problem("toy", epochs=2), method), dict[str, object]()
+    Divide(method, Split(batches=1)).on_epoch_end(state, record)
+    assert not record
+    assert not state.memory
+
+
+def test_the_last_supernets_alone_race(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+    monkeypatch.setattr(
+        sys.modules[Split.__module__], "race", lambda problem, cells, *rest: asked.extend([cells, *rest]) or 1
+    )
+    method = gm_nas().method
+    states = [begin(tiny_problem("toy", seed=seed), method) for seed in range(3)]
+    for state in states[1:]:
+        state.memory["gm_nas/accuracy"] = torch.tensor(0.5)
+    cells = [method.selection(state, state.problem) for state in states]
+    assert Halving("brief", (1, 2), (2, 1))(states[0].problem, method, tuple(states)) == cells[2]
+    assert asked == [cells[1:], "brief", (1, 2), (2, 1)]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from oche.base import Alpha, Batch, Params
 from oche.methods.darts import darts
-from oche.methods.idarts import ImplicitNeumann, idarts
+from oche.methods.idarts import ImplicitNeumann, Terms, idarts
+from oche.search.begin import begin
 from oche.search.bilevel import Bilevel
 from oche.search.callbacks import Callback, InnerStep, OuterStep
 from oche.search.loop import search
@@ -40,7 +41,7 @@ def quadratic(scale: float = 1.0) -> tuple[Bilevel, Params, Alpha, Tensor, Tenso
         return off @ h @ off / 2
 
     def outer(theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
-        return (theta["w"] - t).square().sum() / 2 + 0 * alpha["a"].sum()
+        return (theta["w"] - t).square().sum() / 2
 
     return Bilevel(inner, outer, lambda theta, grads: theta, rate=lambda: RATE), theta, alpha, h, b, t
 
@@ -53,6 +54,27 @@ def test_it_is_the_truncated_series(terms: int) -> None:
     series = sum(torch.linalg.matrix_power(power, k) for k in range(terms + 1))
     expected = RATE * b.T @ h @ series @ (theta["w"].detach() - t)  # type: ignore[operator]
     torch.testing.assert_close(found["a"], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_what_has_no_part_in_a_loss_has_no_gradient() -> None:
+    problem, theta, alpha, *_ = quadratic()
+    _, plain = ImplicitNeumann()(problem, theta, alpha, NoBatches())
+    more = {"w": theta["w"], "idle": torch.ones(2, requires_grad=True)}
+    _, found = ImplicitNeumann()(problem, more, {**alpha, "idle": torch.ones(4, requires_grad=True)}, NoBatches())
+    torch.testing.assert_close(found, {**plain, "idle": torch.zeros(4)})
+
+
+def test_the_log_has_the_mean_number_of_terms() -> None:
+    told: list[dict[str, float]] = []
+    for scale, terms in ((1.0, 2), (1.0, 3), (100.0, 3)):
+        problem, theta, alpha, *_ = quadratic(scale)
+        problem = replace(problem, meter=lambda **numbers: told.append(numbers))
+        ImplicitNeumann(terms)(problem, theta, alpha, NoBatches())
+    assert told == [{"neumann_terms": float(n), "neumann_steps": 1.0} for n in (2, 3, 0)]
+    state, record = begin(tiny_problem("toy"), idarts()), dict[str, object]()
+    Terms().on_epoch_end(state, record)
+    assert record == {}
+    assert idarts().arch_gradient == ImplicitNeumann(2, residual_noise=False) == ImplicitNeumann()
 
 
 def test_it_tends_to_the_implicit_hypergradient() -> None:

@@ -19,7 +19,17 @@ from oche.data import Whole, none
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.darts import darts
-from oche.methods.ista_nas import Recover, Support, candidate_norms, ista_nas, ista_nas_one_stage, norms, support
+from oche.methods.ista_nas import (
+    KeptCode,
+    Recover,
+    Support,
+    candidate_norms,
+    ista_nas,
+    ista_nas_one_stage,
+    left,
+    norms,
+    support,
+)
 from oche.methods.sparse_code import MEASUREMENTS, SparseCode, candidates, lasso, support_of
 from oche.optim import Adam
 from oche.search.begin import StepBatches, begin, bilevel, streams
@@ -28,6 +38,7 @@ from oche.search.loop import advance, arch_step, search, set_learning_rate, weig
 from oche.search.method import Method
 from oche.search.stages import entered
 from oche.search.state import SearchState
+from oche.search.trainable import AllWeights
 from oche.spaces.ops import PoolBN
 from oche.training.evaluate import evaluate
 from reference.real import digits, epochs_of, real_problem
@@ -369,3 +380,58 @@ def test_on_digits_the_network_that_is_kept_has_learnt() -> None:
     assert told[len(overlaps) - 1]["frozen_nodes"] > 0
     assert all(0 <= overlap <= 1 for overlap in overlaps)
     assert {record["phase"] for record in told[-4:]} == {"weights"}
+
+
+@pytest.mark.parametrize("space", ["nb201", "darts"])
+def test_a_code_of_zeros_leaves_an_edge_or_a_node_its_first_op(space: str) -> None:
+    method = ista_nas_one_stage().method
+    state = begin(problem_of(space), method)
+    for group in space_groups(state):
+        with torch.no_grad():
+            state.alpha[f"{group.name}/z"].zero_()
+    cell = KeptCode()(state, state.problem)
+    for group in space_groups(state):
+        first = [(source, target, group.ops[e][0]) for e, (source, target) in enumerate(group.edges)]
+        if space == "darts":
+            first = [first[numbers[0]] for numbers in group.into().values()]
+        assert sorted((c.source, c.target, c.op) for c in cell.groups[group.name]) == sorted(first)
+        only = torch.zeros(len(group.edges), group.width, dtype=torch.bool)
+        only[:, 0] = True
+        assert torch.equal(left(state)[group.name], only)
+
+
+def space_groups(state: SearchState) -> tuple[Group, ...]:
+    return tuple(state.space.groups)
+
+
+def test_the_log_has_the_overlap_of_the_supports_and_frozen_nodes_where_nodes_freeze() -> None:
+    """The first z is the LASSO's at the first b, so that the first epoch finds it again."""
+    state = begin(problem_of("darts"), ista_nas())
+    for tolerance in (None, 1e-3):
+        state.memory.clear()
+        record: dict[str, object] = {}
+        Recover(tolerance).on_epoch_start(state)
+        Recover(tolerance).on_epoch_end(state, record)
+        assert record == {"support_overlap": 1.0} | ({} if tolerance is None else {"frozen_nodes": 0})
+
+
+def test_published_ista_nas_and_what_its_second_stage_trains() -> None:
+    assert ista_nas().relaxation == SparseCode(MEASUREMENTS["uniform"], 7, 1e-5, 1e-3, distinct=False)
+    assert SparseCode() == SparseCode(MEASUREMENTS["uniform"], 7, 1e-5, 1e-3, distinct=False)
+    staged = ista_nas_one_stage()
+    assert staged.method.relaxation == ista_nas().relaxation
+    assert staged.keeps_weights
+    problem = problem_of("darts", epochs=4)
+    states = [begin(replace(problem, seed=seed), staged.method) for seed in (1, 2)]
+    tuned = staged.stages(problem, staged.method, (states[0],))
+    assert tuned is not None
+    assert tuned.method.trainable == AllWeights(affine=True)
+    found = [KeptCode()(state, problem) for state in states]
+    assert staged.choose(problem, staged.method, tuple(states)) == found[1] != found[0]
+
+
+def test_none_is_a_candidate_where_every_edge_keeps_an_op() -> None:
+    for space in ("nb201", "darts"):
+        for group in problem_of(space).space.groups:
+            there = candidates(group, group.valid())
+            assert bool((there & group.named("none")).any()) == (space == "nb201")

@@ -265,6 +265,19 @@ def test_skips_stop_it_and_the_one_just_before_is_returned(returned: str, expect
     assert result.genotype.skips() == {"cell": expected}
 
 
+def test_published_constants_of_darts_plus() -> None:
+    assert darts_plus().callbacks == (SkipStop(2, "before"),) == (SkipStop(),)
+    assert darts_plus("rank").callbacks == (RankStop(10, "before"),) == (RankStop(),)
+
+
+def test_skips_of_the_warm_up_stop_nothing() -> None:
+    state = begin(tiny_problem("nb201", channels=4, cells=1), darts_plus())
+    skips = "|skip_connect~0|+|skip_connect~0|none~1|+|skip_connect~0|none~1|none~2|"
+    for phase in ("warm-up", "search"):
+        SkipStop().on_epoch_end(state, {"phase": phase, "genotype": skips})
+        assert state.stop == (phase == "search")
+
+
 def test_the_order_has_to_stand_still_for_so_many_epochs() -> None:
     state = begin(tiny_problem("nb201", epochs=30, channels=4, cells=1), darts_plus("rank"))
     stop, record = RankStop(3), {"phase": "search"}
@@ -297,4 +310,3 @@ def test_a_toy_edge_has_no_order_and_never_stops() -> None:
 
 def test_without_its_constant_it_is_darts() -> None:
     assert_same_search(darts_plus("rank", patience=99), darts())
-    assert SkipStop() == darts_plus().callbacks[0]

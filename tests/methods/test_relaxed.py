@@ -11,6 +11,7 @@ import torch
 
 from contracts.same import assert_other_search, assert_same_search, problem_of
 from oche.base import Batch, Draw, Group
+from oche.data import Whole
 from oche.genotype import Choice
 from oche.methods.beta_darts import BetaDecay, beta_darts
 from oche.methods.darts_minus import darts_minus
@@ -348,7 +349,7 @@ def test_below_one_a_cost_is_nothing_and_the_term_is_in_the_step_when_weighed() 
     state = begin(problem_of("toy"), replace(snas(), relaxation=Softmax()))
     with torch.no_grad():
         state.alpha["cell/alpha"][:, 2] = -30.0
-    value = Resource()(state, {}, state.alpha, Batch(torch.zeros(1), torch.zeros(1)))
+    value = Resource(1e-2)(state, {}, state.alpha, Batch(torch.zeros(1), torch.zeros(1)))
     (found,) = torch.autograd.grad(value, state.alpha["cell/alpha"])
     assert value.item() == 0
     assert not found.any()
@@ -364,6 +365,7 @@ def test_snas_as_its_readme_runs_it() -> None:
     assert method.edge == DropPath(rate=Constant(0.3), whole=True)
     assert method.inner_terms == (Resource(1.5e-3),)
     assert isinstance(snas().edge, WeightedSum)
+    assert snas().split == Whole()
     assert snas().inner_terms == ()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 from itertools import combinations, pairwise
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from oche.base import counted
 from oche.genotype import Genotype
-from oche.methods.rlnas import KeepInitial, WidestAngle, angle, mixed, paths, products, rlnas
+from oche.methods.rlnas import COMMON, KeepInitial, WidestAngle, angle, mixed, paths, products, rlnas
 from oche.plan.request import Request
 from oche.plan.resolve import resolve
 from oche.search.begin import begin, streams
@@ -144,6 +145,49 @@ def test_convolutions_alone_rank_otherwise() -> None:
     cells = [sample(state.space, rng) for _ in range(40)]
     code, convolutions = ([angle(state, table, cell) for cell in cells] for table in tables)
     assert sorted(range(40), key=code.__getitem__) != sorted(range(40), key=convolutions.__getitem__)
+
+
+def test_a_sum_of_convolutions_alone() -> None:
+    """Against the kernels one by one."""
+    state = turned("darts", channels=4, cells=3)
+    table, weights = products(state, "convolutions"), Weights(state)
+    group = state.space.groups[0]
+    for op in ("sep_conv_3x3", "dil_conv_5x5", "max_pool_3x3"):
+        expected = torch.zeros(3)
+        for cell in group.cells:
+            path = f"body.cells.{cell}.edges.0-2.ops.{op}."
+            for name in [n for n in weights.now if n.startswith(path) and len(weights.shapes[n]) == 4]:
+                a, b = weights.then[name], weights.now[name]
+                expected += torch.stack([a @ b, a @ a, b @ b])
+            if "pool" in op:
+                expected += 4 / 9
+        torch.testing.assert_close(table[group.name][group.entry(0, 2, op)], expected)
+
+
+def test_the_angle_depends_on_no_scale_and_stands_roundings() -> None:
+    state = turned("toy")
+    table, cell = products(state), sample(state.space, counted(2))
+    small = {name: t * 1e-9 for name, t in table.items()}
+    assert angle(state, small, cell) == pytest.approx(angle(state, table, cell)) != 0.0
+    for sign, expected in ((1, 0.0), (-1, math.pi)):
+        over = {name: torch.zeros_like(t) for name, t in table.items()}
+        over[COMMON] = torch.tensor([sign * (1 + 1e-12), 1.0, 1.0])
+        assert angle(state, over, cell) == expected
+
+
+def test_one_generation_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+
+    def planted(cell: Genotype, other: Genotype, probability: float, rng: torch.Generator) -> Genotype:
+        asked.append(probability)
+        return cell
+
+    monkeypatch.setattr(sys.modules[WidestAngle.__module__], "mixed", planted)
+    state = turned("toy")
+    for epoch, generations in ((0, 1), (state.problem.epochs, 3)):
+        asked.clear()
+        WidestAngle(6, 4, 2, 3, 3)(replace(state, epoch=epoch), state.problem)
+        assert asked == ([0.1] * 2 + [0.5] * 3) * generations
 
 
 def test_a_cell_without_a_path_has_angle_zero() -> None:

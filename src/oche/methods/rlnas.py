@@ -230,7 +230,7 @@ def paths(group: Group, choices: tuple[Choice, ...], concat: bool) -> dict[Choic
     into = dict.fromkeys(inputs, 1)
     for node in nodes:
         into[node] = sum(into[c.source] for c in live if c.target == node)
-    out = dict.fromkeys(inputs, 0)
+    out = dict[int, int]()
     for node in reversed(nodes):
         ends = 1 if concat or node == nodes[-1] else 0
         out[node] = ends + sum(out[c.target] for c in live if c.source == node)

@@ -68,7 +68,7 @@ BUDGETS = {"paper": PUBLISHED}
 class Resource:
     """weight * the expected cost of the step's own sample p; see the module."""
 
-    weight: float = 1e-2
+    weight: float
 
     def __call__(self, state: SearchState, theta: Params, alpha: Alpha, batch: Batch) -> Tensor:
         draw, parts = state.draw("weight"), []
