@@ -91,11 +91,12 @@ class Server:
             if time.monotonic() > self.ends:
                 break
             found = place(tree, mutant)
-            own = audience(items, runs, found.kind, found.lines, mutant.row)
+            loading = bool(self.early & {(str(self.file), line) for line in found.lines})
+            own = audience(items, runs, "module" if loading else found.kind, found.lines, mutant.row)
             began = time.monotonic()
             allowed = 10 + 3 * sum(runs[item.nodeid][0] for item in own)
             code = forked(lambda m=mutant, o=own: self.child(session, o, m), allowed) if own else 0  # type: ignore[misc]
-            sure = found.kind == "body" and not self.early & {(str(self.file), line) for line in found.lines}
+            sure = found.kind == "body" and not loading
             outcome = {0: SURVIVED if sure else UNSURE, 5: UNSURE, -9: TIMEOUT}.get(code, KILLED)
             self.tell(Found(number, outcome, [item.nodeid for item in own], time.monotonic() - began))
         return True

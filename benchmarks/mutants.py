@@ -27,7 +27,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from mutant_tests import SURVIVED, UNSURE, WORDS, Found, Server, forked
+from mutant_tests import KILLED, SURVIVED, TIMEOUT, UNSURE, WORDS, Found, Server, forked
 from mutations import Mutant, mutants
 
 ROOT = Path(__file__).parents[1]
@@ -98,10 +98,13 @@ def passes_from_the_start(mutant: Mutant, tests: Sequence[str], seconds: float) 
         target.write_text(before, encoding="utf-8")
 
 
-def run(method: str, table: Mapping[str, object], ends: float, sure: bool) -> list[tuple[Mutant, bool]] | None:
+def run(
+    method: str, table: Mapping[str, object], ends: float, sure: bool, grown: bool
+) -> list[tuple[Mutant, bool]] | None:
     """(mutant, survived) of each mutant of a method; None where the time is over before the last. Raises SystemExit if it fails whole.
 
-    Unless `sure`, a mutant counts as a survivor where only a trial from the start would tell.
+    Unless `sure`, a mutant counts as a survivor where only a trial from the start would tell. If `grown`, one that an earlier state of the
+    tests killed counts as killed.
     """
     source = (TREE / METHODS / f"{method}.py").read_text(encoding="utf-8")
     tests: list[str] = table["tests"]  # type: ignore[assignment]
@@ -113,7 +116,11 @@ def run(method: str, table: Mapping[str, object], ends: float, sure: bool) -> li
 
     def known() -> dict[str, Row]:
         rows = map(json.loads, kept.read_text(encoding="utf-8").splitlines() if kept.exists() else [])
-        return {row["key"]: row for row in rows if row["stamp"] == stamp.hexdigest()}
+        return {
+            r["key"]: r
+            for r in rows
+            if r["stamp"] == stamp.hexdigest() or (grown and r["outcome"] in (KILLED, TIMEOUT))
+        }
 
     def keep(mutant: Mutant, outcome: str, found: Found) -> None:
         row = {"stamp": stamp.hexdigest(), "key": mutant.key, "outcome": outcome, "seconds": round(found.seconds, 2)}
@@ -133,7 +140,7 @@ def run(method: str, table: Mapping[str, object], ends: float, sure: bool) -> li
             began, own = time.monotonic(), row["tests"]
             assert isinstance(own, list)
             survived = passes_from_the_start(mutant, own, 300) if own else True
-            keep(mutant, SURVIVED if survived else "killed", Found(0, "", own, time.monotonic() - began))
+            keep(mutant, SURVIVED if survived else KILLED, Found(0, "", own, time.monotonic() - began))
     rows = known()
     undone = sum(mutant.key not in rows or (sure and rows[mutant.key]["outcome"] == UNSURE) for mutant in everything)
     if undone:
@@ -162,7 +169,10 @@ def main() -> int:
     parser.add_argument(
         "--rough", action="store_true", help="try no survivor again from the start: quicker, some too many"
     )
-    parser.add_argument("--page", type=Path, help="where to write the whole as a page, if nothing is left to try")
+    parser.add_argument(
+        "--grown", action="store_true", help="tests were only added since the last run: try its survivors alone"
+    )
+    parser.add_argument("--page", type=Path, help="where to write the whole as a page")
     asked = parser.parse_args()
     rules = tomllib.loads(RULES.read_text(encoding="utf-8"))
     reasons = tomllib.loads(REASONS.read_text(encoding="utf-8"))["survivor"]
@@ -172,7 +182,7 @@ def main() -> int:
     results, whole = dict[str, list[tuple[Mutant, bool]]](), True
     print("| method | mutants | survive | without a reason |\n|---|---|---|---|")
     for method in asked.methods or rules:
-        found = run(method, rules[method], ends, not asked.rough)
+        found = run(method, rules[method], ends, not asked.rough, asked.grown)
         if found is None:
             whole = False
             continue
@@ -186,13 +196,14 @@ def main() -> int:
     tried, bare = sum(map(len, results.values())), sum(reason(mutant, reasons) is None for mutant in lost)
     share = len(lost) / max(tried, 1)
     print(f"\n{tried} mutants, {len(lost)} survive ({share:.1%}), {bare} of them without a reason.")
-    if whole and asked.page:
-        asked.page.write_text(page(results, reasons), encoding="utf-8")
+    if asked.page:
+        missing = [method for method in rules if method not in results]
+        asked.page.write_text(page(results, reasons, missing), encoding="utf-8")
     return int(not whole or bare > 0 or share > LARGEST)
 
 
-def page(results: Mapping[str, Sequence[tuple[Mutant, bool]]], reasons: Reasons) -> str:
-    """A table of files and all survivors with their reasons."""
+def page(results: Mapping[str, Sequence[tuple[Mutant, bool]]], reasons: Reasons, missing: Sequence[str]) -> str:
+    """A table of files and all survivors with their reasons; `missing` are the files that were not tried to the end."""
     tried = sum(map(len, results.values()))
     lost = [mutant for rows in results.values() for mutant, survived in rows if survived]
     text = [
@@ -209,6 +220,8 @@ def page(results: Mapping[str, Sequence[tuple[Mutant, bool]]], reasons: Reasons)
     for method, rows in results.items():
         survive = sum(survived for _, survived in rows)
         text.append(f"| {method} | {len(rows)} | {len(rows) - survive} | {survive} |")
+    if missing:
+        text += ["", f"Not tried to the end: {', '.join(missing)}."]
     text += ["", "## Survivors", "", "| file | line | change | why no test need notice |", "| --- | --- | --- | --- |"]
     for mutant in lost:
         cells = [f"`{mutant.line}`", f"`{mutant.change}`", reason(mutant, reasons) or "none is known"]
