@@ -2,9 +2,10 @@
 
     python benchmarks/retrain.py --json
 
-The network is DARTS_V2's; a step is that of `oche train`: `train_epoch` over one batch, auxiliary head and drop path on, clip
-and optimiser included. Every form runs in this process, in turn (A B C, A B C); `seconds` are medians a step, `ratios` are to the first
-form. Compiling (`oche train --set train.compile=true`) takes minutes before the first step, so it is measured on request: `--forms`.
+The network is DARTS_V2's; a step is that of `oche train`: `train_epoch` over one batch, auxiliary head and drop path on, clip and
+optimiser included. Every form runs in this process, in turn (A B C, A B C); `seconds` are medians per step, of processor time on one
+thread (other work on the machine disturbs it less), `ratios` are to the first form. Compiling (`oche train --set train.compile=true`)
+takes minutes before the first step, so it is measured on request: `--forms`.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ import torch
 from oche.base import Batch, counted
 from oche.data import Data, ImageSet, Stream, for_training
 from oche.fast import ordinary
-from oche.genotype import PUBLISHED, Genotype
+from oche.genotype import Genotype
 from oche.plan.machine import fabric_for
-from oche.spaces import SPACES
+from oche.spaces import SPACES, Space
 from oche.training.protocols import PROTOCOLS
 from oche.training.train import Training, TrainState, begin, train_epoch
 
@@ -43,15 +44,17 @@ class _NCHW(Stream):
         return Batch(batch.images.contiguous(), batch.targets)
 
 
-def state_of(form: str, channels: int, cells: int, batch: int) -> tuple[TrainState, Training, Stream]:
-    """A training of one batch an epoch."""
+def state_of(
+    form: str, space: Space, genotype: Genotype, batch: int, *, plain: bool = False
+) -> tuple[TrainState, Training, Stream]:
+    """A training of one batch per epoch; `plain`: without auxiliary head and drop path."""
     precision, last, fast, compiled = FORMS[form]
     pixels = torch.randint(0, 256, (batch, 32, 32, 3), dtype=torch.uint8, generator=counted(0))
     images = ImageSet.of(pixels, torch.arange(batch) % 10)
     data = Data("random", images, images, images, tuple("0123456789"), 3, (32, 32), (0.5,) * 3, (0.25,) * 3, flip=True)
     protocol = replace(PROTOCOLS["darts_cifar"], epochs=1000, batch=batch, compile=compiled)
-    space = SPACES["darts"](cells=cells, channels=channels)
-    genotype = Genotype.parse(PUBLISHED["DARTS_V2"], "darts")
+    if plain:
+        protocol = replace(protocol, auxiliary=0.0, drop_path=0.0)
     training = Training(space, genotype, data, protocol, 0, fabric_for("cpu", precision=precision))
     state = begin(training)
     if not fast:
@@ -78,13 +81,15 @@ def main() -> None:
     torch.set_num_threads(a.threads)
     seconds: dict[str, list[float]] = {form: [] for form in a.forms}
     first: dict[str, float] = {}
-    trained = {form: state_of(form, a.channels, a.cells, a.batch) for form in a.forms}
+    space, genotype = SPACES["darts"](cells=a.cells, channels=a.channels), Genotype.parse("DARTS_V2", "darts")
+    clock = time.process_time if a.threads == 1 else time.perf_counter
+    trained = {form: state_of(form, space, genotype, a.batch) for form in a.forms}
     for i in range(a.repeats + 1):
         for form, (state, training, stream) in trained.items():
             state.epoch = i + 1  # from the second epoch on there is drop path
-            started = time.perf_counter()
+            started = clock()
             train_epoch(state, training, stream)
-            took = time.perf_counter() - started
+            took = clock() - started
             if i:
                 seconds[form].append(took)
             else:

@@ -88,6 +88,7 @@ ROWS: list[Row] = [
     _supernet("also/darts-bf16", "--batch", "16", "--precision", "bf16", *ONCE),
     _supernet("also/darts-peer", "--batch", "16", "--against", PEER, *ONCE),
     Row("also/retrain", "retrain.py", ("--repeats", "3")),
+    Row("also/epoch", "epoch.py", ("--repeats", "3", "--threads", "1")),
     _supernet("scaling/batch=8", *SMALL),
     *_scaling("batch", *[(b, ("--batch", b)) for b in ("2", "32")]),
     *_scaling("size", *[(s, ("--size", s)) for s in ("16", "48")]),

@@ -245,3 +245,17 @@ def test_measuring_leaves_nothing_frozen() -> None:
 def _nothing_stays_frozen() -> Iterator[None]:
     yield
     assert gc.get_freeze_count() == 0
+
+
+def test_the_page_says_what_a_training_costs_per_multiply_add() -> None:
+    dearer = {"ResNet-8": 1.0, "a": 1.2, "b": 1.9, "c": 2.1}
+    row = {
+        "batch": 128,
+        "threads": 1,
+        "million": dict.fromkeys(dearer, 10.0),
+        "seconds": {name: {"channels_last": 3.0, "kernels": times} for name, times in dearer.items()},
+        "dearer": {name: {"channels_last": 3.0, "kernels": times} for name, times in dearer.items()},
+    }
+    said = module("render").epochs(row)[-4:]
+    assert [line.split(" | ")[-1].strip("| ") for line in said] == ["", "stretch reached", "reached", "missed"]
+    assert "| a | 10.0 M | 3.000 s | 1.200 s | 3.00x | **1.20x** |" in said[1]

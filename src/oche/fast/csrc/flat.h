@@ -61,13 +61,15 @@ template <class T> int64_t period_of(int64_t c) { return std::lcm<int64_t>(c, WI
 
 // a number per channel, spread to a period; `times` multiplies all of them
 template <class T> void spread(const T* v, int64_t c, T* to, T times = T(1)) {
-    for (int64_t i = 0; i < period_of<T>(c); ++i) to[i] = v[i % c] * times;
+    for (int64_t first = 0, period = period_of<T>(c); first < period; first += c)
+        for (int64_t l = 0; l < c; ++l) to[first + l] = v[l] * times;
 }
 
 // to (c) = the sums over a period's repetitions
 template <class T> void gathered(const T* from, int64_t c, double* to) {
     std::fill_n(to, c, 0.0);
-    for (int64_t i = 0; i < period_of<T>(c); ++i) to[i % c] += double(from[i]);
+    for (int64_t first = 0, period = period_of<T>(c); first < period; first += c)
+        for (int64_t l = 0; l < c; ++l) to[l] += double(from[first + l]);
 }
 
 // f(place in the row, place in the period, lanes) for every vector of a row of `length` numbers

@@ -135,10 +135,10 @@ template <class T> void convolved(const Shape<T>& s, const T* tile, int64_t y, T
 // Sums about a pivot, which keeps small numbers where the mean is large: the mean of the image's first row
 template <class T> struct Moments {
     int64_t c, period;
-    Buffer<T> pivot, s, q;
+    Buffer<T> pivot, s, q, about;
     std::vector<double> shift, sums, squares;
     bool fresh = true;
-    explicit Moments(int64_t c_) : c(c_), period(period_of<T>(c_)), pivot(period), s(period), q(period), shift(c_), sums(c_), squares(c_) {}
+    explicit Moments(int64_t c_) : c(c_), period(period_of<T>(c_)), pivot(period), s(period), q(period), about(c_), shift(c_), sums(c_), squares(c_) {}
 
     void begin() {
         std::fill(s.begin(), s.end(), T(0)), std::fill(q.begin(), q.end(), T(0)), std::fill(pivot.begin(), pivot.end(), T(0));
@@ -149,8 +149,8 @@ template <class T> struct Moments {
         if (fresh) {
             pass<false>(y, length, nullptr, false);
             gathered(s.data(), c, shift.data());
-            for (double& v : shift) v *= double(c) / length;
-            for (int64_t i = 0; i < period; ++i) pivot[i] = T(shift[i % c]);
+            for (int64_t l = 0; l < c; ++l) about[l] = T(shift[l] * c / length);
+            spread(about.data(), c, pivot.data());
             std::fill(s.begin(), s.end(), T(0)), fresh = false;
         }
         pass<true>(y, length, to, past);
