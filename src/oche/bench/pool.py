@@ -48,40 +48,27 @@ def in_processes(trials: Sequence[Trial], folder: Path, work: Work, workers: int
             pool.shutdown(cancel_futures=True)
 
 
-def on_ray(trials: Sequence[Trial], folder: Path, work: Work, address: str, cpus: float, gpus: float) -> Iterator[Done]:
-    """Runs the trials as Ray tasks; `address` is "local" for a cluster on this machine, else what `ray.init` takes.
+def on_ray(trials: Sequence[Trial], folder: Path, work: Work, cpus: float, gpus: float) -> Iterator[Done]:
+    """Runs the trials as tasks of the cluster that this process is connected to (`cluster`).
 
-    The machines of a cluster need oche, the data at the same path, and, to continue interrupted trials, the bench's folder.
+    A trial whose worker is lost is tried again. The machines of a cluster need oche, the data at the same path, and, to continue
+    interrupted trials, the bench's folder.
     """
-    try:
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-    except ImportError:
-        raise UserError("A Ray cluster needs Ray: pip install 'oche[ray]'.") from None
-    try:
-        ray.init(address=address, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UserError(f"There is no Ray cluster at {address!r} ({str(error).splitlines()[0]}).") from None
-    try:
-        there = ray.cluster_resources()
-        if address == "local" and (cpus > there.get("CPU", 0) or gpus > there.get("GPU", 0)):  # others may grow
-            raise UserError(
-                f"A trial needs {cpus:g} CPUs and {gpus:g} GPUs; this machine has {there.get('CPU', 0):g} and {there.get('GPU', 0):g}."
-            )
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(work)
-        pending = {task.remote(trial, folder / trial.name): trial for trial in trials}
-        while pending:
-            (first, *_), _ = ray.wait(list(pending), num_returns=1)
-            trial = pending.pop(first)
-            try:
-                done: Outcome | BaseException = ray.get(first)
-            except RayTaskError as error:  # raised inside the trial
-                done = _expected(error.cause) or error
-            except RayError as error:  # the machine was lost once too often
-                done = error
-            yield trial, done
-    finally:
-        ray.shutdown()
+    import ray
+    from ray.exceptions import RayError, RayTaskError
+
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=RETRIES)(work)
+    pending = {task.remote(trial, folder / trial.name): trial for trial in trials}
+    while pending:
+        (first, *_), _ = ray.wait(list(pending), num_returns=1)
+        trial = pending.pop(first)
+        try:
+            done: Outcome | BaseException = ray.get(first)
+        except RayTaskError as error:  # raised inside the trial
+            done = _expected(error.cause) or error
+        except RayError as error:  # the machine was lost once too often
+            done = error
+        yield trial, done
 
 
 def _expected(error: BaseException | None) -> BaseException | None:

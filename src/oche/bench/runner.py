@@ -11,6 +11,7 @@ from pathlib import Path
 
 from oche import config
 from oche.bench.baselines import size_metric
+from oche.bench.cluster import cluster
 from oche.bench.identity import changed, table_code
 from oche.bench.matrix import FREE, Matrix, check
 from oche.bench.page import write
@@ -23,6 +24,7 @@ from oche.bench.tables import facts, values, zero_cost_scores
 from oche.bench.trial import Outcome, run_trial
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
+from oche.plan.processes import launched
 from oche.plan.resolve import resolve
 from oche.run import Listener, Run, silent
 from oche.tables import TableLike, table_named
@@ -70,16 +72,14 @@ def run_bench(
     found = (
         facts(asked, matrix.looked_up, matrix.selector, matrix.zero_cost or _scores(asked, matrix)) if asked else None
     )
-    folder.path.mkdir(
-        parents=True, exist_ok=True
-    )  # only now: a mistake leaves nothing that the corrected bench would clash with
-    with folder.lock():
+    with cluster(address, matrix.cpus, matrix.gpus), _fresh(folder).lock():
         _write_request(folder, matrix)
         if found is not None:
             folder.write(folder.FACTS, json.dumps(found.table()).encode())
         missing = _missing(everything, folder, only)
         listener("begin", {"total": len(everything), "missing": len(missing), "folder": str(folder.path)})
-        ended = _run(missing, folder.file(folder.RUNS).resolve(), matrix, workers, address, work)
+        on_cluster = address is not None
+        ended = _run(missing, folder.file(folder.RUNS).resolve(), matrix, workers, on_cluster, work)
         failures = dict(_kept(ended, folder, matrix, asked, listener))
         result = replace(read(folder.path), failures=failures)
         render(result)
@@ -126,6 +126,8 @@ def show(path: str | Path, baseline: str | None = None, figures: str = "svg") ->
 
 
 def _check_workers(matrix: Matrix, workers: int, address: str | None) -> None:
+    if launched():
+        raise UserError("A bench starts processes of its own (`--workers`, `--address`): start it without torchrun.")
     if workers < 1:
         raise UserError(f"A bench needs at least one worker; given {workers}.")
     if address is not None and workers > 1:
@@ -156,6 +158,12 @@ def _fitting(path: Path, matrix: Matrix) -> BenchFolder:
                 raise UserError(
                     f"{str(path)!r} holds a bench with {name}={old[name]!r}, not {new[name]!r}: choose another folder (`--out`)."
                 )
+    return folder
+
+
+def _fresh(folder: BenchFolder) -> BenchFolder:
+    """The folder, made only now: a mistake leaves nothing that the corrected bench would clash with."""
+    folder.path.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -190,10 +198,10 @@ def _scores(table: TableLike, matrix: Matrix) -> tuple[str, ...]:
 
 
 def _run(
-    missing: Sequence[Trial], folder: Path, matrix: Matrix, workers: int, address: str | None, work: Work
+    missing: Sequence[Trial], folder: Path, matrix: Matrix, workers: int, on_cluster: bool, work: Work
 ) -> Iterator[Done]:
-    if address is not None:
-        return on_ray(missing, folder, work, address, matrix.cpus, matrix.gpus)
+    if on_cluster:
+        return on_ray(missing, folder, work, matrix.cpus, matrix.gpus)
     return here(missing, folder, work) if workers == 1 else in_processes(missing, folder, work, workers)
 
 

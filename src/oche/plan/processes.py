@@ -118,9 +118,12 @@ class Watch:
                     p.send_signal(signalled)
 
     def lost(self) -> str:
-        """Which process was lost, in words."""
+        """Which process was lost, in words. Its connection may be gone a moment before it is."""
+        until = time.monotonic() + 1.0
+        while self.started and not any(p.poll() for p in self.started) and time.monotonic() < until:
+            time.sleep(0.02)
         for number, p in enumerate(self.started, 1):
-            if p.poll():
+            if p.returncode:
                 return _ended(number, p.returncode)
         return (
             "process 0 ended" if os.environ.get(FOLLOWS) else "another process of this run ended or cannot be reached"
