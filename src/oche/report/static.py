@@ -19,6 +19,8 @@ INK, GREY, LINE, SOFT, PAPER = "#1f2430", "#818a98", "#b9c0ca", "#eceff3", "#fff
 """Text, secondary text, thin lines, shaded and plain ground; a page may swap them for its dark ones."""
 BRIGHT = "#fefefe"
 """Text on colour; not PAPER, because it must stay bright on a dark page."""
+WIDEST = 40
+"""Classes up to which a confusion matrix grows; of more, not all are named."""
 SERIES = ("#2f6fd0", "#d9730d", "#0f8577", "#7d4fd1", "#c2336b")
 
 
@@ -53,6 +55,7 @@ def style() -> AbstractContextManager[None]:
 
     return matplotlib.rc_context(
         {
+            "text.parse_math": False,  # names are literal, "US$_{ A$" too
             "svg.hashsalt": "oche",
             "svg.fonttype": "none",
             "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial", "sans-serif"],
@@ -167,14 +170,19 @@ def _comparison(plot: Comparison) -> Figure:
 
 def _confusion(plot: Confusion) -> Figure:
     n = len(plot.classes)
-    figure = _figure(1.6 + 0.4 * n, 1.3 + 0.4 * n)
+    side = 0.4 * min(n, WIDEST)
+    figure = _figure(1.6 + side, 1.3 + side)
     axes = figure.add_subplot()
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     share = plot.matrix / np.maximum(plot.matrix.sum(axis=1, keepdims=True), 1e-300)
-    axes.imshow(share, cmap=_ramp(), vmin=0, vmax=1)
-    axes.set_xticks(range(n), plot.classes, rotation=45, ha="right", color=INK)
-    axes.set_yticks(range(n), plot.classes, color=INK)
+    axes.imshow(
+        share, cmap=_ramp(), vmin=0, vmax=1, interpolation="none"
+    )  # as it is: resampled, it takes hundreds of MiB
+    named = range(0, n, -(-n // WIDEST))  # of very many classes as many as there is room for
+    names = [plot.classes[i] for i in named]
+    axes.set_xticks(named, names, rotation=45, ha="right", color=INK)
+    axes.set_yticks(named, names, color=INK)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     for (i, j), count in np.ndenumerate(plot.matrix) if n <= 20 else ():

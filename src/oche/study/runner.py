@@ -25,7 +25,7 @@ from oche.search.searcher import as_searcher
 from oche.spaces import SPACES
 from oche.study.claims import Roles, judged
 from oche.study.decode import decoding
-from oche.study.measure import DECODED, Measure, measured, unfit
+from oche.study.measure import CONTINUOUS, DECODED, Measure, measured, unfit
 from oche.study.pictures import figures
 from oche.study.presets import preset
 from oche.study.tables import sheets
@@ -149,6 +149,25 @@ def check(study: Study) -> None:
             raise UserError(f"{name} cannot be measured: {reasons[0]}")
 
 
+def budgets_said(measure: Measure) -> Iterator[str]:
+    """Sentences about networks that train longer than those beside them."""
+    if more := [name for name in measure.tuned if name != CONTINUOUS]:
+        epochs = ", ".join(map(str, measure.tune_epochs))
+        beside = (
+            "as is the continuous network"
+            if CONTINUOUS in measure.tuned
+            else "and the continuous network beside them is not"
+        )
+        yield (
+            f"Budgets: decoded networks ({', '.join(more)}) are tuned for {epochs} epochs after the search, {beside}."
+        )
+    if again := (*measure.retrained, *measure.inherited):
+        yield (
+            f"Budgets: the networks of {', '.join(again)} train by the bench's protocol after the search; those of the other arms are "
+            "judged as the search leaves them, so their epochs in all are fewer."
+        )
+
+
 def notes(result: BenchResult) -> Iterator[str]:
     """Sentences that a reader of the tables needs: the kinds of statistics, and what was not measured and why."""
     measure = study_of(result.folder).measure
@@ -157,6 +176,7 @@ def notes(result: BenchResult) -> Iterator[str]:
         "the coefficients change. Re-estimated: estimated anew on the same images after the change. Error: the continuous network's "
         "score, its statistics re-estimated, less the decoded one's. All are scores of validation images unless a column says test."
     )
+    yield from budgets_said(measure)
     reasons: dict[str, tuple[list[str], list[str]]] = {}
     for trial in result.finished:
         kept = Run(result.folder.file(f"{result.folder.RUNS}/{trial.name}/{DECODED}"))

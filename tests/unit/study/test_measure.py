@@ -22,6 +22,7 @@ from oche.spaces import Network
 from oche.study import measure
 from oche.study.decode import Decoding, decoding
 from oche.study.measure import ANEW, RAW, Measure, Searched, decoded
+from oche.study.runner import budgets_said
 from reference.tiny import tiny_problem
 
 SIZES = {
@@ -206,3 +207,18 @@ def test_only_the_arms_that_are_looked_at_closely_get_the_sweep() -> None:
     assert asked.of("other").decodings == ("continuous", "op")
     assert not asked.of("other").tuned
     assert Measure().of("base").decodings == ()
+
+
+def test_networks_that_train_longer_than_those_beside_them_are_named() -> None:
+    """Equal budgets, or said: fine-tuning, alone or with the continuous network, and arms in two stages."""
+    alone = list(budgets_said(Measure(decodings=("op",), tuned=("op",), tune_epochs=(2, 7))))
+    assert alone == [
+        "Budgets: decoded networks (op) are tuned for 2, 7 epochs after the search, and the continuous network beside them is not."
+    ]
+    (both,) = budgets_said(Measure(decodings=("op",), tuned=("continuous", "op")))
+    assert both.endswith("as is the continuous network.")
+    (stages,) = budgets_said(Measure(retrained=("two_stage",), inherited=("from_weights",)))
+    assert stages.startswith(
+        "Budgets: the networks of two_stage, from_weights train by the bench's protocol after the search"
+    )
+    assert list(budgets_said(Measure(decodings=("op",)))) == []

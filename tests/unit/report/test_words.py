@@ -1,0 +1,72 @@
+"""Words from outside, such as names of classes, are literal in the terminal, in pictures, on the page and in TOML."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from markupsafe import escape
+from rich.console import Console
+
+from oche import config
+from oche.api.terminal import rows_table
+from oche.cli.check import counts_table
+from oche.cli.show import show_claims
+from oche.report import render
+from oche.report.figures import Confusion
+from oche.report.static import svg
+from oche.run import Run
+from reference.tiny import tiny_data
+
+WORDS = ("[/red]", "[bold]x", "US$_{ A$", "<script>alert(1)</script>", 'a"b = \\n', "\N{GREEK SMALL LETTER ALPHA}")
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_on_the_terminal(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    console = Console(file=io.StringIO(), width=200, highlight=False)
+    monkeypatch.setattr("oche.cli.show.console", console)
+    data = replace(tiny_data(6), classes=(word, "b", "c"))
+    ledger = replace(data.ledger, counts={"train": {word: 2, "b": 2, "c": 2}})
+    console.print(rows_table([("classes", word)]))
+    console.print(counts_table(replace(data, ledger=ledger)))
+    show_claims([{"kind": "class", "class": word, "iou": 0.5}, {"kind": "epoch", "warning": word}])
+    assert console.file.getvalue().count(word) == 4  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("word", WORDS)
+def test_in_a_picture_and_in_toml(word: str) -> None:
+    picture = svg(Confusion("Confusion", (word, "b"), np.array([[3.0, 1.0], [0.0, 4.0]]))).decode()
+    assert (
+        str(escape(word)).replace("&#34;", '"') in picture
+        or word in picture
+        or "&lt;script&gt;alert(1)&lt;/script&gt;" in picture
+    )
+    assert config.loads(config.dumps({"data": {"classes": [word]}}), "here") == {"data": {"classes": [word]}}
+
+
+def test_on_the_page(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run")
+    run.write(Run.CONFIG, config.dumps({"data": {"name": WORDS[3], "classes": list(WORDS)}}).encode())
+    run.log({"kind": "test", "accuracy": 0.5, "loss": 1.0})
+    for word in WORDS:
+        run.log({"kind": "class", "class": word, "f1": 0.5})
+    page = render(run).read_text()
+    assert WORDS[3] not in page
+    for word in WORDS:
+        assert str(escape(word)) in page
+
+
+def test_a_matrix_of_a_thousand_classes_stays_a_small_picture() -> None:
+    """No larger than one of 40 classes, with as many names; the picture of 1.6 + 0.4 n inches took 48 GiB."""
+    sizes = {}
+    for n in (40, 1000):
+        picture = svg(Confusion("Confusion", tuple(f"class{i}" for i in range(n)), np.eye(n))).decode()
+        sizes[n] = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', picture).groups()  # type: ignore[union-attr]
+        assert picture.count("class") >= 2 * 20
+        assert len(set(re.findall(r"class\d+", picture))) == -(-n // -(-n // 40))
+    assert sizes[1000] == sizes[40]
