@@ -14,16 +14,19 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from contracts.registry import SMALL
 from oche.base import counted
 from oche.data.contract import Contract
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.run import Run
 from oche.spaces import Network, Space
+from oche.spaces.cost import cost
+from oche.spaces.limits import Limits
 from oche.spaces.sampling import sample
 from oche.training import export
 from oche.training.export import CARD, FORMATS, WEIGHTS, Deployed, export_network, load_network, save_network
-from reference.tiny import tiny_data, tiny_space
+from reference.tiny import tiny_data, tiny_masks, tiny_space
 
 DATA = tiny_data()
 
@@ -259,3 +262,23 @@ def test_saving_leaves_the_network_alone(tmp_path: Path) -> None:
     before = {name: t.clone() for name, t in network.state_dict().items()}
     save_network(Run.create(tmp_path / "run"), network, space, CHOSEN, replace(DATA), {})
     assert all(torch.equal(before[name], t) for name, t in network.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nb201", "darts", "grid", "chain"])
+def test_an_onnx_file_is_no_larger_than_foretold(name: str, tmp_path: Path) -> None:
+    """The size that `--max-size` limits is an upper bound, and not twice too large; a file above the limit is refused."""
+    dense = name == "grid"
+    data = tiny_masks(12, (16, 16)) if dense else tiny_data(12, (16, 16))
+    settings = {**SMALL[name], "channels": 8}
+    space = tiny_space(name, data, **settings)
+    run, genotype = Run.create(tmp_path / "run"), sample(space, counted(5, "file"))
+    run.write(Run.CONFIG, b"")
+    save_network(run, trained(space, genotype), space, genotype, data, {}, limits=Limits(size=10**9))
+    (path,) = export_network(run, ["onnx"])
+    foretold, taken = cost(space, genotype).size, path.stat().st_size
+    assert taken <= foretold <= 2.5 * taken
+    assert str(Path(export.__file__).parent).encode() not in path.read_bytes()
+    save_network(run, trained(space, genotype), space, genotype, data, {}, limits=Limits(size=taken - 1))
+    with pytest.raises(UserError, match="more than --max-size"):
+        export_network(run, ["onnx"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 
 import torch
@@ -17,8 +17,8 @@ from oche.spaces.edges import WeightedSum
 from oche.spaces.ops import PoolBN
 from oche.spaces.traced import FLOAT, Tracer, traced
 
-OVERHEAD, PER_CALL = 4096, 256
-"""Bytes of an ONNX file beside its weights: for the contract and the like, and for each operation. Both are generous."""
+OVERHEAD, PER_CALL, PER_CLASS = 4096, 256, 96
+"""Bytes of an ONNX file beside its weights: for the contract and the like, for each operation, and for a class's name. All are generous."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Cost:
 def cost(space: Space, genotype: Genotype) -> Cost:
     """The cost of `space.network(genotype)`. Nothing is computed: shapes are followed on the meta device."""
     with torch.device("meta"):
-        return cost_of(space.network(genotype), space.inputs, space.size)
+        found = cost_of(space.network(genotype), space.inputs, space.size)
+    return replace(found, size=found.size + PER_CLASS * space.outputs)
 
 
 def prices_of(space: Space, genotype: Genotype) -> dict[str, float]:

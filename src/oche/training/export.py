@@ -183,6 +183,7 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
             else:
                 _to_onnx(module, size, least, path)
                 add_to_onnx(path, says)
+                _within(trained.card, path.stat().st_size)
             runner = _runner(name, path)
             for one in sizes:
                 _compare(module, runner, one, name)
@@ -191,6 +192,16 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
                 run.write(f"{Run.NETWORK}/{SCRIPT_NAME}", SCRIPT.encode())
         written.append(run.file(f"{Run.NETWORK}/model.{name}"))
     return written
+
+
+def _within(card: Mapping[str, object], taken: int) -> None:
+    """Raises UserError where the ONNX file is larger than the limit that the network was made for."""
+    limits = card.get("limits")
+    most = limits.get("size") if isinstance(limits, Mapping) else None
+    if isinstance(most, int) and taken > most:
+        raise UserError(
+            f"The ONNX file takes {taken:,} bytes, more than --max-size {most:,}: search again with a smaller limit."
+        )
 
 
 def available_formats() -> tuple[str, ...]:

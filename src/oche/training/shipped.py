@@ -45,10 +45,14 @@ def metadata(contract: Contract, least: int | None = None) -> dict[str, str]:
 
 
 def add_to_onnx(path: Path, says: Mapping[str, str]) -> None:
-    """Writes the metadata into an ONNX file."""
+    """Writes the metadata into an ONNX file, and takes out what the exporter noted of the source lines, which may be most of the file."""
     import onnx
 
     model = onnx.load(path)
+    for part in (model.graph, *model.graph.node, *model.graph.initializer, *model.graph.input, *model.graph.output):
+        for name in {"doc_string", "metadata_props"} & set(part.DESCRIPTOR.fields_by_name):  # older onnx has fewer
+            part.ClearField(name)
+    model.graph.ClearField("value_info")  # shapes that follow from those of the inputs
     onnx.helper.set_model_props(model, dict(says))
     onnx.save(model, path)
 
