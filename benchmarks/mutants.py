@@ -128,7 +128,7 @@ def run(
             out.write(json.dumps(row | {"tests": found.tests if outcome == UNSURE else []}) + "\n")
 
     left = [mutant for mutant in everything if mutant.key not in known()]
-    if left:
+    if left and time.monotonic() < ends:
         file = TREE / METHODS / f"{method}.py"
         server = Server(method, file, KEPT, left, ends, lambda found: keep(left[found.number], found.outcome, found))
         if forked(lambda: in_pytest(tests, server), 6 * 3600):
@@ -221,7 +221,7 @@ def page(results: Mapping[str, Sequence[tuple[Mutant, bool]]], reasons: Reasons,
         survive = sum(survived for _, survived in rows)
         text.append(f"| {method} | {len(rows)} | {len(rows) - survive} | {survive} |")
     if missing:
-        text += ["", f"Not tried to the end: {', '.join(missing)}."]
+        text += ["", f"Not tried to the end with the tests as they are: {', '.join(missing)}."]
     text += ["", "## Survivors", "", "| file | line | change | why no test need notice |", "| --- | --- | --- | --- |"]
     for mutant in lost:
         cells = [f"`{mutant.line}`", f"`{mutant.change}`", reason(mutant, reasons) or "none is known"]
