@@ -31,12 +31,11 @@ MOST = 6
 
 AT_IMPORT = """
 import itertools, os, signal, sys
-calls = itertools.count(1)
+calls, last = itertools.count(1), int(sys.argv.pop(1))
 def hook(event, arguments):
-    if event == "import" and next(calls) == int(sys.argv[1]):
+    if event == "import" and next(calls) == last:
         os.kill(os.getpid(), signal.SIGKILL)
 sys.addaudithook(hook)
-sys.argv[1:] = sys.argv[2:]
 from oche.cli.main import main
 main()
 """
@@ -74,6 +73,7 @@ def broken(case: Case, whole: Path, folder: Path, rng: random.Random, most: int)
         case.equal(whole, folder)
     except AssertionError as error:
         outcome = f"different: {str(error)[:300]}"
+        faults = faults or [{"fault": "kill", "at": "nowhere", "call": 0, "files": written(folder)}]
     return [{**fault, "end": outcome} for fault in faults]
 
 
