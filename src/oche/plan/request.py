@@ -326,7 +326,7 @@ def part_of(table: Mapping[str, object], name: str) -> Mapping[str, object]:
 
 def earlier_share(recorded: Mapping[str, object] | None, kind: str) -> int:
     """What a recorded batch is multiplied by: runs of before counted a process's images, later ones those of all processes."""
-    if recorded is None or "processes" in part_of(recorded, "resolved"):
+    if recorded is None or "processes" in (table_of(recorded, "resolved", optional=True) or {}):
         return 1
     devices = part_of(recorded, kind).get("devices", 1)
     return devices if isinstance(devices, int) else 1
