@@ -3,7 +3,8 @@
     python benchmarks/results_page.py runs/collapse_nb201 runs/collapse_s1_s4 --out docs/results/nb201.md
     python benchmarks/results_page.py runs/methods_nb201 --pairs "rf_{}_fast" --title "..." --out docs/results/methods.md
 
-With `--pairs "rf_{}_fast"` the table has a row for each method NAME, with rf_NAME_fast beside it and their difference. Beside PAGE.md come
+With `--pairs "rf_{}_fast"` the table has a row for each method NAME, with rf_NAME_fast beside it and their difference; arms NAME_xK, the
+same at more steps, have a table of their own (`longer`). Beside PAGE.md come
 PAGE_details.md with every metric, trial and picture, and of each bench NAME.csv and NAME.jsonl with the numbers behind them.
 
 All of it is computed from the benches' files, but for the published numbers, which stand below with where they are from, and for the
@@ -19,8 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from longer import is_longer, lengths, verdicts
+from standing import standing
+
 from oche import config
 from oche.bench import stats
+from oche.bench.baselines import RIVALS
 from oche.bench.formats import to_csv
 from oche.bench.matrix import flat
 from oche.bench.pictures import pictures
@@ -220,8 +225,20 @@ def said(result: BenchResult, form: str | None) -> Iterator[str]:
     if form or alone:
         yield "- `- largest`: the mean less what the table's largest cell has."
         yield f"- best of n random cells: the best by {result.matrix.selector}, expected over all draws."
-        yield f"- RI: relative improvement over {result.matrix.baseline}, 100 (mean - its mean) / its mean."
+    if form and alone:
+        yield (
+            f"- `- as large`: each seed's cell less the best by {result.matrix.selector} of {RIVALS} random cells with as many parameters, "
+            "on average."
+        )
+        yield from (
+            f"- {line}"
+            for line in (
+                *standing(result, headline(result.matrix)[0]),
+                *verdicts(result, form, headline(result.matrix)[0]),
+            )
+        )
     if form is None and alone:
+        yield f"- RI: relative improvement over {result.matrix.baseline}, 100 (mean - its mean) / its mean."
         yield "- skips: of each seed's cell. search: the median time of one, without what is measured beside it."
     if published(result):
         used = " ".join(str(number) for name, number in PUBLISHED.items() if name in result.matrix.searched)
@@ -246,10 +263,11 @@ def sides(result: BenchResult, form: str | None) -> list[Sheet]:
     """The page's tables: all methods side by side, or each beside its version `form`; published numbers, or each place's skips."""
     found = [overview(result)] if form is None else pairs(result, form)
     if published(result):
-        return [
+        own = [
             (title, [*names, "published"], [[*row, beside(row[0], form)] for row in rows])
             for title, names, rows in found
         ]
+        return [*own, *(lengths(result, form, headline(result.matrix)[0]) if form else [])]
     return [*found, skips(result)] if len(list(result.places())) > 1 else found
 
 
@@ -281,8 +299,8 @@ def pairs(result: BenchResult, form: str) -> list[Sheet]:
     """
     metric, searched = headline(result.matrix)[0], result.matrix.searched
     versions, name_of = {form.format(name) for name in searched}, form.format("…")
-    bases = [name for name in searched if name not in versions]
-    own = ["- largest", "RI %"]
+    bases = [name for name in searched if name not in versions and not is_longer(name, searched)]
+    own = ["- largest", "- as large"]
     headings = ["method", "alone", *own, name_of, *own, "difference", "95 % interval", "p", "that is"]
     found = []
     for place, here in result.places():
@@ -310,19 +328,14 @@ def pairs(result: BenchResult, form: str) -> list[Sheet]:
 
 
 def scored(result: BenchResult, row: Row | None) -> list[str]:
-    """Mean, spread and seeds where some are missing; the distance to the table's largest cell; RI."""
+    """Mean, spread and seeds where some are missing; the distances to the table's largest cell and to random cells as large."""
     if row is None:
         return [NOT_RUN, "", ""]
     spread = f" ± {row.summary.std:.2f}" if row.summary.std is not None else ""
     asked = 0 if row.fixed else result.matrix.seeds_for(row.method)
     few = f" ({row.summary.n} of {asked})" if row.summary.n < asked else ""
-    over = "" if row.over_largest is None else f"{row.over_largest:+.2f}"
-    return [f"{row.summary.mean:.2f}{spread}{few}", over, improved(row)]
-
-
-def improved(row: Row) -> str:
-    """RI in percent."""
-    return "" if row.improvement is None else f"{row.improvement:+.2f}"
+    over = ["" if gap is None else f"{gap:+.2f}" for gap in (row.over_largest, row.over_size)]
+    return [f"{row.summary.mean:.2f}{spread}{few}", *over]
 
 
 def differences(result: BenchResult) -> list[Sheet]:

@@ -1,10 +1,13 @@
 """Writes docs/methods/: a page per method, out of its docstring, its parts, its published settings (published.toml) and its papers.
 
+The index shows what each method found in docs/results/methods.md, from the numbers behind that page, so make it anew after them.
+
 python docs/make_methods.py
 """
 
 from __future__ import annotations
 
+import csv
 import inspect
 import sys
 import tomllib
@@ -13,6 +16,7 @@ from pathlib import Path
 
 from oche import config
 from oche.methods import ENTRIES, METHODS
+from oche.methods.ask_tell import AskTell
 from oche.methods.papers import cite
 from oche.search.method import Method
 from oche.search.searcher import SearcherLike, as_searcher
@@ -23,16 +27,64 @@ TABLE: Mapping[str, Mapping[str, Mapping[str, Mapping[str, object]]]] = tomllib.
     (FOLDER / "published.toml").read_text(encoding="utf-8")
 )
 """Method -> space -> setting -> its published value and source."""
+RESULTS = Path(__file__).parent / "results" / "methods_nb201.csv"
+METRIC = "cifar10/test"
 MADE = "<!-- made by docs/make_methods.py from the method's docstring: change that -->"
 
 
 def pages() -> dict[str, str]:
     """File name -> page, the index among them."""
     made = {f"{name}.md": page(name) for name in METHODS}
-    lines = [MADE, "", "# Methods", "", "| name | what it is | rests on |", "|---|---|---|"]
+    found = results()
+    lines = [MADE, "", "# Methods", "", *choosing(found), ""]
+    lines += ["| name | what it is | alone | with random features | rests on |", "|---|---|---|---|---|"]
     for name, factory in METHODS.items():
-        lines.append(f"| [{name}]({name}.md) | {first_line(factory)} | {', '.join(factory().papers)} |")
+        base, version = name.removeprefix("rf_"), name if name.startswith("rf_") else f"rf_{name}"
+        beside = [accuracy(found.get(base)) if base == name else "", accuracy(found.get(f"{version}_fast"))]
+        lines.append(
+            f"| [{name}]({name}.md) | {first_line(factory)} | {' | '.join(beside)} | {', '.join(factory().papers)} |"
+        )
     return {**made, "README.md": "\n".join([*lines, ""])}
+
+
+def results() -> dict[str, dict[str, str]]:
+    """Row's name -> its numbers by `METRIC`: of methods and arms, and of the choices without a search."""
+    with RESULTS.open(encoding="utf-8", newline="") as file:
+        return {row["method"]: row for row in csv.DictReader(file) if row["metric"] == METRIC}
+
+
+def accuracy(row: Mapping[str, str] | None) -> str:
+    """Mean and deviation over seeds; nothing where there is no row."""
+    if row is None:
+        return ""
+    return f"{float(row['mean']):.2f}" + (f" ± {float(row['std']):.2f}" if row["std"] else "")
+
+
+def choosing(found: Mapping[str, Mapping[str, str]]) -> Iterator[str]:
+    """What the accuracies are, what stands against them, and which methods they tell apart from a random cell."""
+    random, largest = (found[name] for name in ("mean of the table", "largest cell (by parameters)"))
+    above = [
+        row
+        for name, row in found.items()
+        if name in METHODS and row["low"] and float(row["low"]) > float(random["mean"]) and not asks(name)
+    ]
+    names = ", ".join(f"`{row['method']}`" for row in sorted(above, key=lambda row: -float(row["mean"])))
+    queries = ", ".join(f"`{name}`" for name in METHODS if asks(name))
+    yield (
+        "The accuracies are CIFAR-10 test accuracies of the cells found on NAS-Bench-201, mean ± deviation of three seeds, from "
+        "[all methods on NAS-Bench-201](../results/methods.md): short searches of one small supernet, the same for all, so they rank "
+        "no method at its published budget."
+    )
+    yield ""
+    yield f"- A random cell has {accuracy(random)}, the largest cell, which takes no search, {accuracy(largest)}: compare with that first."
+    yield f"- Told apart from a random cell there, the best first, by the 95 % interval of the mean: {names or 'none'}."
+    yield f"- Where a table, or time to train each cell, can answer for cells: {queries}; theirs are the best of 100 looked-up cells."
+    yield "- No accuracy: the method keeps the network it searched, and no cell of the table, or has not run there."
+
+
+def asks(name: str) -> bool:
+    """True if the method asks for cells one by one."""
+    return isinstance(METHODS[name](), AskTell)
 
 
 def page(name: str) -> str:

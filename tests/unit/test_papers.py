@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
@@ -66,3 +67,14 @@ def test_the_pages_are_up_to_date() -> None:
     there = {path.name: path.read_text(encoding="utf-8") for path in (DOCS / "methods").glob("*.md")}
     assert there.keys() == made.keys()
     assert [name for name in made if made[name] != there[name]] == []
+
+
+def test_the_index_has_the_numbers_of_the_results() -> None:
+    index = (DOCS / "methods" / "README.md").read_text(encoding="utf-8")
+    trials = [json.loads(line) for line in (DOCS / "results" / "methods_nb201.jsonl").read_text().splitlines()]
+    for name in METHODS:
+        (row,) = (line.split(" | ") for line in index.splitlines() if line.startswith(f"| [{name}]("))
+        version = f"{name if name.startswith('rf_') else f'rf_{name}'}_fast"
+        for arm, said in ((name, row[2]), (version, row[3])):
+            found = [trial["values"]["cifar10/test"] for trial in trials if trial["method"] == arm]
+            assert said.split(" ± ")[0] == (f"{sum(found) / len(found):.2f}" if found else ""), arm
