@@ -34,4 +34,8 @@ def ran_out(error: BaseException) -> bool:
     """True for an error that says that memory could not be had."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and any(m in str(error) for m in _SAID))
+    if (
+        isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    ):  # the latter is torch's, which is not imported here
+        return True
+    return isinstance(error, RuntimeError) and any(m in str(error) for m in _SAID)

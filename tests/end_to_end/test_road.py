@@ -221,11 +221,13 @@ def smoke(method: str, space: str, out: Path, seed: int = 0, **settings: object)
 SIZES: dict[str, dict[str, object]] = {
     "nb201": {"cells": 1},
     **{s: {"cells": 3} for s in ("darts", "s1", "s2", "s3", "s4")},
+    "chain": {"layers": (2, 1, 1)},
 }
 
 
 @pytest.mark.parametrize(
-    "space", ["toy", "nb201", *(pytest.param(s, marks=pytest.mark.slow) for s in ("darts", "s1", "s2", "s3", "s4"))]
+    "space",
+    ["toy", "nb201", *(pytest.param(s, marks=pytest.mark.slow) for s in ("darts", "s1", "s2", "s3", "s4", "chain"))],
 )
 @pytest.mark.parametrize("method", ["rf_darts", pytest.param("pcdarts", marks=pytest.mark.slow)])
 def test_every_space_is_searched_from_python(space: str, method: str, tmp_path: Path) -> None:

@@ -21,8 +21,10 @@ from oche.spaces.blocks import BLOCKS, Place, Shuffle
 from oche.spaces.chain import CHAIN_OPS
 from oche.spaces.cost import candidates, cost, multiply_adds, parameters
 from oche.spaces.edges import AuxiliarySkip, PartialChannels, WeightedSum, whole
+from oche.spaces.fit import fit
+from oche.spaces.limits import Limits
 from oche.spaces.ops import OPS
-from oche.spaces.rivals import RIVALS, Limits, fitted
+from oche.spaces.rivals import RIVALS
 from oche.spaces.sampling import sample
 
 SMALL = ChainSpace(channels=4, layers=(2, 2), widths=(1.0, 1.5), strides=(1, 2), size=(9, 12), inputs=2, outputs=3)
@@ -192,17 +194,17 @@ def test_the_other_rivals_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet8", "ds_cnn"])
-@pytest.mark.parametrize("limits", [Limits(80_000, 12_700_000), Limits(parameters=9_000), Limits(None, 40_000_000)])
-def test_a_rival_has_the_largest_width_that_keeps_the_limits(name: str, limits: Limits) -> None:
-    space, genotype = fitted(name, ChainSpace(), limits)
-    assert limits.keeps(cost(space, genotype))
-    assert not limits.keeps(cost(*RIVALS[name].network(ChainSpace(), space.channels + 1)))
-
-
-def test_a_limit_that_no_width_keeps_is_refused() -> None:
-    assert fitted("resnet8", ChainSpace(), Limits())[0].channels == 64
-    with pytest.raises(UserError, match=r"ResNet-8 has \d+ parameters .* which is more than 20 parameters: allow more"):
-        fitted("resnet8", ChainSpace(), Limits(20))
+@pytest.mark.parametrize("most", [(80_000, 12_700_000), (9_000, 10**9), (10**9, 40_000_000)])
+def test_a_rival_has_the_largest_width_that_keeps_the_limits(name: str, most: tuple[int, int]) -> None:
+    found = fit(*RIVALS[name].network(ChainSpace()), Limits(*most))
+    assert isinstance(found.space, ChainSpace)
+    assert found.genotype == RIVALS[name].genotype
+    own, wider = (
+        cost(*RIVALS[name].network(ChainSpace(), channels))
+        for channels in (found.space.channels, found.space.channels + 1)
+    )
+    assert own.parameters <= most[0] and own.multiply_adds <= most[1]  # noqa: PT018
+    assert wider.parameters > most[0] or wider.multiply_adds > most[1]
 
 
 # ---------------------------------------------------------------------- layers

@@ -83,12 +83,34 @@ class Trial(Planned):
         return asked(self.request)
 
 
+FIRST = frozenset(
+    (
+        "method",
+        "space",
+        "data",
+        "budget",
+        "epochs",
+        "batch",
+        "seed",
+        "device",
+        "devices",
+        "precision",
+        "threads",
+        "compare",
+    )
+) | {"compare_seeds", "protocol", "recompute"}
+"""The options that the lines of the first benches have. A later option stands in a line only where it has another value than by default."""
+
+
 def asked(request: Request) -> dict[str, object]:
     """The options that decide a trial, as plain values; left out are probes, which only look, and `compile`, which changes no result."""
-    free = ("probes", "seeds", "pick", "compile")
-    table = {f.name: getattr(request, f.name) for f in options(Request) if f.name not in free}
-    if request.task is None:  # lines of earlier benches do not have it
-        del table["task"]
+    free = ("probes", "seeds", "pick", "compile", "settings")
+    table = {
+        f.name: getattr(request, f.name)
+        for f in options(Request)
+        if f.name not in free and (f.name in FIRST or getattr(request, f.name) != f.default)
+    }
+    table["devices"] = request.devices or 1  # no torchrun here, so none is one
     return {**table, "settings": {k: v for k, v in request.settings.items() if not k.startswith("probe.")}}
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from oche.errors import UserError, unknown
 from oche.genotype import Choice, Genotype
 from oche.spaces.base import Space
 from oche.spaces.chain import ChainSpace
-from oche.spaces.cost import Cost, cost
 
 
 @dataclass(frozen=True)
@@ -86,66 +84,3 @@ RIVALS: dict[str, Rival] = {
     "plain_cnn": Rival("plain CNN", ("plain_3x3",) * 3, {**QUARTERS, "layers": (2, 2, 2)}),
 }
 """Rivals by name, in the width that they are published in."""
-
-
-def rival(name: str) -> Rival:
-    """Returns the rival of that name. Raises UserError."""
-    if name not in RIVALS:
-        raise unknown("rival", name, RIVALS)
-    return RIVALS[name]
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The most parameters and multiply-adds that a network may have; None for as many as it likes."""
-
-    parameters: int | None = None
-    multiply_adds: int | None = None
-
-    def keeps(self, price: Cost) -> bool:
-        """True if a network of that cost stays within."""
-        return (self.parameters is None or price.parameters <= self.parameters) and (
-            self.multiply_adds is None or price.multiply_adds <= self.multiply_adds
-        )
-
-    def __str__(self) -> str:
-        return " and ".join(
-            f"{value:,} {what}"
-            for value, what in ((self.parameters, "parameters"), (self.multiply_adds, "multiply-adds"))
-            if value is not None
-        )
-
-
-MOST_CHANNELS = 8192
-"""The widest that a rival is scaled to."""
-
-
-def fitted(name: str, like: Space, limits: Limits) -> tuple[ChainSpace, Genotype]:
-    """Returns the rival in the largest width that keeps the limits, or without limits in its own. Raises UserError where none does."""
-    made = rival(name)
-    if limits == Limits():
-        return made.network(like)
-    low, high = 0, MOST_CHANNELS + 1  # kept with `low` channels, not with `high`; costs grow with the width
-    guess, step = _guess(made, like, limits), 1
-    while high - low > 1:
-        guess = min(max(guess, low + 1), high - 1)
-        if limits.keeps(cost(*made.network(like, guess))):
-            low, guess = guess, guess + step if high > MOST_CHANNELS else (guess + high) // 2
-        else:
-            high, guess = guess, guess - step if low == 0 else (low + guess) // 2
-        step *= 2
-    if low == 0:
-        price = cost(*made.network(like, 1))
-        raise UserError(
-            f"{made.title} has {price.parameters:,} parameters and {price.multiply_adds:,} multiply-adds in its smallest width, "
-            f"which is more than {limits}: allow more, or take another of {', '.join(RIVALS)}."
-        )
-    return made.network(like, low)
-
-
-def _guess(made: Rival, like: Space, limits: Limits) -> int:
-    """About as many channels as the limits allow: costs grow with the square of the width."""
-    space, genotype = made.network(like)
-    price = cost(space, genotype)
-    pairs = ((limits.parameters, price.parameters), (limits.multiply_adds, price.multiply_adds))
-    return int(space.channels * min((limit / paid) ** 0.5 for limit, paid in pairs if limit is not None))

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 
 from oche.bench import BenchResult, Matrix, matrix_from, run_bench
 from oche.bench import trial as trial_module
-from oche.bench.planned import trials
+from oche.bench.planned import asked, trials
 from oche.bench.settled import settled
 from oche.cli.main import app
 from oche.errors import UserError
+from oche.plan.request import Request
 from oche.tables import Table, table_named
 from reference.small_bench import ToyTable
 from unit.test_parts_of_your_own import blocks
@@ -189,6 +190,38 @@ def test_a_space_of_one_s_own_is_benched(folder: Path) -> None:
     result = run_bench(matrix, "b")
     assert not result.failures
     assert {t.method for t in result.finished} == {"darts", "random_sampling"}
+
+
+def test_a_trial_whose_line_is_missing_is_carried_on(folder: Path) -> None:
+    """As after a kill between a search's end and its line: its folder is the same trial's, whatever was left open in the request."""
+    matrix = Matrix(
+        methods=("darts",),
+        spaces=("toy",),
+        budgets=("smoke",),
+        seeds=1,
+        baselines=(),
+        evaluate="train",
+        protocol="smoke",
+    )
+    result = run_bench(matrix, "b")
+    result.folder.write(result.folder.TRIALS, b"")
+    again = run_bench(matrix, "b")
+    assert not again.failures
+    assert [(t.genotype, t.asked) for t in again.finished] == [(t.genotype, t.asked) for t in result.finished]
+
+
+def test_lines_of_benches_of_before_are_of_the_same_trials() -> None:
+    """An option that came later stands in a line only where it is given; the literal line is one of docs/results/collapse_nb201.jsonl."""
+    before = {
+        "method": "darts", "space": "nb201", "data": "cifar10.npz", "budget": "paper", "epochs": 30, "batch": 64, "seed": 0,
+        "device": "auto", "devices": 1, "precision": "32", "threads": 1, "compare": 0, "compare_seeds": 3, "protocol": "brief",
+        "settings": {"space.cells": 5}, "recompute": False,
+    }  # fmt: skip
+    given = {**before, "devices": None}
+    assert asked(Request(**given)) == before  # type: ignore[arg-type]
+    assert asked(Request(**given, probes=("gap",), seeds=4)) == before  # type: ignore[arg-type]
+    limited = asked(Request(**given, max_params="80k"))  # type: ignore[arg-type]
+    assert limited == {**before, "max_params": "80k"}
 
 
 def test_methods_spaces_and_data_may_be_objects(folder: Path) -> None:

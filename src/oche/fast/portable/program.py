@@ -97,8 +97,12 @@ def _compiled(backend: str) -> Callable[[Cell, list[Tensor], Tensor], Tensor]:
     return made
 
 
+STILL = Draw(0)
+"""Made here, for torch.compile cannot make one inside a program. Nothing that a program holds draws from it."""
+
+
 def _plain(cell: Cell, states: list[Tensor], w: Tensor) -> Tensor:
-    return run_portable(cell, states, w, set(), Draw(0))
+    return run_portable(cell, states, w, set(), STILL)
 
 
 def _ops(cell: Cell, key: str) -> list[torch.nn.Module]:
