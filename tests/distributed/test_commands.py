@@ -141,7 +141,7 @@ def test_terminated_processes_leave_none_behind(tmp_path: Path) -> None:
     process.terminate()
     code, _, said = ended(process)
     assert code == 143
-    assert said == ["oche: terminated; what was done is kept, `--resume RUN` carries on."]
+    assert said == ["oche: terminated; what was done is kept, `oche search --resume run` carries on."]
     assert all(map(gone, pids))
 
 
