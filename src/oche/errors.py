@@ -18,6 +18,10 @@ class RunFailed(RuntimeError):
     """Says in one sentence why a run that had begun cannot go on, what to do, and what is kept; the command line exits with 1."""
 
 
+class NotDrawn(UserWarning):
+    """Says that a run has ended well and its report could not be drawn; what is kept, and what draws it again."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist, with the nearest one that does.
 

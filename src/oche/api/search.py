@@ -23,7 +23,7 @@ from oche.data import Data, for_search, none
 from oche.genotype import Genotype
 from oche.plan.request import Request, verb
 from oche.plan.resolve import Plan, resolve
-from oche.report import render
+from oche.report import attempt, render
 from oche.run import Listener, Run, silent
 from oche.search.inherit import inherited
 from oche.search.preflight import Estimate, estimate
@@ -192,7 +192,7 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
                 export_network(run, missing)
                 run.seal()
     if plan.fabric.is_global_zero:
-        render(run)
+        attempt(lambda: render(run), run.path, "oche report")
     return Found(run, genotype, comparison, plan.data if "data" in plan.objects else None)
 
 

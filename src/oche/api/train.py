@@ -24,7 +24,7 @@ from oche.plan.machine import threads_for
 from oche.plan.parts import source_of
 from oche.plan.request import TrainRequest, part_of, requested, verb
 from oche.plan.training import earlier_epochs, limits_in, resolve_training, searched_size, training_table
-from oche.report import render
+from oche.report import attempt, render
 from oche.report.claims import in_words
 from oche.run import Listener, Run, silent
 from oche.spaces import named as spaces
@@ -239,7 +239,7 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
             log_test(run, training.data, test, training.task)
             run.seal()
     if training.fabric.is_global_zero:
-        render(run)
+        attempt(lambda: render(run), run.path, "oche report")
     return Trained(run, test)
 
 

@@ -26,6 +26,7 @@ from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.plan.processes import launched
 from oche.plan.resolve import resolve
+from oche.report import attempt
 from oche.run import Listener, Run, silent
 from oche.tables import TableLike, table_named
 
@@ -82,7 +83,8 @@ def run_bench(
         ended = _run(missing, folder.file(folder.RUNS).resolve(), matrix, workers, on_cluster, work)
         failures = dict(_kept(ended, folder, matrix, asked, listener))
         result = replace(read(folder.path), failures=failures)
-        render(result)
+        show_again = "oche study show" if folder.has(BenchFolder.STUDY) else "oche bench show"
+        attempt(lambda: render(result), folder.path, show_again)
     return result
 
 

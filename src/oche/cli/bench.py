@@ -12,6 +12,7 @@ import typer
 from oche.api.terminal import console
 from oche.config import assignment
 from oche.errors import UserError, unknown
+from oche.report import attempt
 from oche.run import Run
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def run(
     }
     matrix = matrix_from(config, {**given, "settings": dict(map(assignment, settings or []))})
     result = run_bench(matrix, out or Path("runs") / f"bench-{matrix.name}", workers, address, _listen, only=only or ())
-    _print(result)
+    attempt(lambda: _print(result), result.folder.path, "oche bench show")
 
 
 @bench.command()

@@ -6,6 +6,7 @@ full disk, no permission, ...       1   what failed, on which path, what to do; 
 not enough memory                   1
 killed worker or process            1
 Ctrl-C, SIGTERM                   130, 143
+a report that cannot be drawn       0   a warning: what is kept, and what draws it again
 anything else                       the traceback: a fault of oche's, to be reported
 """
 
@@ -17,11 +18,13 @@ import shlex
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
-from oche.errors import RunFailed, UserError, ran_out
+from oche.errors import NotDrawn, RunFailed, UserError, ran_out
 from oche.plan.processes import FOLLOWS, stopped_by_loss, watch
 
 KEPT = "What was written before is kept; `oche search --resume RUN` (or `oche train --resume RUN`, `oche bench` again) carries on."
@@ -60,6 +63,7 @@ def explained(error: BaseException) -> str | None:
 def guarded(command: Callable[[], None]) -> None:
     """Runs the command line. Exits as the module's table says."""
     signal.signal(signal.SIGTERM, _terminated)
+    shown, warnings.showwarning = warnings.showwarning, _warned
     try:
         command()
     except UserError as error:
@@ -79,6 +83,8 @@ def guarded(command: Callable[[], None]) -> None:
         if said is None:
             raise
         _end(said, 1)
+    finally:
+        warnings.showwarning = shown
 
 
 def running(verb: str, run: Path) -> None:
@@ -100,6 +106,23 @@ class Terminated(BaseException):
 
 def _terminated(number: int, frame: FrameType | None) -> None:
     raise Terminated
+
+
+def _warned(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    """Shows oche's own warnings as a sentence, and others as Python does."""
+    said = warnings.formatwarning(message, category, filename, lineno, line)
+    print(
+        f"oche: WARNING  {message}" if issubclass(category, NotDrawn) else said.rstrip("\n"),
+        file=file or sys.stderr,
+        flush=True,
+    )
 
 
 def _end(sentence: str, code: int) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from oche.api.terminal import console
 from oche.config import assignment
+from oche.report import attempt
 from oche.run import Run
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def _command(name: str) -> Callable[..., None]:
         result = run_study(
             asked, out or Path("runs") / f"study-{asked.matrix.name}", workers, None, _told, only=only or ()
         )
-        _print(result)
+        attempt(lambda: _print(result), result.folder.path, "oche study show")
 
     return run
 
