@@ -47,7 +47,7 @@ def prepare() -> None:
     """A copy of what the tests need, compiled; it goes when this process does."""
     KEPT.mkdir(parents=True, exist_ok=True)
     for folder in ("src", "tests", "docs", "benchmarks"):
-        shutil.copytree(ROOT / folder, TREE / folder, ignore=shutil.ignore_patterns("__pycache__", "results"))
+        shutil.copytree(ROOT / folder, TREE / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "CHANGELOG.md", "README.md"):
         shutil.copy(ROOT / file, TREE / file)
     compileall.compile_dir(TREE / "src", quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)

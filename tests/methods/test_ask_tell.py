@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from oche.methods.regularized_evolution import Aging, mutated, regularized_evolu
 from oche.plan.request import Request
 from oche.plan.resolve import resolve
 from oche.run import Run
+from oche.search.searcher import as_searcher
 from oche.search.state import Problem
 from oche.spaces import SPACES, Space
 from oche.spaces.neighbours import neighbours
@@ -287,6 +290,42 @@ def test_what_cannot_be_compared_or_chosen_is_a_sentence() -> None:
         AskTell("c", Foreign(), TABLE).run(tiny_problem())
     with pytest.raises(UserError, match="at least one query"):
         AskTell("d", Uniform(), TABLE, queries=0)
+    assert AskTell("e", Uniform(), TABLE, queries=1).run(tiny_problem())[0] in CELLS, "one is enough"
+    for population, rivals in ((0, 1), (1, 0)):
+        with pytest.raises(UserError, match=f"at least 1; given {population} and {rivals}"):
+            Aging(population, rivals)
+
+
+def test_a_population_of_one_is_a_walk_of_mutations() -> None:
+    """With one cell alive, it is the parent whatever it scores: every cell is a neighbour of the one before it."""
+    walk = asked(Aging(1, 1), NB201, 8)
+    for before, after in pairwise(walk):
+        assert after in list(neighbours(NB201, before))
+
+
+def test_what_the_docstrings_say_of_the_constants() -> None:
+    assert AskTell("any", Uniform()).queries == 100
+    assert [build().queries for build in (random_search, regularized_evolution, local_search)] == [100] * 3
+    assert regularized_evolution().strategy == Aging(population=10, rivals=3) == Aging()
+    assert local_search().strategy == Climb(first_better=False) == Climb()
+
+
+@pytest.mark.parametrize(
+    "name", ["random_search", "regularized_evolution", "local_search", "random_sampling", "largest_cell"]
+)
+def test_a_searcher_without_a_supernet_of_its_own_hands_out_no_weights(name: str) -> None:
+    """So that `oche search` trains what they find, and compares it."""
+    searcher = as_searcher(METHODS[name]())
+    assert (searcher.method, searcher.keeps_weights) == (None, False)
+
+
+def test_a_query_says_how_long_it_took(tmp_path: Path) -> None:
+    run, began = Run.create(tmp_path / "run"), time.perf_counter()
+    AskTell("three", Uniform(), TABLE, queries=3).run(replace(tiny_problem(), run=run))
+    whole = time.perf_counter() - began
+    seconds = [float(str(record["seconds"])) for record in run.records()]
+    assert all(s > 0 for s in seconds)
+    assert sum(seconds) <= whole
 
 
 # ---------------------------------------------------------------------- evaluators

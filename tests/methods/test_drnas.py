@@ -15,6 +15,7 @@ from oche.methods.drnas import (
     Dirichlet,
     DirichletKL,
     Progressive,
+    _Sample,
     concentration,
     divergence,
     drnas,
@@ -47,8 +48,9 @@ def test_concentration_is_elu_plus_one_and_sound_far_below() -> None:
     x = torch.linspace(-8, 8, 33)
     torch.testing.assert_close(concentration(x), torch.nn.functional.elu(x) + 1)
     far = concentration(torch.linspace(-50, 50, 101, dtype=torch.float32))
-    assert (far >= 1e-6).all()
     assert far.isfinite().all()
+    assert torch.equal(far[:37], torch.full((37,), 1e-6, dtype=torch.float32)), "the floor, reached below log(1e-6) = -13.8"
+    assert (far[37:] > 1e-6).all()
 
 
 def test_samples_have_the_mean_and_variance_of_a_dirichlet() -> None:
@@ -102,6 +104,19 @@ def test_the_derivative_is_that_of_the_mean_on_average() -> None:
     beta = torch.nn.functional.elu(own[0]) + 1
     (wanted,) = torch.autograd.grad(beta[0] / beta.sum(), own)
     torch.testing.assert_close(got, wanted, atol=0.01, rtol=0)
+
+
+def test_the_derivative_is_finite_where_a_sample_is_exactly_0_or_1() -> None:
+    """Concentrations so far apart that rounding leaves one-hot samples: there the pathwise derivative ends, and is no NaN."""
+    beta = torch.tensor([[50.0, 1e-6, 1e-6, 0.0], [1e-6, 1e-6, 0.0, 0.0]], dtype=torch.float64, requires_grad=True)
+    seen = set[float]()
+    for seed in range(20):
+        x = _Sample.apply(beta, torch.Generator().manual_seed(seed))  # type: ignore[no-untyped-call]
+        seen |= set(x.flatten().tolist())
+        (grad,) = torch.autograd.grad((x * torch.tensor([1.0, -2.0, 3.0, 4.0])).sum(), beta)
+        assert grad.isfinite().all()
+        assert not grad[beta == 0].any()
+    assert {0.0, 1.0} <= seen
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

@@ -41,6 +41,23 @@ def test_in_the_darts_space_it_is_the_largest_convolution_from_both_inputs() -> 
         assert choices == tuple(Choice(s, t, "sep_conv_5x5") for t in (2, 3) for s in (0, 1))
 
 
+def test_a_node_keeps_its_two_largest_edges_and_never_none() -> None:
+    """Candidates by edge, so that neither the order of names nor that of edges decides."""
+    edges = ("none", "skip_connect"), ("none", "sep_conv_3x3"), ("skip_connect",), ("sep_conv_3x3",), ("sep_conv_5x5",)
+    space = DartsSpace(channels=4, cells=3, nodes=2, normal=edges, reduce=(("none", "skip_connect"),))
+    found = largest(space).groups
+    assert [str(c.op) for c in found["normal"]] == ["skip_connect", "sep_conv_3x3", "sep_conv_3x3", "sep_conv_5x5"]
+    assert [(c.source, c.target) for c in found["normal"]] == [(0, 2), (1, 2), (1, 3), (2, 3)]
+    assert {c.op for c in found["reduce"]} == {"skip_connect"}
+
+
+def test_of_equal_candidates_the_first_is_taken() -> None:
+    """Neither has a weight or a multiply-add; where a node keeps every edge, `none` is a candidate like any other."""
+    for ops in (("none", "skip_connect"), ("skip_connect", "none")):
+        (choices,) = largest(ToySpace(channels=4, cells=1, stages=1, ops=ops)).groups.values()
+        assert {c.op for c in choices} == {ops[0]}
+
+
 QUICK = ("toy", "nb201", "s4")
 
 

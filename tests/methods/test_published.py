@@ -99,6 +99,17 @@ def test_a_budget_s_settings_are_all_in_the_table(method: str, space: str) -> No
     assert not missing
 
 
+@pytest.mark.parametrize("budget", ["paper", "quick"])
+def test_the_pick_of_four_searches_four_times_as_long(budget: str) -> None:
+    """R-DARTS is four searches of full length, one at each strength."""
+    for space in ("darts", "nb201"):
+        one, four = (
+            resolve(Request(method, space=space, data=tiny_data(), budget=budget))
+            for method in ("rdarts", "rdarts_pick")
+        )
+        assert four.epochs == 4 * one.epochs
+
+
 def test_the_table_knows_no_other_methods() -> None:
     assert set(TABLE) <= set(METHODS)
     assert isinstance(as_searcher(METHODS["darts"]()).method, Method)

@@ -53,7 +53,7 @@ LEAST = 1e-6
 
 def concentration(eta: Tensor) -> Tensor:
     """ELU(eta) + 1, without the cancellation at negative eta; at least 1e-6."""
-    return torch.where(eta > 0, eta + 1, eta.clamp(max=0.0).exp()).clamp_min(LEAST)
+    return (eta.relu() + eta.clamp(max=0.0).exp()).clamp_min(LEAST)
 
 
 class _Sample(torch.autograd.Function):
@@ -63,7 +63,7 @@ class _Sample(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, beta: Tensor, rng: torch.Generator) -> Tensor:
         own = beta.detach().double().cpu()
         there = own > 0
-        gamma = torch._standard_gamma(own + 1, generator=rng).clamp_min(1e-300).log()  # Gamma(b) = Gamma(b + 1) U^(1/b)
+        gamma = torch._standard_gamma(own + 1, generator=rng).log()  # Gamma(b) = Gamma(b + 1) U^(1/b); never 0 in torch
         uniform = torch.rand(own.shape, generator=rng, dtype=torch.float64).clamp_min(1e-300)
         logs = (gamma + uniform.log() / own.clamp_min(LEAST)).masked_fill(~there, float("-inf"))
         x = logs.softmax(-1).masked_fill(~there, 0.0)
@@ -77,8 +77,7 @@ class _Sample(torch.autograd.Function):
         g, there = grad.detach().double().cpu(), own > 0
         total = own.sum(-1, keepdim=True).expand_as(own)
         alone = there & (own < total)  # an edge with one candidate left always draws it
-        inside = x.clamp(1e-300, 1 - 1e-16)
-        u = torch._dirichlet_grad(inside, own.clamp_min(LEAST), total.clamp_min(LEAST)).nan_to_num(0.0, 0.0, 0.0)
+        u = torch._dirichlet_grad(x, own.clamp_min(LEAST), total.clamp_min(LEAST))  # finite at 0 and 1, too
         return (u * (g - (x * g).sum(-1, keepdim=True))).masked_fill(~alone, 0.0).to(grad), None
 
 
