@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -30,6 +31,7 @@ from oche.search.method import Method
 from oche.search.preflight import estimate
 from oche.search.relaxations import Softmax
 from oche.search.state import SearchState
+from oche.spaces.synchronised import SynchronisedBatchNorm
 from reference.real import digits, epochs_of, real_problem
 from reference.tiny import tiny_data, tiny_problem
 
@@ -285,3 +287,15 @@ def test_the_log_s_lesson_is_the_mean_over_the_steps_of_alpha() -> None:
     record: dict[str, object] = {"genotype": ""}
     teacher.on_epoch_end(state, record)
     assert record["lesson"] == pytest.approx(sum(values) / 2)
+
+
+def test_with_sync_the_evaluation_network_s_batch_is_that_of_all_processes() -> None:
+    """Its batch norms become shared ones in two processes, and ordinary ones again without them or without `sync`."""
+    state, part = begun()
+    problem = state.problem
+    for processes, sync, shared in ((2, True, True), (1, True, False), (2, True, True), (2, False, False)):
+        fabric: Any = SimpleNamespace(world_size=processes)
+        state.problem = replace(problem, fabric=fabric, sync=sync)
+        norms = [m for m in part.derived(state).modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert norms
+        assert {isinstance(norm, SynchronisedBatchNorm) for norm in norms} == {shared}

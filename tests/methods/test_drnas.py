@@ -49,7 +49,9 @@ def test_concentration_is_elu_plus_one_and_sound_far_below() -> None:
     torch.testing.assert_close(concentration(x), torch.nn.functional.elu(x) + 1)
     far = concentration(torch.linspace(-50, 50, 101, dtype=torch.float32))
     assert far.isfinite().all()
-    assert torch.equal(far[:37], torch.full((37,), 1e-6, dtype=torch.float32)), "the floor, reached below log(1e-6) = -13.8"
+    assert torch.equal(far[:37], torch.full((37,), 1e-6, dtype=torch.float32)), (
+        "the floor, reached below log(1e-6) = -13.8"
+    )
     assert (far[37:] > 1e-6).all()
 
 

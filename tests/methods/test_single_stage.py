@@ -26,25 +26,28 @@ from oche.methods import METHODS
 from oche.methods.freezing import decided, frozen_mask
 from oche.methods.pcdarts import pcdarts
 from oche.methods.single_stage import (
+    Decide,
     SingleStage,
     Variant,
     in_one_stage,
     penalty,
     single_stage,
 )
+from oche.optim import SGD, Adam
 from oche.plan.request import Request
 from oche.plan.resolve import resolve
 from oche.run import Run
-from oche.schedule import Constant, Ramp
+from oche.schedule import Constant, Poly, Ramp
 from oche.search.begin import begin
 from oche.search.inherit import inherited
 from oche.search.loop import advance
 from oche.search.method import Method
-from oche.search.relaxations import Gated
+from oche.search.relaxations import Gated, ReluTanhGate, Sigmoid, SigmoidGate, Softmax, SoftmaxGate
 from oche.search.selection import Keep
 from oche.search.stages import Staged, entered
 from oche.search.state import Problem, SearchState
 from oche.search.terms import Entropy, InputEntropy, log_distance
+from oche.search.trainable import AllWeights
 from oche.training.export import load_network
 from reference.tiny import tiny_data, tiny_masks, tiny_problem
 
@@ -192,11 +195,23 @@ def test_it_runs_as_short_as_it_goes(epochs: int) -> None:
 
 
 @pytest.mark.parametrize(
+    ("freeze", "epochs", "still"), [(0.3, 3, [False, True, True]), (0.3, 5, [True, False, True, True, True])]
+)
+def test_the_warm_up_leaves_an_epoch_to_search(freeze: float, epochs: int, still: list[bool]) -> None:
+    """Of one epoch until the freeze none is the warm-up's; of two the first is. Alpha stands still in the epochs that say so."""
+    trajectory = quick(freeze=freeze).search(problem_in("toy", epochs)).state.trajectory
+    for rows in trajectory.values():
+        assert [torch.equal(a, b) for a, b in pairwise(rows)] == still
+
+
+@pytest.mark.parametrize(
     ("options", "said"),
     [
         ({"freeze": 0.2}, "freezes after its warm-up"),
         ({"freeze": 1.1}, "by its end"),
         ({"threshold": 1.0}, "threshold"),
+        ({"margin": 0.0}, "margin"),
+        ({"margin": 1.1}, "margin=1.1"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, float], said: str) -> None:
@@ -342,6 +357,18 @@ def test_what_is_decided_by_hand() -> None:
     assert w[5].tolist() == [1.0, 0.0]
 
 
+def test_decisions_fall_before_an_epoch_and_never_within_one() -> None:
+    state = small_grid()
+    wanted = decided(state, 0.3)
+    state.step = 1
+    Decide(0.3).on_epoch_start(state)
+    assert not state.mask, "a search that is resumed within an epoch has decided before"
+    state.step = 0
+    Decide(0.3).on_epoch_start(state)
+    assert state.mask.keys() == wanted.keys()
+    assert all(torch.equal(mask, wanted[name]) for name, mask in state.mask.items())
+
+
 # ------------------------------------------------------------------ killed, resumed
 
 
@@ -447,10 +474,31 @@ def test_of_several_seeds_the_best_network_is_kept(tmp_path: Path) -> None:
 def test_another_method_under_the_same_protocol() -> None:
     darts = METHODS["darts"]()
     assert isinstance(darts, Method)
-    result = in_one_stage(darts, SingleStage(freeze=0.5)).search(problem_in("nb201"))
+    searcher = in_one_stage(darts, SingleStage(freeze=0.5))
+    result = searcher.search(problem_in("nb201"))
     assert not result.genotype.discrete
+    assert searcher.keeps_weights
+    norms = [m for m in result.state.supernet.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert norms, "a kept network needs the batch norms that a decoded one would get later"
+    assert all(norm.affine for norm in norms)
+    assert in_one_stage(darts).stages == SingleStage()
     with pytest.raises(UserError, match="pcdarts does not mix its candidates by a weighted sum"):
         in_one_stage(pcdarts())
+
+
+def test_what_the_docstring_says_of_the_defaults() -> None:
+    plan = SingleStage("soft", 0.6, 0.05, relative=False, renormalise=False, margin=0.3, restart=False)
+    assert single_stage().stages == plan == SingleStage()
+    assert single_stage().keeps_weights
+    assert Decide() == Decide(0.3)
+    method = single_stage().method
+    assert method.relaxation == Gated(Softmax(), SigmoidGate())
+    assert (method.arch_start, method.trainable, method.outer_terms) == (0.2, AllWeights(affine=True), ())
+    assert method.arch_optimizer == Adam(3e-3, (0.5, 0.999), 0.0)
+    assert (method.weight_optimizer, method.weight_lr) == (SGD(weight_decay=5e-4), Poly(0.05, 0.9))
+    other = single_stage(gates="relu_tanh", operations="normalised").method
+    assert other.relaxation == Gated(Sigmoid(normalised=True), ReluTanhGate())
+    assert single_stage(operations="sigmoid", gates="softmax").method.relaxation == Gated(Sigmoid(), SoftmaxGate())
 
 
 def test_entropy_terms_grow_while_alpha_steps() -> None:
