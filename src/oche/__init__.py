@@ -20,12 +20,12 @@ from oche.genotype import Genotype
 
 if TYPE_CHECKING:
     from oche.api.inference import evaluate_run, predict, segment
+    from oche.api.kept import Kept, load
     from oche.api.resume import resume
     from oche.api.search import Found, search
     from oche.api.train import Trained, train
     from oche.bench.matrix import Matrix
     from oche.bench.verb import bench
-    from oche.data import load
     from oche.methods import METHODS, random_features
     from oche.search.method import Method
     from oche.spaces import SPACES
@@ -41,7 +41,8 @@ _HOMES = {
     "search": "oche.api.search",
     "segment": "oche.api.inference",
     "train": "oche.api.train",
-    "load": "oche.data",
+    "Kept": "oche.api.kept",
+    "load": "oche.api.kept",
     "Method": "oche.search.method",
     "METHODS": "oche.methods",
     "random_features": "oche.methods",
@@ -53,6 +54,7 @@ __all__ = [
     "SPACES",
     "Found",
     "Genotype",
+    "Kept",
     "Matrix",
     "Method",
     "Trained",

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from math import nan
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import load as safetensors_load
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from oche.api.pinned import compared
 from oche.data import Data, load
 from oche.data.contract import Contract
 from oche.data.problems import problems_of, refuse
-from oche.data.reading.applied import Applied, applied, painted
+from oche.data.reading.applied import Applied, applied, applied_to, painted
 from oche.data.reading.files import SUFFIXES, images_below
 from oche.errors import UserError, unknown
 from oche.own import copies_of, is_own
@@ -119,28 +121,61 @@ def predict(
     """
     loaded = load_network(Run.open(Path(path)))
     _network_for("classify", loaded, path)
-    files, contract = list(image_files(images)), loaded.contract
+    files = list(image_files(images))
     where = fabric_for(device).device
-    network = loaded.network.to(where)
+    loaded.network.to(where)
     predictions: list[Prediction] = []
     wrong: list[str] = []
     for i in range(0, len(files), batch):
-        part = list(_readable(files[i : i + batch], contract, failed or wrong.append))
-        if wrong or not part:
-            continue
-        pixels = _together([one.cropped(contract.size) for _, one in part])
-        outputs = network(loaded.augment.normalise(pixels.to(where)))
-        if contract.task == "classify":
-            best, label = outputs.softmax(1).max(1)
-            predictions += [
-                Prediction(f, loaded.classes[int(c)], float(p), one.odd)
-                for (f, one), c, p in zip(part, label, best, strict=True)
-            ]
-            continue
-        outputs = outputs.float().cpu()
-        predictions += [_predicted(f, one.odd, row, contract) for (f, one), row in zip(part, outputs, strict=True)]
+        part = list(_readable(files[i : i + batch], loaded.contract, failed or wrong.append))
+        if not wrong and part:
+            predictions += _answers(loaded, part, where)
     refuse(wrong)
     return predictions
+
+
+@torch.no_grad()
+def predict_arrays(
+    loaded: Loaded, arrays: Sequence[NDArray[np.generic]], *, device: str = "auto", batch: int = 64
+) -> list[Prediction]:
+    """Predicts for images as arrays (H, W, C), by the rule for values that files of these values would meet; see `predict`.
+
+    The path of a prediction is the number of its array, `[0]` and so on. Raises UserError.
+    """
+    where = fabric_for(device).device
+    loaded.network.to(where)
+    ready = [(Path(f"[{i}]"), applied_to(array, loaded.contract, f"The image [{i}]")) for i, array in enumerate(arrays)]
+    parts = (ready[i : i + batch] for i in range(0, len(ready), batch))
+    return [prediction for part in parts for prediction in _answers(loaded, part, where)]
+
+
+@torch.no_grad()
+def segment_arrays(loaded: Loaded, arrays: Sequence[NDArray[np.generic]], *, device: str = "auto") -> list[Tensor]:
+    """A mask (H, W) of class numbers, int64, for each image (H, W, C), in the image's own size. Raises UserError."""
+    where = fabric_for(device).device
+    network = loaded.network.to(where)
+
+    def scores(pixels: Tensor) -> Tensor:
+        out: Tensor = network(loaded.augment.normalise(pixels.to(where)))
+        return out
+
+    ready = [applied_to(array, loaded.contract, f"The image [{i}]") for i, array in enumerate(arrays)]
+    return [painted(one.pixels, loaded.contract.size, scores) for one in ready]
+
+
+def _answers(loaded: Loaded, part: Sequence[tuple[Path, Applied]], where: torch.device) -> list[Prediction]:
+    """What the network, which is on the device already, says of images."""
+    contract = loaded.contract
+    pixels = _together([one.cropped(contract.size) for _, one in part])
+    outputs = loaded.network(loaded.augment.normalise(pixels.to(where)))
+    if contract.task == "classify":
+        best, label = outputs.softmax(1).max(1)
+        return [
+            Prediction(f, loaded.classes[int(c)], float(p), one.odd)
+            for (f, one), c, p in zip(part, label, best, strict=True)
+        ]
+    outputs = outputs.float().cpu()
+    return [_predicted(f, one.odd, row, contract) for (f, one), row in zip(part, outputs, strict=True)]
 
 
 def _predicted(file: Path, odd: str, outputs: Tensor, contract: Contract) -> Prediction:

@@ -6,12 +6,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from oche.api.inference import Prediction, Segmented, predict, segment
+from oche.api.inference import Prediction, Segmented, predict, predict_arrays, segment, segment_arrays
+from oche.data.contract import Contract
+from oche.data.reading.pixels import channels_last
 from oche.errors import UserError
 from oche.run import Run
 from oche.training.export import FORMATS, Deployed, export_network, load_network
+
+Array = NDArray[np.generic] | Tensor
+"""Images as numbers: (H, W), (H, W, C) or (C, H, W), or several of one size with an axis in front of these, (N, H, W, C)."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,26 +28,76 @@ class Kept:
 
     run: Run
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.run.path)!r})"
+
+    @property
+    def contract(self) -> Contract:
+        """What the network must be told with every image: size, channels, the rule for values, class names."""
+        return load_network(self.run).contract
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes, labels or numbers, in the order of the outputs."""
+        return load_network(self.run).classes
+
     def network(self) -> torch.nn.Module:
         """The trained network, a plain module: images (B, C, H, W) in [0, 1] -> scores (B, classes), or (B, classes, H, W)."""
         loaded = load_network(self.run)
         return Deployed(loaded.network, loaded.augment.mean, loaded.augment.std).eval()
 
     def predict(
-        self, images: str | Path | Sequence[str | Path], out: str | Path | None = None, *, device: str = "auto"
-    ) -> list[Prediction] | list[Segmented]:
-        """Predictions for image files and folders, one for each image; of masks overlays and masks are written to `out`.
+        self,
+        images: str | Path | Array | Sequence[str | Path] | Sequence[Array],
+        out: str | Path | None = None,
+        *,
+        device: str = "auto",
+    ) -> list[Prediction] | list[Segmented] | list[Tensor]:
+        """Predictions for image files and folders, or for arrays, one for each image; see `oche.predict` and `oche.segment`.
 
-        `out` is the folder `predictions` of the run by default, and for masks alone. See `oche.predict` and `oche.segment`.
+        Arrays hold the values that image files have, such as 0 to 255, and meet the same rule. A network for masks writes overlays and
+        masks of files to `out`, the folder `predictions` of the run by default; of arrays it returns the masks, (H, W) class numbers.
         """
-        given = [images] if isinstance(images, str | Path) else images
-        if load_network(self.run).space.task == "segment":
+        loaded, given = load_network(self.run), _listed(images)
+        arrays = [one for one in given if not isinstance(one, str | Path)]
+        paths = [one for one in given if isinstance(one, str | Path)]
+        if arrays and paths:
+            raise UserError("These images are paths and arrays at once; predict the ones after the others.")
+        segments = loaded.space.task == "segment"
+        if out is not None and (arrays or not segments):
+            raise UserError("`out` is for pictures of masks of image files: leave it out.")
+        if arrays:
+            values = [image for one in arrays for image in _images(one)]
+            if segments:
+                return segment_arrays(loaded, values, device=device)
+            return predict_arrays(loaded, values, device=device)
+        if segments:
             where = self.run.file("predictions") if out is None else out
-            return list(segment(self.run.path, given, where, device=device))
-        if out is not None:
-            raise UserError("`out` is for pictures of masks; this network gives a class for each image: leave it out.")
-        return predict(self.run.path, given, device=device)
+            return list(segment(self.run.path, paths, where, device=device))
+        return predict(self.run.path, paths, device=device)
 
     def export(self, formats: Sequence[str] = FORMATS) -> list[Path]:
         """Writes `.pt2` and ONNX files of the network."""
         return export_network(self.run, formats)
+
+
+def load(run: str | Path) -> Kept:
+    """The trained network in a run's folder, with its contract: `oche.load("runs/x").predict("photos/")`. Raises UserError."""
+    if not isinstance(run, str | Path):
+        raise UserError(f"oche.load takes a run's folder, not {type(run).__name__}; data are read by oche.data.load.")
+    found = Kept(Run.open(Path(run)))
+    load_network(found.run)  # so that what is damaged is told here
+    return found
+
+
+def _listed(images: object) -> list[str | Path | Array]:
+    if isinstance(images, str | Path | np.ndarray | Tensor):
+        return [images]
+    assert isinstance(images, Sequence)
+    return list(images)
+
+
+def _images(given: Array) -> list[NDArray[np.generic]]:
+    """The images (H, W, C) in an array."""
+    values = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    return list(channels_last(values if values.ndim == 4 else values[None], "the array"))

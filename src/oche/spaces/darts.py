@@ -194,7 +194,7 @@ class DartsBody(Body):
     def __init__(self, space: DartsSpace, build: BuildEdge, affine: bool) -> None:
         super().__init__()
         before = last = space.stem_multiplier * space.channels
-        self.stem, self.stem1 = _stem(space.inputs, last, space.imagenet_stem)
+        self.stem, self.stem1 = stems(space.inputs, last, space.imagenet_stem)
         self.cells = nn.ModuleDict()
         channels, was_reduction = space.channels, space.imagenet_stem
         groups = space.cell_groups()
@@ -231,7 +231,8 @@ def _entry(inputs: int, channels: int, halve: bool, affine: bool) -> Callable[[]
     return lambda: ReLUConvBN(inputs, channels, 1, 1, affine)
 
 
-def _stem(inputs: int, width: int, imagenet: bool) -> tuple[nn.Module, nn.Module | None]:
+def stems(inputs: int, width: int, imagenet: bool) -> tuple[nn.Module, nn.Module | None]:
+    """What leads to the first cell, and to the second input of it where that has a convolution more."""
     if not imagenet:
         return nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)), None
     first = nn.Sequential(

@@ -6,6 +6,7 @@ in its metadata, and a script beside the ONNX file predicts without oche (`shipp
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import tempfile
@@ -35,10 +36,13 @@ from oche.spaces.limits import Limits
 from oche.spaces.named import register_kept
 from oche.tasks import Task
 from oche.training.shipped import INPUT, OUTPUTS, SCRIPT, SCRIPT_NAME, add_to_onnx, metadata
+from oche.training.standalone import NETWORK_NAME, built, refusal, script
 
 CARD, WEIGHTS = f"{Run.NETWORK}/card.json", f"{Run.NETWORK}/weights.safetensors"
 FORMATS = ("pt2", "onnx")
 TOLERANCE = 1e-4
+SAME = 1e-6
+"""How far the outputs of `network.py` may be from the network's: it computes the same in the same order."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,7 @@ def load_network(run: Run) -> Loaded:
 def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
     """Writes the run's network as `network/model.pt2` and `network/model.onnx`, both with a free batch size, and a script for the latter.
 
+    `network/network.py` beside them builds it in plain PyTorch; it is written for all but spaces and operations of the user's own.
     Networks for masks take images of any size from `Space.least_side` on. Every file is loaded again and compared with the module on
     batches of 1 and 3, and of other sizes. Raises UserError for an unknown format, a
     missing extra, or a file whose scores differ by more than 1e-4 of the largest.
@@ -174,6 +179,8 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
     size, least = (trained.space.inputs, *trained.space.size), trained.space.least_side()
     sizes = [size] if least is None else [size, (size[0], size[1] + least // 2, size[2] + 3)]
     says = metadata(trained.contract, least)
+    if not refusal(trained.space, trained.genotype):
+        _write_source(run, trained, module, sizes)
     written = []
     for name in formats:
         with tempfile.TemporaryDirectory() as folder:
@@ -186,12 +193,28 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
                 _within(trained.card, path.stat().st_size)
             runner = _runner(name, path)
             for one in sizes:
-                _compare(module, runner, one, name)
+                _compare(module, runner, one, f"{name} file's", TOLERANCE)
             run.write(f"{Run.NETWORK}/model.{name}", path.read_bytes())
             if name == "onnx":
                 run.write(f"{Run.NETWORK}/{SCRIPT_NAME}", SCRIPT.encode())
         written.append(run.file(f"{Run.NETWORK}/model.{name}"))
     return written
+
+
+def _write_source(run: Run, trained: Loaded, module: nn.Module, sizes: Sequence[tuple[int, ...]]) -> None:
+    """Writes `network/network.py`, once what it builds has been compared with the module."""
+    weights = run.read(WEIGHTS)
+    text = script(
+        trained.network, trained.space, trained.genotype, trained.contract, hashlib.sha256(weights).hexdigest()
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / NETWORK_NAME
+        path.write_text(text, encoding="utf-8")
+        path.with_name(Path(WEIGHTS).name).write_bytes(weights)
+        other = built(path)
+    for size in sizes:
+        _compare(module, other, size, f"{NETWORK_NAME}'s", SAME)
+    run.write(f"{Run.NETWORK}/{NETWORK_NAME}", text.encode())
 
 
 def _within(card: Mapping[str, object], taken: int) -> None:
@@ -283,12 +306,12 @@ class _Onnx(nn.Module):
 
 
 @torch.no_grad()
-def _compare(module: nn.Module, other: nn.Module, size: tuple[int, ...], name: str) -> None:
+def _compare(module: nn.Module, other: nn.Module, size: tuple[int, ...], whose: str, tolerance: float) -> None:
     for batch in (1, 3):
         images = torch.rand(batch, *size, generator=torch.Generator().manual_seed(batch))
         wanted, got = module(images), other(images)
         gap = float((wanted - got).abs().max() / wanted.abs().max().clamp_min(1.0))
-        if not gap <= TOLERANCE:  # NaN is refused too
+        if not gap <= tolerance:  # NaN is refused too
             raise UserError(
-                f"The {name} file's scores differ from the network's by {gap:.1e} of the largest; it was not written. Report this."
+                f"The {whose} scores differ from the network's by {gap:.1e} of the largest; it was not written. Report this."
             )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -36,19 +37,28 @@ def applied(path: Path, contract: Contract) -> Applied:
     Raises:
         UserError: the file cannot be read, has NaN, or channels that cannot become the contract's.
     """
-    values = read_image(path, contract.channels == 4)
+    return applied_to(read_image(path, contract.channels == 4), contract, f"The image {path}")
+
+
+def applied_to(values: NDArray[np.generic], contract: Contract, whose: str) -> Applied:
+    """As `applied`, for the values (H, W, C) themselves; `whose` begins the sentence of an error."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise UserError(f"The image {path} has NaN or infinity; remove or repair it.")
+        raise UserError(f"{whose} has NaN or infinity; remove or repair it.")
     if min(values.shape[:2]) < SMALLEST:
         height, width = values.shape[:2]
-        raise UserError(f"The image {path} has {height} x {width} pixels; {SMALLEST} x {SMALLEST} is the least.")
+        raise UserError(f"{whose} has {height} x {width} pixels; {SMALLEST} x {SMALLEST} is the least.")
     low, high = float(values.min()), float(values.max())
     fits = contract.pixels.whole_bytes and values.dtype.kind in "ui" and low >= 0 and high <= 255
     if contract.pixels.unit and values.dtype == np.uint8:
         fits, odd = True, "8-bit values, divided by 255 for a network that was trained on floats in [0, 1]"
     else:
         odd = contract.pixels.strange(low, high, values.dtype.name) or ""
-    return Applied(with_channels(contract.pixels.apply(values, as_bytes=fits), contract.channels, str(path)), odd)
+    return Applied(
+        with_channels(
+            contract.pixels.apply(values, as_bytes=fits), contract.channels, whose.removeprefix("The image ")
+        ),
+        odd,
+    )
 
 
 def windows(height: int, width: int, size: tuple[int, int]) -> list[tuple[slice, slice]]:

@@ -1,0 +1,54 @@
+"""A network of the chain space, or a rival, in plain PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from torch import Tensor, nn
+
+from oche.spaces.blocks import Place
+from oche.training.plain.cells import Cell, Choices
+
+
+class ChainNetwork(nn.Module):
+    """stem -> layers -> perhaps a 1x1 convolution -> global average -> linear.
+
+    `layers` has by name: channels in and out, stride, choices. `stem` is the first convolution's channels, `stem_stride` 1, 2 or 4 (a pool
+    behind it), `head` the channels of the 1x1 convolution, 0 for none; `build(op, place)` makes an operation.
+    """
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stem: int,
+        stem_stride: int,
+        layers: Mapping[str, tuple[int, int, int, Choices]],
+        head: int,
+        bias: bool,
+        build: Callable[[str, Place], nn.Module],
+    ) -> None:
+        super().__init__()
+        around = Place(stem, stem, bias=bias)
+        pool: list[nn.Module] = [nn.MaxPool2d(3, 2, 1)] if stem_stride == 4 else []
+        self.stem = nn.Sequential(*around.normed(inputs, stem, 3, min(stem_stride, 2)), nn.ReLU(), *pool)
+        self.cells = nn.ModuleDict()
+        last = stem
+        for name, (width, last, step, choices) in layers.items():
+            place = Place(width, last, step, bias=bias)
+
+            def operation(op: str, source: int, place: Place = place) -> nn.Module:
+                return build(op, place)
+
+            self.cells[name] = Cell([nn.Identity()], choices, operation)
+        self.last = nn.Sequential()
+        if head:
+            self.last = nn.Sequential(*around.normed(last, head, 1), nn.ReLU())
+        self.classifier = nn.Linear(head or last, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for cell in self.cells.values():
+            x = cell({0: x})
+        out: Tensor = self.classifier(self.last(x).mean((2, 3)))
+        return out

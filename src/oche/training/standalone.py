@@ -1,0 +1,364 @@
+"""`network.py` beside an exported network: one readable file that builds it in plain PyTorch, without oche.
+
+The classes are those of `oche.training.plain`, the operations those of `oche.spaces`, copied with all that they use and nothing else; the
+sizes and the genotype are tables in the file. The file knows the digest of its weights and refuses others.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from oche.data.contract import Contract
+from oche.genotype import Genotype
+from oche.spaces import ChainSpace, DartsSpace, GridSpace, NB201Space, Network, Space
+from oche.spaces.base import Cell, Chosen, Kept
+from oche.spaces.blocks import BLOCKS
+from oche.spaces.edges import EDGES, KEPT_NORMED, TRAINED
+from oche.spaces.grid import GridBody, GridCell
+from oche.spaces.ops import OPS
+from oche.training.source import Gathered, module, names_in
+
+NETWORK_NAME = "network.py"
+
+HOMES = ("oche.spaces.ops", "oche.spaces.blocks", "oche.spaces.segmentation")
+"""Modules that have what operations and heads are made of."""
+
+Rows = Sequence[tuple[object, ...]]
+"""The edges of a cell: (from, to, operation), with a coefficient where the edge keeps several."""
+
+
+def refusal(space: Space, genotype: Genotype) -> str:
+    """Why no such file can be written, in one sentence, or "" if it can: parts of the user's own are not ours to copy."""
+    fitted = space.fitted(genotype)
+    known = (ChainSpace, DartsSpace, GridSpace, NB201Space)
+    if not isinstance(fitted, known) or not type(fitted).__module__.startswith("oche.") or space_is_flat(fitted):
+        return f"network.py is written for the spaces of oche; {space.name!r} is not one of them."
+    for op in sorted({c.op for choices in genotype.groups.values() for c in choices}):
+        if op not in BUILT_IN:
+            return f"network.py is written for the operations of oche; {op!r} is not one of them."
+    if genotype.edge not in ("weighted_sum", *TRAINED) or genotype.edge not in EDGES:
+        return f"network.py is written for edges that are sums; this genotype has {genotype.edge!r}."
+    return ""
+
+
+def space_is_flat(space: Space) -> bool:
+    """True for chains of signals, whose kernels lie along the width."""
+    return isinstance(space, ChainSpace) and space.flat
+
+
+BUILT_IN = frozenset(OPS)
+"""Operations of oche's own, before any of a user's are registered."""
+
+
+def script(network: Network, space: Space, genotype: Genotype, contract: Contract, digest: str) -> str:
+    """The text of `network.py`; `digest` is the SHA-256 of the weights' file, in hexadecimal."""
+    fitted = space.fitted(genotype)
+    parts = _parts(network, fitted, genotype)
+    gathered = Gathered(given=frozenset({"OPS", "BLOCKS"}))
+    gathered.add("oche.training.plain.cells", "Network")
+    gathered.add(f"oche.training.plain.{parts.module}", parts.network)
+    chosen = {op: _expression(op, parts.module == "chain") for op in _operations(network)}
+    for code in (*chosen.values(), parts.build, *parts.arguments.values()):
+        names = names_in(ast.parse(code))
+        for where in HOMES:
+            gathered.use(where, [name for name in names if name in module(where).definitions])
+    operations = "\n".join(f"    {op!r}: {code}," for op, code in chosen.items()).replace("'", '"')
+    arguments = "".join(f"        {name}={value},\n" for name, value in parts.arguments.items())
+    return FILE.format(
+        version=version("oche"),
+        space=space.name,
+        imports="\n".join(_sorted_imports(gathered.imports)),
+        definitions="\n\n\n".join(gathered.definitions.values()),
+        table="BLOCKS" if parts.module == "chain" else "OPS",
+        operations=operations,
+        build=parts.build,
+        genotype="\n\n".join(f"{name} = {table}" for name, table in parts.tables.items()),
+        network=parts.network,
+        arguments=arguments,
+        classes=tuple(contract.classes),
+        size=(contract.channels, *contract.size),
+        mean=tuple(contract.mean),
+        std=tuple(contract.std),
+        digest=digest,
+    )
+
+
+@torch.no_grad()
+def built(path: Path) -> nn.Module:
+    """What the `load()` of a written file gives, with the weights beside it."""
+    spec = importlib.util.spec_from_file_location("oche_written_network", path)
+    assert spec is not None
+    assert spec.loader is not None
+    made = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(made)
+        network: nn.Module = made.load()
+    finally:
+        del sys.modules[spec.name]
+    return network
+
+
+# ------------------------------------------------------------------ what a space's network is made of
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The class of a network (`network`, in `plain.module`), its arguments as code, the tables that they name, and `operation`'s code."""
+
+    module: str
+    network: str
+    arguments: Mapping[str, str]
+    tables: Mapping[str, str]
+    build: str
+
+
+def _parts(network: Network, space: Space, genotype: Genotype) -> Parts:
+    build = _build(network, space, genotype)
+    if isinstance(space, NB201Space):
+        sizes = _sizes(space, "inputs", "outputs", "channels", "cells", "stages")
+        arguments = {**sizes, "genotype": "GENOTYPE", "build": "operation"}
+        return Parts("nb201", "NB201Network", arguments, {"GENOTYPE": _groups(network, space)}, build)
+    if isinstance(space, DartsSpace):
+        sizes = _sizes(space, "inputs", "outputs", "channels", "cells")
+        sizes |= {"stem": str(space.stem_multiplier * space.channels), "imagenet": str(space.imagenet_stem)}
+        arguments = {**sizes, "genotype": "GENOTYPE", "concat": "CONCAT", "build": "operation"}
+        concat = {name: cell._outputs for name, cell in _first_cells(network, space).items()}
+        tables = {"GENOTYPE": _groups(network, space), "CONCAT": repr(concat).replace("'", '"')}
+        return Parts("darts", "DartsNetwork", arguments, tables, build)
+    if isinstance(space, ChainSpace):
+        arguments = {
+            **_sizes(space, "inputs", "outputs"),
+            "stem": str(space.width(space.stem)),
+            "stem_stride": str(space.reduction),
+            "layers": "LAYERS",
+            "head": str(space.width(space.head) if space.head else 0),
+            "bias": str(space.bias),
+            "build": "operation",
+        }
+        layers = {
+            place.name: f"({place.inputs}, {place.outputs}, {place.stride}, {_line(_rows(_cell(network, place.name)))})"
+            for place in space.places()
+        }
+        return Parts("chain", "ChainNetwork", arguments, {"LAYERS": _table(layers)}, build)
+    assert isinstance(space, GridSpace)
+    return _grid(network, space, build)
+
+
+def _grid(network: Network, space: GridSpace, build: str) -> Parts:
+    body, nodes = network.body, {}
+    assert isinstance(body, GridBody)
+    levels = {0: 0} | {n: node.level for n, node in enumerate(space.nodes(), start=1)}
+    for name, cell in body.cells.items():
+        assert isinstance(cell, GridCell)
+        reads = dict(zip(cell.kept, cell.sources, strict=True))
+        nodes[name] = f"({cell.number}, {levels[cell.number]}, {reads}, {_line(_rows(cell))})"
+    widths = {level: space.width(level) for level in body.last}
+    head = f"TopDown({widths}, {2 * space.channels}, {space.outputs})"
+    arguments = {
+        "stem": f"stem({space.inputs}, {space.channels}, separable={space.stem == 'separable'})",
+        "head": head if space.head == "topdown" else f"Aspp({widths}, {space.outputs})",
+        "channels": str(space.channels),
+        "nodes": "NODES",
+        "last": repr(body.last),
+        "multiple": str(body.multiple),
+        "build": "operation",
+    }
+    return Parts("grid", "GridNetwork", arguments, {"NODES": _table(nodes)}, build)
+
+
+def _sizes(space: Space, *names: str) -> dict[str, str]:
+    return {name: repr(getattr(space, name)) for name in names}
+
+
+def _build(network: Network, space: Space, genotype: Genotype) -> str:
+    """The function of the file that makes an operation, with the batch norms that a supernet has behind pools where these stay."""
+    if isinstance(space, ChainSpace):
+        head = "def operation(op: str, place: Place) -> nn.Module:"
+        made, channels = "BLOCKS[op](place)", "place.outputs"
+    else:
+        head = "def operation(op: str, channels: int, stride: int) -> nn.Module:"
+        made, channels = "OPS[op](channels, stride, True)", "channels"
+    said = '    """An operation of the network."""'
+    soft = any(isinstance(module, Kept) for module in network.modules())
+    if soft and genotype.edge == KEPT_NORMED:
+        bare = 'isinstance(made, nn.Identity | nn.AvgPool2d | nn.MaxPool2d) and op != "connect"'
+    elif soft and isinstance(space, DartsSpace):
+        bare = '"pool" in op'
+    else:
+        return f"{head}\n{said}\n    return {made}"
+    return f"{head}\n{said}\n    made = {made}\n    return PoolBN(made, {channels}, True) if {bare} else made"
+
+
+# ------------------------------------------------------------------ operations and cells as text
+
+
+def _expression(op: str, chain: bool) -> str:
+    """The code that makes an operation's factory."""
+    if chain and op in BLOCKS:
+        return _call(BLOCKS[op])
+    if chain and op == "skip_connect":
+        return "lambda place: place.shortcut()"
+    zero = "lambda channels, stride, affine: Zero(stride)"  # a network at work draws no noise: its mean is left
+    code = zero if op == "noise" else _listed(op) or _call(OPS[op])
+    return f"lambda place: ({code})(place.outputs, place.stride, True)" if chain else code
+
+
+def _listed(op: str) -> str:
+    """The code that stands beside an operation's name in `OPS`, "" if the name is made by a comprehension."""
+    here = module("oche.spaces.ops")
+    node = here.definitions["OPS"]
+    assert isinstance(node, ast.AnnAssign)
+    assert isinstance(node.value, ast.Dict)
+    for key, value in zip(node.value.keys, node.value.values, strict=True):
+        if isinstance(key, ast.Constant) and key.value == op:
+            return ast.unparse(value)
+    return ""
+
+
+def _call(factory: Callable[..., object]) -> str:
+    """The call that made a factory, from its name and what it holds: `mbconv(kernel=3, expansion=6, se=False)`."""
+    held = inspect.getclosurevars(factory).nonlocals
+    name = factory.__qualname__.partition(".")[0]
+    if not held:
+        return name
+    return f"{name}({', '.join(f'{k}={_call(v) if callable(v) else repr(v)}' for k, v in held.items())})"
+
+
+def _operations(network: Network) -> list[str]:
+    """The operations that a network has, in the order of `OPS`."""
+    used = {row[2] for cell in network.body.cells.values() if isinstance(cell, Cell) for row in _rows(cell)}
+    return [op for op in OPS if op in used]
+
+
+def _rows(cell: Cell) -> Rows:
+    """The edges of a cell."""
+    rows: list[tuple[object, ...]] = []
+    for key, edge in cell.edges.items():
+        source, target = map(int, key.split("-")[:2])
+        if isinstance(edge, Chosen):
+            rows += [(source, target, op) for op in edge.ops]
+        else:
+            assert isinstance(edge, Kept)
+            ops = edge.mixed.ops
+            assert isinstance(ops, nn.ModuleDict)
+            rows += [(source, target, op, c) for op, c in zip(ops, edge.coefficients.tolist(), strict=True)]
+    return rows
+
+
+def _cell(network: Network, name: str) -> Cell:
+    cell = network.body.cells[name]
+    assert isinstance(cell, Cell)
+    return cell
+
+
+def _first_cells(network: Network, space: Space) -> dict[str, Cell]:
+    """Group's name -> the first of its cells; groups of no cell are left out."""
+    return {group.name: _cell(network, group.cells[0]) for group in space.groups if group.cells}
+
+
+def _groups(network: Network, space: Space) -> str:
+    return _table({name: _block(_rows(cell)) for name, cell in _first_cells(network, space).items()})
+
+
+def _table(rows: Mapping[str, str]) -> str:
+    return "{\n" + "".join(f'    "{name}": {value},\n' for name, value in rows.items()) + "}"
+
+
+def _block(rows: Rows) -> str:
+    return "[\n" + "".join(f"        {_row(row)},\n" for row in rows) + "    ]"
+
+
+def _line(rows: Rows) -> str:
+    return f"[{', '.join(map(_row, rows))}]"
+
+
+def _row(row: tuple[object, ...]) -> str:
+    return repr(row).replace("'", '"')
+
+
+def _sorted_imports(found: set[str]) -> list[str]:
+    """The imports of the file, torch's and the standard library's, names of one module on one line."""
+    named: dict[str, list[str]] = {}
+    plain = {"import hashlib", "import torch"}
+    for line in found | {
+        "from torch import nn",
+        "from pathlib import Path",
+        "from safetensors.torch import load as weights_in",
+    }:
+        words = line.split()
+        if words[0] == "import":
+            plain.add(line)
+        else:
+            named.setdefault(words[1], []).append(" ".join(words[3:]))
+    lines = [*plain, *(f"from {origin} import {', '.join(sorted(set(names)))}" for origin, names in named.items())]
+    third = [line for line in lines if line.split()[1].split(".")[0] in ("torch", "safetensors")]
+    ordered = sorted(set(lines), key=lambda line: (line.startswith("from"), line.split()[1]))
+    return [*(line for line in ordered if line not in third), "", *(line for line in ordered if line in third)]
+
+
+FILE = '''\
+"""A network that oche {version} found in the space {space}, in plain PyTorch: needs torch and safetensors alone.
+
+    from network import load
+    scores = load()(images)      # images (B, C, H, W) in [0, 1]; they are normalised inside
+
+`load` reads weights.safetensors, which lies beside this file; `build` makes the network with fresh weights, to train it anew.
+Its code is oche's, under the Apache License 2.0.
+"""
+
+from __future__ import annotations
+
+{imports}
+
+CLASSES = {classes!r}
+SIZE = {size!r}  # channels, height, width
+MEAN, STD = {mean!r}, {std!r}
+DIGEST = "{digest}"
+"""SHA-256 of the weights that belong to this file."""
+
+# ---------------------------------------------------------------------- parts
+
+
+{definitions}
+
+
+# ---------------------------------------------------------------------- the network that was found
+
+{table} = {{
+{operations}
+}}
+
+{genotype}
+
+
+{build}
+
+
+def build() -> Network:
+    """The network with fresh weights."""
+    body = {network}(
+{arguments}    )
+    return Network(body, MEAN, STD)
+
+
+def load(path: str | Path = Path(__file__).with_name("weights.safetensors")) -> Network:
+    """The network with its weights, in eval mode. Raises ValueError where the file holds other weights than those of this network."""
+    data = Path(path).read_bytes()
+    if hashlib.sha256(data).hexdigest() != DIGEST:
+        raise ValueError(
+            f"{{path}} does not hold the weights that belong to this file: take both from one export, or use build() and load_state_dict()."
+        )
+    network = build()
+    network.load_state_dict(weights_in(data))
+    return network.eval()
+'''
