@@ -106,7 +106,7 @@ def test_the_road_from_a_folder_of_images(oche: Oche, tmp_path: Path, monkeypatc
     for name in ("card.json", "weights.safetensors", "model.pt2", "model.onnx"):
         assert searched.has(f"network/{name}"), name
     kinds = [record["kind"] for record in log(searched.path)]
-    assert kinds == ["epoch", "epoch", "supernet", *["trained"] * 4, "comparison"]
+    assert kinds == ["epoch", "epoch", "supernet", *["trained"] * 6, "comparison"]
     genotype = Genotype.from_json(searched.read(Run.GENOTYPE).decode())
     assert genotype == Genotype.from_json(searched.read(Run.genotype(1)).decode())
     tiny_space("s2", tiny_data()).check(genotype)

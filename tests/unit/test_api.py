@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,7 @@ from oche.plan.resolve import resolve
 from oche.run import Run
 from oche.search.searcher import MethodSearcher
 from oche.tasks import confusion_matrix, mean_iou
+from oche.training.export import CARD
 from reference.tiny import tiny_data, tiny_masks
 
 SMALL = tiny_data(12)
@@ -40,7 +43,16 @@ def no_export(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def searched(path: Path, data: str | Data = SMALL, **options: object) -> api.Found:
-    arguments = {"space": "toy", "budget": "smoke", "epochs": 1, "batch": 6, "compare": 0, "device": "cpu", **options}
+    arguments = {
+        "space": "toy",
+        "budget": "smoke",
+        "epochs": 1,
+        "batch": 6,
+        "compare": 0,
+        "rivals": "none",
+        "device": "cpu",
+        **options,
+    }
     return api.search("darts", data=data, out=path, **arguments)  # type: ignore[arg-type]
 
 
@@ -121,11 +133,24 @@ def test_the_default_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_search_with_its_comparison(tmp_path: Path) -> None:
     events: list[str] = []
     found = searched(
-        tmp_path / "run", compare=1, compare_seeds=2, protocol="smoke", listener=lambda event, _: events.append(event)
+        tmp_path / "run",
+        compare=1,
+        compare_seeds=2,
+        rivals="auto",
+        protocol="smoke",
+        listener=lambda event, _: events.append(event),
     )
     assert found.comparison
-    assert set(found.comparison.accuracies) == {"found", "random 1"}
-    assert events[-4:] == ["trained"] * 4
+    assert set(found.comparison.accuracies) == {"found", "random 1", *found.comparison.rivals}
+    assert len(found.comparison.rivals) == 1
+    assert events[-6:] == ["trained"] * 6
+    (logged,) = (r for r in found.run.records() if r["kind"] == "comparison")
+    assert len(logged["verdicts"]) == 2  # type: ignore[arg-type]
+    card = json.loads(found.run.read(CARD))["comparison"]
+    assert {"kind": "comparison", **card} == logged
+    page = html.unescape(found.run.read(Run.REPORT).decode())
+    for said in logged["verdicts"]:  # type: ignore[attr-defined]
+        assert said[1:] in page
     assert events.count("epoch") == 1
     assert "supernet" in events
     score = inference.evaluate_run(found.run.path, data=SMALL)

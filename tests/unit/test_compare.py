@@ -11,13 +11,17 @@ import pytest
 from scipy import stats
 
 from oche.base import counted
+from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.plan.machine import fabric_for
 from oche.run import Run
-from oche.spaces import Network
+from oche.spaces import ChainSpace, Network
+from oche.spaces.cost import cost, prices_of
+from oche.spaces.limits import Limits
+from oche.spaces.rivals import FAMILY, RIVALS, contenders, names, scale
 from oche.spaces.sampling import sample
 from oche.training import compare as module
-from oche.training.compare import FOUND, Comparison, compare, interval
+from oche.training.compare import FOUND, Comparison, compare, interval, rivals_of
 from oche.training.evaluate import evaluate
 from oche.training.protocols import PROTOCOLS
 from oche.training.train import Training, retrain
@@ -157,3 +161,109 @@ def test_without_a_run_nothing_is_written(training: Training, tmp_path: Path) ->
     result = compare(replace(training, run=None), cells=1, seeds=1, keep=nothing)
     assert sorted(tmp_path.rglob("*")) == before
     assert len(result.found) == 1
+
+
+# ---------------------------------------------------------------------- rivals
+
+
+def told(result: Comparison) -> tuple[str, dict[str, int]]:
+    """The one rival's name, with its costs and channels."""
+    (name,) = result.rivals
+    return name, {key: value for key, value in result.rivals[name].items() if key != "title" and isinstance(value, int)}
+
+
+def test_a_rival_costs_no_more_and_is_trained_on_the_same_seeds(training: Training) -> None:
+    """It is as wide as the found network's parameters and multiply-adds allow: with one channel more it would exceed one of them."""
+    result = compare(training, cells=1, seeds=2, keep=nothing, rivals=("auto",))
+    own = cost(training.space, CELL)
+    name, rival = told(result)
+    assert name in FAMILY
+    assert result.costs == own.table()
+    assert rival["parameters"] <= own.parameters
+    assert rival["multiply_adds"] <= own.multiply_adds
+    wider = cost(*RIVALS[name].network(training.space, rival["channels"] + 1))
+    assert wider.parameters > own.parameters or wider.multiply_adds > own.multiply_adds
+    assert training.run
+    assert [(r["cell"], r["seed"]) for r in training.run.records()][-2:] == [(name, 5), (name, 6)]
+    from oche.data import none
+
+    space, genotype = RIVALS[name].network(training.space, rival["channels"])
+    network = retrain(replace(training, space=space, genotype=genotype, seed=6, run=None))
+    alone = evaluate(network, training.data.test, none(training.data), training.fabric).accuracy
+    assert result.accuracies[name][1] == alone
+
+
+def test_under_limits_a_rival_uses_them_whatever_the_found_network_costs(training: Training) -> None:
+    """By counting at every width: the greatest that keeps both limits, although the found cell's own width is fixed."""
+    limits = Limits(parameters=9000, memory=6000, fixed=True)
+    rivals = rivals_of(replace(training, limits=limits), ("resnet8",))
+    keeping = [c for c in range(4, 100) if limits.kept(prices_of(*RIVALS["resnet8"].network(training.space, c)))]
+    assert rivals.networks["resnet8"][0] == RIVALS["resnet8"].network(training.space, max(keeping))[0]
+    assert keeping == list(range(4, max(keeping) + 1))
+
+
+@pytest.mark.parametrize(("times", "name"), [(1, "resnet8"), (3.45, "resnet20"), (0.05, "resnet8"), (30, "resnet20")])
+def test_the_rival_that_fits_best_is_the_one_whose_published_width_is_changed_least(times: float, name: str) -> None:
+    """MLPerf Tiny's ResNet-8 has 78,186 weights that learn with 10 classes, ResNet-20 3.45 times as many."""
+    like = ChainSpace()
+    (fitting,) = contenders(("auto",), like, Limits(parameters=int(78_186 * times))).networks.items()
+    assert fitting[0] == name
+    if times == 1:
+        assert scale(name, fitting[1][0]) == 1
+
+
+def test_a_rivals_lead_is_paired_and_no_random_cell() -> None:
+    c = Comparison(
+        {FOUND: (0.9, 0.6), "random 1": (0.5, 0.4), "resnet8": (0.8, 0.7)}, rivals={"resnet8": {"title": "ResNet-8"}}
+    )
+    assert c.random == (0.5, 0.4)
+    assert c.differences("resnet8") == pytest.approx((0.1, -0.1))
+    rivals = c.record()["rivals"]
+    assert isinstance(rivals, dict)
+    assert rivals["resnet8"]["title"] == "ResNet-8"
+    assert rivals["resnet8"]["mean"] == pytest.approx(0.75)
+    assert rivals["resnet8"]["difference"] == pytest.approx(0.0)
+    assert rivals["resnet8"]["difference_interval"] == pytest.approx(interval((0.1, -0.1)))
+
+
+def test_without_random_cells_the_rivals_stand_alone() -> None:
+    c = Comparison({FOUND: (0.9, 0.6), "ds_cnn": (0.8, 0.7)}, rivals={"ds_cnn": {}})
+    assert c.random == c.improvements == ()
+    assert "random_mean" not in c.record()
+
+
+def test_a_rival_that_cannot_be_so_small_is_left_out_with_its_reason(training: Training) -> None:
+    found = contenders(("mobilenetv2", "ds_cnn"), training.space, Limits(500))
+    assert list(found.networks) == ["ds_cnn"]
+    (why,) = found.left_out
+    assert why.startswith("MobileNetV2 is left out: at its narrowest it has ")
+    assert "of 500 parameters" in why
+    none_fits = contenders(("auto",), training.space, Limits(10))
+    assert none_fits.networks == {}
+    assert len(none_fits.left_out) == len(FAMILY)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_every_rival_has_a_narrowest_form(name: str) -> None:
+    """ShuffleNetV2 splits its channels in halves, of which none may be empty."""
+    assert cost(*RIVALS[name].network(ChainSpace(size=(8, 8)), 4)).parameters > 0
+
+
+@pytest.mark.parametrize("asked", ["resnet9", "none,resnet8", "", "auto,resnet8"])
+def test_unknown_rivals_are_refused(asked: str) -> None:
+    with pytest.raises(UserError, match="rival"):
+        names(asked)
+
+
+def test_a_comparison_killed_while_rivals_train_goes_on_there(
+    training: Training, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compare(training, cells=1, seeds=2, keep=nothing, rivals=("ds_cnn",))
+    assert training.run
+    lines = training.run.records()
+    training.run.rewind(5)  # found and random twice, the rival once
+    trained: list[int] = []
+    monkeypatch.setattr(module, "retrain", lambda t: [trained.append(t.seed), retrain(t)][1])
+    assert compare(training, cells=1, seeds=2, keep=nothing, rivals=("ds_cnn",)) == whole
+    assert trained == [6]
+    assert training.run.records() == lines

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -16,11 +17,12 @@ from oche import config
 from oche.api import search as search_module
 from oche.api import train as train_module
 from oche.api.resume import reopen
+from oche.api.terminal import Show
 from oche.cli import main as cli
 from oche.errors import UserError
 from oche.plan.request import Request, TrainRequest, options, plain, request_in, rules_of, verb, words, written
 from oche.plan.resolve import resolve
-from reference.tiny import tiny_data
+from reference.tiny import tiny_data, tiny_masks
 
 Kind = type[Request] | type[TrainRequest]
 BOTH: tuple[Kind, ...] = (Request, TrainRequest)
@@ -127,6 +129,45 @@ def test_plain_options_arrive_in_the_plan_and_the_problem() -> None:
     settled = plan.request
     assert (settled.seeds, settled.compare, settled.compare_seeds, settled.threads) == (3, 4, 9, 2)
     assert (plan.watch.names, plan.protocol.epochs, str(plan.fabric.device)) == (("gap",), 2, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("options", "rivals", "said"),
+    [
+        ({}, ("auto",), "3 random cells and the ResNet that fits best within its cost, 3 seeds each"),
+        ({"max_params": "9k"}, ("auto",), "the ResNet that fits best within the same limits"),
+        ({"rivals": "ds_cnn, resnet8"}, ("ds_cnn", "resnet8"), "3 random cells and ds_cnn, resnet8 within its cost"),
+        (
+            {"rivals": "resnet8", "compare": 0, "compare_seeds": 1},
+            ("resnet8",),
+            "beside resnet8 within its cost, 1 seed",
+        ),
+        ({"rivals": "none"}, (), "none, as asked"),
+        ({"compare": 0}, (), "none, for nothing is compared"),
+        ({"budget": "paper"}, (), "none, for nothing is compared"),
+    ],
+)
+def test_rivals_stand_beside_random_cells_and_the_table_before_the_run_says_so(
+    options: dict[str, Any], rivals: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = resolve(Request("darts", **{"space": "toy", "data": tiny_data(), "budget": "smoke", **options}))
+    assert plan.rivals == rivals
+    Show(quiet=False).preflight(plan, None, "run")
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_rivals_that_cannot_be_trained_are_refused_and_runs_of_before_had_none() -> None:
+    asked = Request("darts", space="toy", data=tiny_data(), budget="smoke", rivals="resnet8", compare_seeds=0)
+    with pytest.raises(UserError, match="at least one seed"):
+        resolve(replace(asked, compare=0))
+    with pytest.raises(UserError, match="resnet8 classify, and these data have masks"):
+        resolve(Request("darts", data=tiny_masks(), budget="smoke", rivals="resnet8"))
+    table = resolve(replace(asked, rivals="auto", compare_seeds=1)).table()
+    before = {**table, "request": {k: v for k, v in table["request"].items() if k != "rivals"}}  # type: ignore[attr-defined]
+    request = request_in(config.dumps(before).encode(), "run.toml")[0]
+    assert isinstance(request, Request)
+    assert request.rivals == "auto"
+    assert resolve(replace(request, data=tiny_data()), before).rivals == ()
 
 
 # ---------------------------------------------------------------------- what run.toml holds

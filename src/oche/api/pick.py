@@ -21,6 +21,7 @@ from oche.plan.resolve import Plan
 from oche.run import Listener, Run, silent
 from oche.spaces import Network
 from oche.spaces.fit import built
+from oche.spaces.rivals import NONE
 from oche.tasks import named
 from oche.training.evaluate import evaluate
 from oche.training.train import Training, retrain
@@ -62,7 +63,7 @@ def _seed(plan: Plan, seed: int, run: Run, search: Search) -> dict[str, object]:
     """Searches with one seed, trains its cell unless the search did, and scores the network."""
     asked = plan.request
     settings = {"data.seed": asked.seed, **asked.settings}  # all seeds see the same split
-    one = replace(plan, request=replace(asked, seed=seed, seeds=1, compare=0, settings=settings))
+    one = replace(plan, request=replace(asked, seed=seed, seeds=1, compare=0, rivals=NONE, settings=settings))
     if not run.has(Run.CONFIG):
         write_table(run, one.table(), one.files)
         pin(run, plan.data)

@@ -24,6 +24,7 @@ from oche.genotype import Genotype
 from oche.plan.request import Request, verb
 from oche.plan.resolve import Plan, resolve
 from oche.report import attempt, render
+from oche.report.claims import verdicts
 from oche.run import Listener, Run, silent
 from oche.search.inherit import inherited
 from oche.search.preflight import Estimate, estimate
@@ -34,7 +35,7 @@ from oche.spaces.fit import built
 from oche.tasks import named
 from oche.training.compare import Comparison, compare
 from oche.training.evaluate import Score, evaluate
-from oche.training.export import CARD, available_formats, export_network, load_network, save_network
+from oche.training.export import CARD, add_to_card, available_formats, export_network, load_network, save_network
 from oche.training.train import Training
 
 CONNECTED = 2
@@ -43,7 +44,7 @@ CONNECTED = 2
 
 @dataclass(frozen=True, repr=False)
 class Found(Kept):
-    """What `search` returns: the run's folder, the genotype, and the comparison with random cells if one was asked for.
+    """What `search` returns: the run's folder, the genotype, and the comparison with random cells and rivals if one was asked for.
 
     The network is the one trained in the comparison, or the search's own where it keeps its weights (`single_stage`). `data` is there where
     they were handed over as an object.
@@ -81,10 +82,12 @@ class Found(Kept):
 
 @verb(Request)
 def search(request: Request) -> Found:
-    """Searches a space for a cell that fits the data, and trains it beside `compare` random cells. Raises UserError.
+    """Searches a space for a cell that fits the data, and trains it beside `compare` random cells and `rivals`.
 
     A method that keeps its supernet's weights (`single_stage`) is trained already: its network is written and tested as it is, and
     `compare`, then 0 unless given, trains its architecture from scratch beside the random cells and leaves that network alone.
+
+    Raises UserError.
     """
     plan = resolve(request)
     if not request.progress:
@@ -164,7 +167,7 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
             if keeps and state:
                 keep_supernet(run, state, genotype)
         comparison, space = None, built(plan.space, fitted(run))
-        if plan.compare > 0:
+        if plan.compare > 0 or plan.rivals:
             training = Training(
                 space,
                 genotype,
@@ -184,9 +187,14 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
                     metrics = {f"test_{plan.task.metric}": score}
                     save_network(run, network, space, genotype, plan.data, metrics, plan.task, limits=plan.limits)
 
-            comparison = compare(training, cells=plan.compare, seeds=plan.request.compare_seeds, keep=keep)
+            comparison = compare(
+                training, cells=plan.compare, seeds=plan.request.compare_seeds, keep=keep, rivals=plan.rivals
+            )
             if plan.fabric.is_global_zero and not _logged(run, "comparison"):
-                run.log(comparison.record())
+                said = {**comparison.record(), "verdicts": verdicts(comparison.record())}
+                if run.has(CARD):
+                    add_to_card(run, {"comparison": said})
+                run.log(said)
             if plan.fabric.is_global_zero:
                 missing = [name for name in available_formats() if not run.has(f"{Run.NETWORK}/model.{name}")]
                 export_network(run, missing)

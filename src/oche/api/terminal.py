@@ -80,12 +80,12 @@ class Show:
             rows += [("", f"and the best on {request.pick} images is picked; all see the same images")]
         if as_searcher(plan.searcher).keeps_weights:
             rows += [("then", "keeps the supernet's weights: the network that was searched is the result")]
-        if plan.compare:
-            cells = f"{plan.compare} random cells, {request.compare_seeds} seeds each, protocol {request.protocol}"
-            rows += [("then", f"trains the found cell beside {cells}")]
+        if plan.compare or plan.rivals:
+            rows += [("then", _compared(plan))]
             rows += [
                 ("", f"training: {for_training(plan.data, plan.protocol.cutout, plan.protocol.policy).describe()}")
             ]
+        rows += [] if plan.rivals else [("rivals", _no_rivals(plan))]
         rows += [
             (
                 "device",
@@ -121,7 +121,7 @@ class Show:
         console.print(rows_table(rows))
 
     def search(self, plan: Plan) -> Progress:
-        self.trainings = (1 + plan.compare) * plan.request.compare_seeds
+        self.trainings = (1 + plan.compare + len(plan.rivals)) * plan.request.compare_seeds
         return self._progress("search", plan.epochs)
 
     def training(self, total: int | None = None) -> Progress:
@@ -276,6 +276,25 @@ def _changes(plan: Plan) -> list[str]:
     """What the budget changed, two settings per line."""
     said = [str(change) for change in plan.changed]
     return [", ".join(said[i : i + 2]) for i in range(0, len(said), 2)]
+
+
+def _compared(plan: Plan) -> str:
+    """What the comparison trains."""
+    request, beside = plan.request, [f"{plan.compare} random cells"] if plan.compare else []
+    if plan.rivals:
+        named = "the ResNet that fits best" if plan.rivals == ("auto",) else ", ".join(plan.rivals)
+        beside += [f"{named} within {'the same limits' if plan.limits else 'its cost'}"]
+    each = f"{request.compare_seeds} seed{'s' * (request.compare_seeds > 1)} each, protocol {request.protocol}"
+    return f"trains the found cell beside {' and '.join(beside)}, {each}"
+
+
+def _no_rivals(plan: Plan) -> str:
+    """Why no rival is trained."""
+    if plan.data.ignore is not None:
+        return "none: those there are classify, and these data have masks"
+    if plan.compare:
+        return "none, as asked: how a network picked by hand would do is not measured"
+    return "none, for nothing is compared: `--rivals resnet8` trains one beside the found cell"
 
 
 def _split(plan: Plan) -> str:

@@ -35,6 +35,8 @@ def show_found(found: Found) -> None:
     console.print(draw_text(found.genotype), markup=False)
     if found.comparison:
         console.print(_comparison(found))
+        for verdict in claims.verdicts(found.comparison.record()):  # R2 and F1 may be 0 or less, and then one says less
+            console.print(verdict, markup=False, soft_wrap=True)
     show_claims(found.run.records())
     path = found.run.path
     console.print(f"\nEverything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
@@ -87,10 +89,9 @@ def show_score(score: Score, contract: Contract, as_json: bool, unknown_data: st
 
 
 def _comparison(found: Found) -> Table:
-    """Found cell against random cells: the mean over seeds of the test accuracy, with 95 % intervals."""
+    """Found cell against random cells and rivals: the mean over seeds of the test accuracy, with 95 % intervals."""
     import numpy as np
 
-    from oche.report.claims import improvement
     from oche.training.compare import interval
 
     assert found.comparison
@@ -103,7 +104,9 @@ def _comparison(found: Found) -> Table:
     for name in ("cell", "mean", "interval", "each seed"):
         table.add_column(name, justify="left")
     name_of = found.comparison.metric
-    rows = {**found.comparison.accuracies, "random, mean": found.comparison.random}
+    rows = {**found.comparison.accuracies}
+    if found.comparison.random:
+        rows["random, mean"] = found.comparison.random
     for name, values in rows.items():
         low, high = interval(values)
         least = low if name_of in UNITS else max(low, 0)
@@ -114,8 +117,4 @@ def _comparison(found: Found) -> Table:
             spread.replace("[", r"\["),
             " ".join(in_words(name_of, v) for v in values),
         )
-    said = improvement(found.comparison.record()).replace("[", r"\[")
-    if said:  # R2 and F1 may be 0 or less, and then there is none
-        table.caption = f"relative improvement over random {said}"
-    table.caption_justify = "left"
     return table

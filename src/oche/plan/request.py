@@ -104,6 +104,12 @@ class Request:
         "--compare",
     )
     compare_seeds: int = option(3, "Trainings of each of these cells.", "--compare-seeds")
+    rivals: str = option(
+        AUTO,
+        "Networks to train beside it, as wide as the limits or its own cost allow: resnet8,ds_cnn (`oche list rivals`), or none. "
+        "Default: the ResNet that fits best, where random cells are trained.",
+        "--rivals",
+    )
     protocol: str | Protocol = option(
         AUTO, "How they are trained: `oche list protocols`, or FILE.py:NAME.", "--protocol"
     )

@@ -31,6 +31,7 @@ from oche.plan.request import (
     check_objects,
     earlier_share,
     objects_of,
+    part_of,
     plain,
     rules_of,
     table_of,
@@ -43,6 +44,7 @@ from oche.spaces import Space
 from oche.spaces import named as spaces
 from oche.spaces.fit import check, searched
 from oche.spaces.limits import Limits
+from oche.spaces.rivals import NONE, names
 from oche.tasks import Classify, Task
 from oche.training.protocols import Protocol
 from oche.watch.named import Watch, checked
@@ -85,6 +87,11 @@ class Plan:
     def compare(self) -> int:
         """How many random cells are trained beside the found one."""
         return self.request.compare or 0
+
+    @property
+    def rivals(self) -> tuple[str, ...]:
+        """The rivals that are trained beside it, `auto` for the one that fits the limits or the found network's cost best."""
+        return names(self.request.rivals)
 
     def table(self) -> dict[str, object]:
         """run.toml: the request, every resolved value, and the versions."""
@@ -163,18 +170,25 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     epochs, batch = _length(request, row_of, table_of(recorded, "resolved"))
     were = earlier_share(recorded, "request")
     batch, protocol = batch * were, replace(protocol, batch=protocol.batch * were)
-    for shared in (batch, *([protocol.batch] if _compared(request, searcher) else [])):
+    compare = _compared(request, searcher)
+    rivals = _rivals(request, recorded, form, compare)
+    for shared in (batch, *([protocol.batch] if compare or rivals != NONE else [])):
         shared_out(shared, count)
     if request.compile:
         if method is None:
             raise UserError(f"--compile is for cells of a supernet, and {searcher.name} has none: leave it out.")
         needs_compiler(fabric.device)
-    if request.sync_batch_norm and count > 1 and (request.compile or (protocol.compile and request.compare != 0)):
+    if (
+        request.sync_batch_norm
+        and count > 1
+        and (request.compile or (protocol.compile and (compare or rivals != NONE)))
+    ):
         raise UserError("Compiled programs leave no room for --sync-batch-norm's exchanges: leave one of the two out.")
     settled = replace(
         plain(request, method=searcher.name, space=space.name, task=task.name, protocol=own.display(protocol_name)),
         data=path_of(request.data, data),
-        compare=_compared(request, searcher),
+        compare=compare,
+        rivals=rivals,
         threads=threads_for(request.threads, data),
         devices=count,
     )
@@ -249,6 +263,21 @@ def _compared(request: Request, searcher: SearcherLike) -> int:
             "`--compare 0` goes without."
         )
     return compare
+
+
+def _rivals(request: Request, recorded: Mapping[str, object] | None, form: str, compare: int) -> str:
+    """Which rivals are trained: as asked, else `auto` beside random cells; none in runs of before, or for masks. Raises UserError."""
+    asked = names(request.rivals)
+    before = recorded is not None and "rivals" not in part_of(recorded, "request")
+    if asked == (AUTO,):
+        return NONE if before or form == "segment" or not compare else AUTO
+    if asked and form == "segment":
+        raise UserError(f"The rivals {', '.join(asked)} classify, and these data have masks: leave `--rivals` out.")
+    if asked and request.compare_seeds < 1:
+        raise UserError(
+            f"Rivals are trained with at least one seed; given {request.compare_seeds}: `--rivals none` goes without."
+        )
+    return ",".join(asked) or NONE
 
 
 # ------------------------------------------------------------------ the method, and what it brings to the space

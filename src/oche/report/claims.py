@@ -28,6 +28,9 @@ FEW = 0.05
 MOST = 24
 """Classes that are listed one by one."""
 
+CHEAPER = 0.9
+"""Share of a rival's cost from which on a network that is as good is worth its search."""
+
 UNITS = ("r2", "rmse", "mae")
 """Metrics that are no shares."""
 
@@ -75,6 +78,56 @@ def improvement(record: Mapping[str, object]) -> str:
     if record.get("seeds") == 1:
         return f"{mean:+.2f} % with one seed, which says nothing about chance"
     return f"{mean:+.2f} % [{low:+.2f}, {high:+.2f}]: {better((low, high))} random cells with these seeds"
+
+
+def against_rivals(record: Mapping[str, object]) -> list[str]:
+    """A sentence for each rival of a "comparison" record: the found network's lead, paired by seed, and what follows from it.
+
+    >>> rival = {"title": "ResNet-8", "channels": 61, "parameters": 71_000, "multiply_adds": 700_000}
+    >>> rival |= {"difference": -0.01, "difference_interval": [-0.02, 0.0]}
+    >>> print(*against_rivals({"metric": "accuracy", "seeds": 3, "rivals": {"resnet8": rival}}))
+    against ResNet-8 (71,000 parameters, 700,000 multiply-adds) -1.00 points [-2.00, +0.00]: not told apart from it with these seeds; \
+take ResNet-8, which needs no search: oche train resnet8 --set space.channels=61
+    """
+    rivals, unit = record.get("rivals"), "" if str(record.get("metric")) in UNITS else " points"
+    left_out = record.get("left_out")
+    said = [str(line) for line in left_out] if isinstance(left_out, list | tuple) else []
+    for name, rival in rivals.items() if isinstance(rivals, Mapping) else ():
+        mean, low, high = (
+            (100 if unit else 1) * _number(v) for v in (rival["difference"], *rival["difference_interval"])
+        )
+        costs = f"{rival['parameters']:,} parameters, {rival['multiply_adds']:,} multiply-adds"
+        lead = f"against {rival['title']} ({costs}) {mean:+.2f}{unit}"
+        if record.get("seeds") == 1:
+            said.append(f"{lead} with one seed, which says nothing about chance")
+            continue
+        take = (
+            f"take {rival['title']}, which needs no search: oche train {name} --set space.channels={rival['channels']}"
+        )
+        cheaper = "" if high < 0 else _cheaper(record.get("found_costs"), rival)
+        then = "" if low > 0 else f"; the found network costs less: {cheaper}" if cheaper else f"; {take}"
+        said.append(f"{lead} [{low:+.2f}, {high:+.2f}]: {better((low, high))} it with these seeds{then}")
+    return said
+
+
+def _cheaper(found: object, rival: Mapping[str, object]) -> str:
+    """The shares of a rival's parameters and multiply-adds that the found network has, "" unless it saves a tenth of one and adds none.
+
+    >>> _cheaper({"parameters": 60, "multiply_adds": 8}, {"parameters": 60, "multiply_adds": 10})
+    '100 % of its parameters, 80 % of its multiply-adds'
+    """
+    if not isinstance(found, Mapping):
+        return ""
+    shares = {key: _number(found[key]) / _number(rival[key]) for key in ("parameters", "multiply_adds")}
+    if max(shares.values()) > 1 or min(shares.values()) > CHEAPER:
+        return ""
+    return ", ".join(f"{100 * share:.0f} % of its {key.replace('_', '-')}" for key, share in shares.items())
+
+
+def verdicts(record: Mapping[str, object]) -> list[str]:
+    """What a "comparison" record says, a sentence for the random cells and one for each rival."""
+    gain = improvement(record)
+    return [*([f"relative improvement over random cells {gain}"] if gain else []), *against_rivals(record)]
 
 
 def beside(record: Mapping[str, object], prefix: str = "") -> str:

@@ -168,8 +168,12 @@ def _comparison(records: Sequence[Record]) -> Comparison | None:
     intervals = {}
     for record in records:
         if record.get("kind") == "comparison":
+            rivals = record.get("rivals")
+            beside: Record = rivals if isinstance(rivals, dict) else {}
             for kind in points:
-                mean, bounds = number(record.get(f"{kind}_mean")), record.get(f"{kind}_interval")
+                own = beside.get(kind)
+                told = {f"{kind}_{key}": value for key, value in own.items()} if isinstance(own, dict) else record
+                mean, bounds = number(told.get(f"{kind}_mean")), told.get(f"{kind}_interval")
                 ends = [number(end) for end in bounds] if isinstance(bounds, list) else []
                 if mean is not None and len(ends) == 2 and ends[0] is not None and ends[1] is not None:
                     intervals[kind] = (100 * mean, 100 * ends[0], 100 * ends[1])

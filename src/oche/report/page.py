@@ -131,7 +131,7 @@ def write(run: Run) -> Path:
         state=_state(run, records),
         facts=_facts(records),
         warnings=claims.warnings(records),
-        verdict=next((claims.improvement(r) for r in records if r.get("kind") == "comparison"), ""),
+        verdicts=next((claims.verdicts(r) for r in records if r.get("kind") == "comparison"), []),
         genotype=genotype,
         genotype_text=draw_text(genotype) if genotype is not None else "",
         genotype_final=run.has(Run.GENOTYPE),

@@ -89,8 +89,8 @@ class ChainSpace(Space):
     # ------------------------------------------------------------------ the layers
 
     def width(self, times: float) -> int:
-        """`times` times `channels`, at least one channel."""
-        return max(1, round(times * self.channels))
+        """`times` times `channels`: at least one channel, two where a layer may split them in halves."""
+        return max(2 if any(op.startswith("shuffle") for op in self.ops) else 1, round(times * self.channels))
 
     def places(self) -> tuple[Layer, ...]:
         """The layers, from the stem to the head."""

@@ -39,7 +39,7 @@ class Fitted:
 
     def table(self, limits: Limits) -> dict[str, object]:
         """What genotype.json and the log keep of it: limits, costs, how full each limit is, the width, and what was done."""
-        width = {"channels": _width(self.space)} if _width(self.space) is not None else {}
+        width = {"channels": width_of(self.space)} if width_of(self.space) is not None else {}
         return {
             "limits": limits.table(),
             "costs": dict(self.prices),
@@ -55,25 +55,25 @@ def fit(
     """The genotype at the greatest width that keeps the limits, or changed where no width does, or where the width is fixed."""
     if not limits:
         return Fitted(space, genotype, price(space, genotype))
-    free = not limits.fixed and genotype.edge not in TRAINED and _width(space) is not None
+    free = not limits.fixed and genotype.edge not in TRAINED and width_of(space) is not None
     if free:
         wider = widest(space, genotype, limits, price)
         if wider is not None:
-            before, after = _width(space), _width(wider)
+            before, after = width_of(space), width_of(wider)
             said = [] if before == after else [f"width {before} -> {after} channels"]
             return Fitted(wider, genotype, price(wider, genotype), tuple(said))
         space = with_width(space, least_width(space))
     changed = repaired(space, genotype, limits, strengths or {}, price)
     done = tuple(_differences(genotype, changed))
     return Fitted(
-        space, changed, price(space, changed), (*([f"width {_width(space)} channels"] if free else []), *done)
+        space, changed, price(space, changed), (*([f"width {width_of(space)} channels"] if free else []), *done)
     )
 
 
 # ------------------------------------------------------------------ width
 
 
-def _width(space: Space) -> int | None:
+def width_of(space: Space) -> int | None:
     """The space's channels, None where it has no such field."""
     return getattr(space, "channels", None) if any(f.name == "channels" for f in fields(space)) else None
 
@@ -85,12 +85,12 @@ def with_width(space: Space, width: int) -> Space:
 
 def least_width(space: Space) -> int:
     """The narrowest that a space may be made."""
-    return min(LEAST, _width(space) or LEAST)
+    return min(LEAST, width_of(space) or LEAST)
 
 
 def widest(space: Space, genotype: Genotype, limits: Limits, price: Pricer = prices_of) -> Space | None:
     """The widest space, up to `WIDER` times, in which the genotype's network keeps the limits; None where none does."""
-    width = _width(space)
+    width = width_of(space)
     assert width is not None
 
     def keeps(at: int) -> bool:
@@ -128,7 +128,7 @@ def searched(space: Space, limits: Limits, allowed: Callable[[Space], bool], pri
 
     Widths are multiples of four; `allowed` says which of them the supernet can have.
     """
-    width = _width(space)
+    width = width_of(space)
     if not limits or limits.fixed or width is None:
         return space
     cells = []
@@ -151,7 +151,7 @@ def check(space: Space, limits: Limits, keeps_weights: bool = False, price: Pric
     """Raises UserError, with the smallest network, where no network of the space keeps the limits."""
     if not limits:
         return
-    width = _width(space)
+    width = width_of(space)
     narrow = space if limits.fixed or keeps_weights or width is None else with_width(space, least_width(space))
     least = smallest(narrow, limits, price)
     if keeps_weights:
@@ -163,7 +163,7 @@ def check(space: Space, limits: Limits, keeps_weights: bool = False, price: Pric
             for name, most in limits.items()
             if prices[name] > most
         )
-        wide = f" at {_width(narrow)} channels" if width is not None else ""
+        wide = f" at {width_of(narrow)} channels" if width is not None else ""
         wider = "leave space.channels out, " if limits.fixed and width is not None and width > LEAST else ""
         raise UserError(
             f"The smallest network of {space.name}{wide} ({least.summary()}) has {over}: {wider}raise the limit, or choose another space."
@@ -173,7 +173,7 @@ def check(space: Space, limits: Limits, keeps_weights: bool = False, price: Pric
 def built(space: Space, table: Mapping[str, object]) -> Space:
     """The space that a network was fitted in, as `Fitted.table` has it; the space itself where nothing was fitted."""
     width = table.get("channels")
-    return with_width(space, width) if isinstance(width, int) and width != _width(space) else space
+    return with_width(space, width) if isinstance(width, int) and width != width_of(space) else space
 
 
 def _differences(old: Genotype, new: Genotype) -> Iterator[str]:

@@ -8,10 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from math import log
 
+from oche.errors import unknown
 from oche.genotype import Choice, Genotype
 from oche.spaces.base import Space
 from oche.spaces.chain import ChainSpace
+from oche.spaces.cost import prices_of
+from oche.spaces.fit import least_width, widest, with_width
+from oche.spaces.limits import Limits, Pricer
 
 
 @dataclass(frozen=True)
@@ -84,3 +89,58 @@ RIVALS: dict[str, Rival] = {
     "plain_cnn": Rival("plain CNN", ("plain_3x3",) * 3, {**QUARTERS, "layers": (2, 2, 2)}),
 }
 """Rivals by name, in the width that they are published in."""
+
+AUTO, NONE = "auto", "none"
+
+FAMILY = ("resnet20", "resnet8")
+"""What one would pick first: below 40 M multiply-adds no mobile network is better (chenyaofo/pytorch-cifar-models)."""
+
+
+def names(asked: str) -> tuple[str, ...]:
+    """The rivals that are asked for: `auto`, none, or names with commas between them. Raises UserError.
+
+    >>> names("resnet8, ds_cnn"), names("none"), names("auto")
+    (('resnet8', 'ds_cnn'), (), ('auto',))
+    """
+    found = () if asked == NONE else tuple(name.strip() for name in asked.split(","))
+    if found != (AUTO,):
+        for name in found:
+            if name not in RIVALS:
+                raise unknown("rival", name, [*RIVALS, AUTO, NONE])
+    return tuple(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Contenders:
+    """Rivals by name as wide as limits allow, and why others that were asked for are not among them."""
+
+    networks: Mapping[str, tuple[Space, Genotype]]
+    left_out: tuple[str, ...] = ()
+
+
+def contenders(asked: tuple[str, ...], like: Space, limits: Limits, price: Pricer = prices_of) -> Contenders:
+    """The rivals that were asked for at the greatest width that keeps the limits, for the images and outputs of the space `like`.
+
+    `auto` stands for the one of the family whose published width is changed least, the deeper one if both are changed alike.
+    """
+    found: dict[str, tuple[Space, Genotype]] = {}
+    left_out: dict[str, str] = {}
+    for name in FAMILY if asked == (AUTO,) else asked:
+        space, genotype = RIVALS[name].network(like)
+        fitting = widest(space, genotype, limits, price)
+        if fitting is None:
+            least = price(with_width(space, least_width(space)), genotype)
+            left_out[name] = f"{RIVALS[name].title} is left out: at its narrowest it has {limits.words(least)}"
+        else:
+            found[name] = (fitting, genotype)
+    if asked == (AUTO,) and found:
+        best = min(found, key=lambda name: abs(log(scale(name, found[name][0]))))
+        return Contenders({best: found[best]})
+    return Contenders(found, tuple(left_out.values()))
+
+
+def scale(name: str, space: Space) -> float:
+    """A rival's width in this space, relative to the published one."""
+    assert isinstance(space, ChainSpace)
+    published = RIVALS[name].network(space)[0]
+    return space.channels / published.channels

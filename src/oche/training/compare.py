@@ -1,13 +1,15 @@
-"""Compares the found cell with chance: trains it beside random cells of its space, under one protocol, with paired seeds.
+"""Compares the found cell, under one protocol and with paired seeds, with chance and with what one would pick by hand.
 
+It is trained beside random cells of its space, and beside rivals (`oche.spaces.rivals`) as wide as the limits allow or, without limits,
+as wide as its own cost allows.
 Random cells that no signal can pass (NAS-Bench-201 has some) are drawn again: beating a network that outputs a constant is no merit. Under
 limits, each random cell has the width that uses them, as the found one has.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy import stats
@@ -18,7 +20,9 @@ from oche.genotype import Genotype
 from oche.run import Run, silent
 from oche.spaces import Network, Space
 from oche.spaces.cost import cost, prices_of
-from oche.spaces.fit import fit, widest
+from oche.spaces.fit import fit, widest, width_of
+from oche.spaces.limits import Limits
+from oche.spaces.rivals import RIVALS, Contenders, contenders
 from oche.spaces.sampling import sample
 from oche.tasks import named
 from oche.training.evaluate import evaluate
@@ -34,10 +38,17 @@ Keep = Callable[[Network, float], None]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Test scores (`metric`), mostly in [0, 1], by cell, one per seed, the found cell first; the seeds are the same for every cell."""
+    """Test scores (`metric`), mostly in [0, 1], by cell, one per seed, the found cell first; the seeds are the same for every cell.
+
+    `costs` are the found network's. `rivals` tells what those among them are that no search drew, `left_out` why others that were asked
+    for are not among them.
+    """
 
     accuracies: dict[str, tuple[float, ...]]
     metric: str = "accuracy"
+    costs: Mapping[str, int] = field(default_factory=dict)
+    rivals: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def found(self) -> tuple[float, ...]:
@@ -45,8 +56,9 @@ class Comparison:
 
     @property
     def random(self) -> tuple[float, ...]:
-        """The random cells' mean accuracy, by seed."""
-        return tuple(float(a) for a in np.mean([a for name, a in self.accuracies.items() if name != FOUND], axis=0))
+        """The random cells' mean accuracy, by seed; () without random cells."""
+        drawn = [a for name, a in self.accuracies.items() if name != FOUND and name not in self.rivals]
+        return tuple(float(a) for a in np.mean(drawn, axis=0)) if drawn else ()
 
     @property
     def improvements(self) -> tuple[float, ...]:
@@ -54,9 +66,13 @@ class Comparison:
 
         () where a random score is not above 0, as R2 may be: then there is nothing to be relative to.
         """
-        if min(self.random) <= 0:
+        if min(self.random, default=0.0) <= 0:
             return ()
         return tuple(100 * (f - r) / r for f, r in zip(self.found, self.random, strict=True))
+
+    def differences(self, rival: str) -> tuple[float, ...]:
+        """The found cell's score minus a rival's, by seed."""
+        return tuple(f - r for f, r in zip(self.found, self.accuracies[rival], strict=True))
 
     def record(self) -> dict[str, object]:
         """The record for the log; intervals are Student's, 95 %, over seeds."""
@@ -73,22 +89,47 @@ class Comparison:
             "seeds": len(self.found),
             "found_mean": float(np.mean(self.found)),
             "found_interval": interval(self.found),
-            "random_mean": float(np.mean(self.random)),
-            "random_interval": interval(self.random),
+            **_mean("random", self.random),
             **relative,
+            **({"found_costs": dict(self.costs)} if self.costs else {}),
+            **({"rivals": {name: self._beside(name) for name in self.rivals}} if self.rivals else {}),
+            **({"left_out": list(self.left_out)} if self.left_out else {}),
+        }
+
+    def _beside(self, rival: str) -> dict[str, object]:
+        """What a rival is, how it scored, and the found cell's lead, paired by seed."""
+        scores, lead = self.accuracies[rival], self.differences(rival)
+        return {
+            **self.rivals[rival],
+            "mean": float(np.mean(scores)),
+            "interval": interval(scores),
+            "difference": float(np.mean(lead)),
+            "difference_interval": interval(lead),
         }
 
 
-def compare(training: Training, *, cells: int, seeds: int, keep: Keep) -> Comparison:
-    """Trains `training.genotype` and `cells` random cells `seeds` times each, on the same seeds.
+def compare(training: Training, *, cells: int, seeds: int, keep: Keep, rivals: tuple[str, ...] = ()) -> Comparison:
+    """Trains `training.genotype`, `cells` random cells and the `rivals`, names or `("auto",)`, `seeds` times each, on the same seeds.
 
     `keep` is handed the found cell's first network with its test accuracy. What the run's log already holds is not trained again.
     """
     run, name_of_score = training.run, f"test_{training.task.metric}"
     done = dict(_done(training.run, name_of_score))
     accuracies: dict[str, list[float]] = {}
-    for name, genotype, space in _cells(training, cells):
+    beside = rivals_of(training, rivals)
+    of_rivals: dict[str, dict[str, object]] = {}
+    costs: dict[str, int] = {}
+    chosen = ((name, genotype, space) for name, (space, genotype) in beside.networks.items())
+    for name, genotype, space in (*_cells(training, cells), *chosen):
         price = cost(space, genotype)
+        if name == FOUND:
+            costs = price.table()
+        elif name in beside.networks:
+            of_rivals[name] = {
+                "title": RIVALS[name].title,
+                "channels": width_of(space),
+                **price.table(),
+            }
         for seed in range(training.seed, training.seed + seeds):
             if (name, seed) not in done:
                 network = retrain(
@@ -111,7 +152,21 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep) -> Compar
                 training.listener("trained", record)
                 done[name, seed] = test.value
             accuracies.setdefault(name, []).append(done[name, seed])
-    return Comparison({name: tuple(values) for name, values in accuracies.items()}, training.task.metric)
+    scores = {name: tuple(values) for name, values in accuracies.items()}
+    return Comparison(scores, training.task.metric, costs, of_rivals, beside.left_out)
+
+
+def rivals_of(training: Training, asked: tuple[str, ...]) -> Contenders:
+    """The rivals as wide as the training's limits allow; without limits, as its own network's parameters and multiply-adds do."""
+    limits = training.limits
+    if asked and not limits:
+        own = cost(training.space, training.genotype)
+        limits = Limits(own.parameters, own.multiply_adds)
+    return contenders(asked, training.space, limits)
+
+
+def _mean(name: str, scores: Sequence[float]) -> dict[str, object]:
+    return {f"{name}_mean": float(np.mean(scores)), f"{name}_interval": interval(scores)} if scores else {}
 
 
 def interval(values: Sequence[float], level: float = 0.95) -> list[float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from oche.report.claims import beside, better, by_class, improvement, warnings
+from oche.report.claims import against_rivals, beside, better, by_class, improvement, verdicts, warnings
 from oche.tasks import Classify, Segment, mean_iou
 from oche.training.evaluate import Score, records_of
 
@@ -27,6 +27,48 @@ def test_one_seed_says_nothing_and_old_logs_have_no_interval() -> None:
     record = {"relative_improvement": 4.96, "relative_improvement_interval": [4.96, 4.96]}
     assert improvement({**record, "seeds": 1}) == "+4.96 % with one seed, which says nothing about chance"
     assert improvement({"relative_improvement": 4.96}) == "+4.96 %"
+
+
+RIVAL = {"title": "DS-CNN", "channels": 9, "parameters": 1000, "multiply_adds": 20_000, "difference": 0.02}
+TAKE = "; take DS-CNN, which needs no search: oche train ds_cnn --set space.channels=9"
+
+
+@pytest.mark.parametrize(
+    ("interval", "costs", "said"),
+    [
+        ([0.01, 0.03], (1000, 20_000), "[+1.00, +3.00]: better than it with these seeds"),
+        ([-0.01, 0.05], (1000, 20_000), f"[-1.00, +5.00]: not told apart from it with these seeds{TAKE}"),
+        ([-0.03, -0.01], (100, 2_000), f"[-3.00, -1.00]: worse than it with these seeds{TAKE}"),
+        (
+            [-0.01, 0.05],
+            (1000, 16_000),
+            "[-1.00, +5.00]: not told apart from it with these seeds; the found network costs less: 100 % of its parameters, 80 % of its "
+            "multiply-adds",
+        ),
+        ([-0.01, 0.05], (1001, 2_000), f"[-1.00, +5.00]: not told apart from it with these seeds{TAKE}"),
+    ],
+)
+def test_a_rival_is_to_be_taken_unless_the_found_network_is_better_or_cheaper(
+    interval: list[float], costs: tuple[int, int], said: str
+) -> None:
+    record = {
+        "metric": "accuracy",
+        "seeds": 3,
+        "found_costs": {"parameters": costs[0], "multiply_adds": costs[1]},
+        "rivals": {"ds_cnn": {**RIVAL, "difference_interval": interval}},
+    }
+    (line,) = against_rivals(record)
+    assert line == f"against DS-CNN (1,000 parameters, 20,000 multiply-adds) +2.00 points {said}"
+    assert verdicts({**record, "relative_improvement": 1.0}) == ["relative improvement over random cells +1.00 %", line]
+    (one,) = against_rivals({**record, "seeds": 1})
+    assert one.endswith("+2.00 points with one seed, which says nothing about chance")
+    (raw,) = against_rivals({**record, "metric": "r2"})
+    assert "multiply-adds) +0.02 [" in raw
+
+
+def test_why_a_rival_is_left_out_is_told() -> None:
+    assert verdicts({"left_out": ["MobileNetV2 is too large."]}) == ["MobileNetV2 is too large."]
+    assert verdicts({}) == []
 
 
 def score(confusion: list[list[int]], metric: str = "accuracy") -> Score:
