@@ -58,6 +58,9 @@ def cases(folder: Path) -> dict[str, Case]:
             name: in_run(lambda path, work=work: work(Run(path)), sites=CALLS, share=0.1, on_disks=True)
             for name, work in searches.items()
         },
+        "search seldom written": in_run(
+            lambda path, work=a_search("rf_darts", every=None): work(Run(path)), sites=CALLS, share=0.1, on_disks=True
+        ),
         "staged search": in_run(_staged("drnas_progressive"), sites=CALLS, share=0.15),
         "retrain": in_run(lambda path, work=a_training(): work(Run(path)), sites=CALLS, share=0.15, on_disks=True),
         "bench": Case(_bench, _nothing, same_bench, CALLS, 0.15, on_disks=True),
@@ -75,10 +78,10 @@ def cases(folder: Path) -> dict[str, Case]:
 # ---------------------------------------------------------------------- runs
 
 
-def a_search(name: str, space: str = "toy", *, epochs: int = 6, **settings: object) -> Work:
-    """A search of noise images that is checkpointed every other step."""
+def a_search(name: str, space: str = "toy", *, epochs: int = 6, every: int | None = 2, **settings: object) -> Work:
+    """A search of noise images that is checkpointed every other step, or where `every` is None after the first epoch and at the end."""
     problem = tiny_problem(space, epochs=epochs, count=36, **settings)
-    problem = replace(problem, checkpoint_every=2, augment=replace(problem.augment, pad=1, flip=True))
+    problem = replace(problem, checkpoint_every=every, augment=replace(problem.augment, pad=1, flip=True))
     method = METHODS[name]()
     assert isinstance(method, Method)
 

@@ -18,7 +18,7 @@ import torch
 
 from oche.run import Run, digests
 
-MEASURED = {"seconds", "images_per_second", "memory_mib"}
+MEASURED = {"seconds", "images_per_second", "memory_mib", "checkpoint_share"}
 SITES = ("before rename", "after rename", "half a log line", "after a log line")
 
 Act = Callable[[], None]

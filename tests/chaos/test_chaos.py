@@ -25,7 +25,7 @@ def short(kind: str = "darts") -> Case:
 
 
 def test_every_kind_of_run_is_there(tmp_path: Path) -> None:
-    searches = {"search darts", "search rf_darts", "search pcdarts", "staged search"}
+    searches = {"search darts", "search rf_darts", "search pcdarts", "search seldom written", "staged search"}
     assert cases(tmp_path).keys() == searches | {"retrain", "bench", "import", "kernel compilation"}
 
 

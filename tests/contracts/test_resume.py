@@ -18,7 +18,7 @@ from oche.search.searcher import SearcherLike, as_searcher
 from oche.search.state import Problem
 from reference.tiny import tiny_problem
 
-MEASURED = {"seconds", "images_per_second", "memory_mib"}
+MEASURED = {"seconds", "images_per_second", "memory_mib", "checkpoint_share"}
 WITH_SUPERNET = [name for name, build in METHODS.items() if as_searcher(build()).method is not None]
 
 

@@ -34,7 +34,7 @@ from oche.training.protocols import PROTOCOLS
 from oche.training.train import Training, retrain
 from reference.tiny import tiny_data, tiny_space
 
-MEASURED = {"seconds", "images_per_second", "memory_mib"}
+MEASURED = {"seconds", "images_per_second", "memory_mib", "checkpoint_share"}
 README = Path(__file__).parents[2] / "README.md"
 
 

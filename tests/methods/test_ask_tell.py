@@ -177,7 +177,8 @@ def killed_after(queries: int) -> Callable[[str, Mapping[str, object]], None]:
 
 def log(run: Run) -> list[dict[str, object]]:
     return [
-        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "memory_mib")} for r in run.records()
+        {k: v for k, v in r.items() if k not in ("seconds", "images_per_second", "memory_mib", "checkpoint_share")}
+        for r in run.records()
     ]
 
 

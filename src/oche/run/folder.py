@@ -143,15 +143,26 @@ class Run:
 
     def write(self, name: str, data: bytes) -> None:
         """Replaces a file atomically: a reader, and a process killed now, leave or find the old bytes or the new."""
-        if not digests.covered(name):
-            self._replace(name, data)
-            return
-        known, new = self._digests(), digests.digest(data)
-        if self.has(Run.LOG):
-            known[Run.LOG] = [str(self.file(Run.LOG).stat().st_size)]
-        self._replace(digests.FILE, digests.render(known | {name: [new, *known.get(name, [])]}))
-        self._replace(name, data)
-        self._replace(digests.FILE, digests.render(known | {name: [new]}), durable=False)
+        self.write_all({name: data})
+
+    def write_all(self, files: Mapping[str, bytes], durable: bool = True) -> None:
+        """Replaces several files, each atomically, one after the other.
+
+        `durable`: they are on the disk afterwards, even if the power fails.
+        """
+        new = {name: digests.digest(data) for name, data in files.items() if digests.covered(name)}
+        known = self._digests() if new else {}
+        if new:
+            if self.has(Run.LOG):
+                known[Run.LOG] = [str(self.file(Run.LOG).stat().st_size)]
+            either = {name: [one, *known.get(name, [])] for name, one in new.items()}
+            self._replace(digests.FILE, digests.render(known | either), durable)
+        for name, data in files.items():
+            self._replace(name, data, durable)
+        if new:
+            self._replace(
+                digests.FILE, digests.render(known | {name: [one] for name, one in new.items()}), durable=False
+            )
 
     def _bytes(self, name: str) -> bytes:
         try:
@@ -208,11 +219,14 @@ class Run:
         return records.parse(self._complete_lines(), repr(str(self.file(Run.LOG))))
 
     def lines(self) -> int:
-        """The number of complete lines of the log, flushed to disk first: a saved state may rely on it."""
+        """The number of complete lines of the log."""
+        return len(self._complete_lines())
+
+    def flush(self) -> None:
+        """Brings the log to the disk: a state that is saved may rely on its lines."""
         if self.has(Run.LOG):
             with self.file(Run.LOG).open("rb+") as stream:
                 os.fsync(stream.fileno())
-        return len(self._complete_lines())
 
     def rewind(self, lines: int) -> None:
         """Cuts the log back to its first `lines` lines, atomically. Raises UserError where it has fewer."""

@@ -43,6 +43,7 @@ def begin(
         mask=dict(mask or {}),
     )
     if before:
+        state.keeping = before.keeping
         state.stage, state.lines, state.genotype = before.stage + 1, before.lines, before.genotype
         state.steps_before, state.epochs_before = before.steps_before + before.step, before.epochs_before + before.epoch
     shapes = {name: t.shape for name, t in alpha.items()}

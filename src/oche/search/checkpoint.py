@@ -4,24 +4,68 @@ from __future__ import annotations
 
 import io
 import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from oche.config import RULES
 from oche.errors import UserError
 from oche.run import Run, damaged, other_processes
+from oche.search.keeping import copied
 from oche.search.state import SearchState
 from oche.search.weights import by_name, restore
 
 
 def checkpoint(state: SearchState) -> None:
-    """Writes all that resuming needs, atomically, and the trajectory of alpha for the report."""
-    problem = state.problem
+    """Keeps the state: in memory, for a search that has to go back, and on the disk where that is due.
+
+    On the disk are all that resuming needs, written atomically, and the trajectory of alpha for the report. It is due at every call where
+    the problem says how often, and else where it takes a small share of the time (`Keeping.due`); `kept` writes the last one.
+    """
+    problem, keeping = state.problem, state.keeping
     state.gather()
-    if problem.run and problem.fabric.is_global_zero:
-        problem.run.write(Run.ALPHAS, trajectory(state))
-        problem.run.write(Run.STATE, dumps(state))
+    if problem.run is None:
+        return
+    with keeping.timed():
+        keeping.table, keeping.unsaved = {**copied(table(state)), "trajectory": rows(state)}, True
+        if problem.checkpoint_every is not None or keeping.due:
+            save(state)
+
+
+def save(state: SearchState) -> None:
+    """Writes the state that was kept last to the disk, with the files of the epochs that led to it."""
+    run, keeping = state.problem.run, state.keeping
+    if run is None or keeping.table is None or not keeping.unsaved:
+        return
+    begun = time.perf_counter()
+    if state.problem.fabric.is_global_zero:
+        run.flush()
+        run.write_all(keeping.files, durable=False)  # no run needs them to go on
+        run.write_all({Run.ALPHAS: trajectory(state, keeping.table), Run.STATE: saved(keeping.table)})
+    keeping.files, keeping.unsaved = {}, False
+    keeping.wrote = time.perf_counter()
+    keeping.cost = keeping.wrote - begun
+
+
+@contextmanager
+def kept(state: SearchState) -> Iterator[None]:
+    """Writes the last state that was kept within to the disk, also where it ends by an error or an interruption."""
+    keeping, begun = state.keeping, time.perf_counter()
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):  # the first error is the one to tell
+            save(state)
+        raise
+    with keeping.timed():
+        save(state)
+    keeping.table = None
+    keeping.total += time.perf_counter() - begun
 
 
 def resume(state: SearchState) -> bool:
@@ -41,13 +85,15 @@ def resume(state: SearchState) -> bool:
             problem.run.log(record)
             state.lines = problem.run.lines()
         problem.listener("processes", record)
+    if taken:
+        state.keeping.table = {**copied(table(state)), "trajectory": rows(state)}
     return taken
 
 
-def trajectory(state: SearchState) -> bytes:
-    """Alpha after each epoch with the epochs' numbers, the candidates and the edges, as an .npz file."""
-    arrays = {name: torch.stack(rows).numpy() for name, rows in state.trajectory.items()}
-    rows, last = min(map(len, arrays.values()), default=1), state.epochs_before + state.epoch
+def trajectory(state: SearchState, kept: Mapping[str, Any]) -> bytes:
+    """Alpha after each epoch of a kept state with the epochs' numbers, the candidates and the edges, as an .npz file."""
+    arrays = {name: torch.stack(rows).numpy() for name, rows in kept["trajectory"].items()}
+    rows, last = min(map(len, arrays.values()), default=1), state.epochs_before + int(kept["counters"][1])
     for group in state.space.groups:
         arrays[f"ops/{group.name}"] = np.array(json.dumps(group.ops))
         arrays[f"edges/{group.name}"] = np.array(group.edges)
@@ -56,10 +102,10 @@ def trajectory(state: SearchState) -> bytes:
     return buffer.getvalue()
 
 
-def dumps(state: SearchState) -> bytes:
-    """Everything that changes, as the bytes of a file that `loads` reads without unpickling code."""
+def table(state: SearchState) -> dict[str, Any]:
+    """Everything that changes, by name: references, no copies."""
     weights = state.weights
-    table = {
+    return {
         "rules": RULES,
         "processes": state.problem.fabric.world_size,
         "weights": dict(weights.supernet.named_parameters()),
@@ -74,27 +120,47 @@ def dumps(state: SearchState) -> bytes:
         "trajectory": state.trajectory,
         "genotype": state.genotype,
     }
+
+
+def rows(state: SearchState) -> dict[str, list[Tensor]]:
+    """The trajectory in lists of its own; its tensors never change."""
+    return {name: list(known) for name, known in state.trajectory.items()}
+
+
+def dumps(state: SearchState) -> bytes:
+    """Everything that changes, as the bytes of a file that `loads` reads without unpickling code."""
+    return saved(table(state))
+
+
+def saved(kept: Mapping[str, Any]) -> bytes:
+    """A table of a state as the bytes of a file."""
     buffer = io.BytesIO()
-    torch.save(table, buffer)
+    torch.save(kept, buffer)
     return buffer.getvalue()
 
 
-@torch.no_grad()
 def loads(state: SearchState, data: bytes, device: torch.device) -> bool:
     """Takes over a checkpoint of the same problem and method. Raises UserError where it is damaged or of another one.
 
     Returns False, and takes nothing, where it is of another stage: it was written before this stage's first.
     """
     with damaged():
-        table = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
-    if "alpha" not in table:
+        found = torch.load(io.BytesIO(data), map_location=device, weights_only=True)
+    if "alpha" not in found:
         raise UserError("The checkpoint state.pt is not a search's, so no search can be resumed from it.")
-    if table.get("rules", 1) > RULES:
+    if found.get("rules", 1) > RULES:
         raise UserError(
-            f"The checkpoint state.pt was written under rules {table['rules']}, and this oche knows up to {RULES}: install a later one."
+            f"The checkpoint state.pt was written under rules {found['rules']}, and this oche knows up to {RULES}: install a later one."
         )
-    if table["stage"] != state.stage:
+    if found["stage"] != state.stage:
         return False
+    take(state, found)
+    return True
+
+
+@torch.no_grad()
+def take(state: SearchState, table: Mapping[str, Any]) -> None:
+    """Takes over a table of this stage, whose tensors become the state's own. Raises UserError where it is of another problem or method."""
     weights = state.weights
     weights.unpack()
     own = dict(weights.supernet.named_parameters())
@@ -120,4 +186,3 @@ def loads(state: SearchState, data: bytes, device: torch.device) -> bool:
     )  # absent before there were rollbacks
     state.mask, state.memory, state.meters = table["tensors"]
     state.trajectory, state.genotype = table["trajectory"], table["genotype"]
-    return True

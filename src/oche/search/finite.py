@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from oche.errors import RunFailed
 from oche.optim import set_rate
-from oche.run import Run
 from oche.search.begin import begin
-from oche.search.checkpoint import dumps, loads
+from oche.search.checkpoint import table, take
+from oche.search.keeping import copied
 from oche.search.method import Method
 from oche.search.state import SearchState
 from oche.search.weights import NotFinite
@@ -20,11 +20,10 @@ def roll_back(state: SearchState, method: Method, fault: NotFinite) -> None:
     """Takes the search back to its last checkpoint, or its start, at half its rates. Raises RunFailed after `rollbacks` times."""
     problem, run = state.problem, state.problem.run
     at, slower = state.steps_before + state.step, state.slower + 1
-    begun = run is not None and run.has(Run.STATE)
-    if slower > problem.rollbacks or (state.stage and not begun):
+    begun = state.keeping.table
+    if slower > problem.rollbacks or (state.stage and begun is None):
         raise RunFailed(_sentence(state, fault))
-    data = run.read(Run.STATE) if run is not None and begun else dumps(begin(problem, method))
-    loads(state, data, problem.fabric.device)
+    take(state, copied(begun or table(begin(problem, method))))
     for group in state.arch_optimizer.param_groups:
         set_rate(state.arch_optimizer, float(group["lr"]) * 0.5 ** (slower - state.slower))
     state.slower = slower

@@ -17,7 +17,7 @@ from oche.optim import set_rate
 from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import Batches, Bilevel, averaged, detached
 from oche.search.callbacks import InnerStep, OuterStep, asked
-from oche.search.checkpoint import checkpoint, resume
+from oche.search.checkpoint import checkpoint, kept, resume
 from oche.search.finite import roll_back
 from oche.search.limits import limited
 from oche.search.method import Method
@@ -40,6 +40,12 @@ def search(problem: Problem, method: Method) -> SearchResult:
 
 
 def advance(state: SearchState, method: Method) -> None:
+    """Runs the epochs that are left, and keeps where it stands if they end before their time."""
+    with kept(state):
+        epochs(state, method)
+
+
+def epochs(state: SearchState, method: Method) -> None:
     """Runs the epochs that are left."""
     problem = state.problem
     steps_per_epoch = streams(problem, method)[0].steps_per_epoch
@@ -64,7 +70,7 @@ def advance(state: SearchState, method: Method) -> None:
                 steps(state, method, losses, now, due, pair)
                 state.step += 1
                 problem.listener("step", {"step": state.step, "steps": state.steps, "epoch": state.epoch})
-                if state.step % problem.checkpoint_every == 0:
+                if state.step % (problem.checkpoint_every or 100) == 0:
                     checkpoint(state)
             end_epoch(state, method, time.perf_counter() - started, (state.step - first) * problem.batch, searching)
         except NotFinite as fault:

@@ -68,9 +68,10 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
     for callback in method.callbacks:
         callback.on_epoch_end(state, record)
     if problem.run and problem.fabric.is_global_zero:
-        problem.run.log(record)
-        problem.run.write(Run.genotype(state.epochs_before + state.epoch), genotype.to_json().encode())
-        state.lines = problem.run.lines()
+        with state.keeping.timed():
+            problem.run.log(record)
+            state.keeping.files[Run.genotype(state.epochs_before + state.epoch)] = genotype.to_json().encode()
+            state.lines = problem.run.lines()
     state.genotype, state.meters = str(genotype), {}
     state.epoch += 1
     state.remember()
@@ -91,6 +92,7 @@ def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchRe
         "val_loss": val.loss,
         **val.honest(problem.task),
         "alpha_moved": _moved(state),
+        "checkpoint_share": state.keeping.share,
     }
     if cut:
         record["cut"] = "kept" if problem.literal else "connected"

@@ -13,6 +13,7 @@ from oche.base import WHOLE, Alpha, Batch, Draw, Group, OpWeights, Params, Part,
 from oche.data import Augmentation, Data, ImageSet
 from oche.optim import average
 from oche.run import Listener, Run, silent
+from oche.search.keeping import Keeping
 from oche.search.relaxations import Relaxation
 from oche.search.weights import SupernetWeights
 from oche.spaces import Space, Supernet
@@ -26,7 +27,8 @@ class Problem:
 
     `batch` counts the images of a step over all processes of `fabric`, each of which takes `share` of them; with `sync` batch norm is one
     over all of them. `run` is where it is kept (None: nowhere), `checkpoint_every` the number of steps between checkpoints besides those at
-    every epoch's end. `recompute` runs each cell again in its backward pass instead of keeping what it computed: less memory, more time.
+    every epoch's end; None writes one there and every 100 steps only where that takes a small share of the time (`keeping`).
+    `recompute` runs each cell again in its backward pass instead of keeping what it computed: less memory, more time.
     `compile` has torch.compile make programs of the cells that no kernels of ours compute: minutes before the first step.
     `rollbacks` is how often the search goes back to its last checkpoint where numbers are no longer finite (`finite`).
     `literal` hands out what the method's rule derives even where no signal can pass through it (`connected`).
@@ -43,7 +45,7 @@ class Problem:
     seed: int = 0
     fabric: Fabric = field(default_factory=lambda: Fabric(accelerator="cpu", devices=1))
     run: Run | None = None
-    checkpoint_every: int = 100
+    checkpoint_every: int | None = None
     listener: Listener = silent
     recompute: bool = False
     compile: bool = False
@@ -70,6 +72,7 @@ class SearchState:
     `step` and `epoch` count within the search, or within its stage number `stage`, which began after `steps_before` steps and
     `epochs_before` epochs of the stages before it and runs `progress` through `span`. `still` is set while a step is captured (`replay`);
     `slower` counts how often the rates were halved (`finite`); so many `processes` wrote the checkpoint that was taken over.
+    `keeping` is what was kept of it all, and is no part of it.
     """
 
     problem: Problem
@@ -95,6 +98,7 @@ class SearchState:
     still: bool = False
     slower: int = 0
     processes: int = 1
+    keeping: Keeping = field(default_factory=Keeping)
 
     # ------------------------------------------------------------------ views
 

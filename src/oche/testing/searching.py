@@ -21,7 +21,7 @@ from oche.search.searcher import SearcherLike, as_searcher
 from oche.search.state import Problem, SearchState
 from oche.testing.noise import assert_true, noise_problem
 
-MEASURED = ("seconds", "images_per_second", "memory_mib")
+MEASURED = ("seconds", "images_per_second", "memory_mib", "checkpoint_share")
 """What a log measures anew in every run."""
 
 

@@ -102,6 +102,7 @@ def retrain(training: Training) -> Network:
         if run and training.fabric.is_global_zero:
             run.log(record)
             state.lines = run.lines()
+            run.flush()
             run.write(LAST, safetensors_bytes(_weights(state.network)))
             run.write(BEST, safetensors_bytes(state.best_weights))
             run.write(
