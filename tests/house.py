@@ -31,6 +31,7 @@ INSIDE = {  # a module imports from those before it; in folders that are not lis
         *(
             "relaxations",
             "weights",
+            "keeping",
             "state",
             "bilevel",
             "callbacks",
