@@ -547,3 +547,24 @@ def test_predict_ends_with_1_where_an_image_cannot_be_read(
         "oche: a.png has values up to 4000, where the train images end at 255.",
         "oche: The image b.png cannot be read: it is not an image; remove or replace it.",
     ]
+
+
+@pytest.mark.slow
+def test_results_as_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One object on stdout, all else on stderr."""
+    monkeypatch.chdir(tmp_path)
+    small = ["--epochs", "1", "--quiet", "--json"]
+    searched = CliRunner().invoke(
+        cli.app, ["search", "darts", "--space", "toy", "--budget", "smoke", "--compare", "0", *small]
+    )
+    assert searched.exit_code == 0, searched.output
+    result = json.loads(searched.stdout)
+    assert Genotype.from_json(json.dumps(result["genotype"])).space == "toy"
+    assert Path(result["report"]).is_file()
+    trained = CliRunner().invoke(cli.app, ["train", result["run"], "--protocol", "smoke", *small])
+    assert trained.exit_code == 0, trained.output
+    assert 0 <= json.loads(trained.stdout)["test"]["accuracy"] <= 1
+    planned = CliRunner().invoke(cli.app, ["search", "darts", "--space", "toy", "--dry-run", "--json"])
+    assert json.loads(planned.stdout)["space"]["type"] == "ToySpace"
+    assert "genotypes" in planned.stderr
+    assert not cli.console.stderr

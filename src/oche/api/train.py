@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from oche.report import attempt, render
 from oche.report.claims import in_words
 from oche.run import Listener, Run, silent
 from oche.spaces import named as spaces
-from oche.spaces.rivals import RIVALS
+from oche.spaces.rivals import RIVALS, Rival
 from oche.tasks import Task, named
 from oche.training.evaluate import Score, evaluate, records_of
 from oche.training.export import CARD, WEIGHTS, load_network, save_network
@@ -104,6 +105,14 @@ def _copies(run: Run | None) -> AbstractContextManager[None]:
     return own.copies_of(run.path, requested(run)[1]) if run else nullcontext()
 
 
+def _rival(name: str) -> Rival | None:
+    """The rival of that name, None for anything that is not nearly one. Raises UserError for a name that is."""
+    near = difflib.get_close_matches(name, RIVALS, n=1, cutoff=0.8)
+    if near and name != near[0]:
+        raise UserError(f"There is no rival {name!r}; did you mean {near[0]!r}? `oche list rivals` has them all.")
+    return RIVALS.get(name)
+
+
 def _planned(request: TrainRequest) -> TrainPlan:
     if not request.genotype:
         raise UserError(
@@ -112,7 +121,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
     if own.is_foreign(request.space) and request.space is not None:
         request = replace(request, space=str(spaces.space(request.space)().name))
     named_space = request.space if isinstance(request.space, str) else None
-    rival = None if Path(request.genotype).exists() else RIVALS.get(str(request.genotype))
+    rival = None if Path(request.genotype).exists() else _rival(str(request.genotype))
     genotype, source = genotype_of(rival.genotype.to_json() if rival else request.genotype, named_space)
     if request.more is not None:
         return _longer(request, source)

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     help="Differentiable neural architecture search that does not collapse.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -46,7 +45,27 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")]
 Resume = Annotated[Path | None, typer.Option(help="Carry on with an interrupted run.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run the code that the file of --config names, without asking.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+ResultAsJson = Annotated[
+    bool, typer.Option("--json", help="Print the result as one JSON object; all else goes to stderr.")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"oche {version('oche')}")
+        raise typer.Exit()
+
+
+@app.callback()
+def oche(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Differentiable neural architecture search that does not collapse."""
 
 
 # ------------------------------------------------------------------ search and train
@@ -57,18 +76,22 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result onl
 def search(
     context: typer.Context,
     request: Request,
-    config: Annotated[Path | None, typer.Option(help="Repeat the search of this run.toml.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Repeat the search of this run.toml, or run the file of `oche init`.")
+    ] = None,
     resume: Resume = None,
     trust: Trust = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done, measure one step, and stop.")] = False,
     quiet: Quiet = False,
+    as_json: ResultAsJson = False,
 ) -> None:
     """Search a space for a cell that fits the data, and train it beside random cells."""
+    _speak_aside(context, as_json)
     show = Show(quiet)
     if resume:
-        _goes_alone(context, "resume", "devices", "dry_run", "quiet")
+        _goes_alone(context, "resume", "devices", "dry_run", "quiet", "as_json")
     elif config:
-        _goes_alone(context, "config", "out", "dry_run", "quiet", "trust")
+        _goes_alone(context, "config", "out", "dry_run", "quiet", "trust", "as_json")
     elif request.seeds == 1 and _is_given(context, "pick"):
         raise UserError("--pick chooses among several seeds: give `--seeds 4` or so, or leave it out.")
     from oche.api import search as api
@@ -86,12 +109,14 @@ def search(
             _note_changed_data(config, plan)
     show.preflight(plan, api.measured(plan), str(run.path if run else request.out or api.default_folder(plan)))
     if dry_run:
+        if as_json:
+            print(json.dumps(plan.table()))
         return
     run = run or api.start(plan, request.out)
     running("search", run.path)
     with show.search(plan):
         found = api.carry_out(plan, run, show.listen)
-    show_found(found)
+    show_found(found, as_json)
 
 
 def _note_changed_data(path: Path, plan: Plan) -> None:
@@ -106,10 +131,13 @@ def _note_changed_data(path: Path, plan: Plan) -> None:
         console.print(f"WARNING  the data are not those of {folder}: {said}", markup=False, soft_wrap=True)
 
 
-def _repeated(path: Path, out: str | Path | None, trust: bool) -> tuple[Request, Mapping[str, object]]:
-    """The request of a run.toml and its table; says where a file has changed, and asks before code from a file is run."""
+def _repeated(path: Path, out: str | Path | None, trust: bool) -> tuple[Request, Mapping[str, object] | None]:
+    """The request of a run.toml and its table, None where it holds the request alone.
+
+    Says where a file has changed, and asks before code from a file is run.
+    """
     request, table = recorded_request(path)
-    for changed in own.changed(table):
+    for changed in own.changed(table or {}):
         console.print(f"WARNING  {changed} has changed since {path} was written.", markup=False, soft_wrap=True)
     if (code := sorted(set(own.names_in(written(request))))) and not (
         trust or os.environ.get(FOLLOWS)
@@ -123,18 +151,32 @@ def _repeated(path: Path, out: str | Path | None, trust: bool) -> tuple[Request,
 
 @app.command()
 @flags(TrainRequest)
-def train(context: typer.Context, request: TrainRequest, resume: Resume = None, quiet: Quiet = False) -> None:
+def train(
+    context: typer.Context,
+    request: TrainRequest,
+    resume: Resume = None,
+    quiet: Quiet = False,
+    as_json: ResultAsJson = False,
+) -> None:
     """Train a genotype's network, from scratch or with the weights of a run's network."""
+    _speak_aside(context, as_json)
     show = Show(quiet)
     if resume:
-        _goes_alone(context, "resume", "devices", "quiet", longer=f"; to train longer, `oche train {resume} --more N`")
+        _goes_alone(
+            context,
+            "resume",
+            "devices",
+            "quiet",
+            "as_json",
+            longer=f"; to train longer, `oche train {resume} --more N`",
+        )
         if isinstance(requested(Run.open(resume))[0], Request):
             raise UserError(f"{resume} is a search; carry on with it by `oche search --resume {resume}`.")
         from oche.api.resume import resume as carry_on
 
         running("train", resume)
         with show.training():
-            show_trained(cast("Trained", carry_on(resume, devices=request.devices, listener=show.listen)))
+            show_trained(cast("Trained", carry_on(resume, devices=request.devices, listener=show.listen)), as_json)
         return
     if not request.genotype:
         raise UserError(
@@ -148,7 +190,13 @@ def train(context: typer.Context, request: TrainRequest, resume: Resume = None, 
     show.training_plan(plan.training, run)
     with show.training(plan.training.protocol.epochs):
         trained = api.finish_training(plan.training, run, plan.request.threads, show.listen)
-    show_trained(trained)
+    show_trained(trained, as_json)
+
+
+def _speak_aside(context: typer.Context, as_json: bool) -> None:
+    """Sends all that the command says but its result to stderr, until it ends."""
+    console.stderr = as_json
+    context.call_on_close(lambda: setattr(console, "stderr", False))
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
@@ -275,6 +323,19 @@ def check(
     from oche.cli.check import check_data
 
     check_data(data, dict(map(assignment, settings or [])), as_json)
+
+
+@app.command()
+def init(
+    data: Annotated[str, typer.Argument(help="As for `oche search --data`.")],
+    out: Annotated[Path, typer.Option(help="The file.")] = Path("search.toml"),
+) -> None:
+    """Write a commented TOML file of a search on these data, for `oche search --config`, and a schema for editors."""
+    from oche.cli.init import write_config
+
+    for path in write_config(data, out):
+        console.print(str(path), markup=False, soft_wrap=True)
+    console.print(f"Next: edit {out}, then oche search --config {out}", markup=False, soft_wrap=True)
 
 
 @app.command()

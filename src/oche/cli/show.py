@@ -21,8 +21,16 @@ if TYPE_CHECKING:
     from oche.training.evaluate import Score
 
 
-def show_found(found: Found) -> None:
+def show_found(found: Found, as_json: bool) -> None:
     """Prints a search's result."""
+    if as_json:
+        comparison = found.comparison.record() if found.comparison else None
+        print(
+            json.dumps(
+                _result(found.run) | {"genotype": json.loads(found.genotype.to_json()), "comparison": comparison}
+            )
+        )
+        return
     from oche.api.pick import best
     from oche.report.draw import draw_text
     from oche.spaces.edges import TRAINED
@@ -47,8 +55,11 @@ def show_found(found: Found) -> None:
         console.print(f"Next: oche train {path}", soft_wrap=True)
 
 
-def show_trained(trained: Trained) -> None:
+def show_trained(trained: Trained, as_json: bool) -> None:
     """Prints a training's result."""
+    if as_json:
+        print(json.dumps(_result(trained.run) | {"test": {**trained.test.metrics, "loss": trained.test.loss}}))
+        return
     path = trained.run.path
     metrics = ", ".join(
         f"test {TITLES.get(name, name)} {in_words(name, value)}" for name, value in trained.test.metrics.items()
@@ -57,6 +68,16 @@ def show_trained(trained: Trained) -> None:
     show_claims(trained.run.records())
     console.print(f"Everything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
     console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche eval {path}", soft_wrap=True)
+
+
+def _result(run: Run) -> dict[str, object]:
+    """What the results of searches and trainings have in common: folder, report, network and warnings."""
+    return {
+        "run": str(run.path),
+        "report": str(run.path / Run.REPORT),
+        "network": str(run.file(Run.NETWORK)) if run.has(Run.NETWORK) else None,
+        "warnings": claims.warnings(run.records()),
+    }
 
 
 def show_claims(records: Sequence[Mapping[str, object]]) -> None:

@@ -304,14 +304,17 @@ def requested(run: Run) -> tuple[Request | TrainRequest, Mapping[str, object]]:
     return request_in(run.read(Run.CONFIG), str(run.file(Run.CONFIG)))
 
 
-def recorded_request(path: Path) -> tuple[Request, Mapping[str, object]]:
-    """The request of a search in a run.toml file, and the whole table, to repeat it. Raises UserError."""
+def recorded_request(path: Path) -> tuple[Request, Mapping[str, object] | None]:
+    """The request of a search in a run.toml file, and the whole table, to repeat it. Raises UserError.
+
+    There is no table to repeat where the file holds the request alone, as `oche init` writes it.
+    """
     if not path.is_file():
         raise UserError(f"There is no file {str(path)!r}; expected the run.toml of a search.")
     request, table = request_in(path.read_bytes(), str(path))
     if not isinstance(request, Request):
         raise UserError(f"{path} is of a training; `oche train --resume {path.parent}` carries on with it.")
-    return request, table
+    return request, table if set(table) > {"request"} else None
 
 
 def request_in(text: bytes, where: str) -> tuple[Request | TrainRequest, Mapping[str, object]]:
