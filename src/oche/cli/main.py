@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -22,6 +22,7 @@ from oche.api.terminal import Show, console, rows_table
 from oche.cli.bench import bench
 from oche.cli.boundary import guarded, running
 from oche.cli.flags import flags
+from oche.cli.lists import LISTS
 from oche.cli.show import show_found, show_score, show_trained
 from oche.cli.study import study
 from oche.config import assignment
@@ -301,9 +302,9 @@ def list_(
     as_json: AsJson = False,
 ) -> None:
     """List what there is by name."""
-    if kind not in _LISTS:
-        raise unknown("list", kind, _LISTS)
-    entries = _LISTS[kind]()
+    if kind not in LISTS:
+        raise unknown("list", kind, LISTS)
+    entries = LISTS[kind]()
     if as_json:
         print(json.dumps(entries))
         return
@@ -361,82 +362,6 @@ def doctor(as_json: AsJson = False) -> None:
 
 app.add_typer(bench, name="bench")
 app.add_typer(study, name="study")
-
-
-# ------------------------------------------------------------------ lists
-
-
-def _first_line(thing: object) -> str:
-    return (thing.__doc__ or "").strip().split("\n")[0]
-
-
-def _methods() -> dict[str, str]:
-    from oche.methods import METHODS
-
-    return {name: _first_line(factory) for name, factory in METHODS.items()}
-
-
-def _spaces() -> dict[str, str]:
-    from oche.spaces import SPACES
-
-    return {name: _first_line(space) for name, space in SPACES.items()}
-
-
-def _ops() -> dict[str, str]:
-    from oche.spaces import SPACES
-    from oche.spaces.ops import OPS
-
-    users = {op: [n for n, s in SPACES.items() if any(op in ops for g in s().groups for ops in g.ops)] for op in OPS}
-    return {op: "in " + ", ".join(names) if names else "in no space" for op, names in users.items()}
-
-
-def _data() -> dict[str, str]:
-    from oche.data import SETS
-
-    return {name: _first_line(reader) for name, reader in SETS.items()}
-
-
-def _budgets() -> dict[str, str]:
-    return {
-        "paper": "as published",
-        "quick": "an afternoon's laptop (the default)",
-        "smoke": "seconds, to see that everything runs",
-    }
-
-
-def _protocols() -> dict[str, str]:
-    from oche.training.protocols import PROTOCOLS
-
-    return {name: f"{p.epochs} epochs, batch {p.batch}; {p.source}" for name, p in PROTOCOLS.items()}
-
-
-def _genotypes() -> dict[str, str]:
-    from oche.genotype import published
-
-    return {name: entry.line for name, entry in published().items()}
-
-
-def _rivals() -> dict[str, str]:
-    from oche.spaces.chain import ChainSpace
-    from oche.spaces.cost import cost
-    from oche.spaces.rivals import RIVALS
-
-    return {
-        name: f"{rival.title}: {cost(*rival.network(ChainSpace()))} for ten classes of 32x32 RGB images"
-        for name, rival in RIVALS.items()
-    }
-
-
-_LISTS: dict[str, Callable[[], dict[str, str]]] = {
-    "methods": _methods,
-    "spaces": _spaces,
-    "ops": _ops,
-    "data": _data,
-    "budgets": _budgets,
-    "protocols": _protocols,
-    "genotypes": _genotypes,
-    "rivals": _rivals,
-}
 
 
 def main() -> None:
