@@ -175,7 +175,16 @@ STAGES: dict[str, tuple[Staged, Staged, Method]] = {
 }
 """(without its rule, with it, the base that its first stage then is)."""
 
-NO_BASE = {"darts", "random_sampling", "largest_cell", "random_search", "local_search", "regularized_evolution"}
+NO_BASE = {
+    "darts",
+    "random_sampling",
+    "largest_cell",
+    "random_search",
+    "local_search",
+    "regularized_evolution",
+    "bananas",
+    "gaussian_process",
+}
 
 
 @pytest.mark.parametrize("name", ROWS)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from oche.config import build
 from oche.errors import unknown
+from oche.methods.bananas import bananas
 from oche.methods.beta_darts import BUDGETS as BETA_DARTS
 from oche.methods.beta_darts import beta_darts
 from oche.methods.budgets import Budgets
@@ -40,6 +41,7 @@ from oche.methods.drnas import PROGRESSIVE_BUDGETS as DRNAS_PROGRESSIVE
 from oche.methods.drnas import drnas, drnas_progressive
 from oche.methods.fair_darts import BUDGETS as FAIR_DARTS
 from oche.methods.fair_darts import fair_darts
+from oche.methods.gaussian_process import gaussian_process
 from oche.methods.gdas import BUDGETS as GDAS
 from oche.methods.gdas import gdas
 from oche.methods.gm_nas import BUDGETS as GM_NAS
@@ -135,6 +137,8 @@ ENTRIES: dict[str, Entry] = {
     "random_search": Entry(random_search),
     "regularized_evolution": Entry(regularized_evolution),
     "local_search": Entry(local_search),
+    "bananas": Entry(bananas),
+    "gaussian_process": Entry(gaussian_process),
 }
 
 METHODS: dict[str, Callable[..., SearcherLike]] = {name: entry.factory for name, entry in ENTRIES.items()}

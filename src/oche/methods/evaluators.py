@@ -1,6 +1,8 @@
-"""What a query-based search asks: a table, a supernet trained once for all cells, or a brief training of each cell.
+"""What a query-based search asks: a table, a supernet trained once for all cells, a brief training of each cell, or none at all.
 
-All of them score on validation data; none of them sees a test image or a test metric.
+By the number of networks that are trained (Xie et al., arXiv 2301.05919): `training` trains one per cell (N-shot; few-shot where the
+strategy predicts the others, as `bananas` does), `supernet` one for all (one-shot), `zero_cost` none (zero-shot). They score on
+validation data, `zero_cost` on train images; none of them sees a test image or a test metric.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from oche.data import none
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.methods.random_search_ws import accuracy, random_search_ws
+from oche.methods.zero_cost import ZeroCost
 from oche.run import Run
 from oche.search.begin import begin
 from oche.search.callbacks import Callback
@@ -114,12 +117,18 @@ class TrainingScore:
         return score
 
 
-EVALUATORS: dict[str, Evaluator] = {"table": TableScore(), "supernet": SupernetScore(), "training": TrainingScore()}
+EVALUATORS: dict[str, Evaluator] = {
+    "table": TableScore(),
+    "supernet": SupernetScore(),
+    "training": TrainingScore(),
+    "zero_cost": ZeroCost(),
+}
 """By name, for `--set evaluator=table`."""
 
 WORDS: dict[type, str] = {
     TableScore: "a table",
     SupernetScore: "a supernet that is trained first on the train images",
     TrainingScore: "a brief training of each on the train images",
+    ZeroCost: "a zero-cost score of networks that are not trained",
 }
 """The evaluators in words."""

@@ -1,0 +1,228 @@
+"""Zero-cost scores against second derivations: counted by hand, finite differences, closed forms, the published table."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor, nn
+
+from oche.base import Batch
+from oche.errors import UserError
+from oche.genotype import Genotype
+from oche.methods.evaluators import EVALUATORS
+from oche.methods.random_search import random_search
+from oche.methods.zero_cost import COUNTED, LOWEST, SCORES, Codes, ZeroCost, deviations, jacov, zen
+from oche.spaces import SPACES, Network
+from oche.spaces.nb201 import NB201Space
+from oche.spaces.sampling import sample
+from oche.tables.nb201 import read
+from oche.tasks import Classify
+from reference.small_bench import CELLS
+from reference.tiny import tiny_problem
+
+TASK = Classify()
+GOOD = CELLS[-1]
+"""Three convolutions."""
+
+
+def network(genotype: Genotype = GOOD, seed: int = 0) -> Network:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return tiny_problem().space.network(genotype).train()
+
+
+def batch(count: int = 6) -> Batch:
+    rng = torch.Generator().manual_seed(1)
+    return Batch(torch.randn(count, 2, 8, 8, generator=rng), torch.arange(count) % 3)
+
+
+def relus(net: nn.Module, images: Tensor) -> list[Tensor]:
+    """What every ReLU module gives, by hooks."""
+    found: list[Tensor] = []
+    hooks = [
+        m.register_forward_hook(lambda _, __, out: found.append(out)) for m in net.modules() if isinstance(m, nn.ReLU)
+    ]
+    with torch.no_grad():
+        net(images)
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+def test_naswot_counts_the_units_on_which_images_agree() -> None:
+    codes = [(out > 0).flatten(1) for out in relus(network(), batch().images)]
+    alike = np.zeros((6, 6))
+    for i in range(6):
+        for j in range(6):
+            alike[i, j] = sum(int((code[i] == code[j]).sum()) for code in codes)
+    assert SCORES["naswot"](network(), batch(), TASK) == pytest.approx(np.linalg.slogdet(alike)[1], rel=1e-12)
+
+
+def test_relus_are_seen_however_they_are_called() -> None:
+    x = torch.tensor([[-1.0, 0.5, 9.0]])
+    with torch.no_grad(), Codes() as seen:
+        nn.ReLU()(x), nn.ReLU(inplace=True)(x.clone()), x.relu(), nn.functional.relu6(x), x.sigmoid()
+    assert [code.tolist() for code in seen.codes] == [[[False, True, True]]] * 4
+
+
+def test_a_network_without_relus_tells_no_images_apart() -> None:
+    assert SCORES["naswot"](network(CELLS[0]), batch(), TASK) == -math.inf
+
+
+def test_jacov_is_that_of_the_images_own_derivatives() -> None:
+    """Each image's derivative by central differences in float64, its correlations by numpy."""
+    net, images = network().double(), batch(4).images.double()
+    rows = []
+    for i in range(4):
+        slope = np.zeros(images[i].numel())
+        for n in range(slope.size):
+            values = []
+            for sign in (1, -1):
+                moved = images.clone()
+                moved[i].view(-1)[n] += sign * 1e-6
+                with torch.no_grad():
+                    values.append(float(net(moved).sum()))
+            slope[n] = (values[0] - values[1]) / 2e-6
+        rows.append(slope)
+    v = np.linalg.eigvalsh(np.corrcoef(np.stack(rows)))
+    expected = -np.sum(np.log(v + 1e-5) + 1 / (v + 1e-5))
+    assert jacov(network().double(), Batch(images, torch.zeros(4)), TASK) == pytest.approx(expected, rel=1e-5)
+
+
+class Line(nn.Module):
+    """y = W2 W1 x, with a batch norm that scores of flow must leave out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.norm, self.two = (
+            nn.Conv2d(1, 2, 1, bias=False),
+            nn.BatchNorm2d(2),
+            nn.Conv2d(2, 1, 1, bias=False),
+        )
+        with torch.no_grad():
+            self.one.weight.copy_(torch.tensor([-2.0, 3.0]).view(2, 1, 1, 1))
+            self.two.weight.copy_(torch.tensor([0.5, -1.0]).view(1, 2, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.two(self.norm(self.one(x))).flatten(1)
+
+
+def test_flow_through_two_layers_in_closed_form() -> None:
+    """R = 4 pixels x (2 x 0.5 + 3 x 1) = 16; each layer passes on all of it, so synflow is log10 32."""
+    images = Batch(torch.randn(3, 1, 2, 2), torch.zeros(3))
+    assert SCORES["synflow"](Line(), images, TASK) == pytest.approx(math.log10(32))  # type: ignore[arg-type]
+    ones = 2 * math.log1p(4 * 0.5) + 3 * math.log1p(4 * 1.0)
+    twos = 0.5 * math.log1p(4 * 2.0) + 1.0 * math.log1p(4 * 3.0)
+    assert SCORES["logsynflow"](Line(), images, TASK) == pytest.approx(ones + twos)  # type: ignore[arg-type]
+
+
+def test_snip_and_grad_norm_by_finite_differences() -> None:
+    net, images = network().double(), batch()
+    images = Batch(images.images.double(), images.targets)
+    saliency, norms = 0.0, 0.0
+    for module in net.modules():
+        if not isinstance(module, nn.Conv2d | nn.Linear):
+            continue
+        slopes = []
+        flat = module.weight.detach().view(-1)
+        for n in range(flat.numel()):
+            kept, values = float(flat[n]), []
+            for sign in (1, -1):
+                flat[n] = kept + sign * 1e-6
+                with torch.no_grad():
+                    values.append(float(TASK.loss(net(images.images), images.targets)))
+            flat[n] = kept
+            slopes.append((values[0] - values[1]) / 2e-6)
+            saliency += abs(kept * slopes[-1])
+        norms += float(np.linalg.norm(slopes))
+    assert SCORES["snip"](network().double(), images, TASK) == pytest.approx(saliency, rel=1e-4)
+    assert SCORES["grad_norm"](network().double(), images, TASK) == pytest.approx(norms, rel=1e-4)
+
+
+def test_zen_does_not_depend_on_the_scale_of_a_convolution_before_batch_norm() -> None:
+    """That scale leaves the change of the output, and comes back through the batch norm's deviation: + log of it, once."""
+    net, scaled = network(), network()
+    conv = next(m for m in scaled.body.cells.modules() if isinstance(m, nn.Conv2d))
+    with torch.no_grad():
+        conv.weight *= 1000
+        next(m for m in net.body.cells.modules() if isinstance(m, nn.Conv2d)).weight.mul_(100)
+    assert zen(scaled, batch(), TASK) - zen(net, batch(), TASK) == pytest.approx(math.log(10), abs=0.01)
+
+
+def test_what_a_batch_norm_divides_by() -> None:
+    norm, x = nn.BatchNorm2d(2), torch.randn(5, 2, 3, 3)
+    with deviations(norm) as found:
+        norm(x)
+    by_hand = np.sqrt(np.mean([x[:, c].numpy().var() for c in range(2)]) + 1e-5)
+    assert float(found[0]) == pytest.approx(by_hand, rel=1e-5)
+    assert not norm._forward_pre_hooks
+
+
+@pytest.mark.parametrize("space", SPACES)
+@pytest.mark.parametrize("name", SCORES)
+def test_every_score_of_every_space_is_a_number_and_belongs_to_seed_and_cell(name: str, space: str) -> None:
+    settings = {"grid": {"layers": 2, "channels": 4}, "darts": {"channels": 4, "cells": 3}, "nb201": {"cells": 1}}
+    small: dict[str, object] = {**settings.get("darts" if space[0] == "s" else space, {})}
+    problem = tiny_problem(space, **small)
+    rng = torch.Generator().manual_seed(2)
+    cell = next(cell for _ in range(99) if (cell := sample(problem.space, rng)).connected)
+    before = torch.get_rng_state()
+    value = ZeroCost(name, images=4).ready(problem, ())(cell)
+    assert math.isfinite(value)
+    assert ZeroCost(name, images=4).ready(problem, ())(cell) == value
+    assert torch.equal(torch.get_rng_state(), before)
+    if value > LOWEST:
+        assert ZeroCost(name, images=4).ready(tiny_problem(space, seed=4, **small), ())(cell) != value
+
+
+def test_the_mean_over_networks_and_what_is_no_number() -> None:
+    problem = tiny_problem()
+    one, two = (ZeroCost("snip", images=4, networks=n).ready(problem, ()) for n in (1, 2))
+    second = 2 * two(GOOD) - one(GOOD)
+    assert second > 0
+    assert second != pytest.approx(one(GOOD))
+    assert ZeroCost("naswot", images=4).ready(problem, ())(CELLS[0]) == LOWEST
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_counted_scores_grow_with_convolutions(name: str) -> None:
+    score = ZeroCost(name).ready(tiny_problem(), ())
+    assert [score(cell) for cell in (CELLS[0], CELLS[2], GOOD)] == sorted(
+        {score(c) for c in (CELLS[0], CELLS[2], GOOD)}
+    )
+
+
+def test_a_search_finds_the_highest_score_of_what_it_asks() -> None:
+    problem, evaluator = tiny_problem(), ZeroCost("logsynflow", images=4)
+    found, _ = replace(random_search(27), evaluator=evaluator).run(problem)
+    score = evaluator.ready(problem, ())
+    assert found == max((cell for cell in CELLS if cell.connected), key=score)
+    assert isinstance(EVALUATORS["zero_cost"], ZeroCost)
+
+
+def test_bad_settings_are_a_sentence() -> None:
+    with pytest.raises(UserError, match="did you mean 'naswot'"):
+        ZeroCost("naswat")
+    for settings in ({"images": 1}, {"networks": 0}):
+        with pytest.raises(UserError, match="two images and one network"):
+            ZeroCost(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.skipif("OCHE_DATA" not in os.environ, reason="OCHE_DATA does not name the folder of the table")
+@pytest.mark.parametrize(("ours", "theirs"), [("synflow", "log10_synflow"), ("logsynflow", "logsynflow")])
+def test_flows_rank_cells_as_the_published_table_does(ours: str, theirs: str) -> None:
+    table, space = read(Path(os.environ["OCHE_DATA"])), NB201Space()
+    images = Batch(torch.zeros(1, 3, 32, 32), torch.zeros(1))
+    published, found = [], []
+    for index in np.random.default_rng(5).permutation(15625)[:25].tolist():
+        net = space.network(table.genotype(index)).train()
+        published.append(table.column(f"zerocost/cifar10/{theirs}")[index])
+        found.append(SCORES[ours](net, images, TASK))
+    assert spearmanr(published, found).statistic > 0.95
