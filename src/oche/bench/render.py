@@ -14,7 +14,7 @@ from oche.bench.result import BenchResult, Finished, Place, Row, by_seed
 from oche.bench.stats import FEWEST, Difference, Interval, all_pairs
 from oche.bench.tables import LARGEST
 from oche.genotype import Genotype
-from oche.report.page import duration
+from oche.report.facts import duration
 from oche.watch.probes import parameter_free
 
 BESIDE = ("- largest", "- as large")

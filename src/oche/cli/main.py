@@ -269,11 +269,18 @@ def export(
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(help="Any run.")]) -> None:
-    """Write a run's report.html and figures anew."""
-    from oche.report import render
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="A run; of several, one page shows them side by side.")],
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Serve the page of a run that is still going, on this machine alone.")
+    ] = False,
+    port: Annotated[int, typer.Option(help="The port of --watch; 0 takes a free one.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="The page of several runs. Default: side_by_side.html.")] = None,
+) -> None:
+    """Write a run's report.html and figures anew, show several runs side by side, or watch one."""
+    from oche.cli.report import show_reports
 
-    console.print(str(render(Run.open(run))), soft_wrap=True)
+    show_reports(runs, watch, port, out)
 
 
 @app.command()

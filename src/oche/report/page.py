@@ -9,14 +9,15 @@ from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.report import claims
 from oche.report.draw import draw, draw_text
-from oche.report.figures import Curves, Record, Strips, number, plots
+from oche.report.facts import facts, frames, headline
+from oche.report.figures import Curves, Record, Strips, plots
 from oche.report.interactive import spec
 from oche.report.static import GREY, INK, LINE, PAPER, SOFT, svg
 from oche.run import Run
@@ -113,30 +114,39 @@ SEED: Columns = {
 
 def write(run: Run) -> Path:
     """Writes the figures, then the page. Raises UserError where a file of the run is damaged."""
-    records, config = run.records(), _config(run)
-    shown = plots(records, run.read(Run.ALPHAS) if run.has(Run.ALPHAS) else None)
-    stills = {name: svg(plot) for name, plot in shown.items()}
-    genotype = _genotype(run, records)
-    if genotype is not None:
-        stills["cells"] = draw(genotype)
+    page, stills = made(run)
     for name, data in stills.items():
         run.write(f"{Run.FIGURES}/{name}.svg", data)
+    run.write(Run.REPORT, page.encode())
+    return run.file(Run.REPORT)
+
+
+def made(run: Run) -> tuple[str, dict[str, bytes]]:
+    """The page, and its still pictures as SVG by name. Raises UserError where a file of the run is damaged."""
+    records, config = run.records(), config_of(run)
+    shown = plots(records, run.read(Run.ALPHAS) if run.has(Run.ALPHAS) else None)
+    stills = {name: svg(plot) for name, plot in shown.items()}
+    genotype = genotype_of(run, records)
+    if genotype is not None:
+        stills["cells"] = draw(genotype)
 
     curves = {name: spec(plot) for name, plot in shown.items() if isinstance(plot, Curves)}
     strips = {name: spec(plot) for name, plot in shown.items() if isinstance(plot, Strips)}
     live = curves | strips
-    page = _template().render(
+    page = template("report").render(
         title=run.path.resolve().name,
-        subtitle=_subtitle(config),
-        state=_state(run, records),
-        facts=_facts(records),
+        subtitle=subtitle(config),
+        state=state(run, records),
+        headline=headline(run, records),
+        facts=facts(run, records),
         warnings=claims.warnings(records),
         verdicts=next((claims.verdicts(r) for r in records if r.get("kind") == "comparison"), []),
         genotype=genotype,
         genotype_text=draw_text(genotype) if genotype is not None else "",
         genotype_final=run.has(Run.GENOTYPE),
+        frames=[(label, Markup(inline(f"frame{n}", data))) for n, (label, data) in enumerate(frames(run, records))],
         titles={name: plot.title for name, plot in shown.items()},
-        stills={name: Markup(_inline(name, data)) for name, data in stills.items() if name not in live},
+        stills={name: Markup(inline(name, data)) for name, data in stills.items() if name not in live},
         curves=curves,
         strips=strips,
         seeds=_table(records, "seed", SEED),
@@ -144,20 +154,20 @@ def write(run: Run) -> Path:
         by_class=_table(records, "class", BY_CLASS),
         epochs=[table for kind in ("epoch", "train_epoch") if (table := _table(records, kind, EPOCH))],
         settings=_flat(config),
-        files={name: text for name, text in FILES.items() if run.has(name)},
+        files={n: text for n, text in FILES.items() if run.has(n) or (n == Run.FIGURES and stills)},
         folder=str(run.path),
         commands=_commands(run),
         plots=live,
         plotly=Markup(_plotly()) if live else "",
     )
-    run.write(Run.REPORT, page.encode())
-    return run.file(Run.REPORT)
+    return page, stills
 
 
 # ---------------------------------------------------------------------- what the page says
 
 
-def _config(run: Run) -> dict[str, object]:
+def config_of(run: Run) -> dict[str, object]:
+    """The table of run.toml. Raises UserError where it is damaged."""
     try:
         return tomllib.loads(run.read(Run.CONFIG).decode())
     except ValueError as error:
@@ -166,7 +176,7 @@ def _config(run: Run) -> dict[str, object]:
         ) from None
 
 
-def _genotype(run: Run, records: Sequence[Record]) -> Genotype | None:
+def genotype_of(run: Run, records: Sequence[Record]) -> Genotype | None:
     """The result; of an unfinished search what its last epoch would have chosen."""
     if run.has(Run.GENOTYPE):
         return Genotype.from_json(run.read(Run.GENOTYPE).decode())
@@ -177,7 +187,7 @@ def _genotype(run: Run, records: Sequence[Record]) -> Genotype | None:
         return None
 
 
-def _subtitle(config: Mapping[str, object]) -> str:
+def subtitle(config: Mapping[str, object]) -> str:
     """The names of method, space and data, be each a string or a table with a name."""
     parts = []
     for key in ("method", "space", "data"):
@@ -188,65 +198,13 @@ def _subtitle(config: Mapping[str, object]) -> str:
     return " · ".join(parts)
 
 
-def _state(run: Run, records: Sequence[Record]) -> str:
+def state(run: Run, records: Sequence[Record]) -> str:
+    """How far the run is, in words."""
     kinds = [r.get("kind") for r in records]
     if "test" in kinds or (run.has(Run.GENOTYPE) and "train_epoch" not in kinds):
         return "finished"
     epochs = kinds.count("epoch") + kinds.count("train_epoch")
     return f"unfinished: {epochs} epoch{'s' * (epochs != 1)} so far" if epochs else "nothing logged yet"
-
-
-def _facts(records: Sequence[Record]) -> list[tuple[str, str]]:
-    """The numbers one asks for first, (value, what it is)."""
-    facts: list[tuple[str, str]] = []
-
-    def add(kind: str, key: str, text: str, what: str, factor: float = 1.0) -> None:
-        values = [value for r in records if r.get("kind") == kind and (value := number(r.get(key))) is not None]
-        if values:
-            facts.append((text.format(factor * values[-1]), what))
-
-    compared = next((claims.TITLES[str(r["metric"])] for r in records if r.get("metric") in claims.TITLES), "accuracy")
-    share, by = ("{:.3f}", 1) if compared == "R2" else ("{:.2f} %", 100)
-    add("test", "accuracy", "{:.2f} %", "test accuracy", 100)
-    add("test", "miou", "{:.2f} %", "test mIoU", 100)
-    add("test", "pixel_accuracy", "{:.2f} %", "test pixel accuracy", 100)
-    add("test", "mean_f1", "{:.2f} %", "test F1, mean over labels", 100)
-    add("test", "exact_match", "{:.2f} %", "test images with all labels right", 100)
-    add("test", "r2", "{:.3f}", "test R2")
-    add("test", "rmse", "{:.4g}", "test RMSE")
-    add("test", "mae", "{:.4g}", "test MAE")
-    add("test", "loss", "{:.4f}", "test loss")
-    add("comparison", "found_mean", share, f"test {compared}, found cell", by)
-    add("comparison", "random_mean", share, f"test {compared}, random cells", by)
-    add("comparison", "relative_improvement", "{:+.2f} %", "relative improvement over random")
-    add("supernet", "val_accuracy", "{:.2f} %", "supernet, validation accuracy", 100)
-    add("supernet", "val_miou", "{:.2f} %", "supernet, validation mIoU", 100)
-    add("supernet", "val_mean_f1", "{:.2f} %", "supernet, validation F1", 100)
-    add("supernet", "val_r2", "{:.3f}", "supernet, validation R2")
-    for record in [r for r in records if r.get("kind") == "fitted"][-1:]:
-        facts += [(f"{100 * share:.0f} %", f"of the limit of {name}") for name, share in claims.shares(record)]
-    epochs = [r for r in records if r.get("kind") in ("epoch", "train_epoch")]
-    seconds = sum(number(r.get("seconds")) or 0.0 for r in epochs)
-    memory = max((number(r.get("memory_mib")) or 0.0 for r in epochs), default=0.0)
-    if epochs:
-        facts.append((str(len(epochs)), "epochs"))
-    if seconds:
-        facts.append((duration(seconds), "in epochs"))
-    if memory:
-        facts.append((f"{memory:,.0f} MiB", "peak memory"))
-    return facts
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people.
-
-    >>> duration(42.4), duration(3700)
-    ('42 s', '1 h 02 min')
-    """
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _table(records: Sequence[Record], kind: str, columns: Columns) -> tuple[list[str], list[list[str]]] | None:
@@ -287,13 +245,19 @@ def _commands(run: Run) -> list[tuple[str, str]]:
 # ---------------------------------------------------------------------- how it gets onto the page
 
 
-def _template() -> Template:
-    text = files("oche.report").joinpath("report.html.j2").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(text)
+def template(name: str) -> Template:
+    """A page's template; all that it is given is escaped."""
+    environment = Environment(
+        loader=FunctionLoader(lambda file: files("oche.report").joinpath(file).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(f"{name}.html.j2")
 
 
-def _inline(name: str, data: bytes) -> str:
+def inline(name: str, data: bytes) -> str:
     """An SVG file as an element of the page: ids of its own, colours that follow the page's scheme."""
     text = data.decode()
     text = text[text.index("<svg") :]

@@ -1,0 +1,160 @@
+"""The first screen of a report: what was found in one sentence, its numbers, and the cells that the epochs would have chosen."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+
+from oche.errors import UserError
+from oche.genotype import Genotype
+from oche.report import claims
+from oche.report.draw import draw
+from oche.report.figures import Record, number
+from oche.run import Run
+
+Z = 1.959964
+"""The normal quantile of 95 % intervals."""
+
+MOST = 16
+"""Cells of earlier epochs that a page has at most, so that it stays small."""
+
+
+def headline(run: Run, records: Sequence[Record]) -> str:
+    """What the network reaches on test images, with an interval and beside what takes no network; "" before anything is tested."""
+    for kind, prefix in (("test", ""), ("network", "test_")):
+        found = [r for r in records if r.get("kind") == kind]
+        if found and number(found[-1].get(prefix + "accuracy")) is not None:
+            return _tested(found[-1], prefix, records)
+    return ""
+
+
+def _tested(record: Record, prefix: str, records: Sequence[Record]) -> str:
+    share, floor = number(record.get(prefix + "accuracy")), number(record.get("floor"))
+    assert share is not None
+    matrix = next((r.get("matrix") for r in reversed(records) if r.get("kind") == "confusion"), None)
+    images = sum(sum(row) for row in matrix) if isinstance(matrix, list) else 0
+    said = f"The network names {100 * share:.1f} % of the test images rightly"
+    if images:
+        low, high = wilson(share, images)
+        said = f"The network names {100 * share:.1f} % of {images:,.0f} test images rightly [{100 * low:.1f}, {100 * high:.1f}]"
+    if floor is None:
+        return f"{said}."
+    clear = "better than" if (wilson(share, images)[0] if images else share) > floor else "not clearly better than"
+    return f"{said}: {clear} always naming the commonest class ({100 * floor:.1f} %)."
+
+
+def wilson(share: float, count: float) -> tuple[float, float]:
+    """The 95 % interval of a share of `count` images (Wilson, 1927).
+
+    >>> low, high = wilson(0.9, 100)
+    >>> round(low, 4), round(high, 4)
+    (0.8256, 0.9448)
+    """
+    middle = (share + Z**2 / (2 * count)) / (1 + Z**2 / count)
+    half = Z * math.sqrt(share * (1 - share) / count + Z**2 / (4 * count**2)) / (1 + Z**2 / count)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def costs(run: Run) -> list[tuple[str, str]]:
+    """What the network in the run's folder costs, (value, what it is), from its card; nothing without one."""
+    card = card_of(run)
+    forms = {
+        "parameters": ("{:,.0f}", "parameters", 1.0),
+        "multiply_adds": ("{:,.2f} M", "multiply-adds per image", 1e-6),
+        "memory": ("{:,.1f} KB", "peak memory of activations", 1e-3),
+        "size": ("{:,.1f} KB", "size as a file", 1e-3),
+        "latency": ("{:.2f} ms", "latency per image", 1.0),
+    }
+    rows = [(card, name) for name in forms if number(card.get(name)) is not None]
+    return [
+        (forms[name][0].format(forms[name][2] * (number(card[name]) or 0.0)), forms[name][1]) for card, name in rows
+    ]
+
+
+def card_of(run: Run) -> Mapping[str, object]:
+    """The card of the network in the run's folder, empty without one or where it is damaged."""
+    name = f"{Run.NETWORK}/card.json"
+    try:
+        card = json.loads(run.read(name)) if run.has(name) else {}
+    except ValueError:
+        return {}
+    return card if isinstance(card, dict) else {}
+
+
+def frames(run: Run, records: Sequence[Record]) -> list[tuple[str, bytes]]:
+    """The cells that the epochs would have chosen, (epochs in words, SVG), those of equal epochs once; empty where none changed."""
+    epochs = [int(e) for r in records if r.get("kind") == "epoch" and (e := number(r.get("epoch"))) is not None]
+    found: list[tuple[int, Genotype]] = []
+    for epoch in epochs:
+        if run.has(Run.genotype(epoch)):
+            try:
+                found.append((epoch, Genotype.from_json(run.read(Run.genotype(epoch)).decode(errors="replace"))))
+            except UserError:  # a damaged one tells nothing
+                continue
+    spans = [[epoch for epoch, _ in same] for _, same in groupby(found, key=lambda pair: pair[1].hash)]
+    if len(spans) < 2:
+        return []
+    step = -(-len(spans) // MOST)
+    chosen = spans[::-1][::step][::-1]  # the last one is among them
+    cells = dict(found)
+    return [(_span(span), draw(cells[span[0]])) for span in chosen]
+
+
+def _span(epochs: Sequence[int]) -> str:
+    return f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
+
+
+def facts(run: Run, records: Sequence[Record]) -> list[tuple[str, str]]:
+    """The numbers one asks for first, (value, what it is)."""
+    facts: list[tuple[str, str]] = []
+
+    def add(kind: str, key: str, text: str, what: str, factor: float = 1.0) -> None:
+        values = [value for r in records if r.get("kind") == kind and (value := number(r.get(key))) is not None]
+        if values:
+            facts.append((text.format(factor * values[-1]), what))
+
+    compared = next((claims.TITLES[str(r["metric"])] for r in records if r.get("metric") in claims.TITLES), "accuracy")
+    share, by = ("{:.3f}", 1) if compared == "R2" else ("{:.2f} %", 100)
+    add("test", "accuracy", "{:.2f} %", "test accuracy", 100)
+    add("test", "miou", "{:.2f} %", "test mIoU", 100)
+    add("test", "pixel_accuracy", "{:.2f} %", "test pixel accuracy", 100)
+    add("test", "mean_f1", "{:.2f} %", "test F1, mean over labels", 100)
+    add("test", "exact_match", "{:.2f} %", "test images with all labels right", 100)
+    add("test", "r2", "{:.3f}", "test R2")
+    add("test", "rmse", "{:.4g}", "test RMSE")
+    add("test", "mae", "{:.4g}", "test MAE")
+    add("test", "loss", "{:.4f}", "test loss")
+    add("comparison", "found_mean", share, f"test {compared}, found cell", by)
+    add("comparison", "random_mean", share, f"test {compared}, random cells", by)
+    add("comparison", "relative_improvement", "{:+.2f} %", "relative improvement over random")
+    add("supernet", "val_accuracy", "{:.2f} %", "supernet, validation accuracy", 100)
+    add("supernet", "val_miou", "{:.2f} %", "supernet, validation mIoU", 100)
+    add("supernet", "val_mean_f1", "{:.2f} %", "supernet, validation F1", 100)
+    add("supernet", "val_r2", "{:.3f}", "supernet, validation R2")
+    facts += costs(run)
+    for record in [r for r in records if r.get("kind") == "fitted"][-1:]:
+        facts += [(f"{100 * share:.0f} %", f"of the limit of {name}") for name, share in claims.shares(record)]
+    epochs = [r for r in records if r.get("kind") in ("epoch", "train_epoch")]
+    seconds = sum(number(r.get("seconds")) or 0.0 for r in epochs)
+    memory = max((number(r.get("memory_mib")) or 0.0 for r in epochs), default=0.0)
+    if epochs:
+        facts.append((str(len(epochs)), "epochs"))
+    if seconds:
+        facts.append((duration(seconds), "in epochs"))
+    if memory:
+        facts.append((f"{memory:,.0f} MiB", "peak memory"))
+    return facts
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people.
+
+    >>> duration(42.4), duration(3700)
+    ('42 s', '1 h 02 min')
+    """
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
