@@ -440,7 +440,7 @@ def test_interrupting_gives_130(oche: Oche, monkeypatch: pytest.MonkeyPatch) -> 
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, "measured", interrupted)
+    monkeypatch.setattr("oche.api.expected.timed", interrupted)
     code, _, err = oche("search", "--space", "toy", "--budget", "smoke")
     assert code == 130
     assert "interrupted" in err

@@ -35,7 +35,8 @@ def picked(plan: Plan, run: Run, search: Search, listener: Listener = silent) ->
     done = {int(str(record["seed"])): record for record in run.records() if record.get("kind") == "seed"}
     for seed in range(plan.request.seed, plan.request.seed + plan.request.seeds):
         if seed not in done:
-            listener("searching", {"seed": seed, "epochs": plan.epochs})
+            number = {"number": seed - plan.request.seed, "searches": plan.request.seeds}
+            listener("searching", {"seed": seed, "epochs": plan.epochs, **number})
             done[seed] = _seed(plan, seed, Run(run.file(_folder(seed))), search)
             run.log(done[seed])
             listener("seed", done[seed])

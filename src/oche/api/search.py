@@ -11,35 +11,32 @@ from functools import cached_property
 from pathlib import Path
 
 from oche import config
+from oche.api.expected import Clock, in_time, timed
 from oche.api.folders import RUNS, begun, fitted
 from oche.api.inference import evaluate_run
 from oche.api.kept import Kept
 from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, together
 from oche.api.pick import picked
 from oche.api.pinned import pin
+from oche.api.problems import problem_of, training_of
 from oche.api.terminal import Show
 from oche.api.train import Trained, log_test, train
-from oche.data import Data, for_search, none
+from oche.data import Data, none
 from oche.genotype import Genotype
 from oche.plan.request import Request, verb
 from oche.plan.resolve import Plan, resolve
 from oche.report import attempt, render
-from oche.report.claims import verdicts
+from oche.report.claims import with_verdicts
 from oche.run import Listener, Run, silent
 from oche.search.inherit import inherited
-from oche.search.preflight import Estimate, estimate
 from oche.search.searcher import as_searcher
-from oche.search.state import Problem, SearchState
+from oche.search.state import SearchState
 from oche.spaces import Network
 from oche.spaces.fit import built
 from oche.tasks import named
 from oche.training.compare import Comparison, compare
 from oche.training.evaluate import Score, evaluate
 from oche.training.export import CARD, add_to_card, available_formats, export_network, load_network, save_network
-from oche.training.train import Training
-
-CONNECTED = 2
-"""The rules since which a cell that lets nothing through is replaced by the strongest connected one; older runs keep what they derive."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -89,14 +86,17 @@ def search(request: Request) -> Found:
 
     Raises UserError.
     """
-    plan = resolve(request)
+    clock = Clock.of(request.time)
+    plan, expected = resolve(request), None
+    if clock or request.progress:
+        plan, expected = timed(plan, clock)
     if not request.progress:
-        return carry_out(plan, start(plan, request.out), request.listener)
+        return carry_out(plan, start(plan, request.out), request.listener, clock)
     show = Show(quiet=False)
-    show.preflight(plan, measured(plan), str(request.out or default_folder(plan)))
+    show.preflight(plan, expected, str(request.out or default_folder(plan)))
     run = start(plan, request.out)
-    with show.search(plan):
-        return carry_out(plan, run, show.beside(request.listener))
+    with show.search(plan, expected):
+        return carry_out(plan, run, show.beside(request.listener), clock)
 
 
 def default_folder(plan: Plan) -> Path:
@@ -113,38 +113,11 @@ def start(plan: Plan, out: str | Path | None = None) -> Run:
     return run
 
 
-def problem_of(plan: Plan, run: Run | None = None, listener: Listener = silent) -> Problem:
-    """The search that a plan describes."""
-    return Problem(
-        space=plan.space,
-        data=plan.data.to(plan.fabric.device),
-        task=plan.task,
-        augment=for_search(plan.data),
-        epochs=plan.epochs,
-        batch=plan.batch,
-        seed=plan.request.seed,
-        fabric=plan.fabric,
-        run=run,
-        listener=listener,
-        recompute=plan.request.recompute,
-        compile=plan.request.compile,
-        rollbacks=0 if plan.request.budget == "paper" else Problem.rollbacks,
-        literal=plan.request.budget == "paper" or plan.rules < CONNECTED,
-        sync=plan.request.sync_batch_norm,
-        limits=replace(plan.limits, fixed=plan.limits.fixed or as_searcher(plan.searcher).keeps_weights),
-        built=plan.space,
-    )
+def carry_out(plan: Plan, run: Run, listener: Listener = silent, clock: Clock | None = None) -> Found:
+    """Searches, compares, exports the network, writes the report; what a run already holds is not done again.
 
-
-def measured(plan: Plan) -> Estimate | None:
-    """Memory and time of a plan, from one measured step; None where nothing is searched by steps. Raises UserError if it cannot fit."""
-    with gradients(), cpu_threads(plan.request.threads):
-        method = as_searcher(plan.searcher).method
-        return estimate(problem_of(plan), method) if method else None
-
-
-def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
-    """Searches, compares, exports the network, writes the report; what a run already holds is not done again."""
+    With a `clock` the trainings of the comparison get the epochs that end nearest to its time, measured when the search has ended.
+    """
     problem, keeps = problem_of(plan, run, listener), as_searcher(plan.searcher).keeps_weights
     with (
         gradients(),
@@ -168,19 +141,8 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
                 keep_supernet(run, state, genotype)
         comparison, space = None, built(plan.space, fitted(run))
         if plan.compare > 0 or plan.rivals:
-            training = Training(
-                space,
-                genotype,
-                problem.data,
-                plan.protocol,
-                plan.request.seed,
-                plan.fabric,
-                run,
-                listener,
-                plan.task,
-                sync=plan.request.sync_batch_norm,
-                limits=plan.limits,
-            )
+            training = training_of(plan, space, genotype, run, listener)
+            training = replace(training, protocol=in_time(plan, training, clock))
 
             def keep(network: Network, score: float) -> None:
                 if plan.fabric.is_global_zero and not keeps:
@@ -191,7 +153,7 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent) -> Found:
                 training, cells=plan.compare, seeds=plan.request.compare_seeds, keep=keep, rivals=plan.rivals
             )
             if plan.fabric.is_global_zero and not _logged(run, "comparison"):
-                said = {**comparison.record(), "verdicts": verdicts(comparison.record())}
+                said = with_verdicts(comparison.record())
                 if run.has(CARD):
                     add_to_card(run, {"comparison": said})
                 run.log(said)

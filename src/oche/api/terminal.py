@@ -9,22 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from oche.genotype import Genotype
+from oche.plan.within import spoken
 from oche.report.claims import TITLES, in_words
 from oche.run import Listener, Run
 
 if TYPE_CHECKING:
+    from oche.api.expected import Expected
     from oche.data import Data
     from oche.plan.resolve import Plan
-    from oche.search.preflight import Estimate
     from oche.training.train import Training
 
 console = Console(highlight=False)
 
-"""A metric's name in a log -> in words."""
+SPEED_OVER = 600.0
+"""Seconds over which the speed is taken that tells the time left."""
 
 
 class Show:
@@ -34,10 +36,14 @@ class Show:
         self.quiet = quiet
         self.bar: Progress | None = None
         self.task = TaskID(0)
-        self.trainings = 0
         self.every = 1
+        self.part = ""
+        self.counts: dict[str, int] = {}
+        self.weights: dict[str, float] = {}
+        self.trained = 0
+        self.searched, self.searches = 0, 1
 
-    def preflight(self, plan: Plan, estimate: Estimate | None, folder: str) -> None:
+    def preflight(self, plan: Plan, expected: Expected | None, folder: str) -> None:
         """The table before a search: what it will do, what the budget changed, and what it will cost."""
         if self.quiet:
             return
@@ -63,12 +69,11 @@ class Show:
             width = getattr(space, "channels", None)
             rows += [("limits", f"at most {words}" + (f"; searched at {width} channels" if width else ""))]
         rows += [("images", f"search: {for_search(plan.data).describe()}")]
-        if estimate:
+        if expected and (estimate := expected.search):
             rows += [("supernet", f"{estimate.parameters:,} parameters, {estimate.trainable:,} of them learn")]
             rows += [("cells", "; ".join(f"{n} {how}" for how, n in estimate.cells.items()))]
-            minutes = f"{estimate.seconds:.0f} s" if estimate.seconds < 120 else f"{estimate.seconds / 60:.0f} min"
-            cost = f"about {estimate.memory_mib:.0f} MiB and {minutes} ({estimate.steps} steps of {1000 * estimate.step_seconds:.0f} ms)"
-            rows += [("cost", cost)]
+            cost = f"{estimate.steps} steps of {1000 * estimate.step_seconds:.0f} ms"
+            rows += [("cost", f"about {estimate.memory_mib:.0f} MiB and {spoken(estimate.seconds)} ({cost})")]
         if request.seeds > 1:
             last = request.seed + request.seeds - 1
             rows += [
@@ -86,6 +91,7 @@ class Show:
                 ("", f"training: {for_training(plan.data, plan.protocol.cutout, plan.protocol.policy).describe()}")
             ]
         rows += [] if plan.rivals else [("rivals", _no_rivals(plan))]
+        rows += _times(plan, expected) if expected else []
         rows += [
             (
                 "device",
@@ -120,25 +126,45 @@ class Show:
         rows += [("device", f"{training.fabric.device}{shared}, seed {training.seed}"), ("run", str(run.path))]
         console.print(rows_table(rows))
 
-    def search(self, plan: Plan) -> Progress:
-        self.trainings = (1 + plan.compare + len(plan.rivals)) * plan.request.compare_seeds
-        return self._progress("search", plan.epochs)
+    def search(self, plan: Plan, expected: Expected | None = None) -> Progress:
+        """The bar of a search; with what it is expected to take, it fills and tells the time left over the whole command."""
+        trained = plan.request.compare_seeds if plan.compare or plan.rivals else 0
+        self.counts = {"search": plan.epochs, "compare": (1 + plan.compare + len(plan.rivals)) * trained}
+        search, training = expected.seconds if expected else (float(self.counts["search"]), 0.0)
+        self.weights = {"search": search, "compare": training}
+        return self._progress("search", plan.epochs, search + training)
 
-    def training(self, total: int | None = None) -> Progress:
-        return self._progress("train", total)
+    def training(self, epochs: int | None = None) -> Progress:
+        """The bar of a training."""
+        self.counts = {"train": epochs or 0}
+        self.weights = {"train": float(epochs or 0)}
+        return self._progress("train", epochs, self.weights["train"])
 
-    def _progress(self, name: str, total: int | None) -> Progress:
-        self.every = max(1, (total or 1) // 10)
+    def _progress(self, part: str, epochs: int | None, total: float) -> Progress:
+        self.part, self.every = part, max(1, (epochs or 1) // 10)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(20),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[said]}"),
         )
-        self.bar = Progress(*columns, console=console, transient=True, disable=self.quiet)
-        self.task = self.bar.add_task(name, total=total, said="")
+        self.bar = Progress(
+            *columns, console=console, transient=True, disable=self.quiet, speed_estimate_period=SPEED_OVER
+        )
+        self.task = self.bar.add_task(part, total=total or None, said="", count="")
         return self.bar
+
+    def _done(self, share: float, count: str) -> None:
+        """Moves the bar to a share of the present part; parts before it are done."""
+        assert self.bar is not None
+        before = 0.0
+        for part, weight in self.weights.items():
+            if part == self.part:
+                break
+            before += weight
+        done = before + share * self.weights.get(self.part, 0.0)
+        self.bar.update(self.task, completed=done, count=count, description=self.part)
 
     def beside(self, listener: Listener) -> Listener:
         """A listener that shows every event, then passes it on."""
@@ -154,14 +180,14 @@ class Show:
         if self.bar is None or self.quiet:
             return
         if event == "step":
-            self.bar.update(
-                self.task, completed=record["step"] / max(record["steps"], 1) * (self.bar.tasks[0].total or 1)
-            )
+            share = (self.searched + record["step"] / max(record["steps"], 1)) / self.searches
+            self._done(share, f"epoch {record['epoch'] + 1}/{self.counts['search']}")
         elif event == "searching":
-            self.bar.reset(self.task, description=f"search, seed {record['seed']}", total=record["epochs"], said="")
+            self.searched = record["number"]
+            self.searches = record["searches"]
+            self.bar.update(self.task, said=f"seed {record['seed']}")
         elif event == "supernet":
             self.bar.console.print(_LINES[event](record), markup=False, soft_wrap=True)
-            self.bar.reset(self.task, description="compare", total=self.trainings, said="")
         elif event == "query":
             self.bar.update(self.task, said=_query_line(record))
             if record["queried"] == record["genotype"]:
@@ -172,9 +198,12 @@ class Show:
             if "epoch" not in record or record["epoch"] % self.every == self.every - 1 or "warning" in record:
                 self.bar.console.print(line, markup=False, soft_wrap=True)
             if event == "train_epoch":
-                self.bar.update(self.task, completed=record["epoch"] + 1)
+                done, count = record["epoch"] + 1, self.counts.get("train", 0)
+                self._done(done / max(count, done), f"{done}/{count}" if count else str(done))
             elif event == "trained":
-                self.bar.advance(self.task)
+                self.part, self.trained = "compare", self.trained + 1
+                count = max(self.counts.get("compare", 0), self.trained)
+                self._done(self.trained / count, f"{self.trained}/{count}")
 
 
 def _query_line(r: Mapping[str, Any]) -> str:
@@ -237,6 +266,10 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "network": lambda r: f"network: {_said(r, 'val_')} on validation images, {_said(r, 'test_')} on test images",
     "seed": lambda r: seed_line(r),
     "processes": lambda r: str(r["note"]),
+    "time": lambda r: (
+        f"time: {spoken(r['left'])} left, so that each network is trained for {r['train_epochs']} epochs"
+        + (f" instead of {r['planned']}" if r["planned"] != r["train_epochs"] else "")
+    ),
     "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images",
     "train_epoch": lambda r: (
         f"{r['epoch']:3d} train {r['loss']:.3f} {_value(r):>4}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
@@ -286,6 +319,22 @@ def _compared(plan: Plan) -> str:
         beside += [f"{named} within {'the same limits' if plan.limits else 'its cost'}"]
     each = f"{request.compare_seeds} seed{'s' * (request.compare_seeds > 1)} each, protocol {request.protocol}"
     return f"trains the found cell beside {' and '.join(beside)}, {each}"
+
+
+def _times(plan: Plan, expected: Expected) -> list[tuple[str, str]]:
+    """How long the whole takes, by part, and which epochs `--time` has chosen."""
+    search, training = expected.seconds
+    parts = [f"search {spoken(search)}"] if expected.search else []
+    if expected.trainings:
+        count = f"{expected.trainings} trainings of {plan.protocol.epochs} epochs"
+        parts += [f"{count} {spoken(training)}"]
+    rows = [("time", f"about {spoken(search + training)}: {', '.join(parts)}")] if parts else []
+    if plan.request.time is None:
+        return rows
+    given = [] if plan.request.epochs is None else [f"{plan.epochs} epochs of the search were given"]
+    given += ["the trainings' epochs were given"] if "train.epochs" in plan.request.settings else []
+    rest = f"; {given[0]}, the other part's are chosen" if given else ""
+    return [*rows, ("", f"epochs are chosen for --time {plan.request.time}{rest}")]
 
 
 def _no_rivals(plan: Plan) -> str:

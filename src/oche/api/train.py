@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import load as safetensors_load
 
 from oche import config, own
+from oche.api.expected import Clock
 from oche.api.folders import RUNS, begun, fitted, genotype_of
 from oche.api.kept import Kept
 from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, together
@@ -25,6 +26,7 @@ from oche.plan.machine import threads_for
 from oche.plan.parts import source_of
 from oche.plan.request import TrainRequest, part_of, requested, verb
 from oche.plan.training import earlier_epochs, limits_in, resolve_training, searched_size, training_table
+from oche.plan.within import Parts, epochs_within
 from oche.report import attempt, render
 from oche.report.claims import in_words
 from oche.run import Listener, Run, silent
@@ -33,8 +35,12 @@ from oche.spaces.rivals import RIVALS, Rival
 from oche.tasks import Task, named
 from oche.training.evaluate import Score, evaluate, records_of
 from oche.training.export import CARD, WEIGHTS, load_network, save_network
+from oche.training.pace import pace
 from oche.training.train import BEST, LAST, START, Training, retrain
 from oche.training.train import begin as begin_training
+
+ENDING = 2.0
+"""Seconds for writing the network and the report, about."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -60,7 +66,8 @@ def train(request: TrainRequest) -> Trained:
     goes on for so many epochs, in a folder of its own: by its settings where none are given here, with its schedule anew from a tenth of
     its rate (`settings={"train.lr.start": ...}` sets it), momentum from 0, images in the order that would have followed.
     """
-    plan = plan_training(request)
+    clock = Clock.of(request.time)
+    plan = plan_training(request).in_time(clock)
     run = plan.start(request.out)
     if not request.progress:
         return finish_training(plan.training, run, plan.request.threads, request.listener)
@@ -79,6 +86,20 @@ class TrainPlan:
     name: str
     start_with: bytes | None = None
     files: own.Files = field(default_factory=dict)
+
+    def in_time(self, clock: Clock | None) -> TrainPlan:
+        """The plan with the epochs that fill the clock's time best. Raises UserError where it is too short, or the epochs are given."""
+        if clock is None:
+            return self
+        given = self.request.epochs is not None or "train.epochs" in self.request.settings
+        if given or self.request.more is not None:
+            raise UserError("--time has no epochs left to choose: leave it out, or the number of epochs.")
+        with gradients(), cpu_threads(self.request.threads):
+            found = pace(self.training)
+        parts = Parts(training=found.epoch, rest=found.once + ENDING + clock.seconds - clock.left)
+        epochs = epochs_within(clock.seconds, parts, (0, self.training.protocol.epochs))[1]
+        epochs = self.training.fabric.broadcast(epochs)
+        return replace(self, training=replace(self.training, protocol=replace(self.training.protocol, epochs=epochs)))
 
     def start(self, out: str | Path | None = None) -> Run:
         """Makes the run's folder and writes run.toml."""

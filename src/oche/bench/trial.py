@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from oche import config
 from oche.api.folders import fitted, write_table
 from oche.api.limits import cpu_threads, gradients, out_of_memory
+from oche.api.problems import problem_of
 from oche.api.resume import reopen
-from oche.api.search import problem_of
 from oche.bench.identity import changed_files, checksums
 from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL
 from oche.bench.planned import Trial

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+STARTED = time.monotonic()
+"""When the command began, nearly."""
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")]
 Resume = Annotated[Path | None, typer.Option(help="Carry on with an interrupted run.")]
@@ -96,6 +100,7 @@ def search(
     elif request.seeds == 1 and _is_given(context, "pick"):
         raise UserError("--pick chooses among several seeds: give `--seeds 4` or so, or leave it out.")
     from oche.api import search as api
+    from oche.api.expected import Clock, timed
     from oche.api.resume import reopen
     from oche.plan.resolve import resolve
 
@@ -108,15 +113,18 @@ def search(
         plan, run = resolve(request, recorded), None
         if config:
             _note_changed_data(config, plan)
-    show.preflight(plan, api.measured(plan), str(run.path if run else request.out or api.default_folder(plan)))
+    # what --time has chosen is recorded, and holds where a run is repeated or carried on
+    clock = None if resume or config else Clock.of(request.time, STARTED)
+    plan, expected = timed(plan, clock, trainings=not quiet)
+    show.preflight(plan, expected, str(run.path if run else request.out or api.default_folder(plan)))
     if dry_run:
         if as_json:
             print(json.dumps(plan.table()))
         return
     run = run or api.start(plan, request.out)
     running("search", run.path)
-    with show.search(plan):
-        found = api.carry_out(plan, run, show.listen)
+    with show.search(plan, expected):
+        found = api.carry_out(plan, run, show.listen, clock)
     show_found(found, as_json)
 
 
@@ -184,8 +192,9 @@ def train(
             "`oche train` needs a genotype: a search's folder, a genotype file or string, a rival's name, or `--resume RUN`."
         )
     from oche.api import train as api
+    from oche.api.expected import Clock
 
-    plan = api.plan_training(request)
+    plan = api.plan_training(request).in_time(Clock.of(request.time, STARTED))
     run = plan.start(request.out)
     running("train", run.path)
     show.training_plan(plan.training, run)

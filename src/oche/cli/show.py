@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def show_found(found: Found, as_json: bool) -> None:
     """Prints a search's result."""
     if as_json:
-        comparison = found.comparison.record() if found.comparison else None
+        comparison = claims.with_verdicts(found.comparison.record()) if found.comparison else None
         print(
             json.dumps(
                 _result(found.run) | {"genotype": json.loads(found.genotype.to_json()), "comparison": comparison}

@@ -86,6 +86,9 @@ class Request:
     budget: str = option("quick", "paper, quick or smoke.", "--budget")
     epochs: int | None = option(None, "Default: the budget's.", "--epochs")
     batch: int | None = option(None, "Images per step, over all processes. Default: the budget's.", "--batch")
+    time: str | int | None = option(
+        None, "How long the whole command may take: 20m. Chooses the epochs of search and comparison.", "--time"
+    )
     seed: int = option(0, "Everything random depends on this number.", "--seed")
     device: str = option("auto", "auto, cpu, cuda, cuda:0 or mps.", "--device")
     devices: int | None = option(
@@ -165,6 +168,7 @@ class TrainRequest:
     )
     epochs: int | None = option(None, "Default: the protocol's.", "--epochs")
     batch: int | None = option(None, "Images per step, over all processes. Default: the protocol's.", "--batch")
+    time: str | int | None = option(None, "How long the whole command may take: 20m. Chooses the epochs.", "--time")
     seed: int = option(0, "Everything random depends on this number.", "--seed")
     device: str = option("auto", "auto, cpu, cuda, cuda:0 or mps.", "--device")
     devices: int | None = option(

@@ -130,6 +130,11 @@ def verdicts(record: Mapping[str, object]) -> list[str]:
     return [*([f"relative improvement over random cells {gain}"] if gain else []), *against_rivals(record)]
 
 
+def with_verdicts(record: Mapping[str, object]) -> dict[str, object]:
+    """A "comparison" record with what it says in words, as log, card and JSON have it."""
+    return {**record, "verdicts": verdicts(record)}
+
+
 def beside(record: Mapping[str, object], prefix: str = "") -> str:
     """What makes a score honest: that of always naming the commonest class, and a warning where the score is not above it.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from math import ceil
+from statistics import median
 
 import torch
 
@@ -23,12 +25,15 @@ LARGE = 64 * 64
 """Pixels above which fewer images are measured, so that measuring itself fits into memory."""
 
 LONG = 2.0
-"""Seconds. A first step that takes longer counts; after a shorter one a second is measured, warm."""
+"""Seconds. A first step that takes longer counts; after a shorter one more are measured, warm."""
+
+MEASURED, MOST = 0.5, 8
+"""Seconds for which warm steps are measured, and their number, at most; each with a step of alpha and without."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a search will cost: weights in the supernet, those of them that learn, peak memory in MiB, seconds per step and steps.
+    """What a search will cost: weights in the supernet, those of them that learn, peak memory in MiB, mean seconds per step, and steps.
 
     `cells` says how the supernet's cells run: "kernels", "portable: why", or "plain: why", each with how many do.
     """
@@ -46,7 +51,7 @@ class Estimate:
 
 
 def estimate(problem: Problem, method: Method) -> Estimate:
-    """Measures one step of a throw-away copy of the search. Raises UserError where it would not fit into memory."""
+    """Measures a few steps of a throw-away copy of the search. Raises UserError where it would not fit into memory."""
     problem = quiet(problem)
     free = free_room(problem.fabric.device)
     try:
@@ -124,21 +129,31 @@ def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int
 
 
 def _step_seconds(state: SearchState, problem: Problem, method: Method) -> float:
+    """The mean over the steps of the search, of which some have a step of alpha."""
     weights, arch = streams(problem, method)
     losses = bilevel(state, method)
-    seconds = 0.0
     for callback in method.callbacks:
         callback.on_epoch_start(state)
-    for i in range(2):
+
+    def measured(number: int, due: bool) -> float:
         started = time.perf_counter()
-        now = StepBatches(weights, arch, i)
-        steps(state, method, losses, now, True)
+        steps(state, method, losses, StepBatches(weights, arch, number), due)
         if problem.fabric.device.type == "cuda":
             torch.cuda.synchronize(problem.fabric.device)
         (mean,) = average(problem.fabric, [torch.tensor(time.perf_counter() - started, dtype=torch.float64)])
-        seconds = float(mean)  # the same in all processes, which have to do the same
-        if seconds > LONG:
-            break
+        return float(mean)  # the same in all processes, which have to do the same
+
+    first = measured(0, True)
+    if first > LONG:
+        return first
+    held = ceil(method.arch_start * problem.epochs) / problem.epochs
+    shares, seconds = {True: (1 - held) / method.arch_every}, 0.0
+    shares[False] = 1 - shares[True]
+    for due, share in shares.items():
+        warm: list[float] = []
+        while share > 0 and len(warm) < MOST and sum(warm) < MEASURED:
+            warm.append(measured(len(warm) + 1, due))
+        seconds += share * median(warm or [0.0])
     return seconds
 
 

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from oche.api.search import problem_of
+from oche.api.problems import problem_of
 from oche.base import Group
 from oche.bench.planned import Trial
 from oche.bench.trial import Judged, scores_of, trained_network

@@ -179,6 +179,11 @@ def interval(values: Sequence[float], level: float = 0.95) -> list[float]:
 def _cells(training: Training, cells: int) -> Iterator[tuple[str, Genotype, Space]]:
     """Each cell with the space that its network is built in: under limits, a random one is as wide as they allow, like the found one."""
     yield FOUND, training.genotype, training.space
+    yield from random_cells(training, cells)
+
+
+def random_cells(training: Training, cells: int) -> Iterator[tuple[str, Genotype, Space]]:
+    """The random cells alone, which depend on the training's space, seed and limits."""
     for i in range(1, cells + 1):
         rng = counted(training.seed, "compare", i)
         for _ in range(DRAWN):

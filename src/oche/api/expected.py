@@ -1,0 +1,182 @@
+"""What a search will take, measured before it begins: memory, seconds by part, and the epochs that fit into `--time`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from oche.api.limits import cpu_threads, gradients
+from oche.api.problems import problem_of, training_of
+from oche.base import counted
+from oche.errors import UserError
+from oche.methods.ask_tell import AskTell
+from oche.plan.resolve import Plan
+from oche.plan.within import OVER, Parts, epochs_within, nearest, seconds_of
+from oche.search.preflight import Estimate, estimate
+from oche.search.searcher import as_searcher
+from oche.spaces.sampling import sample
+from oche.training.compare import random_cells, rivals_of
+from oche.training.pace import Pace, pace
+from oche.training.protocols import Protocol
+from oche.training.train import Training
+
+ENDING = 8.0
+"""Seconds for exporting the network and writing the report, about."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What a search and its comparison will take. `search` is None where nothing is searched by steps.
+
+    `training` is the pace of all `trainings` together; `searches` run one after the other.
+    """
+
+    search: Estimate | None = None
+    training: Pace = Pace(0.0, 0.0)
+    trainings: int = 0
+    searches: int = 1
+    epochs: tuple[int, int] = (1, 1)
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """Seconds of the search, and of the trainings after it."""
+        search = self.search.seconds * self.searches if self.search else 0.0
+        return search, self.training.seconds(self.epochs[1]) if self.trainings else 0.0
+
+    def with_epochs(self, epochs: int, training: int) -> Expected:
+        """The same for other numbers of epochs."""
+        search = self.search and replace(self.search, steps=round(self.search.steps / self.epochs[0] * epochs))
+        return replace(self, epochs=(epochs, training), search=search)
+
+
+def expected_of(plan: Plan, trainings: bool = True) -> Expected:
+    """Memory and seconds of a plan, from a few measured steps of each part. Raises UserError if it cannot fit into memory.
+
+    Without `trainings` the search alone is measured.
+    """
+    with gradients(), cpu_threads(plan.request.threads):
+        method = as_searcher(plan.searcher).method
+        search = estimate(problem_of(plan), method) if method else None
+        count = trained(plan) if trainings else 0
+        epochs = (plan.epochs, plan.protocol.epochs)
+        return Expected(search, _before(plan) if count else Pace(0.0, 0.0), count, plan.request.seeds, epochs)
+
+
+def trained(plan: Plan) -> int:
+    """How many networks are trained in the comparison, and for picking among several seeds."""
+    compared = 1 + plan.compare + len(plan.rivals) if plan.compare or plan.rivals else 0
+    return compared * plan.request.compare_seeds + _picked(plan)
+
+
+def _picked(plan: Plan) -> int:
+    """The trainings of several seeds' cells, of which one is picked."""
+    return plan.request.seeds if plan.request.seeds > 1 and not as_searcher(plan.searcher).keeps_weights else 0
+
+
+def _before(plan: Plan) -> Pace:
+    """The pace of all trainings together, as far as it is known before the search: the costliest random cell stands for the found one."""
+    any_cell = sample(plan.space, counted(plan.request.seed, "compare", 1))
+    base = training_of(plan, plan.space, any_cell)
+    drawn = [replace(base, genotype=cell, space=space) for _, cell, space in random_cells(base, max(1, plan.compare))]
+    paces = [pace(training) for training in drawn]
+    found = max(range(len(drawn)), key=lambda n: paces[n].epoch)
+    return _together(plan, paces[found], [*paces[: plan.compare], *_of_rivals(plan, drawn[found])])
+
+
+def _of_rivals(plan: Plan, found: Training) -> list[Pace]:
+    return [pace(replace(found, space=s, genotype=g)) for s, g in rivals_of(found, plan.rivals).networks.values()]
+
+
+def _together(plan: Plan, found: Pace, others: Sequence[Pace]) -> Pace:
+    """The found cell and the others, each trained for all seeds of the comparison, and the cells of several searches."""
+    seeds = plan.request.compare_seeds if plan.compare or plan.rivals else 0
+    every = [*[found, *others] * seeds, *[found] * _picked(plan)]
+    return Pace(sum(p.epoch for p in every), sum(p.once for p in every))
+
+
+# ------------------------------------------------------------------ --time
+
+
+@dataclass(frozen=True)
+class Clock:
+    """A command that began at `begun` (`time.monotonic()`) and shall take `seconds`."""
+
+    seconds: float
+    begun: float
+
+    @classmethod
+    def of(cls, given: str | float | None, begun: float | None = None) -> Clock | None:
+        """The clock of an option `--time`, which runs from now on if not from `begun`; None without one. Raises UserError."""
+        seconds = seconds_of(given)
+        return None if seconds is None else cls(seconds, time.monotonic() if begun is None else begun)
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.seconds - (time.monotonic() - self.begun)
+
+
+def timed(plan: Plan, clock: Clock | None, trainings: bool = True) -> tuple[Plan, Expected]:
+    """The plan with the epochs that fill the clock's time best, and what it will take. Raises UserError where it is too short.
+
+    Without a clock the plan stays as it is, and the `trainings` need not be measured.
+    """
+    if clock is None:
+        return plan, expected_of(plan, trainings)
+    if isinstance(plan.searcher, AskTell):
+        raise UserError(
+            f"--time chooses epochs, and {plan.searcher.name} asks for cells instead: leave it out, and set their number "
+            f"(--set queries={plan.searcher.queries})."
+        )
+    expected = expected_of(plan)
+    search = expected.seconds[0]
+    parts = Parts(
+        search / expected.epochs[0],
+        expected.training.epoch if expected.trainings else 0.0,
+        expected.training.once + ENDING * (expected.trainings > 0),
+    )
+    rest = replace(parts, rest=parts.rest + clock.seconds - clock.left)
+    epochs = plan.fabric.broadcast(
+        epochs_within(clock.seconds, rest, expected.epochs, (plan.request.epochs is not None, _given(plan)))
+    )
+    plan = replace(plan, epochs=epochs[0], protocol=replace(plan.protocol, epochs=epochs[1]))
+    return plan, expected.with_epochs(*epochs)
+
+
+def in_time(plan: Plan, training: Training, clock: Clock | None) -> Protocol:
+    """The protocol of the comparison, with the epochs that end nearest to the clock's time, measured on the networks that are trained.
+
+    What the run's log has is kept; without a clock, or where the epochs were given, the plan's protocol holds.
+    """
+    run, protocol = training.run, plan.protocol
+    records: Sequence[Mapping[str, object]] = run.records() if run else ()
+    for record in records:
+        if record.get("kind") == "time":
+            return replace(protocol, epochs=int(str(record["train_epochs"])))
+    if clock is None or _given(plan) or any(record.get("kind") == "trained" for record in records):
+        return protocol
+    drawn = [
+        pace(replace(training, genotype=cell, space=space)) for _, cell, space in random_cells(training, plan.compare)
+    ]
+    one = replace(plan, request=replace(plan.request, seeds=1))  # several seeds' cells have been trained by now
+    found = _together(one, pace(training), [*drawn, *_of_rivals(plan, training)])
+    left = clock.left
+    epochs = nearest(found.epoch, left - found.once - ENDING, OVER * clock.seconds)
+    epochs = plan.fabric.broadcast(epochs)
+    record = {
+        "kind": "time",
+        "seconds": clock.seconds,
+        "left": left,
+        "train_epochs": epochs,
+        "planned": protocol.epochs,
+    }
+    if run and plan.fabric.is_global_zero:
+        run.log(record)
+    training.listener("time", record)
+    return replace(protocol, epochs=epochs)
+
+
+def _given(plan: Plan) -> bool:
+    """True if the epochs of the comparison's trainings were given."""
+    return "train.epochs" in plan.request.settings

@@ -1,0 +1,275 @@
+"""`--time`: how it is written, which epochs fill it, what is measured for that, and that a run keeps what was chosen."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import oche
+from oche import config
+from oche.api import expected as module
+from oche.api import search as api
+from oche.api.expected import Clock, Expected, in_time, timed
+from oche.api.problems import training_of
+from oche.api.resume import reopen, resume
+from oche.api.terminal import Show
+from oche.api.train import plan_training
+from oche.data import Stream
+from oche.errors import UserError
+from oche.genotype import Genotype
+from oche.plan.machine import fabric_for
+from oche.plan.request import Request, TrainRequest
+from oche.plan.resolve import Plan, resolve
+from oche.plan.within import OVER, Parts, epochs_within, nearest, seconds_of
+from oche.run import Run
+from oche.search.preflight import Estimate
+from oche.training import pace as measuring
+from oche.training.pace import Pace, pace
+from oche.training.protocols import PROTOCOLS
+from oche.training.train import Training, TrainState
+from reference.tiny import tiny_data, tiny_space
+
+DATA = tiny_data(12)
+CELL = "|nor_conv_3x3~0|+|skip_connect~0|nor_conv_3x3~1|"
+
+
+# ---------------------------------------------------------------------- the numbers
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("20m", 1200), ("20 min", 1200), ("1h30m", 5400), ("90s", 90), ("1.5h", 5400), (45, 45), ("7", 7)],
+)
+def test_a_time_is_written_in_many_ways(text: str | int, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["soon", "20x", "-5m", "0", "", "5m!", "m"])
+def test_what_is_no_time_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--time"):
+        seconds_of(text)
+
+
+@given(st.floats(0.1, 100), st.floats(0.0, 5000), st.floats(0.0, 100))
+def test_the_nearest_number_of_epochs(each: float, left: float, over: float) -> None:
+    """By trying all: the closest to the seconds that are left, of those that exceed them by no more than `over`; at least 1."""
+    allowed = [n for n in range(1, int(left / each) + int(over / each) + 2) if n * each <= left + over] or [1]
+    closest = min(abs(n * each - left) for n in allowed)
+    found = nearest(each, left, over)
+    assert found in allowed
+    assert abs(found * each - left) <= closest + 1e-6 * each
+
+
+@given(
+    st.floats(0.05, 20),
+    st.floats(0.05, 60),
+    st.floats(0, 20),
+    st.integers(1, 100),
+    st.integers(1, 50),
+    st.floats(1, 4000),
+)
+def test_the_epochs_fill_the_time(
+    search: float, training: float, rest: float, usual: int, trained: int, seconds: float
+) -> None:
+    """Never above the time by more than `OVER` and never below it by an epoch of the search, in about the usual proportion."""
+    parts = Parts(search, training, rest)
+    if parts.seconds(1, 1) > (1 + OVER) * seconds:
+        with pytest.raises(UserError, match="too short"):
+            epochs_within(seconds, parts, (usual, trained))
+        return
+    epochs, each = epochs_within(seconds, parts, (usual, trained))
+    assert min(epochs, each) >= 1
+    assert parts.seconds(epochs, each) <= (1 + OVER) * seconds + 1e-6
+    assert parts.seconds(epochs + 1, each) > seconds - 1e-6 * seconds
+    share = (seconds - rest) / (search * usual + training * trained)
+    assert abs(each - share * trained) <= 1 or each == 1
+
+
+def test_epochs_that_are_given_stay() -> None:
+    parts = Parts(2.0, 5.0, 10.0)
+    assert epochs_within(100, parts, (20, 12), (True, False)) == (20, 10)
+    assert epochs_within(100, parts, (20, 12), (False, True)) == (15, 12)
+    with pytest.raises(UserError, match="no epochs left to choose"):
+        epochs_within(100, parts, (20, 12), (True, True))
+    assert epochs_within(100, Parts(0, 5, 10), (20, 12)) == (20, 18)
+    with pytest.raises(UserError, match=r"60 s is too short.* about 2 min .*20 of the search and 1 of each training"):
+        epochs_within(60, Parts(5.0, 5.0, 10.0), (20, 12), (True, False))
+
+
+# ---------------------------------------------------------------------- what is measured
+
+
+def training_for(data: object = DATA, **protocol: object) -> Training:
+    space = tiny_space("toy", DATA)
+    settings = replace(PROTOCOLS["smoke"], batch=4, **protocol)  # type: ignore[arg-type]
+    return Training(space, Genotype.parse(CELL, "toy"), DATA, settings, 5, fabric_for("cpu"))
+
+
+def test_a_pace_counts_steps_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a clock of our own on which a step takes 0.2 s, an image 0.01 s and all else nothing: 3 steps per epoch, 12 images a part."""
+    now = [100.0]
+
+    def stepping(state: TrainState, training: Training, stream: Stream) -> tuple[float, float]:
+        now[0] += 0.2 * stream.steps_per_epoch
+        return 0.0, 0.0
+
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(measuring, "train_epoch", stepping)
+    monkeypatch.setattr(
+        measuring, "evaluate", lambda network, images, *_: now.__setitem__(0, now[0] + 0.01 * len(images))
+    )
+    found = pace(training_for())
+    assert found.epoch == pytest.approx(3 * 0.2 + 12 * 0.01)
+    assert found.once == pytest.approx(0.2 + 12 * 0.01)  # the first, cold step, and the test images
+    assert found.seconds(7) == pytest.approx(7 * found.epoch + found.once)
+
+
+def test_measuring_a_pace_leaves_no_trace(tmp_path: Path) -> None:
+    before = torch.get_rng_state()
+    told: list[str] = []
+    run = Run.create(tmp_path / "run")
+    found = pace(replace(training_for(), run=run, listener=lambda event, _: told.append(event)))
+    assert min(found.epoch, found.once) > 0
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not told
+    assert not run.records()
+
+
+# ---------------------------------------------------------------------- a search
+
+
+@pytest.fixture
+def paces(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds per epoch of a training, as if they had been measured, an epoch of the search taking 2; nothing else takes time."""
+    each = [0.5]
+    monkeypatch.setattr(module, "pace", lambda training: Pace(each[0], 0.0))
+    monkeypatch.setattr(module, "estimate", lambda problem, _: Estimate(1, 1, 1.0, 2.0, problem.epochs, {}))
+    monkeypatch.setattr(module, "ENDING", 0.0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: 1000.0)
+    return each
+
+
+def plan_for(**options: object) -> Plan:
+    given = {
+        "space": "toy",
+        "data": DATA,
+        "budget": "smoke",
+        "batch": 6,
+        "compare": 1,
+        "compare_seeds": 2,
+        "protocol": "smoke",
+        **options,
+    }
+    return resolve(Request("darts", **given))  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("paces")
+def test_the_epochs_are_those_that_fill_the_time_and_run_toml_has_them(tmp_path: Path) -> None:
+    """2 and 2 are usual; an epoch of the search takes 2 s, one of each of the six trainings 3 s together: 5 s for both, 20 for 100 s."""
+    plan, expected = timed(plan_for(time="100s"), Clock(100, 1000.0))
+    assert (plan.epochs, plan.protocol.epochs) == (20, 20)
+    assert expected.trainings == 6
+    assert expected.seconds == pytest.approx((40, 60))
+    run = api.start(plan, tmp_path / "run")
+    again, _ = reopen(run.path, DATA)
+    assert (again.epochs, again.protocol.epochs, again.request.time) == (20, 20, "100s")
+    table = config.loads(run.read(Run.CONFIG).decode(), "run.toml")
+    assert table["resolved"]["epochs"] == 20  # type: ignore[index]
+
+
+@pytest.mark.usefixtures("paces")
+def test_explicit_epochs_win_and_the_table_says_what_is_chosen(capsys: pytest.CaptureFixture[str]) -> None:
+    plan, expected = timed(plan_for(time="100s", epochs=5), Clock(100, 1000.0))
+    assert (plan.epochs, plan.protocol.epochs) == (5, 30)
+    Show(quiet=False).preflight(plan, expected, "run")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "6 trainings of 30 epochs 90 s" in said
+    assert "epochs are chosen for --time 100s; 5 epochs of the search were given" in said
+    plan, _ = timed(plan_for(time="100s", settings={"train.epochs": 5}), Clock(100, 1000.0))
+    assert (plan.epochs, plan.protocol.epochs) == (42, 5)
+    with pytest.raises(UserError, match="no epochs left"):
+        timed(plan_for(time="100s", epochs=5, settings={"train.epochs": 5}), Clock(100, 1000.0))
+    with pytest.raises(UserError, match=r"--time 4 s is too short, .*1 of the search and 1 of each training"):
+        timed(plan_for(time="4s"), Clock(4, 1000.0))
+    asks = resolve(Request("local_search", space="toy", data=DATA, budget="smoke", time="9m"))
+    with pytest.raises(UserError, match="asks for cells instead"):
+        timed(asks, Clock(540, 1000.0))
+    drawn, _ = timed(
+        resolve(Request("random_sampling", space="toy", data=DATA, budget="smoke", time="60s")), Clock(60, 1000.0)
+    )
+    assert drawn.protocol.epochs == 8  # of 15 trainings of 0.5 s per epoch each
+
+
+def test_the_trainings_epochs_are_chosen_anew_when_the_search_has_ended(tmp_path: Path, paces: list[float]) -> None:
+    """They take twice as long as was thought, and of 100 s 40 are left: 6 trainings of 1 s per epoch each get 7, or 6 without exceeding."""
+    plan, _ = timed(plan_for(time="100s"), Clock(100, 1000.0))
+    run = api.start(plan, tmp_path / "run")
+    paces[0] = 1.0
+    training = training_of(plan, plan.space, Genotype.parse(CELL, "toy"), run)
+    assert in_time(plan, training, None).epochs == 20
+    assert in_time(plan, training, Clock(100, 1000.0 - 60)).epochs == 7
+    assert [r["train_epochs"] for r in run.records() if r["kind"] == "time"] == [7]
+    paces[0] = 9.0
+    for clock in (None, Clock(100, 1000.0)):  # resumed, they stay
+        assert in_time(plan, training, clock).epochs == 7
+    given = plan_for(time="100s", settings={"train.epochs": 3})
+    assert in_time(given, replace(training, run=None), Clock(100, 1000.0)).epochs == 3
+
+
+@pytest.mark.slow
+def test_a_timed_search_is_carried_on_with_what_was_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "available_formats", tuple)
+    options = {"space": "toy", "data": DATA, "budget": "smoke", "compare": 1, "compare_seeds": 1, "rivals": "none"}
+    found = oche.search("darts", **options, time="12s", out=tmp_path / "run")  # type: ignore[arg-type]
+    (record,) = (r for r in found.run.records() if r["kind"] == "time")
+    lines = found.run.records()
+    found.run.rewind(next(n for n, r in enumerate(lines) if r["kind"] == "trained"))
+    again = resume(found.run.path, DATA)
+    assert isinstance(again, api.Found)
+    assert again.comparison == found.comparison
+    assert again.run.records() == lines
+    assert record["left"] < 12  # type: ignore[operator]
+
+
+# ---------------------------------------------------------------------- a training
+
+
+def test_a_training_takes_the_epochs_that_fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from oche.api import train as of_training
+
+    monkeypatch.setattr(of_training, "pace", lambda _: Pace(2.0, 1.0))
+    monkeypatch.setattr(of_training, "ENDING", 0.0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: 1000.0)
+    asked = TrainRequest(CELL, space="toy", data=DATA, protocol="smoke", time="41s")
+    plan = plan_training(asked).in_time(Clock.of(asked.time))
+    assert plan.training.protocol.epochs == 20
+    table = config.loads(plan.start(tmp_path / "run").read(Run.CONFIG).decode(), "run.toml")
+    assert table["train"]["epochs"] == 20  # type: ignore[index]
+    for more in (replace(asked, epochs=3), replace(asked, settings={"train.epochs": 3})):
+        with pytest.raises(UserError, match="no epochs left to choose"):
+            plan_training(more).in_time(Clock.of("41s"))
+    with pytest.raises(UserError, match=r"--time 2 s is too short.*1 of each training"):
+        plan_training(asked).in_time(Clock.of("2s"))
+
+
+# ---------------------------------------------------------------------- the bar
+
+
+def test_the_bar_fills_over_the_whole_command() -> None:
+    """It counts expected seconds: 40 of the search, 60 of six trainings; a fifth of the search is 8 of 100, two trainings are 60."""
+    show = Show(quiet=False)
+    expected = Expected(Estimate(1, 1, 1.0, 1.0, 40, {}), Pace(3.0, 0.0), 6, 1, (2, 20))
+    with show.search(plan_for(epochs=2), expected) as bar:
+        show.listen("step", {"step": 2, "steps": 10, "epoch": 0})
+        assert (bar.tasks[0].completed, bar.tasks[0].total) == (pytest.approx(8), 100)
+        for _ in range(2):
+            show.listen("trained", {"cell": "found", "seed": 0, "test_accuracy": 0.5, "metric": "accuracy"})
+        assert bar.tasks[0].completed == pytest.approx(60)
+        for _ in range(4):
+            show.listen("trained", {"cell": "found", "seed": 0, "test_accuracy": 0.5, "metric": "accuracy"})
+        assert bar.tasks[0].completed == pytest.approx(100)
