@@ -83,6 +83,11 @@ def test_the_epochs_fill_the_time(
             epochs_within(seconds, parts, (usual, trained))
         return
     epochs, each = epochs_within(seconds, parts, (usual, trained))
+    fewest = 3
+    if parts.seconds(fewest, 1) <= (1 + OVER) * seconds:
+        more, fewer = epochs_within(seconds, parts, (usual, trained), fewest=fewest)
+        assert more >= fewest
+        assert parts.seconds(more, fewer) <= (1 + OVER) * seconds + 1e-6
     assert min(epochs, each) >= 1
     assert parts.seconds(epochs, each) <= (1 + OVER) * seconds + 1e-6
     assert parts.seconds(epochs + 1, each) > seconds - 1e-6 * seconds
@@ -196,6 +201,9 @@ def test_explicit_epochs_win_and_the_table_says_what_is_chosen(capsys: pytest.Ca
         timed(plan_for(time="100s", epochs=5, settings={"train.epochs": 5}), Clock(100, 1000.0))
     with pytest.raises(UserError, match=r"--time 4 s is too short, .*1 of the search and 1 of each training"):
         timed(plan_for(time="4s"), Clock(4, 1000.0))
+    late = plan_for(time="9s", settings={"arch_start": 0.5})  # alpha steps from the second epoch on
+    with pytest.raises(UserError, match=r"2 of the search and 1 of each training"):
+        timed(replace(late, epochs=4), Clock(6, 1000.0))
     asks = resolve(Request("local_search", space="toy", data=DATA, budget="smoke", time="9m"))
     with pytest.raises(UserError, match="asks for cells instead"):
         timed(asks, Clock(540, 1000.0))

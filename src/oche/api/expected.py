@@ -138,7 +138,9 @@ def timed(plan: Plan, clock: Clock | None, trainings: bool = True) -> tuple[Plan
     )
     rest = replace(parts, rest=parts.rest + clock.seconds - clock.left)
     epochs = plan.fabric.broadcast(
-        epochs_within(clock.seconds, rest, expected.epochs, (plan.request.epochs is not None, _given(plan)))
+        epochs_within(
+            clock.seconds, rest, expected.epochs, (plan.request.epochs is not None, _given(plan)), _fewest(plan)
+        )
     )
     plan = replace(plan, epochs=epochs[0], protocol=replace(plan.protocol, epochs=epochs[1]))
     return plan, expected.with_epochs(*epochs)
@@ -175,6 +177,13 @@ def in_time(plan: Plan, training: Training, clock: Clock | None) -> Protocol:
         run.log(record)
     training.listener("time", record)
     return replace(protocol, epochs=epochs)
+
+
+def _fewest(plan: Plan) -> int:
+    """The fewest epochs of a search in which alpha steps."""
+    method = as_searcher(plan.searcher).method
+    start = method.arch_start if method else 0.0
+    return next((n for n in range(1, plan.epochs) if n - 1 >= start * n), plan.epochs)
 
 
 def _given(plan: Plan) -> bool:

@@ -8,6 +8,9 @@ from math import inf, log
 
 from oche.errors import UserError
 
+UNEVEN = 0.1
+"""A choice that is out of proportion by a factor of e counts like one that misses the time by this share."""
+
 UNITS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
 
 OVER = 0.03
@@ -75,17 +78,21 @@ def nearest(per_epoch: float, left: float, over: float = 0.0) -> int:
 
 
 def epochs_within(
-    seconds: float, parts: Parts, usual: tuple[int, int], given: tuple[bool, bool] = (False, False)
+    seconds: float,
+    parts: Parts,
+    usual: tuple[int, int],
+    given: tuple[bool, bool] = (False, False),
+    fewest: int = 1,
 ) -> tuple[int, int]:
     """The epochs of search and of each training that fill `seconds` best, in about the proportion of the `usual` ones.
 
-    Those that were `given` stay as they are. Of the two numbers of training epochs next to that proportion it takes the one with which the
-    search's epochs fill the time better. Raises UserError where one epoch of each takes longer.
+    Those that were `given` stay as they are; the search has at least its `fewest`. Of the numbers of training epochs next to that
+    proportion it takes the one with which the search's epochs fill the time better. Raises UserError where the fewest of each take longer.
     """
     fixed = tuple(given_ or not each for given_, each in zip(given, (parts.search, parts.training), strict=True))
     if all(fixed):
         raise UserError("--time has no epochs left to choose: leave it out, or --epochs, or --set train.epochs.")
-    least = (usual[0] if fixed[0] else 1, usual[1] if fixed[1] else 1)
+    least = (usual[0] if fixed[0] else fewest, usual[1] if fixed[1] else 1)
     if (shortest := parts.seconds(*least)) > (1 + OVER) * seconds:
         of = ((parts.search, "of the search"), (parts.training, "of each training"))
         named = [f"{n} {what}" for n, (each, what) in zip(least, of, strict=True) if each]
@@ -98,13 +105,13 @@ def epochs_within(
     if fixed[0]:
         return usual[0], nearest(parts.training, left - parts.search * usual[0], over)
     if fixed[1]:
-        return nearest(parts.search, left - parts.training * usual[1], over), usual[1]
+        return max(fewest, nearest(parts.search, left - parts.training * usual[1], over)), usual[1]
     share = left / (parts.search * usual[0] + parts.training * usual[1])
     best, found = inf, least
-    for training in {max(1, int(share * usual[1])), max(1, int(share * usual[1]) + 1)}:
-        epochs = nearest(parts.search, left - parts.training * training, over)
+    for training in {1, max(1, int(share * usual[1])), max(1, int(share * usual[1]) + 1)}:
+        epochs = max(fewest, nearest(parts.search, left - parts.training * training, over))
         missed = abs(parts.seconds(epochs, training) - seconds) / seconds
         uneven = abs(log(epochs / usual[0] * usual[1] / training))
-        if missed + 0.1 * uneven < best:
-            best, found = missed + 0.1 * uneven, (epochs, training)
+        if parts.seconds(epochs, training) <= (1 + OVER) * seconds and missed + UNEVEN * uneven < best:
+            best, found = missed + UNEVEN * uneven, (epochs, training)
     return found
