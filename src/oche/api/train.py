@@ -34,8 +34,12 @@ from oche.spaces import named as spaces
 from oche.spaces.rivals import RIVALS, Rival
 from oche.tasks import Task, named
 from oche.training.evaluate import Score, evaluate, records_of
+<<<<<<< HEAD
 from oche.training.export import CARD, WEIGHTS, load_network, save_network
 from oche.training.pace import pace
+=======
+from oche.training.export import CARD, WEIGHTS, available_formats, export_network, load_network, save_network
+>>>>>>> 60ad6bf (Latency can be limited: a table of each operation's latency, measured once on this machine by onnxruntime within small graphs or read from a file; what is handed out is measured; exported networks say what they take)
 from oche.training.train import BEST, LAST, START, Training, retrain
 from oche.training.train import begin as begin_training
 
@@ -267,6 +271,8 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
             if training.earlier:
                 run.log({"kind": "more", "earlier": list(training.earlier), "epochs": training.protocol.epochs})
             log_test(run, training.data, test, training.task)
+            if training.limits.latency is not None and "onnx" in available_formats():
+                export_network(run, ["onnx"])  # which measures its latency
             run.seal()
     if training.fabric.is_global_zero:
         attempt(lambda: render(run), run.path, "oche report")

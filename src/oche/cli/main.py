@@ -23,8 +23,9 @@ from oche.api.terminal import Show, console, rows_table
 from oche.cli.bench import bench
 from oche.cli.boundary import guarded, running
 from oche.cli.flags import flags
+from oche.cli.latency import latency
 from oche.cli.lists import LISTS
-from oche.cli.show import show_found, show_score, show_trained
+from oche.cli.show import show_found, show_latency, show_score, show_trained
 from oche.cli.study import study
 from oche.config import assignment
 from oche.errors import UserError, unknown
@@ -244,9 +245,7 @@ def evaluate(
     from oche.training.export import load_network
 
     score = inference.evaluate_run(run, data=data, checkpoint=checkpoint, device=device)
-    show_score(
-        score, load_network(Run.open(run)).contract, as_json, unrecorded(Run.open(run)) if data is None else None
-    )
+    show_score(score, load_network(Run.open(run)), as_json, unrecorded(Run.open(run)) if data is None else None)
 
 
 @app.command()
@@ -271,10 +270,11 @@ def export(
     formats: Annotated[list[str] | None, typer.Option("--format", help="pt2 or onnx; both by default.")] = None,
 ) -> None:
     """Write a trained network as .pt2 and ONNX, each checked against the network."""
-    from oche.training.export import FORMATS, export_network
+    from oche.training.export import FORMATS, export_network, load_network
 
     for path in export_network(Run.open(run), formats or FORMATS):
         console.print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB, checked", soft_wrap=True)
+    show_latency(load_network(Run.open(run)).card)
 
 
 @app.command()
@@ -376,6 +376,7 @@ def doctor(as_json: AsJson = False) -> None:
         console.print(rows_table(rows(found)))
 
 
+app.command()(latency)
 app.add_typer(bench, name="bench")
 app.add_typer(study, name="study")
 

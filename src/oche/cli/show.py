@@ -17,8 +17,8 @@ from oche.run import Run
 if TYPE_CHECKING:
     from oche.api.search import Found
     from oche.api.train import Trained
-    from oche.data.contract import Contract
     from oche.training.evaluate import Score
+    from oche.training.export import Loaded
 
 
 def show_found(found: Found, as_json: bool) -> None:
@@ -87,13 +87,24 @@ def show_claims(records: Sequence[Mapping[str, object]]) -> None:
             console.print(line, markup=False, soft_wrap=True)
 
 
-def show_score(score: Score, contract: Contract, as_json: bool, unknown_data: str | None) -> None:
-    """Prints what `oche eval` found; `unknown_data` says that the data may be others than those of the training."""
+def show_latency(card: Mapping[str, object]) -> None:
+    """Prints the latency of an exported network, and whether it is above its limit."""
+    from oche.training.export import over_latency
+
+    for line in (claims.latency(card) and f"latency  {claims.latency(card)}", over_latency(card)):
+        if line:
+            console.print(line, markup=False, soft_wrap=True)
+
+
+def show_score(score: Score, network: Loaded, as_json: bool, unknown_data: str | None) -> None:
+    """Prints what `oche eval` found, and the costs; `unknown_data` says that the data may be others than those of the training."""
+    from oche.report.facts import costs
     from oche.tasks import TASKS
     from oche.training.evaluate import records_of
 
     if unknown_data:
         print(f"oche: {unknown_data}", file=sys.stderr)
+    contract, told = network.contract, costs(network.card)
     task = next((kind() for kind in TASKS.values() if kind.metric == score.metric), None)
     records = records_of(score, task, contract.classes, contract.task)
     total, counted = sum(map(sum, score.confusion)), "pixels" if score.metric == "miou" else "images"
@@ -102,10 +113,20 @@ def show_score(score: Score, contract: Contract, as_json: bool, unknown_data: st
     if as_json:
         table = {**score.metrics, "loss": score.loss, counted: total, "confusion": score.confusion}
         iou = {str(r["class"]): r["iou"] for r in records if "iou" in r}
-        print(json.dumps({**table, **({"iou": iou} if iou else {}), "warnings": claims.warnings(records)}))
+        print(
+            json.dumps(
+                {
+                    **table,
+                    **({"iou": iou} if iou else {}),
+                    "costs": {k: v for v, k in told},
+                    "warnings": claims.warnings(records),
+                }
+            )
+        )
         return
     metrics = ", ".join(f"{TITLES.get(name, name)} {in_words(name, value)}" for name, value in score.metrics.items())
     console.print(f"{metrics}, loss {score.loss:.4f}, on {total} {counted}", markup=False, soft_wrap=True)
+    console.print(", ".join(f"{what} {value}" for value, what in told), markup=False, soft_wrap=True)
     show_claims(records)
 
 

@@ -16,8 +16,10 @@ from oche.plan.request import Request, TrainRequest
 from oche.plan.settings import Change, layered
 from oche.spaces import Space
 from oche.spaces import named as spaces
+from oche.spaces.latency import read_table
 from oche.spaces.limits import LIMITED, Limits, limit
 from oche.tasks import TASK, TASKS, Classify, MultiLabel, Regress, Segment, Task, balanced
+from oche.training.latencies import this_machine
 
 SPACE = {"classify": "nb201", "segment": "grid"}
 """The space that "auto" stands for, by what the data can teach."""
@@ -117,11 +119,23 @@ def limits_for(request: Request | TrainRequest, fixed: bool, lower: Mapping[str,
         value = (lower or {}).get(cost) if asked is None else limit(cost, asked)
         if isinstance(value, int | float):
             found[cost] = value
+    if request.latency_table is not None and "latency" not in found:
+        raise UserError("--latency-table is for a limit: add --max-latency 3ms, or leave the table out.")
+    table = None
+    if "latency" in found:
+        given = request.latency_table
+        table = this_machine() if given is None else read_table(Path(given).expanduser())
     return Limits(
         **{cost: int(value) for cost, value in found.items() if cost != "latency"},
         latency=found.get("latency"),
         fixed=fixed,
+        latencies=table,
     )
+
+
+def table_path(given: str | Path | None) -> str | None:
+    """What run.toml calls a latency table: its path from the root."""
+    return None if given is None else str(Path(given).expanduser().resolve())
 
 
 def space_for(

@@ -130,6 +130,14 @@ class Request:
         None, "The peak memory of its activations, one image in float32: 64KB or 64KiB.", "--max-memory"
     )
     max_size: str | int | None = option(None, "The most that its ONNX file may take: 100KB.", "--max-size")
+    max_latency: str | float | None = option(
+        None,
+        "The most milliseconds per image on one thread: 3ms. Measured here, or foretold by --latency-table.",
+        "--max-latency",
+    )
+    latency_table: str | Path | None = option(
+        None, "The latencies of another device, as `oche latency` writes them there.", "--latency-table"
+    )
     seeds: int = option(1, "Searches, from --seed on; the best cell by --pick is kept.", "--seeds")
     pick: str = option(
         "validation", "validation: each seed's cell is trained by --protocol and scored there.", "--pick"
@@ -191,6 +199,14 @@ class TrainRequest:
         None, "The peak memory of its activations, one image in float32: 64KB or 64KiB.", "--max-memory"
     )
     max_size: str | int | None = option(None, "The most that its ONNX file may take: 100KB.", "--max-size")
+    max_latency: str | float | None = option(
+        None,
+        "The most milliseconds per image on one thread: 3ms. Measured here, or foretold by --latency-table.",
+        "--max-latency",
+    )
+    latency_table: str | Path | None = option(
+        None, "The latencies of another device, as `oche latency` writes them there.", "--latency-table"
+    )
     inherit: bool = option(False, "Begin with the weights of the run's network.", "--inherit")
     more: int | None = option(
         None,

@@ -23,7 +23,7 @@ from oche.methods.budgets import Budget, budget
 from oche.plan import named
 from oche.plan.chosen import chosen
 from oche.plan.machine import fabric_for, threads_for, versions
-from oche.plan.parts import SPACE, data_facts, data_for, form_of, limits_for, path_of, space_for, task_for
+from oche.plan.parts import SPACE, data_facts, data_for, form_of, limits_for, path_of, space_for, table_path, task_for
 from oche.plan.processes import processes, shared_out
 from oche.plan.request import (
     AUTO,
@@ -189,6 +189,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
         data=path_of(request.data, data),
         compare=compare,
         rivals=rivals,
+        latency_table=table_path(request.latency_table),
         threads=threads_for(request.threads, data),
         devices=count,
     )

@@ -10,7 +10,7 @@ from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.plan import named
 from oche.plan.machine import fabric_for, versions
-from oche.plan.parts import data_facts, data_for, form_of, limits_for, path_of, space_for, task_for
+from oche.plan.parts import data_facts, data_for, form_of, limits_for, path_of, space_for, table_path, task_for
 from oche.plan.processes import processes, shared_out
 from oche.plan.request import (
     AUTO,
@@ -27,7 +27,7 @@ from oche.plan.request import (
 from oche.plan.settings import by_part, layered
 from oche.spaces import Space
 from oche.spaces import named as spaces
-from oche.spaces.cost import prices_of
+from oche.spaces.cost import priced
 from oche.spaces.edges import TRAINED
 from oche.spaces.fit import widest
 from oche.spaces.limits import LIMITED, Limits
@@ -107,7 +107,7 @@ def _fitting(space: Space, genotype: Genotype, limits: Limits, widen: bool) -> S
 
     Raises UserError where it keeps them at no width.
     """
-    prices = prices_of(space, genotype)
+    prices = priced(limits)(space, genotype)
     if limits.fixed or genotype.edge in TRAINED or (limits.kept(prices) and not widen):
         found = space if limits.kept(prices) else None
     else:
@@ -126,6 +126,7 @@ def training_table(request: TrainRequest, training: Training) -> dict[str, objec
         plain(request, space=training.space.name, task=training.task.name, protocol=protocol),
         data=None if request.data is None else path_of(request.data, training.data),
         devices=training.fabric.world_size,
+        latency_table=table_path(request.latency_table),
     )
     return {
         "rules": config.RULES,

@@ -248,6 +248,22 @@ def shares(record: Mapping[str, object]) -> list[tuple[str, float]]:
     return [(str(k).replace("_", "-"), _number(v)) for k, v in found.items()] if isinstance(found, Mapping) else []
 
 
+def latency(card: Mapping[str, object]) -> str:
+    """The latency that a network's card tells, or why there is none; "" for a card from before.
+
+    >>> latency({"latency": {"measured": {"median_ms": 0.35, "low_ms": 0.34, "high_ms": 0.4, "runtime": "onnxruntime 1.22"}}})
+    '0.350 ms [0.340, 0.400] per image, onnxruntime 1.22 on one thread'
+    >>> latency({"latency": {"measured": "not measured: pip install 'oche[onnx]'"}})
+    "not measured: pip install 'oche[onnx]'"
+    """
+    told = card.get("latency")
+    found = told.get("measured") if isinstance(told, Mapping) else None
+    if not isinstance(found, Mapping):
+        return str(found or "")
+    median, low, high = (_number(found[name]) for name in ("median_ms", "low_ms", "high_ms"))
+    return f"{median:.3f} ms [{low:.3f}, {high:.3f}] per image, {found['runtime']} on one thread"
+
+
 def _number(value: object) -> float:
     assert isinstance(value, int | float)
     return float(value)

@@ -57,20 +57,25 @@ def wilson(share: float, count: float) -> tuple[float, float]:
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def costs(run: Run) -> list[tuple[str, str]]:
-    """What the network in the run's folder costs, (value, what it is), from its card; nothing without one."""
-    card = card_of(run)
+def costs(card: Mapping[str, object]) -> list[tuple[str, str]]:
+    """What a network costs, (value, what it is), as its card tells; nothing of an empty one.
+
+    >>> costs({"parameters": 78042, "memory": 131072})
+    [('78,042', 'parameters'), ('131.1 KB', 'peak memory of activations')]
+    """
     forms = {
         "parameters": ("{:,.0f}", "parameters", 1.0),
         "multiply_adds": ("{:,.2f} M", "multiply-adds per image", 1e-6),
         "memory": ("{:,.1f} KB", "peak memory of activations", 1e-3),
         "size": ("{:,.1f} KB", "size as a file", 1e-3),
-        "latency": ("{:.2f} ms", "latency per image", 1.0),
     }
-    rows = [(card, name) for name in forms if number(card.get(name)) is not None]
-    return [
-        (forms[name][0].format(forms[name][2] * (number(card[name]) or 0.0)), forms[name][1]) for card, name in rows
+    found = [
+        (form.format(by * value), what)
+        for name, (form, what, by) in forms.items()
+        if (value := number(card.get(name))) is not None
     ]
+    said = claims.latency(card)
+    return [*found, (said, "latency")] if said else found
 
 
 def card_of(run: Run) -> Mapping[str, object]:
@@ -133,7 +138,7 @@ def facts(run: Run, records: Sequence[Record]) -> list[tuple[str, str]]:
     add("supernet", "val_miou", "{:.2f} %", "supernet, validation mIoU", 100)
     add("supernet", "val_mean_f1", "{:.2f} %", "supernet, validation F1", 100)
     add("supernet", "val_r2", "{:.3f}", "supernet, validation R2")
-    facts += costs(run)
+    facts += costs(card_of(run))
     for record in [r for r in records if r.get("kind") == "fitted"][-1:]:
         facts += [(f"{100 * share:.0f} %", f"of the limit of {name}") for name, share in claims.shares(record)]
     epochs = [r for r in records if r.get("kind") in ("epoch", "train_epoch")]

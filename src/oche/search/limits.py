@@ -32,20 +32,23 @@ from oche.search.relaxations import Relaxation
 from oche.search.state import Problem, SearchState
 from oche.search.terms import OfAlpha
 from oche.spaces import Space
-from oche.spaces.cost import candidates, prices_of
+from oche.spaces.cost import candidate_latencies, candidates, priced, prices_of
 from oche.spaces.fit import Fitted, fit
+from oche.spaces.latency import Latencies
 from oche.spaces.limits import Limits
 from oche.spaces.repair import Strengths
 from oche.spaces.smallest import smallest
+from oche.training.export import above, available_formats, measured_latency
 
-ADDITIVE = ("parameters", "multiply_adds", "size")
-"""Costs that are a sum over the candidates."""
+TRIES, TIGHTER = 3, 0.97
+"""How often a network that was measured above the limit of latency is made to fit anew, and how much lower than in proportion."""
 
 LEAST_EXCESS = 0.1
 """What the first cost's excess counts as at least."""
 
 Costs = dict[str, Tensor]
-"""Group -> (E, O, 2): parameters and multiply-adds of each candidate, summed over the cells that share the group's alpha."""
+"""Group -> (E, O, 3): parameters, multiply-adds and milliseconds (0 without a table) of each candidate, summed over the cells that share
+the group's alpha."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +92,20 @@ def expected(
 
 def of_weights(space: Space, limits: Limits, groups: tuple[Group, ...], rows: Strengths) -> dict[str, Tensor]:
     """Cost -> its expectation under these op weights (E, O) of each group."""
-    rest, table = fixed_costs(space), summed(space)
+    rest, table = fixed_costs(space, limits.latencies), summed(space, limits.latencies)
     parts = [_weighed(group, rows[group.name], table[group.name].to(rows[group.name])) for group in groups]
     sums = torch.stack(parts).sum(0)
-    both = {"parameters": sums[0], "multiply_adds": sums[1], "size": 4 * sums[0]}
-    return {name: rest[name] + both[name] for name, _ in limits.items() if name in both}
+    found = _by_name(sums)
+    return {name: rest[name] + found[name] for name, _ in limits.items() if name in found}
+
+
+def _by_name(sums: Tensor) -> dict[str, Tensor]:
+    """(3,) -> the costs that are sums over candidates."""
+    return {"parameters": sums[0], "multiply_adds": sums[1], "size": 4 * sums[0], "latency": sums[2]}
 
 
 def _weighed(group: Group, w: Tensor, costs: Tensor) -> Tensor:
-    """(2,): the sum over edges of q_e sum_o p_eo c_eo."""
+    """(3,): the sum over edges of q_e sum_o p_eo c_eo."""
     w, tiny = w.abs(), torch.finfo(w.dtype).tiny
     shares = w.sum(-1)
     if group.keep is not None:
@@ -113,25 +121,27 @@ def _weighed(group: Group, w: Tensor, costs: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=32)
-def summed(space: Space) -> Costs:
+def summed(space: Space, latencies: Latencies | None = None) -> Costs:
     """The candidates' costs, summed over the cells that share them."""
-    return {name: table.sum(0) for name, table in candidates(space, True).items()}
+    counted = {name: table.sum(0) for name, table in candidates(space, True).items()}
+    times = {} if latencies is None else candidate_latencies(space, latencies)
+    return {
+        name: torch.cat([t, times[name][..., None] if times else torch.zeros_like(t[..., :1])], -1)
+        for name, t in counted.items()
+    }
 
 
 @lru_cache(maxsize=32)
-def fixed_costs(space: Space) -> Mapping[str, float]:
+def fixed_costs(space: Space, latencies: Latencies | None = None) -> Mapping[str, float]:
     """What a network of the space costs beside its candidates."""
     genotype = smallest(space, Limits())
-    prices, table = prices_of(space, genotype), summed(space)
-    own = torch.zeros(2, dtype=torch.float64)
+    prices, table = prices_of(space, genotype), summed(space, latencies)
+    prices["latency"] = 0.0 if latencies is None else latencies.of_network(space, genotype)
+    own = torch.zeros(3, dtype=torch.float64)
     for group in space.groups:
         for c in genotype.groups[group.name]:
             own += table[group.name][group.entry(c.source, c.target, c.op)]
-    return {
-        "parameters": prices["parameters"] - float(own[0]),
-        "multiply_adds": prices["multiply_adds"] - float(own[1]),
-        "size": prices["size"] - 4 * float(own[0]),
-    }
+    return {name: prices[name] - float(cost) for name, cost in _by_name(own).items()}
 
 
 @lru_cache(maxsize=32)
@@ -160,16 +170,16 @@ def limited(problem: Problem, method: Method) -> Method:
 
 def _can_exceed(space: Space, limits: Limits) -> Iterator[bool]:
     """For each limit of a sum, True if the dearest candidates together exceed it."""
-    rest, table = fixed_costs(space), summed(space)
-    dearest = torch.zeros(2, dtype=torch.float64)
+    rest, table = fixed_costs(space, limits.latencies), summed(space, limits.latencies)
+    dearest = torch.zeros(3, dtype=torch.float64)
     for group in space.groups:
         by_edge = table[group.name].amax(1)
         for numbers in group.into().values():
             dearest += by_edge[numbers].sort(0, descending=True).values[: group.keep].sum(0)
-    sums = {"parameters": float(dearest[0]), "multiply_adds": float(dearest[1]), "size": 4 * float(dearest[0])}
+    sums = _by_name(dearest)
     for name, limit in limits.items():
         if name in sums:
-            yield rest[name] + sums[name] > limit
+            yield rest[name] + float(sums[name]) > limit
 
 
 # ------------------------------------------------------------------ the network
@@ -182,26 +192,58 @@ def hand_out(
     space = problem.built or problem.space
     table: dict[str, object] = dict(note or {})
     if problem.limits:
-        fitted = fit(space, genotype, problem.limits, strengths)
+        fitted, measured = made_to_fit(problem, space, genotype, strengths)
         assert problem.limits.kept(fitted.prices), "the smallest network was checked before"
-        genotype, table = fitted.genotype, {**table, "fitted": fitted.table(problem.limits)}
-        tell(problem, fitted)
+        genotype, table = fitted.genotype, {**table, "fitted": {**fitted.table(problem.limits), **measured}}
+        tell(problem, fitted, measured)
     if problem.run and problem.fabric.is_global_zero:
         problem.run.write(Run.GENOTYPE, json.dumps({**json.loads(genotype.to_json()), **table}).encode())
     return genotype
+
+
+def made_to_fit(
+    problem: Problem, space: Space, genotype: Genotype, strengths: Strengths | None
+) -> tuple[Fitted, dict[str, object]]:
+    """The network that keeps the limits, and what was measured of it where latency is limited on this machine.
+
+    One whose file takes longer than foretold, and too long, is made to fit anew under a limit that is lower by as much.
+    """
+    limits = problem.limits
+    fitted = fit(space, genotype, limits, strengths)
+    if (
+        limits.latency is None
+        or limits.latencies is None
+        or not limits.latencies.here
+        or "onnx" not in available_formats()
+    ):
+        return fitted, {}
+    best, target = (fitted, measured_latency(fitted.space, fitted.genotype)), limits.latency
+    for _ in range(TRIES):
+        if best[1].median <= limits.latency:
+            break
+        target *= TIGHTER * limits.latency / best[1].median
+        fitted = fit(space, genotype, replace(limits, latency=target), strengths)
+        if fitted.genotype == best[0].genotype and fitted.space == best[0].space:
+            break
+        best = min(best, (fitted, measured_latency(fitted.space, fitted.genotype)), key=lambda pair: pair[1].median)
+    fitted, latency = best
+    said = {} if latency.median <= limits.latency else {"warning": above(latency.median, limits.latency)}
+    return fitted, {"latency": latency.table(), **said}
 
 
 def keeps(problem: Problem, genotype: Genotype) -> bool:
     """True unless the width is fixed and the genotype's network exceeds a limit at it."""
     if not problem.limits or not problem.limits.fixed:
         return True
-    return problem.limits.kept(prices_of(problem.built or problem.space, genotype))
+    return problem.limits.kept(priced(problem.limits)(problem.built or problem.space, genotype))
 
 
-def tell(problem: Problem, fitted: Fitted) -> None:
-    """One line of the log: what was done to keep the limits, and how full they are."""
-    record = {"kind": "fitted", "genotype": str(fitted.genotype), **fitted.table(problem.limits)}
-    record["words"] = problem.limits.words(fitted.prices)
+def tell(problem: Problem, fitted: Fitted, measured: Mapping[str, object]) -> None:
+    """One line of the log: what was done to keep the limits, how full they are, and what was measured."""
+    record = {"kind": "fitted", "genotype": str(fitted.genotype), **fitted.table(problem.limits), **measured}
+    latency = measured.get("latency")
+    found = f" (measured: {latency['median_ms']:.3f} ms)" if isinstance(latency, Mapping) else ""
+    record["words"] = problem.limits.words(fitted.prices) + found
     if problem.run and problem.fabric.is_global_zero:
         problem.run.log(record)
     problem.listener("fitted", record)

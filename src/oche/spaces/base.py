@@ -20,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from oche.base import Batch, Draw, Group, OpWeights, Params
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
+from oche.spaces.deployed import deployed
 from oche.spaces.edges import EDGES, TRAINED, Edge, EdgeFactory, plain_name
 from oche.spaces.ops import OPS, BatchNorm, Drawn, PoolBN, Zero, run
 
@@ -70,6 +71,8 @@ class Cell(nn.Module):
     def forward(self, inputs: Sequence[Tensor], through: Through) -> Tensor:
         states = {i: entry(x) for i, (entry, x) in enumerate(zip(self.entries, inputs, strict=True))}
         for target, incoming in enumerate(self._into, start=len(states)):
+            if deployed():  # zeros are not added to something
+                incoming = [one for one in incoming if not _is_zero(self.edges[one[2]])] or incoming
             terms = [through(e, self.edges[key], states[source]) for e, source, key in incoming]
             if terms:
                 states[target] = sum(terms[1:], terms[0])
@@ -78,6 +81,11 @@ class Cell(nn.Module):
     def output(self, states: Mapping[int, Tensor]) -> Tensor:
         """What the cell gives of its states: some side by side, or the last."""
         return torch.cat([states[node] for node in self._outputs], dim=1) if self.concat else states[self._outputs[-1]]
+
+
+def _is_zero(edge: nn.Module) -> bool:
+    """True if the one operation of a discrete network's edge is `none`."""
+    return isinstance(edge, Chosen) and all(isinstance(op, Zero) for op in edge.ops.values())
 
 
 def _keys(edges: Sequence[tuple[int, int]]) -> list[str]:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from oche.spaces.deployed import deployed
+
 
 @dataclass(frozen=True)
 class Place:
@@ -70,6 +72,8 @@ class Thinning(nn.Conv2d):
         super().__init__(inputs, outputs, 1, stride=stride, bias=bias)
 
     def forward(self, x: Tensor) -> Tensor:
+        if deployed():
+            return F.conv2d(x, self.weight, self.bias, self.stride)
         down, right = self.stride
         return F.conv2d(x[:, :, ::down, ::right], self.weight, self.bias)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 
@@ -14,6 +16,8 @@ from oche.genotype import Genotype
 from oche.spaces import Space
 from oche.spaces.base import Supernet
 from oche.spaces.edges import WeightedSum
+from oche.spaces.latency import Latencies
+from oche.spaces.limits import Limits, Pricer
 from oche.spaces.ops import PoolBN
 from oche.spaces.traced import FLOAT, Tracer, traced
 
@@ -55,6 +59,14 @@ def prices_of(space: Space, genotype: Genotype) -> dict[str, float]:
     return dict(cost(space, genotype).table())
 
 
+def priced(limits: Limits) -> Pricer:
+    """What tells a network's costs under these limits: the counted ones, and the latency where it is limited."""
+    table = limits.latencies
+    if limits.latency is None or table is None:
+        return prices_of
+    return lambda space, genotype: {**prices_of(space, genotype), "latency": table.of_network(space, genotype)}
+
+
 def cost_of(network: nn.Module, inputs: int, size: tuple[int, ...]) -> Cost:
     """The cost of a network on the meta device, for one image of `inputs` channels and that size."""
     found = traced(network.eval(), torch.zeros(1, inputs, *size, device="meta"))
@@ -65,27 +77,41 @@ def cost_of(network: nn.Module, inputs: int, size: tuple[int, ...]) -> Cost:
     return Cost(parameters(network), found.multiply_adds, found.peak(), held + PER_CALL * found.calls + OVERHEAD)
 
 
-@cache
-def candidates(space: Space, affine: bool = False) -> dict[str, Tensor]:
-    """{group: (n, E, O, 2) float64}: parameters and multiply-adds of every candidate of the supernet, 0 where an edge has none.
+@dataclass(frozen=True)
+class Candidate:
+    """A candidate of the supernet in the place where it stands: group, edge, cell among those of the group, number among the operations.
 
-    n is the number of cells that share the group's alpha; each edge of a grid is there once. Counted on two images, for batch norms. With
-    `affine` the weights of batch norms count, but for those behind a supernet's pools, which its networks do not have.
+    `module` is the supernet's, `alone` builds that of a discrete network; `shape` is what comes in, batch included.
     """
-    rows: dict[str, list[list[Tensor]]] = {group.name: [[] for _ in group.edges] for group in space.groups}
-    hooks: list[RemovableHandle] = []
-    called: list[tuple[Tensor, nn.Module, torch.Size]] = []
 
-    def note(row: Tensor, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        called.append((row, module, inputs[0].shape))
+    group: str
+    edge: int
+    cell: int
+    number: int
+    module: nn.Module
+    alone: Callable[[], nn.Module]
+    shape: torch.Size
+
+
+def each_candidate(space: Space, affine: bool = False) -> tuple[list[Candidate], Mapping[tuple[str, int], int]]:
+    """All candidates of the supernet that a forward pass of two images calls, on the meta device; (group, edge) -> cells that have it."""
+    hooks: list[RemovableHandle] = []
+    found: list[Candidate] = []
+    built: Counter[tuple[str, int]] = Counter()
 
     def build(group: Group, e: int, channels: int, stride: int) -> nn.Module:
-        row = torch.zeros(group.width, 2, dtype=torch.float64, device="cpu")
-        rows[group.name][e].append(row)
+        cell = built[group.name, e]
+        built[group.name, e] += 1
 
         def candidate(op: str, width: int) -> nn.Module:
-            module = space.operation(group, e, op, width, stride, affine, alone=False)
-            hooks.append(module.register_forward_hook(partial(note, row[group.ops[e].index(op)])))
+            make = partial(space.operation, group, e, op, width, stride)
+            module, number = make(affine, alone=False), group.ops[e].index(op)
+            alone = partial(make, True, alone=True)
+
+            def note(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+                found.append(Candidate(group.name, e, cell, number, module, alone, inputs[0].shape))
+
+            hooks.append(module.register_forward_hook(note))
             return module
 
         return space.mixing(group, e, WeightedSum())(group.ops[e], channels, stride, candidate)
@@ -96,16 +122,40 @@ def candidates(space: Space, affine: bool = False) -> dict[str, Tensor]:
         images = torch.zeros(2, space.inputs, *space.size)
         with torch.no_grad(), Tracer((), images):
             supernet(images, space.spread(ones), Draw(0))
-        for hook in hooks:
-            hook.remove()
-        for row, module, shape in called:
-            norm = parameters(module.norm) if isinstance(module, PoolBN) else 0
-            row[0], row[1] = parameters(module) - norm, multiply_adds(module, torch.zeros(shape)) / shape[0]
-    none = {group.name: torch.zeros(0, group.width, 2, dtype=torch.float64) for group in space.groups}
-    return {
-        name: torch.stack([torch.stack(edge) if edge else none[name] for edge in edges], dim=1)
-        for name, edges in rows.items()
-    }
+    for hook in hooks:
+        hook.remove()
+    return found, built
+
+
+@cache
+def candidates(space: Space, affine: bool = False) -> dict[str, Tensor]:
+    """{group: (n, E, O, 2) float64}: parameters and multiply-adds of every candidate of the supernet, 0 where an edge has none.
+
+    n is the number of cells that share the group's alpha; each edge of a grid is there once. Counted on two images, for batch norms. With
+    `affine` the weights of batch norms count, but for those behind a supernet's pools, which its networks do not have.
+    """
+    found, built = each_candidate(space, affine)
+    tables = {}
+    for group in space.groups:
+        cells = max((n for (name, _), n in built.items() if name == group.name), default=0)
+        tables[group.name] = torch.zeros(cells, len(group.edges), group.width, 2, dtype=torch.float64)
+    for c in found:
+        norm = parameters(c.module.norm) if isinstance(c.module, PoolBN) else 0
+        adds = multiply_adds(c.module, torch.zeros(c.shape, device="meta")) / c.shape[0]
+        row = tables[c.group][c.cell, c.edge, c.number]
+        row[0], row[1] = parameters(c.module) - norm, adds
+    return tables
+
+
+@cache
+def candidate_latencies(space: Space, table: Latencies) -> dict[str, Tensor]:
+    """{group: (E, O) float64}: milliseconds of every candidate as it stands in a discrete network, summed over the cells that share it."""
+    found = {group.name: torch.zeros(len(group.edges), group.width, dtype=torch.float64) for group in space.groups}
+    for c in each_candidate(space)[0]:
+        with torch.device("meta"):
+            module = c.alone()
+        found[c.group][c.edge, c.number] += table.of_module(module, tuple(c.shape[1:]))
+    return found
 
 
 def parameters(module: nn.Module) -> int:

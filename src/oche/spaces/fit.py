@@ -14,7 +14,7 @@ from oche.base import counted
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.spaces.base import Space
-from oche.spaces.cost import prices_of
+from oche.spaces.cost import priced
 from oche.spaces.edges import KEPT_NORMED, TRAINED
 from oche.spaces.limits import LIMITED, Limits, Pricer, Prices
 from oche.spaces.repair import Strengths, repaired
@@ -50,9 +50,10 @@ class Fitted:
 
 
 def fit(
-    space: Space, genotype: Genotype, limits: Limits, strengths: Strengths | None = None, price: Pricer = prices_of
+    space: Space, genotype: Genotype, limits: Limits, strengths: Strengths | None = None, price: Pricer | None = None
 ) -> Fitted:
     """The genotype at the greatest width that keeps the limits, or changed where no width does, or where the width is fixed."""
+    price = price or priced(limits)
     if not limits:
         return Fitted(space, genotype, price(space, genotype))
     free = not limits.fixed and genotype.edge not in TRAINED and width_of(space) is not None
@@ -88,9 +89,9 @@ def least_width(space: Space) -> int:
     return min(LEAST, width_of(space) or LEAST)
 
 
-def widest(space: Space, genotype: Genotype, limits: Limits, price: Pricer = prices_of) -> Space | None:
+def widest(space: Space, genotype: Genotype, limits: Limits, price: Pricer | None = None) -> Space | None:
     """The widest space, up to `WIDER` times, in which the genotype's network keeps the limits; None where none does."""
-    width = width_of(space)
+    width, price = width_of(space), price or priced(limits)
     assert width is not None
 
     def keeps(at: int) -> bool:
@@ -123,12 +124,12 @@ def greatest(low: int, high: int, keeps: Callable[[int], bool], first: int) -> i
     return low
 
 
-def searched(space: Space, limits: Limits, allowed: Callable[[Space], bool], price: Pricer = prices_of) -> Space:
+def searched(space: Space, limits: Limits, allowed: Callable[[Space], bool], price: Pricer | None = None) -> Space:
     """The space as it is searched: not wider than it is, and as wide as the middle one of five random networks may be.
 
     Widths are multiples of four; `allowed` says which of them the supernet can have.
     """
-    width = width_of(space)
+    width, price = width_of(space), price or priced(limits)
     if not limits or limits.fixed or width is None:
         return space
     cells = []
@@ -147,11 +148,11 @@ def searched(space: Space, limits: Limits, allowed: Callable[[Space], bool], pri
     return fitting[-1] if fitting else space
 
 
-def check(space: Space, limits: Limits, keeps_weights: bool = False, price: Pricer = prices_of) -> None:
+def check(space: Space, limits: Limits, keeps_weights: bool = False, price: Pricer | None = None) -> None:
     """Raises UserError, with the smallest network, where no network of the space keeps the limits."""
     if not limits:
         return
-    width = width_of(space)
+    width, price = width_of(space), price or priced(limits)
     narrow = space if limits.fixed or keeps_weights or width is None else with_width(space, least_width(space))
     least = smallest(narrow, limits, price)
     if keeps_weights:

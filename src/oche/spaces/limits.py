@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.spaces.base import Space
+from oche.spaces.latency import Latencies
 
 LIMITED: dict[str, tuple[str, str, str]] = {
     "parameters": ("max_params", "parameters", "count"),
@@ -37,7 +38,8 @@ Pricer = Callable[[Space, Genotype], Prices]
 class Limits:
     """The most that a network may cost; None is no limit. `latency` is in milliseconds, `memory` and `size` in bytes.
 
-    `fixed` keeps the space's width as it is, because it was given explicitly or belongs to weights that are kept.
+    `fixed` keeps the space's width as it is, because it was given explicitly or belongs to weights that are kept. `latencies` is the
+    table that latency is foretold by; a limit of latency has one.
     """
 
     parameters: int | None = None
@@ -46,13 +48,14 @@ class Limits:
     size: int | None = None
     latency: float | None = None
     fixed: bool = False
+    latencies: Latencies | None = field(default=None, repr=False)
 
     def items(self) -> Iterator[tuple[str, float]]:
         """(cost, limit) of those that are limited."""
-        for f in fields(self):
-            value = getattr(self, f.name)
-            if f.name != "fixed" and value is not None:
-                yield f.name, float(value)
+        for name in LIMITED:
+            value = getattr(self, name)
+            if value is not None:
+                yield name, float(value)
 
     def __bool__(self) -> bool:
         return any(True for _ in self.items())

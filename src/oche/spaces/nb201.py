@@ -80,7 +80,9 @@ class ResidualReduction(nn.Module):
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.deep = nn.Sequential(ReLUConvBN(inputs, outputs, 3, 2, True), ReLUConvBN(outputs, outputs, 3, 1, True))
-        self.short = nn.Sequential(nn.AvgPool2d(2, 2, ceil_mode=True), nn.Conv2d(inputs, outputs, 1, bias=False))
+        self.short = nn.Sequential(
+            nn.AvgPool2d(2, 2, ceil_mode=True, count_include_pad=False), nn.Conv2d(inputs, outputs, 1, bias=False)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.deep(x) + self.short(x)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from oche.base import Draw
 from oche.spaces.blocks import BLOCKS, Block, Place
+from oche.spaces.deployed import deployed
 
 OpFactory = Callable[[int, int, bool], nn.Module]
 """(channels, stride, affine batch norm?) -> module mapping (B, C, H, W) to (B, C, ceil(H/stride), ceil(W/stride))."""
@@ -93,6 +94,8 @@ class Halving(nn.Conv2d):
         super().__init__(inputs, outputs, 1, stride=2, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        if deployed():
+            return F.conv2d(x, self.weight, stride=2)
         return F.conv2d(x[:, :, ::2, ::2], self.weight)
 
 
@@ -129,6 +132,10 @@ class FactorizedReduce(nn.Module):
     def halves(self, x: Tensor) -> Tensor:
         """The input of the batch norm. Pixels are selected before the ReLU, since half of them are never read."""
         spare = (0, x.shape[3] % 2, 0, x.shape[2] % 2)
+        if deployed():
+            x = F.pad(x, spare) if any(spare) else x
+            even, odd = self.relu(x[:, :, ::2, ::2]), self.relu(x[:, :, 1::2, 1::2])
+            return torch.cat([F.conv2d(even, self.even.weight), F.conv2d(odd, self.odd.weight)], dim=1)
         pixels = (F.pad(x, spare) if any(spare) else x).permute(0, 2, 3, 1)  # a border of no width would be a copy
         batch, height, width, channels = pixels.shape
         squares = pixels.reshape(batch, height // 2, 2, width // 2, 2, channels)

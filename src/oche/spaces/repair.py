@@ -15,11 +15,11 @@ from torch import Tensor
 from oche.base import Group
 from oche.genotype import Choice, Genotype
 from oche.spaces.base import Space
-from oche.spaces.cost import prices_of
+from oche.spaces.cost import priced
 from oche.spaces.edges import TRAINED
 from oche.spaces.limits import Limits, Pricer
 from oche.spaces.neighbours import derivable
-from oche.spaces.smallest import candidate_costs, smallest, valid
+from oche.spaces.smallest import ByChoice, candidate_costs, smallest, valid
 
 ROUNDS = 400
 """Changes of a genotype after which the smallest one is taken."""
@@ -32,12 +32,13 @@ Strengths = Mapping[str, Tensor]
 
 
 def repaired(
-    space: Space, genotype: Genotype, limits: Limits, strengths: Strengths, price: Pricer = prices_of
+    space: Space, genotype: Genotype, limits: Limits, strengths: Strengths, price: Pricer | None = None
 ) -> Genotype:
     """The genotype, changed choice by choice until it keeps the limits: the change with the least loss of alpha per cost comes first.
 
     The loss is the sum of the logarithms of the strengths given up; without strengths each change loses alike.
     """
+    price = price or priced(limits)
     floor = smallest(space, limits, price)
     if genotype.edge in TRAINED:
         floor = replace(_with_coefficients(space, floor, strengths), edge=genotype.edge, edge_args=genotype.edge_args)
@@ -47,9 +48,9 @@ def repaired(
             return genotype
         over = {name: 1 / most for name, most in limits.items() if prices[name] > most}
         weights = (over.get("parameters", 0.0) + 4 * over.get("size", 0.0), over.get("multiply_adds", 0.0))
-        if "latency" in over and not any(weights):
-            weights = (0.0, 1.0)
-        changed = _saving(space, genotype, strengths, weights, limits.excess(prices))
+        latencies = limits.latencies if "latency" in over else None
+        by_choice = candidate_costs(space, weights, latencies, over.get("latency", 0.0))
+        changed = _saving(space, genotype, strengths, by_choice, limits.excess(prices))
         if changed == genotype:
             nearer = min(_towards(space, genotype, floor, strengths), key=lambda pair: pair[0], default=None)
             if nearer is None:
@@ -59,13 +60,11 @@ def repaired(
     return floor
 
 
-def _saving(
-    space: Space, genotype: Genotype, strengths: Strengths, weights: tuple[float, float], excess: float
-) -> Genotype:
+def _saving(space: Space, genotype: Genotype, strengths: Strengths, by_choice: ByChoice, excess: float) -> Genotype:
     """The genotype after the changes that save most for their loss, until by the candidates' own costs the excess is gone."""
     changes = _drops if genotype.edge in TRAINED else _cheaper
     while excess > 0:
-        ways = changes(space, genotype, strengths, weights)
+        ways = changes(space, genotype, strengths, by_choice)
         best = max(ways, key=lambda change: change[2] / (change[1] + LEAST_LOSS), default=None)
         if best is None:
             break
@@ -77,9 +76,8 @@ Change = tuple[Genotype, float, float]
 """(genotype, the loss of alpha, the cost saved as a share of the limits)."""
 
 
-def _cheaper(space: Space, genotype: Genotype, strengths: Strengths, weights: tuple[float, float]) -> Iterator[Change]:
+def _cheaper(space: Space, genotype: Genotype, strengths: Strengths, by_choice: ByChoice) -> Iterator[Change]:
     """Another, cheaper operation on one edge; a cell that lets something through goes on to do so."""
-    by_choice = candidate_costs(space, weights)
     for group in space.groups:
         loss = partial(_loss, group, strengths)
         for n, choice in enumerate(genotype.groups[group.name]):
@@ -95,9 +93,8 @@ def _cheaper(space: Space, genotype: Genotype, strengths: Strengths, weights: tu
                         yield changed, max(0.0, loss(choice) - loss(other)), saved
 
 
-def _drops(space: Space, genotype: Genotype, strengths: Strengths, weights: tuple[float, float]) -> Iterator[Change]:
+def _drops(space: Space, genotype: Genotype, strengths: Strengths, by_choice: ByChoice) -> Iterator[Change]:
     """One of the candidates that an edge keeps left out, or an edge that the network can do without."""
-    by_choice = candidate_costs(space, weights)
     for group in space.groups:
         for n, choice in enumerate(genotype.groups[group.name]):
             saved = by_choice(group.name, group.edges.index((choice.source, choice.target)), choice.op)

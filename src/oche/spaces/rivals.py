@@ -14,7 +14,7 @@ from oche.errors import unknown
 from oche.genotype import Choice, Genotype
 from oche.spaces.base import Space
 from oche.spaces.chain import ChainSpace
-from oche.spaces.cost import prices_of
+from oche.spaces.cost import priced
 from oche.spaces.fit import least_width, widest, with_width
 from oche.spaces.limits import Limits, Pricer
 
@@ -118,11 +118,12 @@ class Contenders:
     left_out: tuple[str, ...] = ()
 
 
-def contenders(asked: tuple[str, ...], like: Space, limits: Limits, price: Pricer = prices_of) -> Contenders:
+def contenders(asked: tuple[str, ...], like: Space, limits: Limits, price: Pricer | None = None) -> Contenders:
     """The rivals that were asked for at the greatest width that keeps the limits, for the images and outputs of the space `like`.
 
     `auto` stands for the one of the family whose published width is changed least, the deeper one if both are changed alike.
     """
+    price = price or priced(limits)
     found: dict[str, tuple[Space, Genotype]] = {}
     left_out: dict[str, str] = {}
     for name in FAMILY if asked == (AUTO,) else asked:

@@ -10,19 +10,27 @@ import torch
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.spaces.base import Space
-from oche.spaces.cost import candidates, prices_of
+from oche.spaces.cost import candidate_latencies, candidates, priced
+from oche.spaces.latency import Latencies
 from oche.spaces.limits import Limits, Pricer
 
+ByChoice = Callable[[str, int, str], float]
+"""(group, edge, op) -> a cost."""
 
-def smallest(space: Space, limits: Limits, price: Pricer = prices_of) -> Genotype:
+
+def smallest(space: Space, limits: Limits, price: Pricer | None = None) -> Genotype:
     """The network of the space that is nearest to the limits from above, or keeps them, among those of the cheapest candidates."""
-    found = [_cheapest(space, order) for order in ((1.0, 1e-9), (1e-9, 1.0))]
-    return min(found, key=lambda genotype: limits.excess(price(space, genotype)))
+    price = price or priced(limits)
+    orders = [candidate_costs(space, order) for order in ((1.0, 1e-9), (1e-9, 1.0))]
+    if limits.latencies is not None:
+        orders.append(candidate_costs(space, (1e-12, 1e-12), limits.latencies))
+    return min(
+        (_cheapest(space, order) for order in orders), key=lambda genotype: limits.excess(price(space, genotype))
+    )
 
 
-def _cheapest(space: Space, weights: tuple[float, float]) -> Genotype:
-    """Each edge's cheapest operation other than `none`, each node's cheapest edges; weights of parameters and multiply-adds."""
-    by_choice = candidate_costs(space, weights)
+def _cheapest(space: Space, by_choice: ByChoice) -> Genotype:
+    """Each edge's cheapest operation other than `none`, each node's cheapest edges."""
     groups = {}
     for group in space.groups:
         best = {}
@@ -44,7 +52,7 @@ def _may_lose_nodes(space: Space) -> bool:
     return any("connect" in ops for group in space.groups for ops in group.ops)
 
 
-def _pruned(space: Space, genotype: Genotype, by_choice: Callable[[str, int, str], float]) -> Genotype:
+def _pruned(space: Space, genotype: Genotype, by_choice: ByChoice) -> Genotype:
     """The genotype without every choice that it can do without, the dearest first."""
     for group in space.groups:
         number = {edge: e for e, edge in enumerate(group.edges)}
@@ -70,10 +78,16 @@ def valid(space: Space, genotype: Genotype) -> bool:
     return True
 
 
-def candidate_costs(space: Space, weights: Sequence[float]) -> Callable[[str, int, str], float]:
-    """(group, edge, op) -> its parameters and multiply-adds times the weights, summed over the cells that share it."""
-    table = {
-        name: (t.sum(0) @ torch.tensor(weights, dtype=t.dtype)).tolist() for name, t in candidates(space, True).items()
-    }
+def candidate_costs(
+    space: Space, weights: Sequence[float], latencies: Latencies | None = None, of_latency: float = 1.0
+) -> ByChoice:
+    """(group, edge, op) -> its parameters and multiply-adds times the weights, summed over the cells that share it.
+
+    With `latencies` its milliseconds count too, times `of_latency`.
+    """
+    summed = {name: t.sum(0) @ torch.tensor(weights, dtype=t.dtype) for name, t in candidates(space, True).items()}
+    if latencies is not None:
+        summed = {name: summed[name] + of_latency * t for name, t in candidate_latencies(space, latencies).items()}
+    table = {name: t.tolist() for name, t in summed.items()}
     groups = {group.name: group for group in space.groups}
     return lambda name, e, op: float(table[name][e][groups[name].ops[e].index(op)])

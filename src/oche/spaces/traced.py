@@ -101,13 +101,13 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: object, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> object:
         name, given = func.overloadpacket.__name__, [*args, *(kwargs or {}).values()]
-        reads = [] if name in UNREAD else [t for t in _tensors(given) if _key(t) not in self.weights]
-        known_shape = _shaped(func, args)
+        reads = [] if name in UNREAD else [t for t in tensors_in(given) if _key(t) not in self.weights]
+        known_shape = shaped(func, args)
         out = func(*args, **(kwargs or {})) if known_shape is None else known_shape
         self.found.multiply_adds += _multiply_adds(name, args, out)
         self.found.calls += 1
-        known = {_key(t) for t in (*reads, *_tensors(given))} | self.weights
-        made = [t for t in _tensors(out) if _key(t) not in known]
+        known = {_key(t) for t in (*reads, *tensors_in(given))} | self.weights
+        made = [t for t in tensors_in(out) if _key(t) not in known]
         if "norm" in name or name.endswith("_with_indices"):
             made = made[:1]  # what they return beside it is for a backward pass
         if made or reads:
@@ -125,7 +125,7 @@ def traced(network: nn.Module, images: Tensor) -> Traced:
     trace = Tracer(weights, images)
     with torch.no_grad(), trace:
         out = network(images)
-    trace.found.results = tuple(trace.buffer(t) for t in _tensors(out) if _key(t) not in trace.weights)
+    trace.found.results = tuple(trace.buffer(t) for t in tensors_in(out) if _key(t) not in trace.weights)
     return trace.found
 
 
@@ -136,13 +136,14 @@ def _key(t: Tensor) -> int:
     return int(t.untyped_storage()._cdata)
 
 
-def _tensors(value: object) -> list[Tensor]:
+def tensors_in(value: object) -> list[Tensor]:
+    """The tensors in a value, or in the lists within it."""
     if isinstance(value, Tensor):
         return [value]
-    return [t for item in value for t in _tensors(item)] if isinstance(value, list | tuple) else []
+    return [t for item in value for t in tensors_in(item)] if isinstance(value, list | tuple) else []
 
 
-def _shaped(func: Callable[..., object], args: Sequence[Any]) -> object:
+def shaped(func: Callable[..., object], args: Sequence[Any]) -> object:
     """An empty result of a convolution or a batch norm on the meta device; None for all else, which is to be called."""
     if not args or not isinstance(args[0], Tensor) or not args[0].is_meta:
         return None

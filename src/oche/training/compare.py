@@ -19,7 +19,7 @@ from oche.data import none
 from oche.genotype import Genotype
 from oche.run import Run, silent
 from oche.spaces import Network, Space
-from oche.spaces.cost import cost, prices_of
+from oche.spaces.cost import cost, priced
 from oche.spaces.fit import fit, widest, width_of
 from oche.spaces.limits import Limits
 from oche.spaces.rivals import RIVALS, Contenders, contenders
@@ -46,7 +46,7 @@ class Comparison:
 
     accuracies: dict[str, tuple[float, ...]]
     metric: str = "accuracy"
-    costs: Mapping[str, int] = field(default_factory=dict)
+    costs: Mapping[str, float] = field(default_factory=dict)
     rivals: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
 
@@ -118,17 +118,17 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep, rivals: t
     accuracies: dict[str, list[float]] = {}
     beside = rivals_of(training, rivals)
     of_rivals: dict[str, dict[str, object]] = {}
-    costs: dict[str, int] = {}
+    costs: Mapping[str, float] = {}
     chosen = ((name, genotype, space) for name, (space, genotype) in beside.networks.items())
     for name, genotype, space in (*_cells(training, cells), *chosen):
-        price = cost(space, genotype)
+        prices = priced(training.limits)(space, genotype)
         if name == FOUND:
-            costs = price.table()
+            costs = prices
         elif name in beside.networks:
             of_rivals[name] = {
                 "title": RIVALS[name].title,
                 "channels": width_of(space),
-                **price.table(),
+                **prices,
             }
         for seed in range(training.seed, training.seed + seeds):
             if (name, seed) not in done:
@@ -145,7 +145,7 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep, rivals: t
                     "seed": seed,
                     **named(test.metrics, "test"),
                     **test.honest(training.task),
-                    **price.table(),
+                    **prices,
                 }
                 if run and training.fabric.is_global_zero:
                     run.log(record)
@@ -205,7 +205,7 @@ def _as_wide(training: Training, drawn: Genotype) -> Space | None:
     if not limits:
         return space
     if limits.fixed:
-        return space if limits.kept(prices_of(space, drawn)) else None
+        return space if limits.kept(priced(limits)(space, drawn)) else None
     return widest(space, drawn, limits)
 
 

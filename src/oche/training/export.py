@@ -31,12 +31,13 @@ from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.run import Run
 from oche.spaces import SPACES, Network, Space
-from oche.spaces.cost import cost
+from oche.spaces.cost import priced
 from oche.spaces.limits import Limits
 from oche.spaces.named import register_kept
 from oche.tasks import Task
 from oche.training.shipped import INPUT, OUTPUTS, SCRIPT, SCRIPT_NAME, add_to_onnx, metadata
 from oche.training.standalone import NETWORK_NAME, built, refusal, script
+from oche.training.timing import NOT_MEASURED, Latency, can_measure, latency_of
 
 CARD, WEIGHTS = f"{Run.NETWORK}/card.json", f"{Run.NETWORK}/weights.safetensors"
 FORMATS = ("pt2", "onnx")
@@ -98,7 +99,9 @@ def save_network(
 
     `task` is what it was trained for, whose loss the card then says, and `epochs` those of its trainings from scratch, one after the other.
     """
-    price = cost(space, genotype)
+    prices = priced(limits)(space, genotype)
+    counted = {name: int(value) for name, value in prices.items() if name != "latency"}
+    foretold = {"foretold_ms": prices["latency"]} if "latency" in prices else {}
     card = {
         "oche": version("oche"),
         "task": space.task,
@@ -115,8 +118,9 @@ def save_network(
         },
         "normalisation": "inside",
         "outputs": OUTPUTS.get(data.task, "the network's outputs as they are"),
-        **price.table(),
-        **({"limits": limits.table(), "shares": limits.shares(price.table())} if limits else {}),
+        **counted,
+        "latency": {**foretold, "measured": "not yet: oche export RUN" if can_measure() else NOT_MEASURED},
+        **({"limits": limits.table(), "shares": limits.shares(prices)} if limits else {}),
         "metrics": dict(metrics),
         **({} if task is None else {"loss": describe(task)}),
         **({"epochs": list(epochs)} if epochs else {}),
@@ -187,6 +191,7 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
     if not refusal(trained.space, trained.genotype):
         _write_source(run, trained, module, sizes)
     written = []
+    card = dict(trained.card)
     for name in formats:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"model.{name}"
@@ -202,6 +207,10 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
             run.write(f"{Run.NETWORK}/model.{name}", path.read_bytes())
             if name == "onnx":
                 run.write(f"{Run.NETWORK}/{SCRIPT_NAME}", SCRIPT.encode())
+                latency = card.get("latency")
+                foretold = latency if isinstance(latency, Mapping) else {}
+                card["latency"] = {**foretold, "measured": latency_of(path.read_bytes(), size).table()}
+                run.write(CARD, json.dumps(card, indent=1).encode())
         written.append(run.file(f"{Run.NETWORK}/model.{name}"))
     return written
 
@@ -220,6 +229,32 @@ def _write_source(run: Run, trained: Loaded, module: nn.Module, sizes: Sequence[
     for size in sizes:
         _compare(module, other, size, f"{NETWORK_NAME}'s", SAME)
     run.write(f"{Run.NETWORK}/{NETWORK_NAME}", text.encode())
+
+
+def measured_latency(space: Space, genotype: Genotype) -> Latency:
+    """The latency of the ONNX file that a genotype's network becomes, whatever its weights. Raises UserError without the extra `onnx`."""
+    module = Deployed(space.network(genotype), [0.0] * space.inputs, [1.0] * space.inputs).eval()
+    size = (space.inputs, *space.size)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        _to_onnx(module, size, space.least_side(), path)
+        return latency_of(path.read_bytes(), size)
+
+
+def over_latency(card: Mapping[str, object]) -> str:
+    """A sentence where the measured latency is above the limit that the network was made for, else ""."""
+    limits, latency = card.get("limits"), card.get("latency")
+    most = limits.get("latency") if isinstance(limits, Mapping) else None
+    measured = latency.get("measured") if isinstance(latency, Mapping) else None
+    median = measured.get("median_ms") if isinstance(measured, Mapping) else None
+    if not isinstance(most, int | float) or not isinstance(median, int | float) or median <= most:
+        return ""
+    return above(median, most)
+
+
+def above(median: float, most: float) -> str:
+    """The sentence about a latency above its limit."""
+    return f"The exported network takes {median:.3f} ms on this machine, more than --max-latency {most:g}ms: search again with less."
 
 
 def _within(card: Mapping[str, object], taken: int) -> None:
