@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from oche.api.train import Trained, train
     from oche.bench.matrix import Matrix
     from oche.bench.verb import bench
-    from oche.methods import METHODS, random_features
+    from oche.methods import METHODS
+    from oche.methods.random_features import random_features
     from oche.search.method import Method
     from oche.spaces import SPACES
 
