@@ -34,12 +34,8 @@ from oche.spaces import named as spaces
 from oche.spaces.rivals import RIVALS, Rival
 from oche.tasks import Task, named
 from oche.training.evaluate import Score, evaluate, records_of
-<<<<<<< HEAD
-from oche.training.export import CARD, WEIGHTS, load_network, save_network
-from oche.training.pace import pace
-=======
 from oche.training.export import CARD, WEIGHTS, available_formats, export_network, load_network, save_network
->>>>>>> 60ad6bf (Latency can be limited: a table of each operation's latency, measured once on this machine by onnxruntime within small graphs or read from a file; what is handed out is measured; exported networks say what they take)
+from oche.training.pace import pace
 from oche.training.train import BEST, LAST, START, Training, retrain
 from oche.training.train import begin as begin_training
 
