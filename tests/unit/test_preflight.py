@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
+import oche
 from oche.data.memory import Room
 from oche.errors import UserError
 from oche.methods import METHODS, random_features
@@ -17,7 +19,7 @@ from oche.search.begin import begin, streams
 from oche.search.method import Method
 from oche.search.preflight import Estimate, estimate, memory_bytes
 from oche.search.state import Problem, SearchState
-from reference.tiny import tiny_problem
+from reference.tiny import tiny_data, tiny_problem
 
 SPACES = {"nb201": {"cells": 1, "channels": 8}, "darts": {"cells": 3, "channels": 4}, "toy": {}}
 
@@ -163,3 +165,46 @@ def test_steps_without_alpha_count_for_what_they_take(monkeypatch: pytest.Monkey
     monkeypatch.setattr(preflight, "steps", lambda *given: now.__setitem__(0, now[0] + (0.03 if given[-1] else 0.01)))
     found = estimate(replace(problem("toy"), epochs=4), replace(method("darts"), arch_start=0.5, arch_every=2))
     assert found.step_seconds == pytest.approx(0.25 * 0.03 + 0.75 * 0.01)
+
+
+# ---------------------------------------------------------------------- wherever a search begins
+
+
+SMALL: dict[str, object] = {"space": "toy", "budget": "smoke", "epochs": 1, "batch": 6, "compare": 0, "progress": False}
+
+
+def test_a_quiet_search_is_refused_before_there_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "free_room", lambda device: Room(1000.0, "`ulimit -v`"))
+    with pytest.raises(UserError, match=r"`ulimit -v` leaves 0\.0 GiB"):
+        oche.search("darts", data=tiny_data(12), out=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_resumed_search_is_refused_unless_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_data(12)
+    monkeypatch.setattr("oche.api.search.render", lambda run: None)
+    with pytest.raises(KeyboardInterrupt):
+        oche.search("darts", data=data, out=tmp_path / "run", listener=interrupting, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(preflight, "free_room", lambda device: Room(1000.0, "`ulimit -v`"))
+        with pytest.raises(UserError, match=r"`ulimit -v` leaves"):
+            oche.resume(tmp_path / "run", data)
+    oche.resume(tmp_path / "run", data)
+    monkeypatch.setattr(preflight, "free_room", lambda device: Room(1000.0, "`ulimit -v`"))
+    oche.resume(tmp_path / "run", data)
+
+
+def interrupting(event: str, record: object) -> None:
+    if event == "step":
+        raise KeyboardInterrupt
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_trial_of_a_bench_is_refused_and_said_to_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "free_room", lambda device: Room(1000.0, "the control group (cgroup)"))
+    matrix = oche.Matrix(
+        methods=("darts",), baselines=(), baseline="darts", spaces=("toy",), budgets=("smoke",), seeds=1
+    )
+    result = oche.bench(matrix, tmp_path / "bench")
+    (reason,) = result.failures.values()
+    assert "the control group (cgroup) leaves 0.0 GiB" in reason

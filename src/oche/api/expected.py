@@ -13,7 +13,7 @@ from oche.errors import UserError
 from oche.methods.ask_tell import AskTell
 from oche.plan.resolve import Plan
 from oche.plan.within import OVER, Parts, epochs_within, nearest, seconds_of
-from oche.search.preflight import Estimate, estimate
+from oche.search.preflight import Estimate, check_memory, estimate
 from oche.search.searcher import as_searcher
 from oche.spaces.sampling import sample
 from oche.training.compare import random_cells, rivals_of
@@ -61,6 +61,14 @@ def expected_of(plan: Plan, trainings: bool = True) -> Expected:
         count = trained(plan) if trainings else 0
         epochs = (plan.epochs, plan.protocol.epochs)
         return Expected(search, _before(plan) if count else Pace(0.0, 0.0), count, plan.request.seeds, epochs)
+
+
+def fitting(plan: Plan) -> None:
+    """Raises UserError where the plan's search would not fit into memory; measures no time."""
+    with gradients(), cpu_threads(plan.request.threads):
+        method = as_searcher(plan.searcher).method
+        if method:
+            check_memory(problem_of(plan), method)
 
 
 def trained(plan: Plan) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from oche import own
+from oche.api.expected import fitting
 from oche.api.pinned import compared
 from oche.api.search import Found, carry_out
 from oche.api.train import Trained, finish_training
@@ -55,7 +56,10 @@ def resume(
     request, _ = requested(run)
     if isinstance(request, TrainRequest):
         return _training(run, request, objects, listener)
-    return carry_out(reopen(path, **objects)[0], run, listener)
+    plan, _ = reopen(path, **objects)
+    if not run.has(Run.GENOTYPE):
+        fitting(plan)
+    return carry_out(plan, run, listener)
 
 
 def reopen(path: str | Path, data: object = None, **objects: object) -> tuple[Plan, Run]:

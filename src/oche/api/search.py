@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from oche import config
-from oche.api.expected import Clock, in_time, timed
+from oche.api.expected import Clock, fitting, in_time, timed
 from oche.api.folders import RUNS, begun, fitted
 from oche.api.inference import evaluate_run
 from oche.api.kept import Kept
@@ -90,6 +90,8 @@ def search(request: Request) -> Found:
     plan, expected = resolve(request), None
     if clock or request.progress:
         plan, expected = timed(plan, clock)
+    else:
+        fitting(plan)
     if not request.progress:
         return carry_out(plan, start(plan, request.out), request.listener, clock)
     show = Show(quiet=False)

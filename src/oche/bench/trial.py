@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from oche import config
+from oche.api.expected import fitting
 from oche.api.folders import fitted, write_table
 from oche.api.limits import cpu_threads, gradients, out_of_memory
 from oche.api.problems import problem_of
@@ -167,6 +168,7 @@ def _searched(plan: Plan, run: Run, table: TableLike | None = None) -> tuple[Gen
     """The found cell, and the seconds that passed after the last epoch, when some methods still choose."""
     if run.has(Run.GENOTYPE):
         return Genotype.from_json(run.read(Run.GENOTYPE).decode()), 0.0
+    fitting(plan)
     mark = time.perf_counter()
 
     def listen(event: str, record: Mapping[str, object]) -> None:

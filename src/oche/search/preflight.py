@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil
 from statistics import median
@@ -53,11 +55,28 @@ class Estimate:
 def estimate(problem: Problem, method: Method) -> Estimate:
     """Measures a few steps of a throw-away copy of the search. Raises UserError where it would not fit into memory."""
     problem = quiet(problem)
-    free = free_room(problem.fabric.device)
-    try:
+    with _refusing(problem) as free:
         state = begin(problem, method)
         need = _fitting(state, problem, method, free)
         step = _step_seconds(state, problem, method)
+    total = parameters(state.supernet)
+    cells = dict(Counter(coverage(state.supernet).values()))
+    return Estimate(total, sum(t.numel() for t in state.theta.values()), need / 2**20, step, state.steps, cells)
+
+
+def check_memory(problem: Problem, method: Method) -> None:
+    """Raises UserError where the search would not fit into memory; measures no step."""
+    problem = quiet(problem)
+    with _refusing(problem) as free:
+        _fitting(begin(problem, method), problem, method, free)
+
+
+@contextmanager
+def _refusing(problem: Problem) -> Iterator[Room]:
+    """Hands out the room that there is. Raises UserError where memory runs out within."""
+    free = free_room(problem.fabric.device)
+    try:
+        yield free
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
@@ -65,9 +84,6 @@ def estimate(problem: Problem, method: Method) -> Estimate:
             f"This search does not fit into the {_gib(free.bytes)} that {free.bound} leaves: try a smaller --batch than {problem.batch}, "
             "or a smaller space such as --set space.channels=8."
         ) from None
-    total = parameters(state.supernet)
-    cells = dict(Counter(coverage(state.supernet).values()))
-    return Estimate(total, sum(t.numel() for t in state.theta.values()), need / 2**20, step, state.steps, cells)
 
 
 def _fitting(state: SearchState, problem: Problem, method: Method, free: Room) -> float:
