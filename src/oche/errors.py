@@ -6,7 +6,15 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-_SAID = ("bad_alloc", "can't allocate memory", "out of memory", "Cannot allocate memory", "paging file is too small")
+_SAID = (
+    "bad_alloc",
+    "can't allocate memory",
+    "out of memory",
+    "Cannot allocate memory",
+    "paging file is too small",
+    "can't start new thread",
+    "failed to map segment",
+)
 """What libraries that have no error of their own for it say."""
 
 
@@ -38,6 +46,8 @@ def ran_out(error: BaseException) -> bool:
     """True for an error that says that memory could not be had."""
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
+    if isinstance(error, ImportError):  # a library that there is no room for
+        return any(m in str(error) for m in _SAID)
     if (
         isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     ):  # the latter is torch's, which is not imported here

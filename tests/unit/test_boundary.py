@@ -38,6 +38,8 @@ def raising(error: BaseException) -> Callable[[], None]:
         (NotADirectoryError(errno.ENOTDIR, "x", "file/x"), 1, "Not a directory: 'file/x'"),
         (MemoryError("std::bad_alloc"), 1, "There is not enough memory (std::bad_alloc)"),
         (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried\nmore"), 1, "There is not enough memory"),
+        (RuntimeError("can't start new thread"), 1, "There is not enough memory (can't start new thread)"),
+        (ImportError("libtorch.so: failed to map segment from shared object"), 1, "There is not enough memory (libtorch.so"),
         (KeyboardInterrupt(), 130, "interrupted; what was done is kept"),
     ],
 )  # fmt: skip
@@ -64,7 +66,15 @@ def test_an_interruption_names_the_command_that_carries_on(
     assert "`oche train --resume 'runs/two words'` carries on" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("error", [RuntimeError("expected 3 channels"), OSError("no number"), ValueError("ours")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("expected 3 channels"),
+        OSError("no number"),
+        ValueError("ours"),
+        ImportError("no module of that name"),
+    ],
+)
 def test_faults_of_our_own_keep_their_traceback(error: Exception) -> None:
     assert explained(error) is None
     with pytest.raises(type(error), match=str(error)):

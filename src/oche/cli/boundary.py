@@ -76,7 +76,7 @@ def guarded(command: Callable[[], None]) -> None:
         if isinstance(stop, SystemExit) and stop.code != 130:  # 130 is what typer makes of Ctrl-C
             raise
         _end(f"interrupted; what was done is kept, `{_resuming()}` carries on.", 130)
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError) as error:
         said = explained(error)
         if said is None and (lost := stopped_by_loss(error)):
             said = str(lost)

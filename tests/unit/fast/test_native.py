@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 from pathlib import Path
 
 import pytest
 
+from chaos.dying import attempt
 from oche.fast.backends import native
 
 
@@ -62,3 +65,29 @@ def test_nobody_else_may_write_to_the_folder(
     )
     with pytest.raises(OSError, match="belongs to another user"):
         native.build("c++", "DEFAULT", tmp_path)
+
+
+# ---------------------------------------------------------------------- memory that runs out in a kernel
+
+
+@pytest.mark.skipif(native.kernels() is None, reason="needs compiled kernels")
+def test_new_that_fails_takes_the_reserve_and_the_call_ends_with_an_error() -> None:
+    """As a kernel would by `new`, under a limit that leaves 100 MiB beside the 64 in reserve."""
+    found = native.kernels()
+    assert found
+
+    def work() -> None:
+        found.library.oche_prepare()
+        status = Path("/proc/self/status").read_text()
+        size = int(status.split("VmSize:")[1].split()[0]) * 1024
+        resource.setrlimit(resource.RLIMIT_AS, (size + (100 << 20), resource.RLIM_INFINITY))
+        new = ctypes.CDLL("libstdc++.so.6")._Znwm
+        new.argtypes, new.restype = [ctypes.c_size_t], ctypes.c_void_p
+        assert new(60 << 20)
+        found.check_memory()
+        assert new(60 << 20), "the reserve was not let go"
+        with pytest.raises(MemoryError, match="could not allocate"):
+            found.check_memory()
+        assert found.short.value == 0
+
+    assert attempt(work) == 0

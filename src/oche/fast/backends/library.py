@@ -137,6 +137,7 @@ def invoke(name: str, dtype: torch.dtype, *arguments: object) -> None:
     function = getattr(compiled.library, f"oche_{name}_{NAMES[dtype]}")
     function.restype = None
     function(*map(_passed, arguments))
+    compiled.check_memory()
 
 
 def _passed(argument: object) -> object:

@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -27,7 +28,7 @@ import torch
 log = logging.getLogger(__name__)
 
 CSRC = Path(__file__).parents[1] / "csrc"
-SOURCES = tuple(CSRC / name for name in ("kernels.cpp", "dense.cpp", "stages.cpp"))
+SOURCES = tuple(CSRC / name for name in ("kernels.cpp", "dense.cpp", "stages.cpp", "memory.cpp"))
 HEADERS = tuple(sorted(CSRC.glob("*.h")))
 SEAL = b"oche sha256"
 """Stands behind a cached library, before the digest of all that precedes it; the loader ignores what lies behind the sections."""
@@ -50,6 +51,24 @@ class Kernels:
     library: ctypes.CDLL
     instructions: str
 
+    @staticmethod
+    def of(path: Path, instructions: str) -> Kernels:
+        """The library at `path`, loaded, with memory in reserve for the time when there is none."""
+        library = ctypes.CDLL(str(path))
+        library.oche_prepare()
+        return Kernels(library, instructions)
+
+    @cached_property
+    def short(self) -> ctypes.c_int:
+        """Not 0 once memory has run out in a call."""
+        return ctypes.c_int.in_dll(self.library, "oche_short")
+
+    def check_memory(self) -> None:
+        """Raises MemoryError if memory ran out in the last call, whose results are of no use then."""
+        if self.short.value:
+            self.library.oche_prepare()
+            raise MemoryError("the compiled kernels could not allocate what they need")
+
 
 @functools.cache
 def kernels() -> Kernels | None:
@@ -71,7 +90,7 @@ def load() -> Kernels | str:
     capability = torch.backends.cpu.get_cpu_capability()
     instructions = capability if capability in SETS else "DEFAULT"
     try:
-        return Kernels(ctypes.CDLL(str(build(compiler, instructions, cache()))), instructions)
+        return Kernels.of(build(compiler, instructions, cache()), instructions)
     except (OSError, subprocess.SubprocessError) as error:
         said = error.stderr.decode(errors="replace")[-500:] if isinstance(error, subprocess.CalledProcessError) else ""
         return f"the kernels could not be compiled ({error}) {said}".rstrip()
