@@ -135,4 +135,4 @@ def _counts(part: ImageSet, classes: Sequence[str], ignore: int | None) -> dict[
 
 
 def _digest(image: Tensor) -> bytes:
-    return hashlib.blake2b(image.cpu().contiguous().numpy(), digest_size=16).digest()
+    return hashlib.blake2b(image.cpu().contiguous().numpy().data, digest_size=16).digest()
