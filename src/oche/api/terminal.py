@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from oche.genotype import Genotype
 from oche.plan.within import spoken
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from oche.plan.resolve import Plan
     from oche.training.train import Training
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, emoji=False)
+"""Takes every word literally, whatever brackets it holds."""
 
 SPEED_OVER = 600.0
 """Seconds over which the speed is taken that tells the time left."""
@@ -143,11 +145,11 @@ class Show:
     def _progress(self, part: str, epochs: int | None, total: float) -> Progress:
         self.part, self.every = part, max(1, (epochs or 1) // 10)
         columns = (
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(20),
             TextColumn("{task.fields[count]}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("{task.fields[said]}", markup=False),
         )
         self.bar = Progress(
             *columns, console=console, transient=True, disable=self.quiet, speed_estimate_period=SPEED_OVER
@@ -187,16 +189,16 @@ class Show:
             self.searches = record["searches"]
             self.bar.update(self.task, said=f"seed {record['seed']}")
         elif event == "supernet":
-            self.bar.console.print(_LINES[event](record), markup=False, soft_wrap=True)
+            self.bar.console.print(_LINES[event](record), soft_wrap=True)
         elif event == "query":
             self.bar.update(self.task, said=_query_line(record))
             if record["queried"] == record["genotype"]:
-                self.bar.console.print(_query_line(record), markup=False, soft_wrap=True)
+                self.bar.console.print(_query_line(record), soft_wrap=True)
         elif event in _LINES:
             line = _LINES[event](record)
             self.bar.update(self.task, said=line)
             if "epoch" not in record or record["epoch"] % self.every == self.every - 1 or "warning" in record:
-                self.bar.console.print(line, markup=False, soft_wrap=True)
+                self.bar.console.print(line, soft_wrap=True)
             if event == "train_epoch":
                 done, count = record["epoch"] + 1, self.counts.get("train", 0)
                 self._done(done / max(count, done), f"{done}/{count}" if count else str(done))
@@ -281,7 +283,7 @@ def rows_table(rows: Sequence[tuple[str, str]]) -> Table:
     """Name and line, a row each."""
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, line in rows:
-        table.add_row(name, line.replace("[", r"\["))
+        table.add_row(Text(name), Text(line))
     return table
 
 

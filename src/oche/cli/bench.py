@@ -169,11 +169,9 @@ def _listen(event: str, record: Mapping[str, Any]) -> None:
         console.print(f"{record['missing']} of {record['total']} trials to run, in {record['folder']}", soft_wrap=True)
     elif event == "trial":
         place = f"{record['method']} {record['space']} {record['data']} seed {record['seed']}"
-        console.print(
-            f"{place}: {record['value']:.2f} {record['metric']}  {record['genotype']}", markup=False, soft_wrap=True
-        )
+        console.print(f"{place}: {record['value']:.2f} {record['metric']}  {record['genotype']}", soft_wrap=True)
     else:
-        console.print(f"failed {record['name']}: {record['reason']}", markup=False, soft_wrap=True)
+        console.print(f"failed {record['name']}: {record['reason']}", soft_wrap=True)
 
 
 def _print(result: BenchResult) -> None:
@@ -181,10 +179,9 @@ def _print(result: BenchResult) -> None:
     from oche.bench.render import to_markdown
 
     head, first, *_ = to_markdown(result).split("\n## ")
-    console.print(f"{head}\n## {first}", markup=False, soft_wrap=True)
+    console.print(f"{head}\n## {first}", soft_wrap=True)
     path = result.folder.path
     console.print(
         f"Everything lies in {path}; open {path / Run.REPORT}, or read {path / result.folder.MARKDOWN}.",
-        markup=False,
         soft_wrap=True,
     )

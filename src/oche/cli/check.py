@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from oche.api.terminal import console, data_rows, rows_table
 from oche.errors import UserError
@@ -40,7 +40,7 @@ def check_data(source: str, settings: Mapping[str, object], as_json: bool) -> No
             print(json.dumps({"source": source, "problems": found}))
         elif len(found) > 1:
             for number, sentence in enumerate(found, 1):
-                console.print(f"{number}. {sentence}", markup=False, soft_wrap=True)
+                console.print(f"{number}. {sentence}", soft_wrap=True)
         raise
     if as_json:
         print(json.dumps(plain(data)))
@@ -89,13 +89,13 @@ def counts_table(data: Data) -> Table:
         table.add_column("train pixels", justify="right")
         for name, share in list(ledger.shares.items())[:MOST]:
             table.add_row(
-                escape(name), f"{share:.2%}" + ("  rare" if 0 < share < RARE else "  none" if share == 0 else "")
+                Text(name), f"{share:.2%}" + ("  rare" if 0 < share < RARE else "  none" if share == 0 else "")
             )
     else:
         for part in ledger.counts:
             table.add_column(part, justify="right")
         for name in rows[:MOST]:
-            table.add_row(escape(name), *(str(counts.get(name, 0)) for counts in ledger.counts.values()))
+            table.add_row(Text(name), *(str(counts.get(name, 0)) for counts in ledger.counts.values()))
     if len(rows) > MOST:
         table.caption = f"and {len(rows) - MOST} classes more: --json lists all"
         table.caption_justify = "left"

@@ -39,4 +39,4 @@ def latency(
     table = measured_for(bound)
     out.write_text(json.dumps(table.plain(), indent=1), encoding="utf-8")
     found_here = f"{len(table.kernels):,} operations on {table.device}, {table.runtime}"
-    console.print(f"{out}  {found_here}", markup=False, soft_wrap=True)
+    console.print(f"{out}  {found_here}", soft_wrap=True)

@@ -136,9 +136,9 @@ def _note_changed_data(path: Path, plan: Plan) -> None:
     folder = path.parent
     found = changes(Run(folder), plan.data) if path.name == Run.CONFIG and Run(folder).has(Run.CONFIG) else None
     if path.name == Run.CONFIG and Run(folder).changed(Run.CONFIG):
-        console.print(f"WARNING  {path} was edited after oche wrote it.", markup=False, soft_wrap=True)
+        console.print(f"WARNING  {path} was edited after oche wrote it.", soft_wrap=True)
     for said in found or ():
-        console.print(f"WARNING  the data are not those of {folder}: {said}", markup=False, soft_wrap=True)
+        console.print(f"WARNING  the data are not those of {folder}: {said}", soft_wrap=True)
 
 
 def _repeated(path: Path, out: str | Path | None, trust: bool) -> tuple[Request, Mapping[str, object] | None]:
@@ -148,7 +148,7 @@ def _repeated(path: Path, out: str | Path | None, trust: bool) -> tuple[Request,
     """
     request, table = recorded_request(path)
     for changed in own.changed(table or {}):
-        console.print(f"WARNING  {changed} has changed since {path} was written.", markup=False, soft_wrap=True)
+        console.print(f"WARNING  {changed} has changed since {path} was written.", soft_wrap=True)
     if (code := sorted(set(own.names_in(written(request))))) and not (
         trust or os.environ.get(FOLLOWS)
     ):  # the first process has asked
@@ -304,7 +304,7 @@ def draw(
 
     parsed, _ = genotype_of(genotype, space)
     if out is None:
-        console.print(draw_text(parsed), markup=False)
+        console.print(draw_text(parsed))
     else:
         out.write_bytes(picture(parsed, out.suffix.removeprefix(".")))
         console.print(str(out))
@@ -351,8 +351,8 @@ def init(
     from oche.cli.init import write_config
 
     for path in write_config(data, out):
-        console.print(str(path), markup=False, soft_wrap=True)
-    console.print(f"Next: edit {out}, then oche search --config {out}", markup=False, soft_wrap=True)
+        console.print(str(path), soft_wrap=True)
+    console.print(f"Next: edit {out}, then oche search --config {out}", soft_wrap=True)
 
 
 @app.command()

@@ -31,7 +31,7 @@ def predict_images(run: Path, images: Sequence[Path], out: Path | None, device: 
         if as_json:
             print(json.dumps({**record, **({"odd": odd} if odd else {})}))
         else:
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
         if odd:
             print(f"oche: {record['path']} has {odd}.", file=sys.stderr)
     for sentence in failed:

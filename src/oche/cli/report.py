@@ -32,7 +32,7 @@ def show_reports(paths: Sequence[Path], watch: bool, port: int, out: Path | None
         from oche.report.side_by_side import write_compared
 
         written = write_compared(runs, out or Path("side_by_side.html"))
-    console.print(str(written), markup=False, soft_wrap=True)
+    console.print(str(written), soft_wrap=True)
 
 
 def _serve(run: Run, port: int) -> None:
@@ -40,7 +40,7 @@ def _serve(run: Run, port: int) -> None:
 
     with server(run, port) as made:
         address = f"http://127.0.0.1:{made.server_port}/"
-        console.print(f"{address} shows {run.path} until Ctrl-C", markup=False, soft_wrap=True)
+        console.print(f"{address} shows {run.path} until Ctrl-C", soft_wrap=True)
         try:
             made.serve_forever()
         except KeyboardInterrupt:

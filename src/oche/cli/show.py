@@ -38,13 +38,13 @@ def show_found(found: Found, as_json: bool) -> None:
     seeds = [record for record in found.run.records() if record.get("kind") == "seed"]
     for record in seeds:
         mark = "picked " if record is best(seeds) else ""
-        console.print(f"{mark}{seed_line(record)}", markup=False, soft_wrap=True)
-    console.print(f"\nfound  {brief(str(found.genotype))}", markup=False, soft_wrap=True)
-    console.print(draw_text(found.genotype), markup=False)
+        console.print(f"{mark}{seed_line(record)}", soft_wrap=True)
+    console.print(f"\nfound  {brief(str(found.genotype))}", soft_wrap=True)
+    console.print(draw_text(found.genotype))
     if found.comparison:
         console.print(_comparison(found))
         for verdict in claims.verdicts(found.comparison.record()):  # R2 and F1 may be 0 or less, and then one says less
-            console.print(verdict, markup=False, soft_wrap=True)
+            console.print(verdict, soft_wrap=True)
     show_claims(found.run.records())
     path = found.run.path
     console.print(f"\nEverything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
@@ -84,7 +84,7 @@ def show_claims(records: Sequence[Mapping[str, object]]) -> None:
     """Prints the IoU of each class, then all warnings, as the report has them."""
     for line in [claims.by_class(records), *(f"WARNING  {said}" for said in claims.warnings(records))]:
         if line:
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
 
 
 def show_latency(card: Mapping[str, object]) -> None:
@@ -93,7 +93,7 @@ def show_latency(card: Mapping[str, object]) -> None:
 
     for line in (claims.latency(card) and f"latency  {claims.latency(card)}", over_latency(card)):
         if line:
-            console.print(line, markup=False, soft_wrap=True)
+            console.print(line, soft_wrap=True)
 
 
 def show_score(score: Score, network: Loaded, as_json: bool, unknown_data: str | None) -> None:
@@ -125,8 +125,8 @@ def show_score(score: Score, network: Loaded, as_json: bool, unknown_data: str |
         )
         return
     metrics = ", ".join(f"{TITLES.get(name, name)} {in_words(name, value)}" for name, value in score.metrics.items())
-    console.print(f"{metrics}, loss {score.loss:.4f}, on {total} {counted}", markup=False, soft_wrap=True)
-    console.print(", ".join(f"{what} {value}" for value, what in told), markup=False, soft_wrap=True)
+    console.print(f"{metrics}, loss {score.loss:.4f}, on {total} {counted}", soft_wrap=True)
+    console.print(", ".join(f"{what} {value}" for value, what in told), soft_wrap=True)
     show_claims(records)
 
 
@@ -156,7 +156,7 @@ def _comparison(found: Found) -> Table:
         table.add_row(
             name,
             in_words(name_of, float(np.mean(values))),
-            spread.replace("[", r"\["),
+            spread,
             " ".join(in_words(name_of, v) for v in values),
         )
     return table

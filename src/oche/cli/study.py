@@ -96,7 +96,7 @@ def _told(event: str, record: Mapping[str, object]) -> None:
     if event == "trial":
         words = {TRAINED_TEST: "on test images", TRAINED_VAL: "on validation images"}
         record = {**record, "metric": words.get(str(record["metric"]), record["metric"])}
-    console.print(LINES[event].format_map(record), markup=False, soft_wrap=True)
+    console.print(LINES[event].format_map(record), soft_wrap=True)
 
 
 def _print(result: BenchResult) -> None:
@@ -104,7 +104,7 @@ def _print(result: BenchResult) -> None:
     from oche.study import summary
 
     notes, sheets = summary(result)
-    console.print("\n".join(["", *(f"- {note}" for note in notes), ""]), markup=False, soft_wrap=True)
+    console.print("\n".join(["", *(f"- {note}" for note in notes), ""]), soft_wrap=True)
     for title, headings, rows in sheets:
-        console.print("\n".join([title, "", *table_lines(headings, rows), ""]), markup=False, soft_wrap=True)
+        console.print("\n".join([title, "", *table_lines(headings, rows), ""]), soft_wrap=True)
     console.print(f"Everything lies in {result.folder.path}; open {result.folder.path / Run.REPORT}.", soft_wrap=True)

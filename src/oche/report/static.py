@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,11 +51,12 @@ def save(figure: Figure, fmt: str) -> bytes:
     return file.getvalue()
 
 
-def style() -> AbstractContextManager[None]:
-    """Inside, matplotlib draws the report's way."""
+@contextmanager
+def style() -> Iterator[None]:
+    """Inside, matplotlib draws the report's way; letters that its font lacks are no warning, since the viewer's fonts draw them."""
     import matplotlib
 
-    return matplotlib.rc_context(
+    drawn = matplotlib.rc_context(
         {
             "text.parse_math": False,  # names are literal, "US$_{ A$" too
             "svg.hashsalt": "oche",
@@ -79,6 +82,9 @@ def style() -> AbstractContextManager[None]:
             "legend.frameon": False,
         }
     )
+    with drawn, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
+        yield
 
 
 def _figure(width: float, height: float) -> Figure:

@@ -28,7 +28,7 @@ WORDS = ("[/red]", "[bold]x", "US$_{ A$", "<script>alert(1)</script>", 'a"b = \\
 def test_on_the_terminal(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from dataclasses import replace
 
-    console = Console(file=io.StringIO(), width=200, highlight=False)
+    console = Console(file=io.StringIO(), width=200, highlight=False, markup=False)
     monkeypatch.setattr("oche.cli.show.console", console)
     data = replace(tiny_data(6), classes=(word, "b", "c"))
     ledger = replace(data.ledger, counts={"train": {word: 2, "b": 2, "c": 2}})
