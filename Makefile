@@ -15,7 +15,7 @@ INSTALLED := .venv/.installed
 # Two processes with one thread each: more threads than cores make small tensors many times slower.
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-.PHONY: demo test test-all chaos fuzz bench mutants lint clean
+.PHONY: docs demo test test-all chaos fuzz bench mutants lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/oche search
@@ -39,6 +39,11 @@ bench: $(INSTALLED)
 # PAGE=docs/results/mutants.md writes the page.
 mutants: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/mutants.py --minutes $(or $(MINUTES),90) $(if $(PAGE),--page $(PAGE)) $(METHODS)
+
+# The pages as a site, in build/docs; a warning is an error.
+docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs build/docs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check

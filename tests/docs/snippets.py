@@ -1,0 +1,48 @@
+"""The fenced blocks of the pages.
+
+`<!-- run -->` before a block has it run, with those before it on its page, in one folder. `<!-- not checked: REASON -->` leaves one out.
+All others are checked: commands of oche are parsed by the real command line, Python is compiled, and what it imports from oche is there.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+_BLOCK = re.compile(
+    r"(?:^<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<kind>[a-z]*)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of a page: the line on which it begins, its language, its text, and the mark before it, "" for none."""
+
+    page: Path
+    line: int
+    kind: str
+    text: str
+    mark: str
+
+    def __str__(self) -> str:
+        return f"{self.page.relative_to(ROOT)}:{self.line}"
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """The blocks of a page, in order."""
+    text = page.read_text(encoding="utf-8")
+    for found in _BLOCK.finditer(text):
+        yield Block(page, text.count("\n", 0, found.start()) + 1, found["kind"], found["text"], found["mark"] or "")
+
+
+def commands(block: Block) -> Iterator[list[str]]:
+    """The words of each command of oche in a shell block; lines that end in a backslash go on."""
+    for line in block.text.replace("\\\n", " ").splitlines():
+        words = shlex.split(re.split(r" [>|] | && ", line)[0], comments=True)
+        if "oche" in words[:1]:
+            yield words[1:]

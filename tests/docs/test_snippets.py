@@ -1,0 +1,135 @@
+"""Every block on the pages: run where the page says so, and otherwise held to the command line and the modules that there are."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+
+from docs.snippets import PAGES, ROOT, Block, blocks, commands
+from oche.cli.main import app
+
+ALL = [block for page in PAGES for block in blocks(page)]
+RUN = sorted({block.page for block in ALL if block.mark == "run"})
+
+
+def parsed(words: list[str]) -> None:
+    """Has the command line read the words, without running anything; raises what it would say of a mistake."""
+    command: Any = typer.main.get_command(app)
+    context = command.context_class(command, info_name="oche")
+    while words and words[0] in getattr(command, "commands", {}):
+        command, words = command.commands[words[0]], words[1:]
+    if words and hasattr(command, "commands") and not words[0].startswith("-"):
+        raise ValueError(f"no command {words[0]}")
+    command.make_context("oche", list(words), parent=context)
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.kind in ("sh", "bash")], ids=str)
+def test_commands_are_read(block: Block) -> None:
+    if block.mark.startswith("not checked: "):
+        return
+    for words in commands(block):
+        parsed(words)
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.kind == "python"], ids=str)
+def test_python_imports_what_there_is(block: Block) -> None:
+    tree = ast.parse(block.text)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and str(node.module).partition(".")[0] == "oche":
+            module = importlib.import_module(str(node.module))
+            for alias in node.names:
+                assert hasattr(module, alias.name) or importlib.import_module(f"{node.module}.{alias.name}")
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "oche":
+            assert hasattr(importlib.import_module("oche"), node.attr), node.attr
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.kind in ("toml", "json")], ids=str)
+def test_files_are_well_formed(block: Block) -> None:
+    (tomllib.loads if block.kind == "toml" else json.loads)(block.text)
+
+
+def test_commands_that_are_wrong_are_found() -> None:
+    parsed(["search", "darts", "--set", "space.cells=3"])
+    for words in (["serch"], ["search", "--sapce", "nb201"], ["train", "x", "--epochs", "many"]):
+        with pytest.raises(Exception, match=r"no command|No such option|valid integer"):
+            parsed(words)
+
+
+def photos(folder: Path) -> None:
+    """The images of examples/own_images.py: three classes that shapes tell apart."""
+    rng = np.random.default_rng(0)
+    for n, name in enumerate(("circle", "cross", "square")):
+        (folder / name).mkdir(parents=True)
+        for i in range(20):
+            image = rng.integers(0, 60, (24, 24, 3), dtype=np.uint8)
+            image[4 + 4 * n : 10 + 4 * n, 5:19, n] += 150
+            Image.fromarray(image).save(folder / name / f"{i:02d}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
+def test_pages_run(page: Path, tmp_path: Path) -> None:
+    """All blocks of a page that are marked, in order, in one folder that has images in photos/."""
+    photos(tmp_path / "photos")
+    bin_ = tmp_path / "bin"
+    bin_.mkdir()
+    for name, words in {"oche": "-W ignore -m oche", "python": "-W ignore"}.items():
+        (bin_ / name).write_text(f'#!/bin/sh\nexec "{sys.executable}" {words} "$@"\n')
+        (bin_ / name).chmod(0o755)
+    there = os.environ | {
+        "PATH": f"{bin_}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT / "src"),
+        "OMP_NUM_THREADS": "1",
+    }
+    for block in blocks(page):
+        if block.mark != "run":
+            continue
+        command = ["sh", "-e", "-c", block.text] if block.kind == "sh" else [str(bin_ / "python"), "-c", block.text]
+        ended = subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True)
+        assert ended.returncode == 0, f"{block}\n{ended.stdout[-2000:]}\n{ended.stderr[-3000:]}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda file: file.name)
+def test_examples_run(example: Path, tmp_path: Path) -> None:
+    there = os.environ | {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(example)]
+    ended = subprocess.run(command, cwd=tmp_path, env=there, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout
+
+
+def test_marks_are_known() -> None:
+    for block in ALL:
+        assert block.mark in ("", "run") or block.mark.startswith("not checked: "), f"{block}: {block.mark}"
+
+
+def test_every_trouble_of_the_list_is_answered() -> None:
+    """docs/faq.md has seventeen questions, each with a place in the product."""
+    text = (ROOT / "docs" / "faq.md").read_text()
+    questions = [part for part in text.split("\n\n") if part.startswith("**")]
+    assert len(questions) == 17
+    assert all("](" in part or "`" in part for part in questions)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    import re
+
+    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
+        if "://" not in target and not target.startswith("mailto:"):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
