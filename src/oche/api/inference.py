@@ -14,19 +14,15 @@ from numpy.typing import NDArray
 from safetensors.torch import load as safetensors_load
 from torch import Tensor
 
-from oche import config
 from oche.api.overlay import as_picture, colours, overlaid, shown
-from oche.api.pinned import compared
-from oche.data import Data, load
+from oche.api.own_data import data_of
+from oche.data import Data
 from oche.data.contract import Contract
 from oche.data.problems import problems_of, refuse
 from oche.data.reading.applied import Applied, applied, applied_to, painted
 from oche.data.reading.files import SUFFIXES, images_below
 from oche.errors import UserError, unknown
-from oche.own import copies_of, is_own
 from oche.plan.machine import fabric_for
-from oche.plan.parts import source_of, task_for
-from oche.plan.request import requested
 from oche.run import Run
 from oche.training.evaluate import Score, evaluate
 from oche.training.export import Loaded, load_network
@@ -66,43 +62,8 @@ def evaluate_run(
     if checkpoint != "kept":
         weights = safetensors_load(run.read(LAST if checkpoint == "last" else BEST))
         loaded.network.load_state_dict({name: t for name, t in weights.items() if not name.startswith("auxiliary.")})
-    mine = data is None
-    request, table = requested(run)
-    with copies_of(run.path, table):
-        source = source_of(request.data if data is None else data)
-    if isinstance(source, Data):
-        data = source
-    else:
-        own = (
-            {k.removeprefix("data."): v for k, v in request.settings.items() if k.startswith("data.")}
-            if data is None
-            else {}
-        )
-        settled: dict[str, object] = {"size": loaded.space.size, "channels": loaded.space.inputs}
-        if "contract" in loaded.card:
-            settled = {"contract": loaded.contract}
-            own = {name: value for name, value in own.items() if name not in ("size", "channels", "labels", "range")}
-        elif data is None:
-            del settled["size"]
-        options = {"source": source, "seed": request.seed, **settled, **own}
-        data = config.build(load, options, "data")
-    if mine and "contract" in loaded.card:
-        compared(run, data)
-    if data.classes != loaded.classes or data.size != loaded.space.size:
-        raise UserError(
-            f"{data.name} has {len(data.classes)} classes at {data.size}, the network was trained for {len(loaded.classes)} at "
-            f"{loaded.space.size}: choose data with the same classes, in the same size."
-        )
-    contract = loaded.contract
-    if "contract" in loaded.card and data.task != contract.task:
-        raise UserError(
-            f"{data.name} is to {data.task}, the network was trained to {contract.task}: choose other data."
-        )
-    if contract.target_mean is not None and contract.target_std is not None:
-        data = data.standardised(contract.target_mean, contract.target_std)
-    with copies_of(run.path, table):
-        fabric, task = fabric_for(device), task_for(data, request.task if is_own(request.task) else None)
-    return evaluate(loaded.network.to(fabric.device), data.test, loaded.augment, fabric, task)
+    found, fabric, task = data_of(run, loaded, data, device)
+    return evaluate(loaded.network.to(fabric.device), found.test, loaded.augment, fabric, task)
 
 
 @torch.no_grad()

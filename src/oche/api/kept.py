@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from oche.api.inference import Prediction, Segmented, predict, predict_arrays, segment, segment_arrays
+from oche.api.int8 import export
+from oche.data import Data
 from oche.data.contract import Contract
 from oche.data.reading.pixels import channels_last
 from oche.errors import UserError
 from oche.run import Run
-from oche.training.export import FORMATS, Deployed, export_network, load_network
+from oche.training.export import FORMATS, Deployed, load_network
 
 Array = NDArray[np.generic] | Tensor
 """Images as numbers: (H, W), (H, W, C) or (C, H, W), or several of one size with an axis in front of these, (N, H, W, C)."""
@@ -76,9 +78,14 @@ class Kept:
             return list(segment(self.run.path, paths, where, device=device))
         return predict(self.run.path, paths, device=device)
 
-    def export(self, formats: Sequence[str] = FORMATS) -> list[Path]:
-        """Writes `.pt2` and ONNX files of the network."""
-        return export_network(self.run, formats)
+    def export(
+        self, formats: Sequence[str] = FORMATS, *, allow_loss: bool = False, data: Data | None = None
+    ) -> list[Path]:
+        """Writes `.pt2` and ONNX files of the network, and with "int8" among the formats a quantised ONNX file; see `oche.api.int8`.
+
+        `data` are those of the run, where they were handed over as an object.
+        """
+        return export(self.run, formats, allow_loss=allow_loss, data=data)
 
 
 def load(run: str | Path) -> Kept:

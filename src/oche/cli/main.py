@@ -267,12 +267,18 @@ def predict(
 @app.command()
 def export(
     run: Annotated[Path, typer.Argument(help="A run with a trained network.")],
-    formats: Annotated[list[str] | None, typer.Option("--format", help="pt2 or onnx; both by default.")] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option("--format", help="pt2, onnx or int8; the first two by default.")
+    ] = None,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Write an int8 network that loses over a point.")
+    ] = False,
 ) -> None:
-    """Write a trained network as .pt2 and ONNX, each checked against the network."""
-    from oche.training.export import FORMATS, export_network, load_network
+    """Write a trained network as .pt2 and ONNX, each checked against the network, or quantised to int8."""
+    from oche.api.int8 import export as write
+    from oche.training.export import FORMATS, load_network
 
-    for path in export_network(Run.open(run), formats or FORMATS):
+    for path in write(Run.open(run), formats or FORMATS, allow_loss=allow_loss):
         console.print(f"{path}  {path.stat().st_size / 2**20:.2f} MiB, checked", soft_wrap=True)
     show_latency(load_network(Run.open(run)).card)
 

@@ -91,7 +91,8 @@ def show_latency(card: Mapping[str, object]) -> None:
     """Prints the latency of an exported network, and whether it is above its limit."""
     from oche.training.export import over_latency
 
-    for line in (claims.latency(card) and f"latency  {claims.latency(card)}", over_latency(card)):
+    latency = claims.latency(card)
+    for line in (latency and f"latency  {latency}", over_latency(card), claims.int8(card)):
         if line:
             console.print(line, soft_wrap=True)
 

@@ -264,6 +264,25 @@ def latency(card: Mapping[str, object]) -> str:
     return f"{median:.3f} ms [{low:.3f}, {high:.3f}] per image, {found['runtime']} on one thread"
 
 
+def int8(card: Mapping[str, object]) -> str:
+    """What int8 changed in a network, as its card tells; "" where it was not quantised.
+
+    >>> times = {"before": {"median_ms": 0.3}, "after": {"median_ms": 0.25}}
+    >>> sizes = {"before": 400_000, "after": 120_000}
+    >>> int8({"int8": {"metric": "accuracy", "score": {"before": 0.91, "after": 0.905}, "size": sizes, "latency": times}})
+    'int8: accuracy 91.00 % -> 90.50 %, file 400.0 KB -> 120.0 KB, latency 0.300 ms -> 0.250 ms'
+    """
+    told = card.get("int8")
+    if not isinstance(told, Mapping):
+        return ""
+    ends = ("before", "after")
+    name = str(told["metric"])
+    score = " -> ".join(in_words(name, _number(told["score"][end])) for end in ends)
+    size = " -> ".join(f"{_number(told['size'][end]) / 1e3:.1f} KB" for end in ends)
+    latency = " -> ".join(f"{_number(told['latency'][end]['median_ms']):.3f} ms" for end in ends)
+    return f"int8: {TITLES.get(name, name)} {score}, file {size}, latency {latency}"
+
+
 def _number(value: object) -> float:
     assert isinstance(value, int | float)
     return float(value)

@@ -75,7 +75,9 @@ def costs(card: Mapping[str, object]) -> list[tuple[str, str]]:
         if (value := number(card.get(name))) is not None
     ]
     said = claims.latency(card)
-    return [*found, (said, "latency")] if said else found
+    found += [(said, "latency")] if said else []
+    quantised = claims.int8(card).removeprefix("int8: ")
+    return [*found, (quantised, "in int8")] if quantised else found
 
 
 def card_of(run: Run) -> Mapping[str, object]:

@@ -187,7 +187,7 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
     module = Deployed(trained.network, trained.augment.mean, trained.augment.std).eval()
     size, least = (trained.space.inputs, *trained.space.size), trained.space.least_side()
     sizes = [size] if least is None else [size, (size[0], size[1] + least // 2, size[2] + 3)]
-    says = metadata(trained.contract, least)
+    says = says_of(trained)
     if not refusal(trained.space, trained.genotype):
         _write_source(run, trained, module, sizes)
     written = []
@@ -198,9 +198,9 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
             if name == "pt2":
                 torch.export.save(_program(module, size, least), path, extra_files=says)
             else:
-                _to_onnx(module, size, least, path)
+                to_onnx(module, size, least, path)
                 add_to_onnx(path, says)
-                _within(trained.card, path.stat().st_size)
+                within(trained.card, path.stat().st_size)
             runner = _runner(name, path)
             for one in sizes:
                 _compare(module, runner, one, f"{name} file's", TOLERANCE)
@@ -237,7 +237,7 @@ def measured_latency(space: Space, genotype: Genotype) -> Latency:
     size = (space.inputs, *space.size)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        _to_onnx(module, size, space.least_side(), path)
+        to_onnx(module, size, space.least_side(), path)
         return latency_of(path.read_bytes(), size)
 
 
@@ -257,7 +257,7 @@ def above(median: float, most: float) -> str:
     return f"The exported network takes {median:.3f} ms on this machine, more than --max-latency {most:g}ms: search again with less."
 
 
-def _within(card: Mapping[str, object], taken: int) -> None:
+def within(card: Mapping[str, object], taken: int) -> None:
     """Raises UserError where the ONNX file is larger than the limit that the network was made for."""
     limits = card.get("limits")
     most = limits.get("size") if isinstance(limits, Mapping) else None
@@ -265,6 +265,11 @@ def _within(card: Mapping[str, object], taken: int) -> None:
         raise UserError(
             f"The ONNX file takes {taken:,} bytes, more than --max-size {most:,}: search again with a smaller limit."
         )
+
+
+def says_of(trained: Loaded) -> dict[str, str]:
+    """What an exported file says of its network."""
+    return metadata(trained.contract, trained.space.least_side())
 
 
 def available_formats() -> tuple[str, ...]:
@@ -290,7 +295,8 @@ def _example(size: tuple[int, ...], least: int | None) -> tuple[Tensor, dict[int
     return torch.zeros(2, size[0], 2 * least + 1, 2 * least + 3), free
 
 
-def _to_onnx(module: nn.Module, size: tuple[int, ...], least: int | None, path: Path) -> None:
+def to_onnx(module: nn.Module, size: tuple[int, ...], least: int | None, path: Path) -> None:
+    """Writes a module as an ONNX file for images of a size, or of any from `least` on. Raises UserError without the extra `onnx`."""
     if "onnx" not in available_formats():
         raise UserError("Exporting to ONNX needs the extra `onnx`: pip install 'oche[onnx]'.")
     images, free = _example(size, least)
@@ -328,10 +334,10 @@ def _runner(name: str, path: Path) -> nn.Module:
         loaded = torch.export.load(path).module()
         assert isinstance(loaded, nn.Module)
         return loaded
-    return _Onnx(path)
+    return OnnxModule(path)
 
 
-class _Onnx(nn.Module):
+class OnnxModule(nn.Module):
     """An ONNX file, called like the module it came from."""
 
     def __init__(self, path: Path) -> None:

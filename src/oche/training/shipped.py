@@ -58,7 +58,10 @@ def add_to_onnx(path: Path, says: Mapping[str, str]) -> None:
 
 
 SCRIPT = '''\
-"""Predicts with model.onnx, which lies beside this file: python predict.py IMAGE ...   Needs onnxruntime, numpy and Pillow alone."""
+"""Predicts with model.onnx, which lies beside this file: python predict.py [model_int8.onnx] IMAGE ...
+
+Needs onnxruntime, numpy and Pillow alone.
+"""
 
 import json
 import sys
@@ -68,7 +71,8 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps, ImageSequence
 
-session = onnxruntime.InferenceSession(Path(__file__).with_name("model.onnx"))
+model = sys.argv.pop(1) if sys.argv[1:] and sys.argv[1].endswith(".onnx") else "model.onnx"
+session = onnxruntime.InferenceSession(Path(__file__).with_name(model))
 contract = json.loads(session.get_modelmeta().custom_metadata_map["contract"])
 rule, size, channels = contract["pixels"], contract["size"], contract["channels"]
 
