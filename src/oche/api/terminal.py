@@ -67,7 +67,9 @@ class Show:
         rows += [("space", f"{space.name}: {space.cardinality():,} genotypes")]
         rows += [("", note) for note in space.notes()]
         if plan.limits:
-            words = ", ".join(f"{most:,.4g} {LIMITED[name][1]}" for name, most in plan.limits.items())
+            words = ", ".join(
+                f"{round(most) if most >= 1000 else most:,} {LIMITED[name][1]}" for name, most in plan.limits.items()
+            )
             width = getattr(space, "channels", None)
             rows += [("limits", f"at most {words}" + (f"; searched at {width} channels" if width else ""))]
         rows += [("images", f"search: {for_search(plan.data).describe()}")]
@@ -328,7 +330,7 @@ def _times(plan: Plan, expected: Expected) -> list[tuple[str, str]]:
     search, training = expected.seconds
     parts = [f"search {spoken(search)}"] if expected.search else []
     if expected.trainings:
-        count = f"{expected.trainings} trainings of {plan.protocol.epochs} epochs"
+        count = f"{expected.trainings} trainings of {plan.protocol.epochs} epoch{'s' * (plan.protocol.epochs != 1)}"
         parts += [f"{count} {spoken(training)}"]
     rows = [("time", f"about {spoken(search + training)}: {', '.join(parts)}")] if parts else []
     if plan.request.time is None:
