@@ -7,10 +7,15 @@ from dataclasses import replace
 import pytest
 
 from oche.errors import UserError
-from oche.methods import METHODS, method_named, random_features
+from oche.methods import METHODS, budgets, method_named, random_features
+from oche.methods.random_features import QUICK
 from oche.methods.random_sampling import RandomSampling
+from oche.optim import Adam
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.search.method import Method
 from oche.search.trainable import BatchNormOnly
+from reference.tiny import tiny_data
 
 GRADIENT = [name for name, build in METHODS.items() if isinstance(build(), Method) and not name.startswith("rf_")]
 
@@ -28,6 +33,22 @@ def test_only_the_trainable_differs_from_the_base(name: str) -> None:
 def test_the_named_instances_are_the_base_with_random_features() -> None:
     for name in ("darts", "pcdarts"):
         assert METHODS[f"rf_{name}"]() == random_features(METHODS[name]())
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_its_budgets_are_the_base_s_but_for_the_quick_one(name: str) -> None:
+    """Batch norm alone learns slowly; what was published is the base's."""
+    assert budgets(f"rf_{name}") == {**budgets(name), "quick": QUICK}
+    assert budgets(name)["paper"] != QUICK
+
+
+def test_the_quick_budget_is_the_one_that_was_measured() -> None:
+    """docs/choose.md: the classifier trained, a rate of 0.5, alpha held for the first 40 %."""
+    method = resolve(Request("rf_darts", space="nb201", data=tiny_data(), budget="quick")).searcher
+    assert isinstance(method, Method)
+    assert method.trainable == BatchNormOnly(classifier=True)
+    assert (method.weight_lr(0.0), method.arch_start) == (0.5, 0.4)
+    assert method.arch_optimizer == Adam(3e-2)
 
 
 def test_switches_reach_the_trainable() -> None:

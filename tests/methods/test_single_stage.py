@@ -338,6 +338,20 @@ def test_what_relative_pruning_leaves_by_hand() -> None:
     ]  # fmt: skip
 
 
+def test_what_was_removed_before_is_no_rival() -> None:
+    """Without its strongest operation, a node keeps the other at any threshold; without its strongest gate, it keeps the next."""
+    state = small_grid()
+    (group,) = state.space.groups
+    state.mask = {"grid": state.alive(group).clone()}
+    nodes = [e for e, ops in enumerate(group.ops) if "connect" not in ops]
+    state.mask["grid"][nodes[1], 0] = False  # its 0.98
+    state.mask["grid"][2, 1] = False  # the gate of 0.6: the last node but one has those of 0.6 and 0.04
+    for left in (frozen_mask(state, 0.9), frozen_mask(state, 0.9, relative=True), decided(state, 0.0)):
+        assert left["grid"][nodes[1]].tolist() == [False, True]
+        assert not left["grid"][2, 1]
+        assert not (left["grid"] & ~state.mask["grid"]).any()
+
+
 def test_what_is_decided_by_hand() -> None:
     """A lead of 0.3 over the other candidate; a node's strongest gate is never closed, and opened at the freeze alone if below 1/2."""
     state = small_grid()

@@ -13,6 +13,9 @@ from oche.base import Group
 from oche.search.relaxations import gated
 from oche.search.state import SearchState
 
+GONE = -1.0
+"""Stands for the strength of a candidate that does not compete, below all others."""
+
 
 def frozen_mask(state: SearchState, threshold: float, *, relative: bool = False) -> dict[str, Tensor]:
     """{group: (E, O) bool}: candidates of at least `threshold`, and the strongest.
@@ -23,7 +26,7 @@ def frozen_mask(state: SearchState, threshold: float, *, relative: bool = False)
     masks = {}
     for group, strength in state.strengths():
         alive, opens, gates = state.alive(group), group.named("connect"), torch.tensor(gated(group))
-        strength = strength.masked_fill(~alive, -1.0)
+        strength = strength.masked_fill(~alive, GONE)
         first = torch.where(gates[:, None], _first_gate(group, strength), _first(strength))
         best = strength.amax(-1, keepdim=True)
         for numbers in group.into().values():
@@ -41,12 +44,12 @@ def decided(state: SearchState, margin: float) -> dict[str, Tensor]:
     masks = {}
     for group, strength in state.strengths():
         alive = state.alive(group)
-        strength = strength.masked_fill(~alive, -1.0)
+        strength = strength.masked_fill(~alive, GONE)
         best, gates = _first(strength), torch.tensor(gated(group))
         strongest = _first_gate(group, strength) & alive
         best[gates] = torch.where(strongest.any(-1, keepdim=True), strongest, best)[gates]
-        second = strength.masked_fill(best, -1.0).amax(-1).clamp_min(0.0)
-        sure = (strength.masked_fill(~best, -1.0).amax(-1) - second >= margin) | (margin == 0)
+        second = strength.masked_fill(best, GONE).amax(-1).clamp_min(0.0)
+        sure = (strength.masked_fill(~best, GONE).amax(-1) - second >= margin) | (margin == 0)
         masks[group.name] = torch.where(sure[:, None], best & alive, alive)
     return masks
 

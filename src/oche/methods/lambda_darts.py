@@ -11,7 +11,10 @@ whose gradient in the weights is a central difference along d, at e = 1e-4 / |d|
 
     grad <- grad L_train + lambda(t) (grad L_train(p - e d) - grad L_train(p + e d)) / 2 e,      lambda(t) from 0 to lambda, linearly
 
-The architecture step is DARTS's, first order.
+The architecture step is DARTS's, first order. Between the two passes of the central difference many ReLUs change their side, so that it is
+2 to 60 times as long as the derivative by double backward and stands across it (cosine 0.0 to 0.7), in double precision too; the code
+does the same with the same e. Measured on NAS-Bench-201 at 8 channels and 16x16 pixels: lambda times it is 4 to 9 times as long as the
+loss's gradient with 3 cells, 2 to 18 times with 15, and the clip of the sum leaves the loss little.
 
 Taken from code (dr-faustus/Lambda-DARTS @ c7ac3ba): lambda 0.125 and e (sota/cnn/train_search.py:59-61), for `sign`, our default, since
 the script tells no kind; only normal cells take part; 7 ops, no `none` (spaces.py). NAS-Bench-201 (scripts-search/algos/DARTS-V1.sh and
