@@ -31,8 +31,9 @@ from oche.search.relaxations import Relaxation, Softmax
 from oche.search.searcher import SearcherLike, as_searcher
 from oche.search.state import SearchState
 from oche.spaces import SPACES, Space
-from oche.spaces.base import Body, BuildEdge
+from oche.spaces.base import BuildEdge
 from oche.spaces.nb201 import NB201Body
+from oche.spaces.networks import Body
 from oche.spaces.toy import ToySpace
 from oche.testing import (
     check_arch_gradient,

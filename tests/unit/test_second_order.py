@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from oche.search.bilevel import FiniteDifference, Unrolled
-from oche.spaces.base import Supernet
 from oche.spaces.edges import WeightedSum
+from oche.spaces.networks import Supernet
 from unit.fast.networks import SPACE, arch_gradient
 
 

@@ -17,9 +17,9 @@ from oche.errors import UserError
 from oche.genotype import Choice, Genotype, published
 from oche.genotype.zoo import CELLS, indexed
 from oche.spaces import SPACES, Space
-from oche.spaces.base import Cell, Network
 from oche.spaces.cost import Cost, cost, parameters
 from oche.spaces.darts import DartsSpace
+from oche.spaces.networks import Cell, Network
 from oche.spaces.robust import S2
 
 SIZES: dict[str, Space] = {

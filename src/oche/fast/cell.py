@@ -19,7 +19,7 @@ from oche.fast.kernels.packed_op import run_packed
 from oche.fast.kernels.partial import run_partial
 from oche.fast.portable.mixed import refusal, run_portable, zeros
 from oche.fast.portable.program import Program
-from oche.spaces.base import Cell, Supernet
+from oche.spaces.networks import Cell, Supernet
 
 
 class FusedCell(Cell):

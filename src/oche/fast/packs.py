@@ -18,7 +18,7 @@ from oche.base import OpWeights
 from oche.fast.cell import FusedCell
 from oche.fast.kernels.layout import Layout
 from oche.fast.kernels.packed import Parts, Weights, stack
-from oche.spaces.base import Supernet
+from oche.spaces.networks import Supernet
 
 View = Callable[[Tensor], Tensor]
 

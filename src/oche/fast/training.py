@@ -16,7 +16,7 @@ from oche.fast.backends.buffers import shared
 from oche.fast.backends.native import kernels, switched_off
 from oche.fast.kernels.entry import single
 from oche.fast.kernels.stages import Chain, Term, joined, segments, several
-from oche.spaces.base import Cell, Chosen, Paths, Through
+from oche.spaces.networks import Cell, Chosen, Paths, Through
 from oche.spaces.ops import ReLUConvBN
 
 

@@ -52,8 +52,8 @@ from oche.search.callbacks import Callback
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
 from oche.search.trainable import AllWeights
-from oche.spaces.base import Cell
 from oche.spaces.edges import SampledOps
+from oche.spaces.networks import Cell
 from oche.spaces.sampling import sample
 
 _SOURCE = "megvii-model/RLNAS @ 6a6d838"

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from oche.spaces.base import Cell, Network, Space, Supernet, estimate_statistics
+from oche.spaces.base import Space
 from oche.spaces.chain import ChainSpace
 from oche.spaces.darts import DartsSpace
 from oche.spaces.grid import GridSpace
 from oche.spaces.nb201 import NB201Space
+from oche.spaces.networks import Cell, Network, Supernet, estimate_statistics
 from oche.spaces.robust import S1, S2, S3, S4
 from oche.spaces.toy import ToySpace
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from oche.base import Group, OpWeights
 from oche.errors import UserError
-from oche.spaces.base import Body, BuildEdge, Cell, RunCell, Space
+from oche.spaces.base import BuildEdge, Space
 from oche.spaces.blocks import BLOCKS, Place
 from oche.spaces.edges import EdgeFactory, whole
+from oche.spaces.networks import Body, Cell, RunCell
 
 CHAIN_OPS = (
     "skip_connect",

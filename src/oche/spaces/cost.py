@@ -14,10 +14,10 @@ from torch.utils.hooks import RemovableHandle
 from oche.base import Draw, Group
 from oche.genotype import Genotype
 from oche.spaces import Space
-from oche.spaces.base import Supernet
 from oche.spaces.edges import WeightedSum
 from oche.spaces.latency import Latencies
 from oche.spaces.limits import Limits, Pricer
+from oche.spaces.networks import Supernet
 from oche.spaces.ops import PoolBN
 from oche.spaces.traced import FLOAT, Tracer, traced
 

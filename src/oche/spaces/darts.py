@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from oche.base import Group
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
-from oche.spaces.base import Body, BuildEdge, Cell, RunCell, Space, with_pool_norm
+from oche.spaces.base import BuildEdge, Space, with_pool_norm
+from oche.spaces.networks import Body, Cell, RunCell
 from oche.spaces.ops import FactorizedReduce, ReLUConvBN
 
 DARTS_OPS = (

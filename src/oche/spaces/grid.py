@@ -25,8 +25,9 @@ from torch.utils.checkpoint import checkpoint
 from oche.base import Draw, Group, OpWeights
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.spaces.base import Body, BuildEdge, Cell, Chosen, Kept, RunCell, Space, Through
+from oche.spaces.base import BuildEdge, Space
 from oche.spaces.edges import Edge, EdgeFactory, WeightedSum
+from oche.spaces.networks import Body, Cell, Chosen, Kept, RunCell, Through
 from oche.spaces.ops import Zero
 from oche.spaces.segmentation import Aspp, TopDown, align, stem
 

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from oche.base import Group
 from oche.errors import UserError
-from oche.spaces.base import Body, BuildEdge, Cell, RunCell, Space
+from oche.spaces.base import BuildEdge, Space
+from oche.spaces.networks import Body, Cell, RunCell
 from oche.spaces.ops import ReLUConvBN
 
 NB201_OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")

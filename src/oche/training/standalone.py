@@ -21,10 +21,10 @@ from torch import nn
 from oche.data.contract import Contract
 from oche.genotype import Genotype
 from oche.spaces import ChainSpace, DartsSpace, GridSpace, NB201Space, Network, Space
-from oche.spaces.base import Cell, Chosen, Kept
 from oche.spaces.blocks import BLOCKS
 from oche.spaces.edges import EDGES, KEPT_NORMED, TRAINED
 from oche.spaces.grid import GridBody, GridCell
+from oche.spaces.networks import Cell, Chosen, Kept
 from oche.spaces.ops import OPS
 from oche.training.source import Gathered, module, names_in
 

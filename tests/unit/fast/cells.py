@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from oche.base import Draw, Group
 from oche.fast.cell import FusedCell
-from oche.spaces.base import Body, Cell, Supernet, with_pool_norm
+from oche.spaces.base import with_pool_norm
 from oche.spaces.edges import EdgeFactory, WeightedSum
+from oche.spaces.networks import Body, Cell, Supernet
 from oche.spaces.ops import OPS, ReLUConvBN
 
 EDGES = ((0, 2), (1, 2), (0, 3), (1, 3), (2, 3))

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from oche.base import Alpha, Batch, Draw, Params
 from oche.optim import SGD
 from oche.search.bilevel import ArchGradient, Bilevel
-from oche.spaces.base import Supernet
 from oche.spaces.darts import DartsSpace
+from oche.spaces.networks import Supernet
 
 SPACE = DartsSpace(channels=4, cells=3, nodes=2, size=(8, 8), stem_multiplier=2)
 

@@ -21,9 +21,9 @@ from oche.fast.kernels import packed_op, partial
 from oche.fast.kernels.entry import enter
 from oche.fast.kernels.layout import Layout
 from oche.fast.kernels.packed import Arguments, Lanes, planned, weights_of
-from oche.spaces.base import Cell
 from oche.spaces.darts import DARTS_OPS
 from oche.spaces.edges import EdgeFactory, PartialChannels, WeightedSum
+from oche.spaces.networks import Cell
 from oche.spaces.ops import PoolBN, ReLUConvBN
 from unit.fast.cells import Sample, assert_same, errors, fused, outcome, sample
 from unit.fast.test_fused_cell import MODES

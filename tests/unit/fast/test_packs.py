@@ -27,7 +27,7 @@ from oche.search.method import Method
 from oche.search.relaxations import GumbelSoftmax
 from oche.search.state import Problem, SearchState
 from oche.search.trainable import BatchNormOnly
-from oche.spaces.base import Supernet
+from oche.spaces.networks import Supernet
 from reference.tiny import tiny_problem
 
 pytestmark = [

@@ -28,9 +28,9 @@ from oche.search.method import Method
 from oche.search.preflight import memory_bytes
 from oche.search.state import Problem
 from oche.spaces import SPACES
-from oche.spaces.base import _Mixed
 from oche.spaces.darts import DARTS_OPS
 from oche.spaces.edges import EdgeFactory, PartialChannels, WeightedSum
+from oche.spaces.networks import _Mixed
 from oche.spaces.ops import OPS
 from oche.watch.probes import hessian_eigenvalue, validation_loss
 from reference.tiny import tiny_problem

@@ -16,9 +16,9 @@ from oche.fast import accelerate, coverage
 from oche.fast.backends.native import kernels
 from oche.fast.kernels import packed_op
 from oche.search.bilevel import ArchGradient, FiniteDifference, Unrolled
-from oche.spaces.base import Cell
 from oche.spaces.darts import DARTS_OPS
 from oche.spaces.edges import WeightedSum
+from oche.spaces.networks import Cell
 from unit.fast.cells import Sample, assert_same, fused, sample
 from unit.fast.networks import SPACE, arch_gradient
 

@@ -32,8 +32,8 @@ from oche.fast.backends.buffers import shared
 from oche.fast.backends.library import Context, define, derivative_of_derivative, invoke
 from oche.fast.kernels.packed import LANES, Lanes
 from oche.fast.portable.mixed import of_batch
-from oche.spaces.base import Cell
 from oche.spaces.edges import _Sum
+from oche.spaces.networks import Cell
 from oche.spaces.ops import Zero
 
 WIDE, POINT, SKIP, POOL = range(4)

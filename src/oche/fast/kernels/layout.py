@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor, nn
 
 from oche.fast.portable.mixed import of_batch
-from oche.spaces.base import Cell
 from oche.spaces.edges import _Partial, _Sum
+from oche.spaces.networks import Cell
 from oche.spaces.ops import FactorizedReduce, Noise, PoolBN, Zero
 
 SEP, DIL, MAXPOOL, AVGPOOL, SKIP, HALVE, EXTRA = range(7)

@@ -21,9 +21,9 @@ from oche.fast.portable.combine import Moments, Term, combine
 from oche.fast.portable.depthwise import Geometry, depthwise, is_depthwise, thinned
 from oche.fast.portable.maxpool import left_alone
 from oche.fast.portable.separable import run_separable, suits
-from oche.spaces.base import Cell
 from oche.spaces.blocks import MBConv
 from oche.spaces.edges import _Partial, _Sum
+from oche.spaces.networks import Cell
 from oche.spaces.ops import FactorizedReduce, Noise, PoolBN, Zero, run
 
 

@@ -24,7 +24,7 @@ from oche.base import Draw
 from oche.errors import UserError
 from oche.fast.backends.native import compiler_path
 from oche.fast.portable.mixed import run_portable
-from oche.spaces.base import Cell
+from oche.spaces.networks import Cell
 from oche.spaces.ops import Drawn, Zero
 
 log = logging.getLogger(__name__)

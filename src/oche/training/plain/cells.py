@@ -1,4 +1,4 @@
-"""A cell of chosen operations, in plain PyTorch. Weights have the names that they have in `oche.spaces.base.Network`."""
+"""A cell of chosen operations, in plain PyTorch. Weights have the names that they have in `oche.spaces.networks.Network`."""
 
 from __future__ import annotations
 
