@@ -19,6 +19,13 @@ hypothesis.settings.register_profile("house", derandomize=True, deadline=None, m
 hypothesis.settings.load_profile("house")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives a slow test time on a busy machine, where the ordinary limit would end it."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(900))
+
+
 @pytest.fixture(scope="session")
 def data_folder() -> Path:
     """The folder of real data sets and tables: OCHE_DATA, or `shared/data` beside the repository."""

@@ -23,14 +23,18 @@ from reference.real import digits, epochs_of, real_problem
 pytestmark = pytest.mark.slow
 
 OPTIONS: dict[str, dict[str, Any]] = {
+    "darts_plus": {"skips": 6},
     "darts_pt": {"tune": 1},
     "ddpnas": {"sweeps": 1},
     "shapley_nas": {"permutations": 1, "images": 64},
 }
-"""Those that would take long, cut short by their own options."""
+"""Those that would take long, or might stop at once, by their own options."""
 
-EPOCHS = {"darts_pt": 10, "ddpnas": 6, "gm_nas": 10, "ista_nas_one_stage": 8, "random_search_ws": 8}
-"""Where four are too few for what the method does."""
+EPOCHS = {
+    **dict.fromkeys(("darts_2nd", "darts_ada", "darts_es"), 2),
+    "darts_pt": 10, "ddpnas": 14, "gm_nas": 10, "ista_nas_one_stage": 8, "pdarts": 9, "random_search_ws": 8,
+}  # fmt: skip
+"""Where four take long, or are too few for what the method does."""
 
 NO_ALPHA = ("rlnas", "random_search_ws")
 """They choose cells by something else than strengths."""

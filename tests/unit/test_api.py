@@ -222,6 +222,18 @@ def test_genotypes_in_every_form(tmp_path: Path) -> None:
         genotype_of(file, "nb201")
 
 
+def test_a_genotype_s_own_text_is_trained_however_long_it_is() -> None:
+    """No file system is asked for a name of so many letters."""
+    genotype = Genotype.parse("DARTS_V2")
+    text = genotype.to_json()
+    assert len(text) > 255
+    settings = {"space.channels": 4, "space.cells": 3}
+    plan = plan_training(TrainRequest(text, data=SMALL, protocol="smoke", settings=settings))
+    assert plan.training.genotype.groups == genotype.groups
+    with pytest.raises(UserError, match="Only a run's folder has weights"):
+        plan_training(TrainRequest(text, data=SMALL, protocol="smoke", settings=settings, inherit=True))
+
+
 def test_a_training_is_scored_on_the_test_images(tmp_path: Path) -> None:
     done = trained(tmp_path / "run")
     assert inference.evaluate_run(done.run.path, data=SMALL) == done.test

@@ -58,15 +58,22 @@ def fitted(run: Run) -> Mapping[str, object]:
     return found if isinstance(found, dict) else {}
 
 
+def path_of(text: str | Path) -> Path | None:
+    """The file or folder of that name; None where there is none, as for a genotype's own text."""
+    path = Path(text)
+    return (
+        path if len(str(text)) < 250 and path.exists() else None
+    )  # asking the file system for a longer one would fail
+
+
 def genotype_of(text: str | Path, space: str | None = None) -> tuple[Genotype, Run | None]:
     """A genotype from a run's folder, a JSON file, a published string or a published cell's name; and the run if it was one."""
-    path = Path(text)
-    short = len(str(text)) < 250  # asking the file system for a longer one would fail
-    run = Run.open(path) if short and path.is_dir() else None
+    path = path_of(text)
+    run = Run.open(path) if path and path.is_dir() else None
     if run:
         genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode(errors="replace"))
     else:
-        genotype = Genotype.parse(path.read_text(errors="replace") if short and path.is_file() else str(text), space)
+        genotype = Genotype.parse(path.read_text(errors="replace") if path and path.is_file() else str(text), space)
     if space and genotype.space != space:
         raise UserError(f"The genotype is of the space {genotype.space!r}, not of {space!r}: leave `--space` out.")
     return genotype, run

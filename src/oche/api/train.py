@@ -13,7 +13,7 @@ from safetensors.torch import load as safetensors_load
 
 from oche import config, own
 from oche.api.expected import Clock
-from oche.api.folders import RUNS, begun, fitted, genotype_of
+from oche.api.folders import RUNS, begun, fitted, genotype_of, path_of
 from oche.api.kept import Kept
 from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, together
 from oche.api.pinned import compared, pin
@@ -142,7 +142,7 @@ def _planned(request: TrainRequest) -> TrainPlan:
     if own.is_foreign(request.space) and request.space is not None:
         request = replace(request, space=str(spaces.space(request.space)().name))
     named_space = request.space if isinstance(request.space, str) else None
-    rival = None if Path(request.genotype).exists() else _rival(str(request.genotype))
+    rival = None if path_of(request.genotype) else _rival(str(request.genotype))
     genotype, source = genotype_of(rival.genotype.to_json() if rival else request.genotype, named_space)
     if request.more is not None:
         return _longer(request, source)
