@@ -54,9 +54,11 @@ def epochs(folder: Path) -> list[dict[str, object]]:
     return [{key: r[key] for key in KEYS} for r in Run.open(folder).records() if r["kind"] == "epoch"]
 
 
-def begun(folder: Path, name: str, *more: str) -> tuple[subprocess.Popen[str], list[int]]:
+def begun(
+    folder: Path, name: str, *more: str, oche: tuple[str, ...] = ("-m", "oche")
+) -> tuple[subprocess.Popen[str], list[int]]:
     """A long search in two processes that has written a checkpoint, and the numbers of its processes, the first one first."""
-    process = started(folder, "-m", "oche", *SEARCH, "--epochs", "2000", "--devices", "2", "--out", name, *more)
+    process = started(folder, *oche, *SEARCH, "--epochs", "2000", "--devices", "2", "--out", name, *more)
     until = time.monotonic() + 300
     while not (folder / name / Run.STATE).exists():
         assert process.poll() is None, process.communicate()[1]
@@ -134,6 +136,22 @@ def test_a_killed_process_ends_the_run_with_a_sentence(victim: int, tmp_path: Pa
     assert (told["before"], told["processes"], told["batch"]) == (2, 1, 16)
     assert "other bits" in str(told["note"])
     assert epochs(tmp_path / "run")[: len(before) - 1] == before[:-1]
+
+
+def test_a_process_that_stands_still_ends_the_run_with_a_sentence(tmp_path: Path) -> None:
+    """Stopped, not ended: nothing but the time that passes tells."""
+    impatient = tmp_path / "impatient.py"
+    impatient.write_text(
+        "from datetime import timedelta\nfrom oche.cli.main import main\nfrom oche.plan import machine\n"
+        "machine.WAIT = timedelta(seconds=40)\nmain()\n"
+    )
+    process, pids = begun(tmp_path, "run", oche=(str(impatient),))
+    os.kill(pids[1], signal.SIGSTOP)
+    code, _, said = ended(process)
+    assert code == 1
+    assert len(said) == 1
+    assert "`oche search --resume run` carries on" in said[0]
+    assert all(map(gone, pids))
 
 
 def test_terminated_processes_leave_none_behind(tmp_path: Path) -> None:

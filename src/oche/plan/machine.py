@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import os
 import platform
+from datetime import timedelta
 from importlib.metadata import version
 from typing import Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.ddp import DDPStrategy
 
 from oche.data import Data
 from oche.errors import UserError, unknown
 from oche.plan.processes import launched, watch
 
 PRECISIONS: dict[str, Literal["32-true", "bf16-mixed"]] = {"32": "32-true", "bf16": "bf16-mixed"}
+
+WAIT = timedelta(minutes=10)
+"""How long a process waits for another that stands still without having ended, before it ends the run with a sentence. Our choice."""
 
 SMALL = 16 * 16
 """Pixels up to which one thread is as fast as several, and steadier on a busy machine."""
@@ -55,7 +60,7 @@ def fabric_for(device: str, devices: int = 1, precision: str = "32") -> Fabric:
         accelerator=kind,
         devices=ids,
         num_nodes=devices // here,
-        strategy="ddp" if devices > 1 else "auto",
+        strategy=DDPStrategy(timeout=WAIT) if devices > 1 else "auto",
         precision=PRECISIONS[precision],
     )
     watch.start(devices)

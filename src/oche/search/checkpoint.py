@@ -77,6 +77,7 @@ def resume(state: SearchState) -> bool:
     if problem.run is None:
         return False
     taken = problem.run.has(Run.STATE) and loads(state, problem.run.read(Run.STATE), problem.fabric.device)
+    problem.fabric.barrier()  # all have read what the first one is about to change
     if problem.fabric.is_global_zero:
         problem.run.rewind(state.lines)
     if taken and state.processes != problem.fabric.world_size:
