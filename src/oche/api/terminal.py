@@ -180,7 +180,10 @@ class Show:
         return both
 
     def listen(self, event: str, record: Mapping[str, Any]) -> None:
-        """Moves the bar at every step and shows every epoch beside it; a tenth of the epochs, and all else, stay as lines."""
+        """Moves the bar at every step and shows every epoch beside it; a tenth of the epochs, and all else, stay as lines.
+
+        Where the output is no terminal, every epoch is a line.
+        """
         if self.bar is None or self.quiet:
             return
         if event == "step":
@@ -220,10 +223,10 @@ def _epoch_line(r: Mapping[str, Any]) -> str:
     alpha = (
         "held    " if r["arch_loss"] is None else f"{r['arch_loss']:.3f} {in_words(metric, r['arch_' + metric], 0):>4}"
     )
-    mark = "*" if r["changed"] else " "
+    cell = f"-> {brief(r['genotype'])}" if r["changed"] else ""  # the log has it for every epoch
     return (
         f"{r['epoch']:3d} {r['phase']:7s} w {r['weight_loss']:.3f} {in_words(metric, r['weight_' + metric], 0):>4}  alpha {alpha}  "
-        f"entropy {r['entropy']:.3f}  skips {skips} {mark}{brief(r['genotype'])}"
+        f"entropy {r['entropy']:.3f}  skips {skips}  {cell}".rstrip()
         + (f"\n    WARNING  {r['warning']}" if "warning" in r else "")
     )
 

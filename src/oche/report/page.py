@@ -19,6 +19,7 @@ from oche.report.draw import draw, draw_text
 from oche.report.facts import facts, frames, headline
 from oche.report.figures import Curves, Record, Strips, plots
 from oche.report.interactive import spec
+from oche.report.sections import citations, class_scores, data_facts
 from oche.report.static import GREY, INK, LINE, PAPER, SOFT, svg
 from oche.run import Run
 
@@ -151,7 +152,9 @@ def made(run: Run) -> tuple[str, dict[str, bytes]]:
         strips=strips,
         seeds=_table(records, "seed", SEED),
         trained=_table(records, "trained", TRAINED),
-        by_class=_table(records, "class", BY_CLASS),
+        by_class=_table(records, "class", BY_CLASS) or class_scores(records),
+        data=data_facts(run),
+        citations=citations(config),
         epochs=[table for kind in ("epoch", "train_epoch") if (table := _table(records, kind, EPOCH))],
         settings=_flat(config),
         files={n: text for n, text in FILES.items() if run.has(n) or (n == Run.FIGURES and stills)},

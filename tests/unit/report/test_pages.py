@@ -17,6 +17,7 @@ from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.report import render
 from oche.report.facts import frames, headline, wilson
+from oche.report.sections import citations, class_scores, data_facts
 from oche.report.side_by_side import compared, write_compared
 from oche.report.watch import policy, server
 from oche.run import Run
@@ -110,6 +111,42 @@ def test_many_changes_keep_the_page_small(tmp_path: Path) -> None:
     found = frames(run, run.records())
     assert len(found) <= 16
     assert found[-1][0] == "epoch 39"
+
+
+def test_classes_are_scored_from_the_matrix() -> None:
+    """Against sums by hand: 10 ants of which 8 are found, 5 bees of which 5 are, 2 ants taken for bees; no cat is there."""
+    matrix = [[8, 2, 0], [0, 5, 0], [0, 0, 0]]
+    found = class_scores([{"kind": "confusion", "classes": ["ant", "bee", "cat"], "matrix": matrix}])
+    assert found is not None
+    assert found[1] == [
+        ["ant", "10", "80.0", "100.0", "bee (2)"],
+        ["bee", "5", "100.0", f"{100 * 5 / 7:.1f}", ""],
+        ["cat", "0", "", "", ""],
+    ]
+    assert (
+        class_scores([{"kind": "confusion", "classes": ["a"], "matrix": [[1]]}, {"kind": "class", "class": "a"}])
+        is None
+    )
+    assert class_scores([]) is None
+
+
+def test_what_to_cite() -> None:
+    assert "@" in citations({"method": {"papers": ["liu2019darts"]}})
+    assert citations({"method": {"method": {"papers": ["liu2019darts"]}}}).count("@") == 1
+    assert citations({"method": {"papers": ["unknown"]}}) == citations({}) == ""
+
+
+def test_data_come_from_the_ledger(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    assert data_facts(run) == []
+    run.write(
+        "ledger.json",
+        b'{"layout": "a folder per class", "fates": [{"became": "used", "count": 9, "what": "images"}], "notes": ["<i>"]}',
+    )
+    assert data_facts(run) == [("layout", "a folder per class"), ("used", "9 images"), ("note", "<i>")]
+    assert "&lt;i&gt;" in render(run).read_text()
+    run.write("ledger.json", b"{")
+    assert data_facts(run) == []
 
 
 # ---------------------------------------------------------------------- names

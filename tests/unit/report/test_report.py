@@ -224,7 +224,7 @@ def test_the_report_of_a_training(tmp_path: Path) -> None:
     run.log({"kind": "confusion", "classes": ["cat", "<dog>"], "matrix": [[90, 10], [17, 83]]})
     run.write(f"{Run.NETWORK}/card.json", b"{}")
     page = Page(render(run))
-    assert page.sections == ["genotype", "confusion", "curves", "epochs", "run", "next", "files"]
+    assert page.sections == ["genotype", "classes", "confusion", "curves", "epochs", "run", "next", "files"]
     for text in ("finished", "97.31 %", "0.1234", "<dog>", "17", f"oche export {run.path}"):
         assert text in page.words
 
