@@ -177,7 +177,7 @@ def test_a_rival_costs_no_more_and_is_trained_on_the_same_seeds(training: Traini
     result = compare(training, cells=1, seeds=2, keep=nothing, rivals=("auto",))
     own = cost(training.space, CELL)
     name, rival = told(result)
-    assert name in FAMILY
+    assert name in FAMILY["classify"]
     assert result.costs == own.table()
     assert rival["parameters"] <= own.parameters
     assert rival["multiply_adds"] <= own.multiply_adds
@@ -240,7 +240,7 @@ def test_a_rival_that_cannot_be_so_small_is_left_out_with_its_reason(training: T
     assert "of 500 parameters" in why
     none_fits = contenders(("auto",), training.space, Limits(10))
     assert none_fits.networks == {}
-    assert len(none_fits.left_out) == len(FAMILY)
+    assert len(none_fits.left_out) == len(FAMILY["classify"])
 
 
 @pytest.mark.parametrize("name", RIVALS)

@@ -160,8 +160,17 @@ def test_rivals_that_cannot_be_trained_are_refused_and_runs_of_before_had_none()
     asked = Request("darts", space="toy", data=tiny_data(), budget="smoke", rivals="resnet8", compare_seeds=0)
     with pytest.raises(UserError, match="at least one seed"):
         resolve(replace(asked, compare=0))
-    with pytest.raises(UserError, match="resnet8 classify, and these data have masks"):
+    with pytest.raises(
+        UserError, match="resnet8 cannot be trained on these data, which have masks: choose among plain_fcn, unet"
+    ):
         resolve(Request("darts", data=tiny_masks(), budget="smoke", rivals="resnet8"))
+    with pytest.raises(
+        UserError, match="unet cannot be trained on these data, which have no masks: choose among resnet8, "
+    ):
+        resolve(replace(asked, rivals="unet,resnet8", compare_seeds=1))
+    masks = Request("darts", data=tiny_masks(), budget="smoke")
+    assert resolve(masks).rivals == resolve(replace(masks, rivals="auto")).rivals == ("auto",)
+    assert resolve(replace(masks, method="single_stage")).rivals == ()
     table = resolve(replace(asked, rivals="auto", compare_seeds=1)).table()
     before = {**table, "request": {k: v for k, v in table["request"].items() if k != "rivals"}}  # type: ignore[attr-defined]
     request = request_in(config.dumps(before).encode(), "run.toml")[0]

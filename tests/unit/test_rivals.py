@@ -11,11 +11,13 @@ import torch
 from oche.api.resume import resume
 from oche.api.train import TrainRequest, plan_training, train
 from oche.errors import UserError
-from oche.spaces import ChainSpace
+from oche.spaces import ChainSpace, GridSpace
 from oche.spaces.cost import cost
-from oche.spaces.rivals import RIVALS
+from oche.spaces.limits import Limits
+from oche.spaces.rivals import RIVALS, contenders
 from oche.training.export import load_network
-from reference.tiny import tiny_data
+from oche.training.train import retrain
+from reference.tiny import tiny_data, tiny_masks
 
 TINY = {"protocol": "smoke", "epochs": 1, "batch": 6, "threads": 1}
 
@@ -55,3 +57,48 @@ def test_a_folder_goes_before_a_rival(tmp_path: Path, monkeypatch: pytest.Monkey
         plan_training(TrainRequest("resnet20", data=tiny_data(12), space="nb201"))
     with pytest.raises(UserError, match="oche list rivals"):
         plan_training(TrainRequest("resnet9", data=tiny_data(12)))
+
+
+# ---------------------------------------------------------------------- masks
+
+
+def convolved(inputs: int, outputs: int, kernel: int) -> int:
+    """Weights of a convolution without bias and of the batch norm behind it."""
+    return kernel**2 * inputs * outputs + 2 * outputs
+
+
+def in_grid(c: int, inputs: int, classes: int, levels: int) -> int:
+    """Weights of what every grid has: three 3x3 convolutions to `c` channels, a 1x1 per level to 2 c, and 3x3 to the classes."""
+    stem = convolved(inputs, c, 3) + 2 * convolved(c, c, 3)
+    return stem + sum(convolved(c << level, 2 * c, 1) for level in range(levels)) + 9 * 2 * c * classes + classes
+
+
+@pytest.mark.parametrize("c", [4, 16, 21])
+def test_rivals_of_masks_have_the_weights_of_their_layers(c: int) -> None:
+    """A layer is a 1x1 convolution and, unless it passes features across, a 3x3; widths double with the stride. Counted by hand."""
+    like = GridSpace(outputs=11, inputs=3, size=(96, 128))
+    fcn = in_grid(c, 3, 11, 1) + 2 * (convolved(c, c, 1) + convolved(c, c, 3))
+    assert cost(*RIVALS["plain_fcn"].network(like, c)).parameters == fcn
+    across = 4 * convolved(c, c, 1) + 2 * convolved(2 * c, 2 * c, 1)
+    fine = convolved(c, c, 1) + convolved(c, c, 3)
+    middle = convolved(c, 2 * c, 1) + convolved(2 * c, 2 * c, 1) + 2 * convolved(2 * c, 2 * c, 3)
+    coarse = convolved(2 * c, 4 * c, 1) + convolved(4 * c, 4 * c, 1) + 2 * convolved(4 * c, 4 * c, 3)
+    assert cost(*RIVALS["unet"].network(like, c)).parameters == in_grid(c, 3, 11, 3) + across + fine + middle + coarse
+
+
+@pytest.mark.parametrize(("limit", "name"), [(3_000, "plain_fcn"), (14_139, "plain_fcn"), (100_000, "unet")])
+def test_the_rival_of_masks_that_fits(limit: int, name: str) -> None:
+    found = contenders(("auto",), GridSpace(outputs=11, size=(96, 128)), Limits(parameters=limit)).networks
+    assert list(found) == [name]
+    assert 0.75 * limit < cost(*found[name]).parameters <= limit
+
+
+@pytest.mark.parametrize("name", ["plain_fcn", "unet"])
+def test_a_rival_of_masks_is_trained_on_masks(name: str) -> None:
+    asked = TrainRequest(name, data=tiny_masks(12), protocol="segment_smoke", epochs=1, settings={"space.channels": 4})
+    plan = plan_training(asked)
+    assert plan.training.space.channels == 4  # type: ignore[attr-defined]
+    network = retrain(plan.training)
+    assert network(torch.rand(2, 2, 8, 8)).shape == (2, 3, 8, 8)
+    with pytest.raises(UserError, match="one class per image"):
+        plan_training(replace(asked, data=tiny_data(12)))

@@ -322,7 +322,8 @@ def _compared(plan: Plan) -> str:
     """What the comparison trains."""
     request, beside = plan.request, [f"{plan.compare} random cells"] if plan.compare else []
     if plan.rivals:
-        named = "the ResNet that fits best" if plan.rivals == ("auto",) else ", ".join(plan.rivals)
+        usual = "the ResNet that fits best" if plan.data.ignore is None else "the plain FCN or U-Net that fits best"
+        named = usual if plan.rivals == ("auto",) else ", ".join(plan.rivals)
         beside += [f"{named} within {'the same limits' if plan.limits else 'its cost'}"]
     each = f"{request.compare_seeds} seed{'s' * (request.compare_seeds > 1)} each, protocol {request.protocol}"
     return f"trains the found cell beside {' and '.join(beside)}, {each}"
@@ -346,11 +347,10 @@ def _times(plan: Plan, expected: Expected) -> list[tuple[str, str]]:
 
 def _no_rivals(plan: Plan) -> str:
     """Why no rival is trained."""
-    if plan.data.ignore is not None:
-        return "none: those there are classify, and these data have masks"
     if plan.compare:
         return "none, as asked: how a network picked by hand would do is not measured"
-    return "none, for nothing is compared: `--rivals resnet8` trains one beside the found cell"
+    name = "resnet8" if plan.data.ignore is None else "unet"
+    return f"none, for nothing is compared: `--rivals {name}` trains one beside the found cell"
 
 
 def _split(plan: Plan) -> str:

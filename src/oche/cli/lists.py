@@ -60,8 +60,12 @@ def _rivals() -> dict[str, str]:
     from oche.spaces.cost import cost
     from oche.spaces.rivals import RIVALS
 
+    what = {
+        "classify": "for ten classes of 32x32 RGB images",
+        "segment": "for masks of ten classes on 32x32 RGB images",
+    }
     return {
-        name: f"{rival.title}: {cost(*rival.network(ChainSpace()))} for ten classes of 32x32 RGB images"
+        name: f"{rival.title}: {cost(*rival.network(ChainSpace()))} {what[rival.space.task]}"
         for name, rival in RIVALS.items()
     }
 

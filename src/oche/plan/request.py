@@ -110,7 +110,7 @@ class Request:
     rivals: str = option(
         AUTO,
         "Networks to train beside it, as wide as the limits or its own cost allow: resnet8,ds_cnn (`oche list rivals`), or none. "
-        "Default: the ResNet that fits best, where random cells are trained.",
+        "Default: the ResNet (for masks the plain FCN or U-Net) that fits best, where random cells are trained.",
         "--rivals",
     )
     protocol: str | Protocol = option(

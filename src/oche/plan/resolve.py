@@ -44,7 +44,7 @@ from oche.spaces import Space
 from oche.spaces import named as spaces
 from oche.spaces.fit import check, searched
 from oche.spaces.limits import Limits
-from oche.spaces.rivals import NONE, names
+from oche.spaces.rivals import NONE, RIVALS, names
 from oche.tasks import Classify, Task
 from oche.training.protocols import Protocol
 from oche.watch.named import Watch, checked
@@ -267,13 +267,17 @@ def _compared(request: Request, searcher: SearcherLike) -> int:
 
 
 def _rivals(request: Request, recorded: Mapping[str, object] | None, form: str, compare: int) -> str:
-    """Which rivals are trained: as asked, else `auto` beside random cells; none in runs of before, or for masks. Raises UserError."""
+    """Which rivals are trained: as asked, else `auto` beside random cells; none in runs of before. Raises UserError."""
     asked = names(request.rivals)
     before = recorded is not None and "rivals" not in part_of(recorded, "request")
     if asked == (AUTO,):
-        return NONE if before or form == "segment" or not compare else AUTO
-    if asked and form == "segment":
-        raise UserError(f"The rivals {', '.join(asked)} classify, and these data have masks: leave `--rivals` out.")
+        return NONE if before or not compare else AUTO
+    if other := [name for name in asked if RIVALS[name].space.task != form]:
+        fitting = ", ".join(name for name, rival in RIVALS.items() if rival.space.task == form)
+        has = "masks" if form == "segment" else "no masks"
+        raise UserError(
+            f"{', '.join(other)} cannot be trained on these data, which have {has}: choose among {fitting}."
+        )
     if asked and request.compare_seeds < 1:
         raise UserError(
             f"Rivals are trained with at least one seed; given {request.compare_seeds}: `--rivals none` goes without."

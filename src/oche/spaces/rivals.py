@@ -1,7 +1,9 @@
-"""Networks that one would pick by hand, scaled in width: what a search must beat. Each is a genotype of a chain.
+"""Networks that one would pick by hand, scaled in width: what a search must beat. Each is a genotype of a chain, for masks of a grid.
 
 Sources: MLPerf Tiny (`resnet8`, `ds_cnn`); He et al., CVPR 2016, for 32 pixels (`resnet20`); Sandler et al., CVPR 2018, and Ma et al.,
-ECCV 2018, with the strides that chenyaofo/pytorch-cifar-models has for 32 pixels (`mobilenetv2`, `shufflenetv2`); `plain_cnn` is ours.
+ECCV 2018, with the strides that chenyaofo/pytorch-cifar-models has for 32 pixels (`mobilenetv2`, `shufflenetv2`); `plain_cnn` and
+`plain_fcn` are ours. `unet` has Ronneberger et al.'s shape (MICCAI 2015), two convolutions per resolution and features carried across, from
+stride 4 on; on the way back it sums where theirs concatenates, as LinkNet does.
 """
 
 from __future__ import annotations
@@ -15,35 +17,57 @@ from oche.genotype import Choice, Genotype
 from oche.spaces.base import Space
 from oche.spaces.chain import ChainSpace
 from oche.spaces.cost import priced
-from oche.spaces.fit import least_width, widest, with_width
+from oche.spaces.fit import least_width, widest, width_of, with_width
+from oche.spaces.grid import GridSpace
 from oche.spaces.limits import Limits, Pricer
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A chain of one operation per stage: `ops`, and the other fields of the space (`sizes`) in which it is a genotype."""
+    """A network: its `genotype`, the type of its `space`, and that space's `fields`, but for what the data decide."""
 
     title: str
-    ops: tuple[str, ...]
-    sizes: Mapping[str, object]
+    space: type[Space]
+    fields: Mapping[str, object]
+    genotype: Genotype
 
-    @property
-    def fields(self) -> dict[str, object]:
-        """The fields of its space, but for what the data decide."""
-        return {"ops": tuple(dict.fromkeys(self.ops)), **self.sizes}
-
-    @property
-    def genotype(self) -> Genotype:
-        """Its operations, whatever its width."""
-        counts = ChainSpace(**self.fields).layers  # type: ignore[arg-type]
-        ops = [op for op, count in zip(self.ops, counts, strict=True) for _ in range(count)]
-        return Genotype(ChainSpace.name, {"chain": tuple(Choice(i, i + 1, op) for i, op in enumerate(ops))})
-
-    def network(self, like: Space, channels: int | None = None) -> tuple[ChainSpace, Genotype]:
+    def network(self, like: Space, channels: int | None = None) -> tuple[Space, Genotype]:
         """The space and the genotype for the images and outputs of the space `like`, with `channels` channels or its own number."""
         width = {} if channels is None else {"channels": channels}
-        bound = ChainSpace(inputs=like.inputs, outputs=like.outputs, size=like.size)
+        bound = self.space(inputs=like.inputs, outputs=like.outputs, size=like.size)
         return replace(bound, **{**self.fields, **width}), self.genotype  # type: ignore[arg-type]
+
+
+def _chain(title: str, ops: tuple[str, ...], sizes: Mapping[str, object]) -> Rival:
+    """A chain of one operation per stage."""
+    given = {"ops": tuple(dict.fromkeys(ops)), **sizes}
+    counts = ChainSpace(**given).layers  # type: ignore[arg-type]
+    layers = [op for op, count in zip(ops, counts, strict=True) for _ in range(count)]
+    choices = {"chain": tuple(Choice(i, i + 1, op) for i, op in enumerate(layers))}
+    return Rival(title, ChainSpace, given, Genotype(ChainSpace.name, choices))
+
+
+def _grid(title: str, rows: tuple[tuple[str, ...], ...], channels: int) -> Rival:
+    """A grid with an operation for each layer in each of the `rows`, which are its strides 4, 8, ...; "" where there is no node.
+
+    A row's first node reads the node above and before it, each later one the node before it.
+    """
+    ops = tuple(dict.fromkeys(op for row in rows for op in row if op))
+    given = {"channels": channels, "layers": len(rows[0]), "levels": len(rows), "ops": ops}
+    space = GridSpace(**given)  # type: ignore[arg-type]
+    number = {(node.layer, node.level): n for n, node in enumerate(space.nodes(), start=1)} | {(0, 0): 0}
+    choices: list[Choice] = []
+    for (layer, level), n in number.items():
+        op = rows[level][layer - 1] if n else ""
+        if op:
+            first = level > 0 and not rows[level][layer - 2]
+            source = number[layer - 1, level - first]
+            choices += [Choice(2 * source, 2 * n - 1, "connect"), Choice(2 * n - 1, 2 * n, op)]
+    return Rival(title, GridSpace, given, Genotype(GridSpace.name, {"grid": tuple(sorted(choices, key=_by_edge))}))
+
+
+def _by_edge(choice: Choice) -> tuple[int, int]:
+    return choice.target, choice.source
 
 
 QUARTERS: Mapping[str, object] = {"channels": 64, "widths": (0.25, 0.5, 1.0), "stem": 0.25}
@@ -51,13 +75,13 @@ QUARTERS: Mapping[str, object] = {"channels": 64, "widths": (0.25, 0.5, 1.0), "s
 
 
 def _resnet(depth: int, **fields: object) -> Rival:
-    return Rival(f"ResNet-{depth}", ("residual_3x3",) * 3, {**QUARTERS, "layers": ((depth - 2) // 6,) * 3, **fields})
+    return _chain(f"ResNet-{depth}", ("residual_3x3",) * 3, {**QUARTERS, "layers": ((depth - 2) // 6,) * 3, **fields})
 
 
 RIVALS: dict[str, Rival] = {
     "resnet8": _resnet(8, bias=True),
     "resnet20": _resnet(20),
-    "mobilenetv2": Rival(
+    "mobilenetv2": _chain(
         "MobileNetV2",
         ("mbconv_k3_e1",) + 6 * ("mbconv_k3_e6",),
         {
@@ -69,7 +93,7 @@ RIVALS: dict[str, Rival] = {
             "head": 4.0,
         },
     ),
-    "shufflenetv2": Rival(
+    "shufflenetv2": _chain(
         "ShuffleNetV2",
         ("shuffle_3x3",) * 3,
         {
@@ -81,19 +105,29 @@ RIVALS: dict[str, Rival] = {
             "head": 1024 / 464,
         },
     ),
-    "ds_cnn": Rival(
+    "ds_cnn": _chain(
         "DS-CNN",
         ("ds_conv_3x3",),
         {"channels": 64, "layers": (4,), "widths": (1.0,), "strides": (1,), "stem_stride": 2},
     ),
-    "plain_cnn": Rival("plain CNN", ("plain_3x3",) * 3, {**QUARTERS, "layers": (2, 2, 2)}),
+    "plain_cnn": _chain("plain CNN", ("plain_3x3",) * 3, {**QUARTERS, "layers": (2, 2, 2)}),
+    "plain_fcn": _grid("plain FCN", (("plain_3x3",) * 2,), 16),
+    "unet": _grid(
+        "U-Net",
+        (
+            ("plain_3x3", *("skip_connect",) * 4),
+            ("", "plain_3x3", "plain_3x3", "skip_connect", "skip_connect"),
+            ("", "", "", "plain_3x3", "plain_3x3"),
+        ),
+        16,
+    ),
 }
 """Rivals by name, in the width that they are published in."""
 
 AUTO, NONE = "auto", "none"
 
-FAMILY = ("resnet20", "resnet8")
-"""What one would pick first: below 40 M multiply-adds no mobile network is better (chenyaofo/pytorch-cifar-models)."""
+FAMILY = {"classify": ("resnet20", "resnet8"), "segment": ("unet", "plain_fcn")}
+"""What one would pick first: below 40 M multiply-adds no mobile network is better (chenyaofo/pytorch-cifar-models); for masks these two."""
 
 
 def names(asked: str) -> tuple[str, ...]:
@@ -126,7 +160,7 @@ def contenders(asked: tuple[str, ...], like: Space, limits: Limits, price: Price
     price = price or priced(limits)
     found: dict[str, tuple[Space, Genotype]] = {}
     left_out: dict[str, str] = {}
-    for name in FAMILY if asked == (AUTO,) else asked:
+    for name in FAMILY[like.task] if asked == (AUTO,) else asked:
         space, genotype = RIVALS[name].network(like)
         fitting = widest(space, genotype, limits, price)
         if fitting is None:
@@ -142,6 +176,7 @@ def contenders(asked: tuple[str, ...], like: Space, limits: Limits, price: Price
 
 def scale(name: str, space: Space) -> float:
     """A rival's width in this space, relative to the published one."""
-    assert isinstance(space, ChainSpace)
-    published = RIVALS[name].network(space)[0]
-    return space.channels / published.channels
+    own, published = width_of(space), width_of(RIVALS[name].network(space)[0])
+    assert own is not None
+    assert published is not None
+    return own / published
