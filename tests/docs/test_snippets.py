@@ -136,3 +136,15 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
         if "://" not in target and not target.startswith("mailto:") and target not in PENDING:
             assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("sphinx", reason="`make docs` installs the extra `docs`")
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(ROOT / "docs"), str(tmp_path / "site")]
+    ended = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    said = [line for line in ended.stderr.splitlines() if "WARNING" in line or "ERROR" in line]
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert not [line for line in said if not any(name in line for name in PENDING)]
+    assert (tmp_path / "site" / "api.html").is_file()

@@ -145,7 +145,8 @@ class Show:
         return self._progress("train", epochs, self.weights["train"])
 
     def _progress(self, part: str, epochs: int | None, total: float) -> Progress:
-        self.part, self.every = part, max(1, (epochs or 1) // 10)
+        self.part = part
+        self.every = max(1, (epochs or 1) // 10) if console.is_terminal else 1  # piped, a line is all that there is
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(20),

@@ -70,3 +70,20 @@ def test_a_matrix_of_a_thousand_classes_stays_a_small_picture() -> None:
         assert picture.count("class") >= 2 * 20
         assert len(set(re.findall(r"class\d+", picture))) == -(-n // -(-n // 40))
     assert sizes[1000] == sizes[40]
+
+
+def test_an_epochs_line_has_the_cell_where_it_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Piped, every epoch is a line; on a terminal a tenth of them stay, beside the bar."""
+    from oche.api import terminal
+
+    record = {
+        "epoch": 3, "phase": "search", "weight_loss": 1.0, "weight_accuracy": 0.5, "arch_loss": None, "entropy": 0.9,
+        "skips": {"cell": 2}, "genotype": "|none~0|", "changed": True,
+    }  # fmt: skip
+    assert terminal._epoch_line(record).endswith("skips 2  -> |none~0|")
+    assert terminal._epoch_line({**record, "changed": False}).endswith("skips 2")
+    for piped, every in ((True, 1), (False, 8)):
+        monkeypatch.setattr(terminal, "console", Console(force_terminal=not piped))
+        show = terminal.Show(quiet=True)
+        show._progress("search", 80, 1.0)
+        assert show.every == every
