@@ -79,28 +79,29 @@ def mean_interval(values: Sequence[float]) -> Interval | None:
     return float(numbers.mean() - half), float(numbers.mean() + half)
 
 
-def relative_improvement(method: float, baseline: float) -> float:
+def relative_improvement(method: float, baseline: float) -> float | None:
     """RI = 100 (Acc_m - Acc_r) / Acc_r in percent, of means under one protocol (Yang et al., ICLR 2020, arXiv 1912.12522).
 
-    >>> round(relative_improvement(97.23, 96.92), 2)
-    0.32
+    None over a baseline that is not positive (F1 or R2 may be 0 or less), where a ratio says nothing.
+
+    >>> relative_improvement(97.23, 96.92), relative_improvement(-7.2, -10.1)
+    (0.31985142385472787, None)
     """
-    return 100 * (method - baseline) / baseline
+    return 100 * (method - baseline) / baseline if baseline > 0 else None
 
 
 def improvement_interval(method: Mapping[int, float], baseline: Mapping[int, float]) -> Interval | None:
     """RI's 95 % interval over the seeds that both have: the ratio of means linearised (delta method), with Student's quantile.
 
-    None where `mean_interval` has none.
+    None where `mean_interval` or `relative_improvement` has none.
     """
     m, r = _shared(method, baseline)
-    if len(m) < FEWEST:
+    if len(m) < FEWEST or (centre := relative_improvement(m.mean(), r.mean())) is None:
         return None
     ratio = m.mean() / r.mean()
     around = mean_interval((100 * (m - ratio * r) / r.mean()).tolist())
     if around is None:
         return None
-    centre = relative_improvement(m.mean(), r.mean())
     return centre + around[0], centre + around[1]
 
 

@@ -52,7 +52,17 @@ def test_relative_improvement_reproduces_the_published_table() -> None:
     for name, random, method, expected in cases:
         # the listed means are rounded to 0.005, which moves RI by at most 0.011 at these accuracies; RI itself is rounded too
         margin = 100 * 0.01 / random + 0.0051
-        assert abs(stats.relative_improvement(method, random) - expected) <= margin, name
+        found = stats.relative_improvement(method, random)
+        assert found is not None
+        assert abs(found - expected) <= margin, name
+
+
+@pytest.mark.parametrize("baseline", [0.0, -10.1])
+def test_there_is_no_improvement_over_a_score_that_is_not_positive(baseline: float) -> None:
+    """R2 of -7.2 over -10.1 would be "-29 %", though it is better."""
+    assert stats.relative_improvement(-7.2, baseline) is None
+    method = {0: -7.0, 1: -7.2, 2: -7.4}
+    assert stats.improvement_interval(method, dict.fromkeys(method, baseline)) is None
 
 
 def test_a_summary_by_hand() -> None:
