@@ -44,7 +44,7 @@ from oche.bench.render import (
 )
 from oche.bench.result import BenchFolder, BenchResult, Row, by_seed, read
 from oche.errors import UserError
-from oche.report.page import duration
+from oche.report.facts import duration
 from oche.run import Run
 
 PAIRS = (

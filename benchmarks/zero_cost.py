@@ -4,7 +4,7 @@
     python benchmarks/zero_cost.py cifar10.npz --cells 300 --page docs/results/zero_cost.md
 
 OCHE_DATA names the folder of the table. Each cell's network has the published size (C=16, N=5), the scores see 64 train images of 32x32.
-One JSON line per cell goes to the page's name with `.jsonl`; cells that are there are not scored again.
+One JSON line per cell goes to the page's name with `.jsonl`; scores that are there are not computed again.
 """
 
 from __future__ import annotations
@@ -48,21 +48,19 @@ def main() -> None:
     table = read()
     log = asked.page.with_suffix(".jsonl")
     rows = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
-    done = {row["index"] for row in rows if row["seed"] == asked.seed}
+    known = {row["index"]: row for row in rows if row["seed"] == asked.seed}
     drawn = np.random.default_rng(asked.seed).permutation(CELLS)[: asked.cells].tolist()
     for index in drawn:
-        if index in done:
-            continue
-        row: dict[str, float] = {"index": index, "seed": asked.seed}
-        for name, score in scorers.items():
+        row = known.setdefault(index, {"index": index, "seed": asked.seed})
+        missing = [name for name in scorers if name not in row]
+        for name in missing:
             began = time.process_time()
-            row[name] = score(table.genotype(index))
+            row[name] = scorers[name](table.genotype(index))
             row[f"{name}/seconds"] = round(time.process_time() - began, 3)
-        rows.append(row)
-        with log.open("a", encoding="utf-8") as out:
-            out.write(json.dumps(row) + "\n")
-    chosen = [row for row in rows if row["seed"] == asked.seed and row["index"] in set(drawn)]
-    asked.page.write_text(page(chosen, table, asked.seed), encoding="utf-8")
+        if missing:
+            lines = [json.dumps(row) + "\n" for row in known.values()]
+            log.write_text("".join(lines), encoding="utf-8")
+    asked.page.write_text(page([known[index] for index in drawn], table, asked.seed), encoding="utf-8")
 
 
 def page(rows: list[dict[str, float]], table: object, seed: int) -> str:

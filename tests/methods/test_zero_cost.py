@@ -13,7 +13,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from oche.base import Batch
+from oche.base import Batch, counted
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.evaluators import EVALUATORS
@@ -146,14 +146,32 @@ def test_snip_and_grad_norm_by_finite_differences() -> None:
     assert SCORES["grad_norm"](network().double(), images, TASK) == pytest.approx(norms, rel=1e-4)
 
 
-def test_zen_does_not_depend_on_the_scale_of_a_convolution_before_batch_norm() -> None:
-    """That scale leaves the change of the output, and comes back through the batch norm's deviation: + log of it, once."""
-    net, scaled = network(), network()
-    conv = next(m for m in scaled.body.cells.modules() if isinstance(m, nn.Conv2d))
+def test_zen_is_its_formula() -> None:
+    """Weights of N(0, 1), the last cell's output and the batch norms' inputs by hooks, deviations by numpy."""
+    torch.manual_seed(3)
+    found = zen(network(), batch(), TASK)
+    torch.manual_seed(3)
+    net = network()
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.weight.data = torch.randn(module.weight.shape)
+    rng = counted(0, "zen")
+    image, noise = (torch.randn(6, 2, 8, 8, generator=rng) for _ in range(2))
+    outputs: list[Tensor] = []
+    divided: list[float] = []
+    list(net.body.cells.values())[-1].register_forward_hook(lambda _, __, out: outputs.append(out.detach()))
     with torch.no_grad():
-        conv.weight *= 1000
-        next(m for m in net.body.cells.modules() if isinstance(m, nn.Conv2d)).weight.mul_(100)
-    assert zen(scaled, batch(), TASK) - zen(net, batch(), TASK) == pytest.approx(math.log(10), abs=0.01)
+        hooks = [
+            m.register_forward_hook(lambda m, x, _: divided.append(np.mean(x[0].numpy().var((0, 2, 3))) + m.eps))
+            for m in net.modules()
+            if isinstance(m, nn.BatchNorm2d)
+        ]
+        net(image)
+        for hook in hooks:
+            hook.remove()
+        net(image + 0.01 * noise)
+    moved = float((outputs[1] - outputs[0]).abs().mean())
+    assert found == pytest.approx(math.log(moved) + sum(math.log(v) / 2 for v in divided), rel=1e-4)
 
 
 def test_what_a_batch_norm_divides_by() -> None:

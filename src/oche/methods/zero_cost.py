@@ -14,9 +14,9 @@ For all of them more is better. In `synflow` and `logsynflow` the weights are re
 out and the image is all ones, in float64, as in the code of logsynflow (NiccoloCavagnero/FreeREA, metrics/synflow.py); they, `snip` and
 `grad_norm` look at the weights of convolutions and linear layers alone. The others see batch norm with the batch's statistics.
 
-Deviations: `zen` reads the output of the last cell, where its authors read what goes into the global average pool, and networks keep
-torch's own initial weights, where they draw from N(0, 1); `synflow` prints a logarithm, since sums reach 1e48. A score that is not
-finite (a network that passes nothing on has a `naswot` of minus infinity) becomes the lowest number.
+Deviations: `zen` reads the output of the last cell, where its authors read what goes into the global average pool; `synflow` is a
+logarithm, since sums reach 1e48. A score that is not finite (a network that passes nothing on has a `naswot` of minus infinity) becomes
+the lowest number.
 Against the published tables: `python benchmarks/zero_cost.py`, docs/results/zero_cost.md.
 """
 
@@ -172,8 +172,10 @@ def deviations(network: nn.Module) -> Iterator[list[Tensor]]:
 def zen(network: Network, batch: Batch, task: Task) -> float:
     """How far noise moves the last cell's output, times what batch norms took out of it, as a logarithm.
 
-    Images of N(0, 1) and noise of N(0, 1) times 0.01, the same for every network.
+    Weights of N(0, 1), drawn by torch's own generator; images of N(0, 1) and noise of N(0, 1) times 0.01, the same for every network.
     """
+    for weight in layers(network):
+        nn.init.normal_(weight)
     rng = counted(0, "zen")
     image, noise = (torch.randn(batch.images.shape, generator=rng).to(batch.images) for _ in range(2))
     last = list(network.body.cells)[-1]
@@ -244,5 +246,5 @@ class ZeroCost:
         """The score of one network of the genotype; equal for equal (seed, number)."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(counted(problem.seed, "zero cost", number).initial_seed())
-            network = problem.space.network(genotype)
-        return SCORES[self.score](network.to(problem.fabric.device).train(), batch, task)
+            network = problem.space.network(genotype).to(problem.fabric.device).train()
+            return SCORES[self.score](network, batch, task)
