@@ -455,7 +455,8 @@ def test_random_cells_can_be_asked_for_and_leave_its_network_alone(tmp_path: Pat
     found = searched(tmp_path / "run", compare=1, compare_seeds=1, protocol="segment_smoke")
     alone = searched(tmp_path / "alone")
     assert found.comparison
-    assert set(found.comparison.accuracies) == {"found", "random 1"}
+    assert set(found.comparison.accuracies) == {"found", "random 1", *found.comparison.rivals}
+    assert set(found.comparison.rivals) <= {"plain_fcn", "unet"}
     assert found.run.read("network/weights.safetensors") == alone.run.read("network/weights.safetensors")
 
 

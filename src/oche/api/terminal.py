@@ -275,7 +275,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "seed": lambda r: seed_line(r),
     "processes": lambda r: str(r["note"]),
     "time": lambda r: (
-        f"time: {spoken(r['left'])} left, so that epochs of each training are {r['train_epochs']}"
+        f"time: {spoken(r['left'])} left; epochs of each training: {r['train_epochs']}"
         + (f" instead of {r['planned']}" if r["planned"] != r["train_epochs"] else "")
     ),
     "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images",
