@@ -174,7 +174,8 @@ def test_importing_a_folder_leaves_the_verb_of_its_name() -> None:
 def test_dir_and_help_show_what_there_is() -> None:
     assert dir(oche) == sorted(oche.__all__)
     assert set(oche.__all__) == {*oche._HOMES, "Genotype", "UserError"}
-    assert "search(method: 'str | " in pydoc.render_doc(oche, renderer=pydoc.plaintext)
+    shown = "".join(pydoc.render_doc(oche, renderer=pydoc.plaintext).split())  # Python 3.13 breaks long signatures
+    assert "search(method:'str|" in shown
 
 
 def test_the_package_is_a_command() -> None:
