@@ -380,6 +380,13 @@ def test_evaluator_queries_and_the_rule_s_constants_are_settings() -> None:
         planned("random_search", clip=5)
 
 
+def test_a_table_that_is_handed_over_is_no_setting() -> None:
+    """It is an object, for benches and Python: run.toml and messages leave it out."""
+    assert "given" not in repr(TABLE)
+    with pytest.raises(UserError, match="given"):
+        planned("random_search", evaluator="table", evaluator__given="x")
+
+
 @pytest.mark.parametrize("build", [random_search, regularized_evolution, local_search])
 def test_the_named_ones_are_in_the_list(build: Callable[[], AskTell]) -> None:
     assert METHODS[build().name]() == build()
