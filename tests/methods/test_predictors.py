@@ -236,3 +236,63 @@ def test_bad_settings_are_a_sentence() -> None:
     for settings in ({"networks": 1}, {"layers": 0}, {"width": 0}, {"epochs": 0}, {"rate": 0.0}):
         with pytest.raises(UserError, match="An ensemble needs two networks"):
             Ensemble(**settings)  # type: ignore[arg-type]
+
+
+def test_the_kernel_and_the_batch_are_those_of_the_docstrings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What scikit-learn is asked for: a Matern kernel of 5/2 with noise, and batches of 32 in networks of ten layers of 20."""
+    import sklearn.gaussian_process
+    import sklearn.neural_network
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
+
+    asked: list[object] = []
+
+    class Process_(sklearn.gaussian_process.GaussianProcessRegressor):
+        def fit(self, x: object, y: object) -> object:
+            asked.append(self.kernel)
+            return super().fit(x, y)
+
+    class Network_(sklearn.neural_network.MLPRegressor):
+        def fit(self, x: object, y: object) -> object:
+            asked.append((self.batch_size, self.hidden_layer_sizes, self.max_iter, self.n_iter_no_change))
+            return super().fit(x, y)
+
+    monkeypatch.setattr(sklearn.gaussian_process, "GaussianProcessRegressor", Process_)
+    monkeypatch.setattr(sklearn.neural_network, "MLPRegressor", Network_)
+    cells = draws(44)
+    Process().order(NB201, told_of(cells[:4]), cells[40:], 0)
+    Ensemble(networks=2, epochs=2).order(NB201, told_of(cells[:40]), cells[40:], 0)
+    Ensemble(networks=2, epochs=2).order(NB201, told_of(cells[:10]), cells[40:], 0)
+    kernel = ConstantKernel(1.0) * Matern(2.0, (0.1, 100.0), nu=2.5) + WhiteKernel(0.1, (1e-4, 10.0))
+    assert asked[0] == kernel
+    assert asked[1:] == [(32, (20,) * 10, 2, 2)] * 2 + [(10, (20,) * 10, 2, 2)] * 2
+
+
+def test_the_least_ensemble_and_its_published_size() -> None:
+    assert Ensemble() == Ensemble(networks=5, layers=10, width=20, epochs=150, rate=0.01)
+    assert Ensemble(networks=2, layers=1, width=1, epochs=1).networks == 2
+    for wrong in ({"networks": 1}, {"layers": 0}, {"width": 0}, {"epochs": 0}, {"rate": 0.0}):
+        with pytest.raises(UserError, match="two networks"):
+            Ensemble(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_cell_has_the_ways_that_it_has_and_rounds_remember_in_silence() -> None:
+    alone = features(NB201, [CELL])[0, one_hot(NB201, CELL).size :]
+    assert alone.tolist() == [1.0] * len(paths(NB201, CELL))
+    rounds = Rounds(Process(), first=2, batch=1, candidates=3)
+    assert rounds.ask(NB201, told_of(draws(3)), 0) is not None
+    assert rounds == Rounds(Process(), first=2, batch=1, candidates=3)
+    assert "_ranked" not in repr(rounds)
+
+
+def test_candidates_are_near_the_five_best(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no mutation leads anywhere new, the five best are tried one after the other, and no sixth."""
+    parents: list[Genotype] = []
+
+    def nowhere(space: Space, cell: Genotype, rng: torch.Generator) -> Genotype:
+        parents.append(cell)
+        return cell
+
+    monkeypatch.setattr("oche.methods.predictors.mutated", nowhere)
+    told = [Told(cell, float(n)) for n, cell in enumerate(draws(8))]
+    assert Rounds(Process(), first=2, candidates=2).near(NB201, told, 0) == []
+    assert list(dict.fromkeys(parents)) == [t.genotype for t in reversed(told[3:])]
