@@ -286,13 +286,13 @@ def test_a_cell_has_the_ways_that_it_has_and_rounds_remember_in_silence() -> Non
 
 def test_candidates_are_near_the_five_best(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no mutation leads anywhere new, the five best are tried one after the other, and no sixth."""
-    parents: list[Genotype] = []
+    parents: list[str] = []
 
     def nowhere(space: Space, cell: Genotype, rng: torch.Generator) -> Genotype:
-        parents.append(cell)
+        parents.append(cell.hash)
         return cell
 
     monkeypatch.setattr("oche.methods.predictors.mutated", nowhere)
     told = [Told(cell, float(n)) for n, cell in enumerate(draws(8))]
     assert Rounds(Process(), first=2, candidates=2).near(NB201, told, 0) == []
-    assert list(dict.fromkeys(parents)) == [t.genotype for t in reversed(told[3:])]
+    assert list(dict.fromkeys(parents)) == [t.genotype.hash for t in reversed(told[3:])]
