@@ -244,3 +244,61 @@ def test_flows_rank_cells_as_the_published_table_does(ours: str, theirs: str) ->
         published.append(table.column(f"zerocost/cifar10/{theirs}")[index])
         found.append(SCORES[ours](net, images, TASK))
     assert spearmanr(published, found).statistic > 0.95
+
+
+class Still(nn.Module):
+    """Says the same of every image, without a ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.says = nn.Parameter(torch.ones(1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.says.expand(len(x), 3)
+
+
+def test_networks_that_tell_nothing_have_the_lowest_scores() -> None:
+    """No ReLU, no derivative in the images, no flow; a small flow has its logarithm all the same."""
+    assert LOWEST == -1e300
+    for name in ("naswot", "jacov"):
+        assert SCORES[name](Still(), batch(), TASK) == -math.inf  # type: ignore[arg-type]
+    images = Batch(torch.randn(3, 1, 2, 2), torch.zeros(3))
+    for factor, expected in ((0.0, -math.inf), (0.01, math.log10(32 * 0.01**2))):
+        line = Line()
+        with torch.no_grad():
+            for weight in (line.one.weight, line.two.weight):
+                weight.mul_(factor)
+        assert SCORES["synflow"](line, images, TASK) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+def test_zen_by_hooks() -> None:
+    """The last cell's output with and without a hundredth of the noise, and the roots that the batch norms divide by."""
+    net, rng = network(), counted(0, "zen")
+    image, noise = (torch.randn(batch().images.shape, generator=rng) for _ in range(2))
+    *_, last = net.body.cells.values()
+    seen: list[Tensor] = []
+    roots: list[float] = []
+    last.register_forward_hook(lambda _, __, out: seen.append(out))
+    hooks = [
+        m.register_forward_pre_hook(
+            lambda m, inputs: roots.append(float((inputs[0].var((0, 2, 3), correction=0).mean() + m.eps).sqrt()))
+        )
+        for m in net.modules()
+        if isinstance(m, nn.BatchNorm2d)
+    ]
+    with torch.no_grad():
+        net(image)
+        for hook in hooks:
+            hook.remove()
+        net(image + 0.01 * noise)
+    expected = math.log(float((seen[1] - seen[0]).abs().mean())) + sum(map(math.log, roots))
+    assert zen(network(), batch(), TASK) == pytest.approx(expected, rel=1e-4)
+    norm, x = nn.BatchNorm2d(2, eps=0.5), torch.randn(5, 2, 3, 3)
+    with deviations(norm) as found:
+        norm(x)
+    assert float(found[0]) ** 2 == pytest.approx(float(x.var((0, 2, 3), correction=0).mean()) + 0.5)
+
+
+def test_the_defaults_and_the_least_that_is_enough() -> None:
+    assert ZeroCost("snip") == ZeroCost("snip", images=64, networks=1)
+    assert ZeroCost("snip", images=2, networks=1).images == 2
