@@ -212,7 +212,7 @@ def page(results: Mapping[str, Sequence[tuple[Mutant, bool]]], reasons: Reasons,
         "Written by `make mutants PAGE=docs/results/mutants.md`. Every number in a method's file was doubled, every comparison turned",
         "round, every + and - exchanged, and rules were broken by hand (tests/mutants/rules.toml), one at a time; a mutant is killed",
         f"if one of the method's tests fails. Of {tried} mutants {tried - len(lost)} were killed, {len(lost)} survive "
-        f"({len(lost) / tried:.1%}).",
+        f"({len(lost) / tried:.1%}). A mutant that an earlier, smaller set of the tests killed was not tried again (`--grown`).",
         "",
         "| file | tried | killed | survive |",
         "| --- | --- | --- | --- |",
