@@ -11,7 +11,7 @@ import typer
 
 from oche.api.terminal import console
 from oche.config import assignment
-from oche.errors import UserError, unknown
+from oche.errors import RunFailed, UserError, unknown
 from oche.report import attempt
 from oche.run import Run
 
@@ -90,6 +90,17 @@ def run(
     matrix = matrix_from(config, {**given, "settings": dict(map(assignment, settings or []))})
     result = run_bench(matrix, out or Path("runs") / f"bench-{matrix.name}", workers, address, _listen, only=only or ())
     attempt(lambda: _print(result), result.folder.path, "oche bench show")
+    tell_failures(result)
+
+
+def tell_failures(result: BenchResult) -> None:
+    """Raises RunFailed, which ends the command with 1, where trials failed; what they said has been printed."""
+    if result.failures:
+        few = ", ".join(list(result.failures)[:3]) + ", ..." * (len(result.failures) > 3)
+        raise RunFailed(
+            f"{len(result.failures)} trial{'s' * (len(result.failures) > 1)} failed ({few}); the others are kept in "
+            f"{result.folder.path}, and the same command tries these again."
+        )
 
 
 @bench.command()

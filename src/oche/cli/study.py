@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from oche.api.terminal import console
+from oche.cli.bench import tell_failures
 from oche.config import assignment
 from oche.report import attempt
 from oche.run import Run
@@ -74,6 +75,7 @@ def _command(name: str) -> Callable[..., None]:
             asked, out or Path("runs") / f"study-{asked.matrix.name}", workers, None, _told, only=only or ()
         )
         attempt(lambda: _print(result), result.folder.path, "oche study show")
+        tell_failures(result)
 
     return run
 
