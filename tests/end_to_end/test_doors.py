@@ -276,7 +276,7 @@ def test_code_in_a_run_toml_is_asked_for_and_a_change_is_said(
         Request("mine.py:gaea", space="toy", data="mine.py:few", budget="smoke", compare=0, device="cpu")
     )
     run = module.start(plan, tmp_path / "run")
-    monkeypatch.setattr("oche.api.search.measured", lambda plan: None)
+    monkeypatch.setattr("oche.api.search.timed", lambda plan, *rest: (plan, None))
     repeat = ("search", "--config", "run/run.toml", "--dry-run", "--out", "again")
     code, said = typed(*repeat)
     assert (code, "read it, then repeat with `--trust`" in said) == (2, True)
@@ -291,7 +291,7 @@ def test_code_in_a_run_toml_is_asked_for_and_a_change_is_said(
 
 
 def test_typing_a_file_is_consent(typed: Typed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("oche.api.search.measured", lambda plan: None)
+    monkeypatch.setattr("oche.api.search.timed", lambda plan, *rest: (plan, None))
     assert (
         typed("search", "mine.py:gaea", "--space", "space.py:Mine", "--data", "mine.py:few", "--dry-run", "-q")[0] == 0
     )

@@ -103,8 +103,11 @@ FIRST = frozenset(
 
 
 def asked(request: Request) -> dict[str, object]:
-    """The options that decide a trial, as plain values; left out are probes, which only look, and `compile`, which changes no result."""
-    free = ("probes", "seeds", "pick", "compile", "settings")
+    """The options that decide a trial, as plain values.
+
+    Left out are probes, which only look, `compile`, which changes no result, and rivals, which a trial has none of.
+    """
+    free = ("probes", "seeds", "pick", "compile", "settings", "rivals")
     table = {
         f.name: getattr(request, f.name)
         for f in options(Request)

@@ -270,7 +270,7 @@ def int8(card: Mapping[str, object]) -> str:
     >>> times = {"before": {"median_ms": 0.3}, "after": {"median_ms": 0.25}}
     >>> sizes = {"before": 400_000, "after": 120_000}
     >>> int8({"int8": {"metric": "accuracy", "score": {"before": 0.91, "after": 0.905}, "size": sizes, "latency": times}})
-    'int8: accuracy 91.00 % -> 90.50 %, file 400.0 KB -> 120.0 KB, latency 0.300 ms -> 0.250 ms'
+    'int8: accuracy 91.00% -> 90.50%, file 400.0 KB -> 120.0 KB, latency 0.300 ms -> 0.250 ms'
     """
     told = card.get("int8")
     if not isinstance(told, Mapping):

@@ -83,9 +83,11 @@ def test_new_that_fails_takes_the_reserve_and_the_call_ends_with_an_error() -> N
         resource.setrlimit(resource.RLIMIT_AS, (size + (100 << 20), resource.RLIM_INFINITY))
         new = ctypes.CDLL("libstdc++.so.6")._Znwm
         new.argtypes, new.restype = [ctypes.c_size_t], ctypes.c_void_p
-        assert new(60 << 20)
         found.check_memory()
-        assert new(60 << 20), "the reserve was not let go"
+        for _ in range(500):  # what earlier tests have freed comes first
+            assert new(8 << 20), "the reserve was not let go"
+            if found.short.value:
+                break
         with pytest.raises(MemoryError, match="could not allocate"):
             found.check_memory()
         assert found.short.value == 0
