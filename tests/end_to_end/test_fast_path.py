@@ -152,7 +152,8 @@ def test_nothing_grows_over_a_thousand_iterations(tier: str, space: str, monkeyp
     assert set(growth.seen) == {200, 600, 1000}
     first, _, last = growth.seen.values()
     assert last[0] - first[0] < 3.0, f"MiB of the process, buffers, their bytes: {growth.seen}"
-    assert last[1:] == first[1:]
+    assert last[1] <= first[1], "more buffers than at first"
+    assert last[2] <= first[2], "larger buffers than at first"
 
 
 def outputs_and_gradients(space: str, threads: int, dtype: torch.dtype) -> list[Tensor]:

@@ -126,7 +126,7 @@ def test_the_road_from_a_folder_of_images(oche: Oche, tmp_path: Path, monkeypatc
         "checkpoints/best.safetensors",
     ):
         assert trained.has(name), name
-    assert trained.read(Run.GENOTYPE) == searched.read(Run.GENOTYPE)
+    assert Genotype.from_json(trained.read(Run.GENOTYPE).decode()) == genotype
 
     scores = {c: json.loads(oche("eval", "trained", "--checkpoint", c, "--json")) for c in ("kept", "last", "best")}
     assert scores["kept"] == scores["last"]  # what this protocol keeps
