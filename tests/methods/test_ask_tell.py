@@ -401,6 +401,9 @@ def test_the_command_line_says_who_scores_and_shows_what_got_better(
     done = CliRunner().invoke(app, command.split())
     assert done.exit_code == 0, done.output
     said = " ".join(done.output.split())
-    assert "at most 6 cells are scored on validation data, by a supernet that is trained first" in said
+    assert (
+        "at most 6 cells are scored, by a supernet that is trained first on the train images, on validation images"
+        in said
+    )
     records = [r for r in Run.open(tmp_path / "run").records() if r["kind"] == "query"]
     assert said.count("best so far") == sum(r["queried"] == r["genotype"] for r in records)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -117,6 +117,15 @@ def test_rounds_are_a_loop() -> None:
         told += told_of(near[::-1][:4])
     assert asked(rounds, 21) == told[:21]
     assert len({t.genotype.hash for t in told}) == len(told), "none is asked for twice"
+
+
+def test_what_one_has_ranked_is_not_another_s() -> None:
+    """Rounds made from others by `replace` begin without their ranking."""
+    told = told_of(draws(5))
+    few = Rounds(Backwards(), first=5, batch=4, candidates=3)
+    first = few.ask(NB201, told, 0)
+    many = replace(few, candidates=40)
+    assert many.ask(NB201, told, 0) == Rounds(Backwards(), 5, 4, 40).ask(NB201, told, 0) != first
 
 
 def test_candidates_are_one_or_two_changes_from_the_best() -> None:

@@ -215,7 +215,7 @@ class Show:
 
 
 def _query_line(r: Mapping[str, Any]) -> str:
-    return f"query {r['query']:4d}  validation {r['score']:.2f}, best so far {r['best']:.2f}  {brief(r['genotype'])}"
+    return f"query {r['query']:4d}  score {r['score']:.2f}, best so far {r['best']:.2f}  {brief(r['genotype'])}"
 
 
 def _epoch_line(r: Mapping[str, Any]) -> str:
@@ -361,7 +361,7 @@ def _split(plan: Plan) -> str:
 
     method = as_searcher(plan.searcher).method
     if isinstance(plan.searcher, AskTell):
-        return f"at most {plan.searcher.queries} cells are scored on validation data, by {plan.searcher.asks}"
+        return f"at most {plan.searcher.queries} cells are scored, by {plan.searcher.asks}"
     if method is None:
         return "nothing is trained in the search"
     parts, count = method.split(plan.data.train, plan.request.seed), len(plan.data.train)

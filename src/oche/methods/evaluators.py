@@ -126,9 +126,9 @@ EVALUATORS: dict[str, Evaluator] = {
 """By name, for `--set evaluator=table`."""
 
 WORDS: dict[type, str] = {
-    TableScore: "a table",
-    SupernetScore: "a supernet that is trained first on the train images",
-    TrainingScore: "a brief training of each on the train images",
-    ZeroCost: "a zero-cost score of networks that are not trained",
+    TableScore: "a table's validation metric",
+    SupernetScore: "a supernet that is trained first on the train images, on validation images",
+    TrainingScore: "a brief training of each on the train images, on validation images",
+    ZeroCost: "a zero-cost score of networks that are not trained, on train images",
 }
 """The evaluators in words."""

@@ -95,7 +95,7 @@ class Rounds:
     first: int = 10
     batch: int = 10
     candidates: int = 100
-    _ranked: dict[object, Sequence[Genotype]] = field(default_factory=dict, repr=False, compare=False)
+    _ranked: dict[object, Sequence[Genotype]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.first < 2 or min(self.batch, self.candidates) < 1:
