@@ -39,6 +39,7 @@ from oche.methods.ddpnas import ddpnas
 from oche.methods.drnas import BUDGETS as DRNAS
 from oche.methods.drnas import PROGRESSIVE_BUDGETS as DRNAS_PROGRESSIVE
 from oche.methods.drnas import drnas, drnas_progressive
+from oche.methods.dsm_nas import dsm_nas
 from oche.methods.fair_darts import BUDGETS as FAIR_DARTS
 from oche.methods.fair_darts import fair_darts
 from oche.methods.gaussian_process import gaussian_process
@@ -139,6 +140,7 @@ ENTRIES: dict[str, Entry] = {
     "local_search": Entry(local_search),
     "bananas": Entry(bananas),
     "gaussian_process": Entry(gaussian_process),
+    "dsm_nas": Entry(dsm_nas),
 }
 
 METHODS: dict[str, Callable[..., SearcherLike]] = {name: entry.factory for name, entry in ENTRIES.items()}
