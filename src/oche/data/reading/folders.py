@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from oche.data.entries import Fate, fates
 from oche.data.problems import refuse
 from oche.data.reading.classes import classes_of, numbered
-from oche.data.reading.files import below, folders_in, head, images_below, read_image, skipped_for
+from oche.data.reading.files import below, folders_in, images_below, skipped_for
 from oche.data.reading.found import ALIASES, Filled, Parts, Wish
 from oche.data.reading.labels import FILE, LINES
 from oche.data.reading.listing import filled, of_files
+from oche.data.reading.naming import part_of
+from oche.data.reading.pairing import refuse_pairs
 from oche.errors import UserError
-
-FEW, MANY = 32, 64
-"""Different values up to which pictures look like masks, and from which on like photographs."""
-
-COMPARED, SIDE = 6, 96
-"""Pairs of files that are looked at to tell pairs from classes, and about how many rows and columns of each."""
-
-ALIKE = 0.8
-"""Correlation from which on two pictures show the same."""
-
-
-def part_of(name: str) -> str | None:
-    """The part that a folder's name means.
-
-    >>> part_of("Training"), part_of("VALID"), part_of("cat")
-    ('train', 'val', None)
-    """
-    plain = name.lower().replace("-", "_").replace(" ", "_")
-    return next((part for part, aliases in ALIASES.items() if plain in aliases), None)
 
 
 def read_folder(root: Path, wish: Wish) -> Parts:
@@ -135,66 +114,6 @@ def refuse_differences(found: Mapping[str, Sequence[str]], folders: Mapping[str,
                 )
     refuse(wrong)
     return tuple(notes)
-
-
-def refuse_pairs(root: Path) -> None:
-    """Raises UserError where two folders hold the same pictures under the same names: images and masks, or before and after."""
-    folders = folders_in(root)
-    if len(folders) > 4:
-        return
-    held = {folder: {p.relative_to(folder).with_suffix(""): p for p in images_below(folder)} for folder in folders}
-    for first, second in combinations(folders, 2):
-        a, b = held[first], held[second]
-        names = sorted(a.keys() & b.keys())
-        if len(names) < 3 or len(names) < 0.9 * max(len(a), len(b)):
-            continue
-        if which := _paired(a, b, names[:: max(1, len(names) // COMPARED)][:COMPARED]):
-            raise UserError(
-                f"{root} holds the folders {first.name} and {second.name}, whose files pair up by name and {which}: they are no classes. "
-                "To segment, call them images and masks; if they are classes after all, say `--task classify`."
-            )
-
-
-def _paired(a: Mapping[Path, Path], b: Mapping[Path, Path], names: Sequence[Path]) -> str | None:
-    """What shows that files of the same names belong together: one looks like the other's mask, or both show the same."""
-    try:
-        if any(head(a[name]).shape[:2] != head(b[name]).shape[:2] for name in names):
-            return None
-        pictures = [(_sampled(a[name]), _sampled(b[name])) for name in names]
-    except UserError:
-        return None
-    values = [(_different(one), _different(other)) for one, other in pictures]
-    if all(np.array_equal(one, other) for one, other in pictures):
-        return None  # the same files in two classes: duplicates, which the ledger tells
-    for side in (0, 1):
-        if all(v[side] <= FEW for v in values) and sum(v[1 - side] >= MANY for v in values) > len(values) / 2:
-            return "look like images and masks"
-    small = [(_small(one), _small(other)) for one, other in pictures]
-    matched = np.mean([abs(_correlation(one, other)) for one, other in small])
-    crossed = np.mean([abs(_correlation(one, small[i - 1][1])) for i, (one, _) in enumerate(small)])
-    return "show the same" if matched > ALIKE and matched > crossed + 0.3 else None
-
-
-def _sampled(path: Path) -> NDArray[np.generic]:
-    values = read_image(path)
-    step = max(1, max(values.shape[:2]) // SIDE)
-    return np.ascontiguousarray(values[::step, ::step])
-
-
-def _different(values: NDArray[np.generic]) -> int:
-    return len(np.unique(values.reshape(-1, values.shape[-1]), axis=0))
-
-
-def _small(values: NDArray[np.generic]) -> NDArray[np.float64]:
-    grey = torch.from_numpy(values.astype(np.float64)).mean(-1)[None, None]
-    flat: NDArray[np.float64] = F.adaptive_avg_pool2d(grey, 8).flatten().numpy()
-    return flat
-
-
-def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a * a).sum() * (b * b).sum()))
-    return float((a * b).sum()) / size if size > 0 else 0.0
 
 
 def folder_fates(root: Path, used: Mapping[str, Sequence[Path]]) -> tuple[Fate, ...]:

@@ -7,24 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from oche.data.reading.files import folders_in, images_below
-from oche.data.reading.folders import part_of
 from oche.data.reading.found import ALIASES
+from oche.data.reading.naming import IMAGE_SUFFIXES, MASK_SUFFIXES, kind_of, part_of, stripped
 from oche.errors import UserError
 
-IMAGES = frozenset((
-    "images", "image", "imgs", "img", "img_dir", "image_dir", "jpegimages", "photos", "photo", "pictures", "inputs",
-    "input", "rgb", "leftimg8bit",
-))  # fmt: skip
-MASKS = frozenset((
-    "masks", "mask", "mask_dir", "annotations", "annotation", "annots", "annot", "ann_dir", "anns", "ann", "labels",
-    "label", "label_dir", "gt", "gts", "gt_dir", "ground_truth", "groundtruth", "ground_truths", "segmentation",
-    "segmentations", "segmentationclass", "segmentation_masks", "seg", "segs", "targets", "target", "labelids",
-))  # fmt: skip
-MASK_SUFFIXES = (
-    "_mask", "_masks", "_gt", "_gts", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_ann", "_target",
-    "_groundtruth", "_ground_truth", "_labelids",
-)  # fmt: skip
-IMAGE_SUFFIXES = ("_image", "_img", "_rgb", "_sat", "_photo", "_input", "_x")
 SHARE = 0.8
 """Share of the images of a folder that must have a mask beside them, called by a suffix, to be pairs."""
 
@@ -46,33 +32,6 @@ class Paired:
     bare_images: tuple[Path, ...] = ()
     bare_masks: tuple[Path, ...] = ()
     twice: tuple[tuple[Path, Path], ...] = ()
-
-
-def plain(name: str) -> str:
-    """A name as it is compared: lower case, words joined by underscores."""
-    return name.lower().replace("-", "_").replace(" ", "_")
-
-
-def kind_of(name: str) -> tuple[str | None, str | None]:
-    """The part and the kind ("images", "masks") that a folder's name means.
-
-    >>> kind_of("Images"), kind_of("trainannot"), kind_of("masks_val"), kind_of("Test"), kind_of("cats")
-    ((None, 'images'), ('train', 'masks'), ('val', 'masks'), ('test', None), (None, None))
-    """
-    name = plain(name)
-    for kind, names in (("images", IMAGES), ("masks", MASKS)):
-        if name in names:
-            return None, kind
-    if part := part_of(name):
-        return part, None
-    for part, aliases in ALIASES.items():
-        for alias in aliases:
-            for rest in (name.removeprefix(alias), name.removesuffix(alias)):
-                if rest != name:
-                    for kind, names in (("images", IMAGES), ("masks", MASKS)):
-                        if rest.strip("_") in names:
-                            return part, kind
-    return None, None
 
 
 def places(root: Path) -> dict[str, Place]:
@@ -118,7 +77,7 @@ def paired(place: Place) -> Paired:
     """Files with the same path below both folders, suffixes such as .png and _mask left out."""
     if place.images == place.masks:
         files = images_below(place.images)
-        marked = [path for path in files if _stripped(path.stem, MASK_SUFFIXES) != path.stem]
+        marked = [path for path in files if stripped(path.stem, MASK_SUFFIXES) != path.stem]
         return _matched(place, [path for path in files if path not in set(marked)], marked, True)
     own, other = images_below(place.images), images_below(place.masks)
     exact = _matched(place, own, other, False)
@@ -149,20 +108,11 @@ def _by_name(
     twice = []
     for path in files:
         relative = path.relative_to(folder)
-        name = relative.with_name(_stripped(relative.stem, suffixes)).as_posix()
+        name = relative.with_name(stripped(relative.stem, suffixes)).as_posix()
         if name in found:
             twice.append((found[name], path))
         found.setdefault(name, path)
     return found, twice
-
-
-def _stripped(stem: str, suffixes: Sequence[str]) -> str:
-    """The stem without the first of the suffixes that it ends with, in any case and with - for _."""
-    end = plain(stem)
-    for suffix in suffixes:
-        if end.endswith(suffix) and len(end) > len(suffix):
-            return stem[: -len(suffix)]
-    return stem
 
 
 def _inside(images: Path, masks: Path) -> dict[str, Place]:

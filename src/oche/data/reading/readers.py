@@ -14,10 +14,11 @@ from oche.data.images import Data
 from oche.data.reading.arrays import has_idx, read_digits, read_idx, read_npz
 from oche.data.reading.digit_masks import read_digits_masks
 from oche.data.reading.files import folders_in, holds_images
-from oche.data.reading.folders import part_of, read_folder
+from oche.data.reading.folders import read_folder
 from oche.data.reading.found import ALIASES, Parts, Wish
 from oche.data.reading.labels import parsed
 from oche.data.reading.masksets import pair_places, read_pairs
+from oche.data.reading.naming import part_of
 from oche.data.reading.parts import finish
 from oche.data.reading.pixels import Size
 from oche.data.reading.standards import (

@@ -14,12 +14,13 @@ from PIL import Image
 
 from oche.data.problems import refuse
 from oche.data.reading.files import Head, folders_in, images_below, values_of
-from oche.data.reading.folders import folder_fates, part_of
+from oche.data.reading.folders import folder_fates
 from oche.data.reading.found import ALIASES, Parts, Wish
 from oche.data.reading.labels import beside
 from oche.data.reading.listing import Listing
 from oche.data.reading.masks import IGNORE, mask_values, palette_of
 from oche.data.reading.masksets import of_listings, of_pairs
+from oche.data.reading.naming import part_of
 from oche.data.reading.torchsets import data_root
 from oche.errors import UserError
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from oche.data.problems import refuse
 from oche.data.reading.files import images_below, skipped_for
-from oche.data.reading.folders import folder_fates, of_names, part_of, refuse_differences
+from oche.data.reading.folders import folder_fates, of_names, refuse_differences
 from oche.data.reading.found import Parts, Wish
+from oche.data.reading.naming import part_of
 from oche.data.reading.several import of_several, separator
 from oche.errors import UserError
 

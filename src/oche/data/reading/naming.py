@@ -1,0 +1,68 @@
+"""What the names of folders and files mean: parts, images, masks, and the suffixes that tell a mask from its image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from oche.data.reading.found import ALIASES
+
+IMAGES = frozenset((
+    "images", "image", "imgs", "img", "img_dir", "image_dir", "jpegimages", "photos", "photo", "pictures", "inputs",
+    "input", "rgb", "leftimg8bit",
+))  # fmt: skip
+MASKS = frozenset((
+    "masks", "mask", "mask_dir", "annotations", "annotation", "annots", "annot", "ann_dir", "anns", "ann", "labels",
+    "label", "label_dir", "gt", "gts", "gt_dir", "ground_truth", "groundtruth", "ground_truths", "segmentation",
+    "segmentations", "segmentationclass", "segmentation_masks", "seg", "segs", "targets", "target", "labelids",
+))  # fmt: skip
+MASK_SUFFIXES = (
+    "_mask", "_masks", "_gt", "_gts", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_ann", "_target",
+    "_groundtruth", "_ground_truth", "_labelids",
+)  # fmt: skip
+IMAGE_SUFFIXES = ("_image", "_img", "_rgb", "_sat", "_photo", "_input", "_x")
+
+
+def plain(name: str) -> str:
+    """A name as it is compared: lower case, words joined by underscores."""
+    return name.lower().replace("-", "_").replace(" ", "_")
+
+
+def part_of(name: str) -> str | None:
+    """The part that a folder's name means.
+
+    >>> part_of("Training"), part_of("VALID"), part_of("cat")
+    ('train', 'val', None)
+    """
+    plain = name.lower().replace("-", "_").replace(" ", "_")
+    return next((part for part, aliases in ALIASES.items() if plain in aliases), None)
+
+
+def kind_of(name: str) -> tuple[str | None, str | None]:
+    """The part and the kind ("images", "masks") that a folder's name means.
+
+    >>> kind_of("Images"), kind_of("trainannot"), kind_of("masks_val"), kind_of("Test"), kind_of("cats")
+    ((None, 'images'), ('train', 'masks'), ('val', 'masks'), ('test', None), (None, None))
+    """
+    name = plain(name)
+    for kind, names in (("images", IMAGES), ("masks", MASKS)):
+        if name in names:
+            return None, kind
+    if part := part_of(name):
+        return part, None
+    for part, aliases in ALIASES.items():
+        for alias in aliases:
+            for rest in (name.removeprefix(alias), name.removesuffix(alias)):
+                if rest != name:
+                    for kind, names in (("images", IMAGES), ("masks", MASKS)):
+                        if rest.strip("_") in names:
+                            return part, kind
+    return None, None
+
+
+def stripped(stem: str, suffixes: Sequence[str]) -> str:
+    """The stem without the first of the suffixes that it ends with, in any case and with - for _."""
+    end = plain(stem)
+    for suffix in suffixes:
+        if end.endswith(suffix) and len(end) > len(suffix):
+            return stem[: -len(suffix)]
+    return stem
