@@ -73,7 +73,7 @@ def ledger_rows(data: Data) -> list[tuple[str, str]]:
         rows += [("range", "in train, by channel: " + ", ".join(channels) + ", ..." * (len(ledger.ranges) > 6))]
     for fate in ledger.fates:
         names = ": " + ", ".join(fate.examples[:3]) + ", ..." * (fate.count > 3) if fate.examples else ""
-        rows += [(fate.became, f"{fate.count} {fate.what}" + (names if fate.became != "used" else ""))]
+        rows += [(fate.became, fate.said + (names if fate.became != "used" else ""))]
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 
@@ -17,6 +18,16 @@ class Fate:
     what: str
     count: int
     examples: tuple[str, ...] = ()
+
+    @property
+    def said(self) -> str:
+        """How many, and what.
+
+        >>> Fate("used", "train images", 1).said, Fate("used", "train masks", 2).said
+        ('1 train image', '2 train masks')
+        """
+        what = re.sub(r"\b(image|mask|label|key)s\b", r"\1", self.what, count=1) if self.count == 1 else self.what
+        return f"{self.count} {what}"
 
 
 @dataclass(frozen=True)
@@ -45,7 +56,7 @@ class Ledger:
     def skipped(self) -> tuple[str, ...]:
         """A note about all that was found and not used; none where there is nothing."""
         left = [fate for fate in self.fates if fate.became == "skipped"]
-        said = ", ".join(f"{fate.count} {fate.what}" for fate in left[:4]) + (", ..." if len(left) > 4 else "")
+        said = ", ".join(fate.said for fate in left[:4]) + (", ..." if len(left) > 4 else "")
         return (f"Not used: {said}.",) if left else ()
 
     def plain(self) -> dict[str, object]:

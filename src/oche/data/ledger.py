@@ -30,7 +30,7 @@ def measured(ledger: Ledger, parts: Mapping[str, ImageSet], classes: Sequence[st
     held = {name: part for name, part in parts.items() if isinstance(part.source, ArraySource)}
     seen = {name: _Seen.of(part) for name, part in held.items()}
     suspicious = [fate for name, one in seen.items() for fate in one.fates(name)]
-    notes = [f"{fate.count} images of {fate.what}." for fate in suspicious if not fate.what.endswith("twice or more")]
+    notes = [f"{fate.said}." for fate in suspicious if not fate.what.endswith("twice or more")]
     ranges: tuple[tuple[float, float], ...] = ()
     if "train" in seen:
         low, high = seen["train"].low.amin(0), seen["train"].high.amax(0)
@@ -89,8 +89,8 @@ class _Seen:
         twice = sum(count - 1 for count in Counter(self.digests).values())
         binary = bool(self.saturated.all())  # black and white pictures are what they are
         kinds = {
-            f"{part} are a single colour": constant.nonzero().flatten().tolist(),
-            f"{part} have nearly all values at the ends of the range": []
+            f"{part} images of a single colour": constant.nonzero().flatten().tolist(),
+            f"{part} images with nearly all values at the ends of the range": []
             if binary
             else saturated.nonzero().flatten().tolist(),
         }
@@ -99,7 +99,7 @@ class _Seen:
             for what, at in kinds.items()
             if at
         ]
-        return found + ([Fate("suspicious", f"{part} are there twice or more", twice)] if twice else [])
+        return found + ([Fate("suspicious", f"{part} images that are there twice or more", twice)] if twice else [])
 
 
 def _leaks(seen: Mapping[str, _Seen]) -> list[str]:
@@ -121,7 +121,7 @@ def _contradictions(parts: Mapping[str, tuple[list[bytes], Tensor]], ignore: int
                 for digest, target in zip(digests, targets.tolist(), strict=True):
                     classes.setdefault(digest, set()).add(target)
     count = sum(len(found) > 1 for found in classes.values())
-    return [f"{count} images are there with different classes, pixel for pixel."] if count else []
+    return [f"{count} image{' has' if count == 1 else 's have'} several classes, pixel for pixel."] if count else []
 
 
 def _counts(part: ImageSet, classes: Sequence[str], ignore: int | None) -> dict[str, int]:

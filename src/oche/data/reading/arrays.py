@@ -53,7 +53,10 @@ def read_npz(path: Path, wish: Wish) -> Parts:
     except UserError:
         raise
     except (OSError, ValueError, EOFError, NotImplementedError, LookupError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path} cannot be read as an .npz file: {error}; write it with numpy.savez.") from error
+        do = "write texts as `y.astype(str)`" if "Object arrays" in str(error) else "write it with numpy.savez"
+        raise UserError(f"{path} cannot be read as an .npz file: {str(error).strip('.')}; {do}.") from error
+    plain = {key.lower(): array for key, array in arrays.items()}
+    arrays = plain if len(plain) == len(arrays) else arrays  # X and Y are x and y
     names = arrays.get("classes")
     classes = () if names is None else tuple(names.astype(str).ravel().tolist())
     pairs, used = _pairs(arrays, path)

@@ -15,7 +15,7 @@ from oche.data.reading.files import below, folders_in, images_below, skipped_for
 from oche.data.reading.found import ALIASES, Filled, Parts, Wish
 from oche.data.reading.labels import FILE, LINES
 from oche.data.reading.listing import filled, of_files
-from oche.data.reading.naming import part_of
+from oche.data.reading.naming import part_of, part_within
 from oche.data.reading.pairing import refuse_pairs
 from oche.errors import UserError
 
@@ -33,6 +33,10 @@ def read_folder(root: Path, wish: Wish) -> Parts:
     """
     folders = part_folders(root)
     found = {part: _class_names(folder) for part, folder in folders.items()}
+    if folders == {"train": root} and len(found["train"]) == 1 and folders_in(only := root / found["train"][0]):
+        raise UserError(
+            f"{root} holds one folder only, which would be one class: give {only} if the folders in it are the classes, or the parts."
+        )
     if wish.task != "classify":
         for folder in folders.values():
             refuse_pairs(folder)
@@ -86,11 +90,38 @@ def part_folders(root: Path) -> dict[str, Path]:
                     f"{root} has both {found[part].name} and {folder.name} for {part}; which is it? Rename one."
                 )
             found[part] = folder
+    found = found or _parts_within(root)
     if found and "train" not in found:
         raise UserError(
             f"{root} has a folder for {min(found)} but none called train; add train/ beside it, or rename the folder if it is a class."
         )
-    return {part: found[part] for part in ALIASES if part in found} or {"train": root}
+    return {part: _inner(found[part]) for part in ALIASES if part in found} or {"train": root}
+
+
+def _parts_within(root: Path) -> dict[str, Path]:
+    """Part -> folder where names hold a part, such as seg_train and seg_test, and are equal but for it; {} without train or another.
+
+    Raises:
+        UserError: several such groups.
+    """
+    groups: dict[str, dict[str, Path]] = {}
+    for folder in folders_in(root):
+        if within := part_within(folder.name):
+            part, rest = within
+            groups.setdefault(rest, {}).setdefault(part, folder)
+    whole = [group for group in groups.values() if "train" in group and len(group) > 1]
+    if len(whole) > 1:
+        raise UserError(
+            f"{root} holds several folders of train images, {' and '.join(group['train'].name for group in whole)}; which is it? Give a "
+            "folder that holds one of them and its val or test."
+        )
+    return whole[0] if whole else {}
+
+
+def _inner(folder: Path) -> Path:
+    """The folder, or the only one in it where that has the same name, as archives unpacked into a folder leave it."""
+    inner = folders_in(folder)
+    return inner[0] if len(inner) == 1 and inner[0].name == folder.name and folders_in(inner[0]) else folder
 
 
 def refuse_differences(found: Mapping[str, Sequence[str]], folders: Mapping[str, Path], wish: Wish) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from oche.config import loads
 from oche.data.contract import IGNORED, LabelMap
+from oche.data.reading.texts import text_of
 from oche.errors import UserError
 
 IGNORE_NAME, REST = "ignore", "*"
@@ -59,7 +60,7 @@ def parsed(given: str | Sequence[str]) -> Wanted:
 
 def from_file(path: Path) -> Wanted:
     """Labels from a `classes.toml`. Raises UserError."""
-    table = loads(path.read_text("utf-8-sig", errors="replace"), str(path))
+    table = loads(text_of(path), str(path))
     classes, ignored = table.get("classes"), table.get("ignore", [])
     if not isinstance(classes, Mapping) or (odd := table.keys() - {"classes", "ignore"}):
         said = f"has {sorted(odd)[0]!r}" if isinstance(classes, Mapping) else "has no table [classes]"
@@ -74,7 +75,7 @@ def beside(root: Path) -> tuple[Wanted | None, tuple[str, ...]]:
     """What `classes.toml` in a folder says, and the names in `classes.txt`, one a line."""
     wanted = from_file(root / FILE) if (root / FILE).is_file() else None
     named = [root / name for name in LINES if (root / name).is_file()]
-    lines = named[0].read_text("utf-8-sig", errors="replace").splitlines() if named else []
+    lines = text_of(named[0]).splitlines() if named else []
     return wanted, tuple(line.strip() for line in lines if line.strip())
 
 

@@ -17,6 +17,7 @@ from oche.data.contract import IGNORED, LabelMap
 from oche.data.problems import each
 from oche.data.reading.files import GREY, UNREADABLE
 from oche.data.reading.labels import IGNORE_NAME, REST, Wanted, mapped
+from oche.data.reading.lossy import counted, greys, is_lossy, meant, rounded
 from oche.errors import UserError
 
 IGNORE = 255
@@ -103,12 +104,19 @@ def decided(
     Raises:
         UserError: fewer than two classes, labels that nothing is said about, instance numbers, too many colours.
     """
-    found = each(lambda i: _occurring(codes_of(read(i), names[i], grey=False)), len(names), workers)
+    smeared = [i for i, name in enumerate(names) if is_lossy(name)]
+    exact = [i for i in range(len(names)) if not is_lossy(names[i])]
+    notes: tuple[str, ...] = ()
+    if smeared:
+        counts = each(lambda n: counted(greys(read(smeared[n]), names[smeared[n]])), len(smeared), workers)
+        wanted, said_of_them = meant(np.sum(counts, axis=0), wanted, classes, where)
+        notes = (said_of_them,)
+    names = [names[i] for i in exact]
+    found = each(lambda n: _occurring(codes_of(read(exact[n]), names[n], grey=False)), len(names), workers)
     coloured = any(code >= COLOUR and not _is_grey(code) for codes in found for code in codes)
     if not coloured:
         found = [frozenset(code & 255 if code >= COLOUR else code for code in codes) for codes in found]
     occurring = sorted(frozenset().union(*found))
-    notes: tuple[str, ...] = ()
     if wanted is None:
         _check_unmapped(occurring, found, names, classes, where)
         marked, notes = _ignored(occurring, classes)
@@ -118,6 +126,7 @@ def decided(
         for key in said.keys() - {REST}:
             code_of(key)
         keys = [key_of(code) for code in occurring if code != IGNORE or str(IGNORE) in said or coloured]
+        keys = sorted({*keys, *said}) if smeared else keys
     names_of, labels = mapped(keys, wanted, classes, where)
     if len(names_of) < 2:
         raise UserError(
@@ -127,7 +136,7 @@ def decided(
     if len(names_of) > IGNORE:
         raise UserError(f"{where}: {len(names_of)} classes are more than the {IGNORE} that masks can have.")
     if labels.entries:
-        if not labels.colours and str(IGNORE) not in labels.table:
+        if not labels.colours and not smeared and str(IGNORE) not in labels.table:
             labels = LabelMap((*labels.entries, (str(IGNORE), IGNORED)))
         if wanted is None:
             shown = ", ".join(keys[:12]) + (", ..." if len(keys) > 12 else "")
@@ -137,7 +146,8 @@ def decided(
 
 def translated(values: NDArray[np.generic], name: str, labels: LabelMap, classes: int) -> NDArray[np.uint8]:
     """A mask's values -> (H, W) class numbers and `IGNORE`. Raises UserError for a label that is no class."""
-    codes = codes_of(values, name, grey=not labels.colours)
+    lossy = is_lossy(name) and not labels.colours and bool(labels.entries)
+    codes = greys(values, name) if lossy else codes_of(values, name, grey=not labels.colours)
     if not labels.entries:
         strange = codes[(codes != IGNORE) & ((codes < 0) | (codes >= classes))]
         if strange.size:
@@ -148,6 +158,7 @@ def translated(values: NDArray[np.generic], name: str, labels: LabelMap, classes
         return codes.astype(np.uint8)
     known = sorted((code_of(key), IGNORE if n == IGNORED else n) for key, n in labels.entries if _is_label(key))
     froms, tos = np.array([code for code, _ in known]), np.array([n for _, n in known], np.uint8)
+    codes = rounded(codes, froms) if lossy else codes
     at = np.searchsorted(froms, codes).clip(max=len(froms) - 1)
     strange = codes[froms[at] != codes]
     if strange.size:

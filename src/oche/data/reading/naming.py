@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from oche.data.reading.found import ALIASES
@@ -19,7 +20,7 @@ MASK_SUFFIXES = (
     "_mask", "_masks", "_gt", "_gts", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_ann", "_target",
     "_groundtruth", "_ground_truth", "_labelids",
 )  # fmt: skip
-IMAGE_SUFFIXES = ("_image", "_img", "_rgb", "_sat", "_photo", "_input", "_x")
+IMAGE_SUFFIXES = ("_image", "_img", "_rgb", "_sat", "_photo", "_input", "_x", "_0000")
 
 
 def plain(name: str) -> str:
@@ -33,8 +34,22 @@ def part_of(name: str) -> str | None:
     >>> part_of("Training"), part_of("VALID"), part_of("cat")
     ('train', 'val', None)
     """
-    plain = name.lower().replace("-", "_").replace(" ", "_")
-    return next((part for part, aliases in ALIASES.items() if plain in aliases), None)
+    name = plain(name)
+    return next((part for part, aliases in ALIASES.items() if name in aliases), None)
+
+
+def part_within(name: str) -> tuple[str, str] | None:
+    """The part that one word of a folder's name means, and the rest of the name; None where no word or several do.
+
+    >>> part_within("seg_train"), part_within("Val2017"), part_within("trainer")
+    (('train', 'seg'), ('val', '2017'), None)
+    """
+    words = re.findall(r"[^\W\d_]+|\d+", name.lower())
+    found = [(part, n) for n, word in enumerate(words) if (part := part_of(word))]
+    if len(found) != 1:
+        return None
+    part, at = found[0]
+    return part, " ".join(words[:at] + words[at + 1 :])
 
 
 def kind_of(name: str) -> tuple[str | None, str | None]:
@@ -49,6 +64,10 @@ def kind_of(name: str) -> tuple[str | None, str | None]:
             return None, kind
     if part := part_of(name):
         return part, None
+    for end, part in (("tr", "train"), ("ts", "test")):  # nnU-Net: imagesTr, labelsTs
+        for kind, names in (("images", IMAGES), ("masks", MASKS)):
+            if name.endswith(end) and name[:-2] in names:
+                return part, kind
     for part, aliases in ALIASES.items():
         for alias in aliases:
             for rest in (name.removeprefix(alias), name.removesuffix(alias)):

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
-from oche.data.reading.files import folders_in, head, images_below, read_image
+from oche.data.reading.files import folders_in, head, hidden, images_below, read_image
+from oche.data.reading.naming import IMAGE_SUFFIXES, MASK_SUFFIXES, kind_of, stripped
 from oche.errors import UserError
 
 FEW, MANY = 32, 64
@@ -20,26 +21,65 @@ FEW, MANY = 32, 64
 COMPARED, SIDE = 6, 96
 """Pairs of files that are looked at to tell pairs from classes, and about how many rows and columns of each."""
 
+FOLDERS, FEWEST = 4, 3
+"""Folders up to which files of all pairs are looked at, and files that a pair of folders has at least."""
+
+SAMPLES, MOST = 64, 100
+"""Folders, and files in each, that are looked at to tell samples from classes."""
+
 ALIKE = 0.8
 """Correlation from which on two pictures show the same."""
 
 
 def refuse_pairs(root: Path) -> None:
-    """Raises UserError where two folders hold the same pictures under the same names: images and masks, or before and after."""
+    """Raises UserError where two folders hold the same pictures under the same names: images and masks, or before and after.
+
+    What the folders are called tells it, at any number of them; of up to `FOLDERS`, what the files look like does too.
+    """
     folders = folders_in(root)
-    if len(folders) > 4:
-        return
-    held = {folder: {p.relative_to(folder).with_suffix(""): p for p in images_below(folder)} for folder in folders}
-    for first, second in combinations(folders, 2):
+    _refuse_samples(root, folders)
+    by_kind = {folder: kind_of(folder.name)[1] for folder in folders}
+    by_name: dict[str, list[Path]] = {}
+    for folder in folders:
+        by_name.setdefault(stripped(stripped(folder.name, MASK_SUFFIXES), IMAGE_SUFFIXES).lower(), []).append(folder)
+    named = [pair for alike in by_name.values() for pair in combinations(alike, 2)]
+    kinds = [folder for folder in folders if by_kind[folder]]
+    named += [(one, other) for one in kinds[:FOLDERS] for other in folders[: 2 * FOLDERS] if one != other]
+    looked = list(combinations(folders, 2)) if len(folders) <= FOLDERS else []
+    held: dict[Path, dict[Path, Path]] = {}
+    for first, second in dict.fromkeys((*named, *looked)):
+        for folder in (first, second):
+            if folder not in held:
+                held[folder] = {p.relative_to(folder).with_suffix(""): p for p in images_below(folder)}
         a, b = held[first], held[second]
         names = sorted(a.keys() & b.keys())
-        if len(names) < 3 or len(names) < 0.9 * max(len(a), len(b)):
+        if len(names) < FEWEST or len(names) < 0.9 * max(len(a), len(b)):
             continue
-        if which := _paired(a, b, names[:: max(1, len(names) // COMPARED)][:COMPARED]):
+        if (first, second) in named:
+            which: str | None = "are called like images and masks"
+        else:
+            which = _paired(a, b, names[:: max(1, len(names) // COMPARED)][:COMPARED])
+        if which:
             raise UserError(
                 f"{root} holds the folders {first.name} and {second.name}, whose files pair up by name and {which}: they are no classes. "
                 "To segment, call them images and masks; if they are classes after all, say `--task classify`."
             )
+
+
+def _refuse_samples(root: Path, folders: Sequence[Path]) -> None:
+    """Raises UserError where each folder holds the images and masks of one sample, and not those of a class."""
+    samples = []
+    for folder in folders[:SAMPLES]:
+        entries = [path for path in folder.iterdir() if not hidden(path.name)][:MOST]
+        kinds = {kind_of(path.stem if path.is_file() else path.name)[1] for path in entries}
+        if {"images", "masks"} <= kinds:
+            samples.append(folder)
+    if len(samples) >= 2 and 2 * len(samples) > len(folders[:SAMPLES]):
+        raise UserError(
+            f"{root} holds a folder per sample, each with images and masks, such as {samples[0]}: they are no classes. To segment, put all "
+            "images into one folder images and all masks into one folder masks, under the same names; if they are classes after all, say "
+            "`--task classify`."
+        )
 
 
 def _paired(a: Mapping[Path, Path], b: Mapping[Path, Path], names: Sequence[Path]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 
@@ -131,9 +132,11 @@ def _arrays_filled(
         raise UserError(f"{name} has parts of {sorted(widths)} channels; pass channels=1 or channels=3.")
     shape, resizing = common_size([(t.shape[1], t.shape[2]) for t in pixels.values()], wish.size)
     sets = {part: ImageSet.of(_same_size(tensor, shape), targets[part]) for part, tensor in pixels.items()}
-    shapes = tuple(("x".join(map(str, a.shape[1:])) + f" {a.dtype.name}", len(a)) for a in images.values())
+    shapes: Counter[str] = Counter()
+    for a in images.values():
+        shapes["x".join(map(str, a.shape[1:])) + f" {a.dtype.name}"] += len(a)
     identities = {part: _identity(part, images[part], targets[part], classes) for part in images}
-    return Filled(sets, rule, notes + resizing, shapes, identities)
+    return Filled(sets, rule, notes + resizing, tuple(shapes.most_common()), identities)
 
 
 def _identity(part: str, images: NDArray[np.generic], targets: Tensor, classes: Sequence[str]) -> Identity:

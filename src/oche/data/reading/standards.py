@@ -21,6 +21,7 @@ from oche.data.reading.listing import Listing
 from oche.data.reading.masks import IGNORE, mask_values, palette_of
 from oche.data.reading.masksets import of_listings, of_pairs
 from oche.data.reading.naming import part_of
+from oche.data.reading.texts import text_of
 from oche.data.reading.torchsets import data_root
 from oche.errors import UserError
 
@@ -198,5 +199,5 @@ def read_voc(root: Path, wish: Wish) -> Parts:
 
 def _names(path: Path) -> list[str]:
     """The names in a list, one a line."""
-    lines = path.read_text("utf-8-sig", errors="replace").splitlines()
+    lines = text_of(path).splitlines()
     return [line.split()[0] for line in lines if line.strip()]
