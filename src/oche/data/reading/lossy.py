@@ -35,12 +35,14 @@ def greys(values: NDArray[np.generic], name: str) -> Codes:
         raise UserError(
             f"The mask {name} is in colours, in a format that changes them: save masks as PNG, from their source."
         )
-    return np.rint(parts.mean(-1)).astype(np.int64)
+    mean: Codes = np.rint(parts.mean(-1)).astype(np.int64)
+    return mean
 
 
 def counted(codes: Codes) -> NDArray[np.int64]:
     """(256,) pixels of each grey."""
-    return np.bincount(codes.clip(0, 255).ravel(), minlength=256)
+    found: NDArray[np.int64] = np.bincount(codes.clip(0, 255).ravel(), minlength=256)
+    return found
 
 
 def meant(counts: NDArray[np.int64], wanted: Wanted | None, classes: Sequence[str], where: str) -> tuple[Wanted, str]:
@@ -77,4 +79,5 @@ def meant(counts: NDArray[np.int64], wanted: Wanted | None, classes: Sequence[st
 
 def rounded(codes: Codes, known: NDArray[np.int64]) -> Codes:
     """Each value's nearest among `known`, which is sorted."""
-    return known[np.searchsorted((known[1:] + known[:-1]) / 2, codes)]
+    nearest: Codes = known[np.searchsorted((known[1:] + known[:-1]) / 2, codes)]
+    return nearest
