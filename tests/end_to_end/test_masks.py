@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 from oche.api import search as api
-from oche.api.overlay import as_picture, colours, overlaid
 from oche.bench.matrix import SUPERNET, SUPERNET_TRAIN, TRAINED_TEST, TRAINED_VAL
 from oche.bench.planned import Trial
 from oche.bench.trial import run_trial
 from oche.cli import main as cli
 from oche.data import Data, load
+from oche.data.overlay import as_picture, colours, overlaid
 from oche.data.reading.files import read_image
 from oche.errors import UserError
 from oche.methods import method_named

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from safetensors.torch import load as safetensors_load
 from torch import Tensor
 
-from oche.api.overlay import as_picture, colours, overlaid, shown
 from oche.api.own_data import data_of
 from oche.data import Data
 from oche.data.contract import Contract
+from oche.data.overlay import as_picture, colours, overlaid, shown
 from oche.data.problems import problems_of, refuse
 from oche.data.reading.applied import Applied, applied, applied_to, painted
 from oche.data.reading.files import SUFFIXES, images_below
