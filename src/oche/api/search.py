@@ -21,7 +21,7 @@ from oche.api.pinned import pin
 from oche.api.problems import problem_of, training_of
 from oche.api.terminal import Show
 from oche.api.train import Trained, log_test, train
-from oche.data import Data, none
+from oche.data import Data, for_search, for_training, none
 from oche.genotype import Genotype
 from oche.plan.request import Request, verb
 from oche.plan.resolve import Plan, resolve
@@ -37,6 +37,7 @@ from oche.tasks import named
 from oche.training.compare import Comparison, compare
 from oche.training.evaluate import Score, evaluate
 from oche.training.export import CARD, add_to_card, available_formats, export_network, load_network, save_network
+from oche.training.samples import keep_augmented, keep_mistakes
 
 
 @dataclass(frozen=True, repr=False)
@@ -112,6 +113,9 @@ def start(plan: Plan, out: str | Path | None = None) -> Run:
     run = begun(plan.fabric, Path(out) if out else default_folder(plan), plan.table(), plan.files)
     if plan.fabric.is_global_zero:
         pin(run, plan.data)
+        protocol, trains = plan.protocol, plan.compare or plan.rivals
+        augment = for_training(plan.data, protocol.cutout, protocol.policy) if trains else for_search(plan.data)
+        keep_augmented(run, plan.data, augment, plan.request.seed)
     return run
 
 
@@ -146,10 +150,13 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent, clock: Clock | 
             training = training_of(plan, space, genotype, run, listener)
             training = replace(training, protocol=in_time(plan, training, clock))
 
-            def keep(network: Network, score: float) -> None:
+            def keep(network: Network, test: Score) -> None:
                 if plan.fabric.is_global_zero and not keeps:
-                    metrics = {f"test_{plan.task.metric}": score}
+                    metrics = {f"test_{plan.task.metric}": test.value}
                     save_network(run, network, space, genotype, plan.data, metrics, plan.task, limits=plan.limits)
+                    if not _logged(run, "test"):
+                        log_test(run, plan.data, test, plan.task)
+                    keep_mistakes(run, network, plan.data, plan.fabric, plan.task)
 
             comparison = compare(
                 training, cells=plan.compare, seeds=plan.request.compare_seeds, keep=keep, rivals=plan.rivals
@@ -181,6 +188,7 @@ def keep_supernet(run: Run, state: SearchState, genotype: Genotype) -> None:
         log_test(run, problem.data, test, problem.task)
         metrics = named(test.metrics, "test")
         save_network(run, network, problem.space, genotype, problem.data, metrics, problem.task, limits=problem.limits)
+        keep_mistakes(run, network, problem.data, problem.fabric, problem.task)
     problem.listener("network", {**named(val.metrics, "val"), **named(test.metrics, "test")})
 
 

@@ -18,7 +18,7 @@ from oche.api.kept import Kept
 from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, together
 from oche.api.pinned import compared, pin
 from oche.api.terminal import Show
-from oche.data import Data, none
+from oche.data import Data, for_training, none
 from oche.data.reading.readers import Source
 from oche.errors import UserError
 from oche.genotype import Genotype
@@ -36,6 +36,7 @@ from oche.tasks import Task, named
 from oche.training.evaluate import Score, evaluate, records_of
 from oche.training.export import CARD, WEIGHTS, available_formats, export_network, load_network, save_network
 from oche.training.pace import pace
+from oche.training.samples import keep_augmented, keep_mistakes
 from oche.training.train import BEST, LAST, START, Training, retrain
 from oche.training.train import begin as begin_training
 
@@ -108,6 +109,8 @@ class TrainPlan:
         run = begun(training.fabric, Path(out) if out else RUNS / self.name, table, self.files)
         if training.fabric.is_global_zero:
             pin(run, training.data)
+            augment = for_training(training.data, training.protocol.cutout, training.protocol.policy)
+            keep_augmented(run, training.data, augment, training.seed)
             run.write(Run.GENOTYPE, training.genotype.to_json().encode())
             if self.start_with is not None:
                 run.write(START, self.start_with)
@@ -267,6 +270,7 @@ def finish_training(training: Training, run: Run, threads: int | None = None, li
             if training.earlier:
                 run.log({"kind": "more", "earlier": list(training.earlier), "epochs": training.protocol.epochs})
             log_test(run, training.data, test, training.task)
+            keep_mistakes(run, network, training.data, training.fabric, training.task)
             if training.limits.latency is not None and "onnx" in available_formats():
                 export_network(run, ["onnx"])  # which measures its latency
             run.seal()

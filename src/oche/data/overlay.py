@@ -29,10 +29,14 @@ def shown(pixels: Tensor) -> Tensor:
     return pixels if pixels.dtype == torch.uint8 else (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
 
 
-def overlaid(image: Tensor, mask: Tensor, palette: Tensor, share: float = 0.5) -> Image.Image:
-    """The image (H, W, 1 or 3) uint8 in grey, mixed with this share of the colours of its mask (H, W)."""
+def overlaid(
+    image: Tensor, mask: Tensor, palette: Tensor, share: float = 0.5, ignore: int | None = None
+) -> Image.Image:
+    """The image (H, W, 1 or 3) uint8 in grey, mixed with this share of the colours of its mask (H, W); `ignore` has no colour."""
     grey = image.float().mean(-1, keepdim=True)
-    mixed = (1 - share) * grey + share * palette[mask.long()].float()
+    known = torch.ones_like(mask, dtype=torch.bool) if ignore is None else mask != ignore
+    colour = palette[mask.long().where(known, 0)].float()
+    mixed = torch.where(known[..., None], (1 - share) * grey + share * colour, grey)
     return Image.fromarray(mixed.round().to(torch.uint8).numpy())
 
 

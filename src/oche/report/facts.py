@@ -12,6 +12,7 @@ from oche.genotype import Genotype
 from oche.report import claims
 from oche.report.draw import draw
 from oche.report.figures import Record, number
+from oche.report.samples import interval
 from oche.run import Run
 
 Z = 1.959964
@@ -25,9 +26,46 @@ def headline(run: Run, records: Sequence[Record]) -> str:
     """What the network reaches on test images, with an interval and beside what takes no network; "" before anything is tested."""
     for kind, prefix in (("test", ""), ("network", "test_")):
         found = [r for r in records if r.get("kind") == kind]
-        if found and number(found[-1].get(prefix + "accuracy")) is not None:
+        metric = next((name for name in SAID if found and number(found[-1].get(prefix + name)) is not None), None)
+        if metric == "accuracy":
             return _tested(found[-1], prefix, records)
+        if metric:
+            return _scored(found[-1], prefix, metric, interval(run))
     return ""
+
+
+SAID = {  # metric -> (what is said of it, what takes no network)
+    "accuracy": ("", ""),
+    "miou": (
+        "What the network paints on the test images overlaps with what is there by {} (mIoU, the mean over the classes)",
+        "always naming the commonest class",
+    ),
+    "mean_f1": (
+        "The network finds the labels of the test images with an F1 of {} (the mean over the labels; 100 % finds all and invents none)",
+        "always giving each label its commoner value",
+    ),
+    "r2": (
+        "The network's numbers for the test images have an R2 of {} (1 is exact, 0 is no better than the mean)",
+        "always answering the mean",
+    ),
+}
+
+
+def _scored(record: Record, prefix: str, metric: str, ends: tuple[float, float] | None) -> str:
+    """The sentence of a score that is no share of images."""
+    value, floor = number(record.get(prefix + metric)), number(record.get("floor"))
+    assert value is not None
+    what, without = SAID[metric]
+
+    def form(x: float) -> str:
+        return f"{x:.3f}" if metric in claims.UNITS else f"{100 * x:.1f} %"
+
+    bounds = f" [{', '.join(form(end).removesuffix(' %') for end in ends)}]" if ends else ""
+    said = what.format(form(value) + bounds)
+    if floor is None:
+        return f"{said}."
+    clear = "better than" if (ends[0] if ends else value) > floor else "not clearly better than"
+    return f"{said}: {clear} {without} ({form(floor)})."
 
 
 def _tested(record: Record, prefix: str, records: Sequence[Record]) -> str:
@@ -74,8 +112,9 @@ def costs(card: Mapping[str, object]) -> list[tuple[str, str]]:
         for name, (form, what, by) in forms.items()
         if (value := number(card.get(name))) is not None
     ]
-    said = claims.latency(card)
-    found += [(said, "latency")] if said else []
+    time, _, how = claims.latency(card).partition(" [")
+    if time:
+        found.append((time, f"latency [{how}" if how else "latency"))
     quantised = claims.int8(card).removeprefix("int8: ")
     return [*found, (quantised, "in int8")] if quantised else found
 
@@ -132,7 +171,9 @@ def facts(run: Run, records: Sequence[Record]) -> list[tuple[str, str]]:
     add("test", "r2", "{:.3f}", "test R2")
     add("test", "rmse", "{:.4g}", "test RMSE")
     add("test", "mae", "{:.4g}", "test MAE")
-    add("test", "loss", "{:.4f}", "test loss")
+    facts += costs(card_of(run))
+    for record in [r for r in records if r.get("kind") == "fitted"][-1:]:
+        facts += [(f"{100 * share:.0f} %", f"of the limit of {name}") for name, share in claims.shares(record)]
     add("comparison", "found_mean", share, f"test {compared}, found cell", by)
     add("comparison", "random_mean", share, f"test {compared}, random cells", by)
     add("comparison", "relative_improvement", "{:+.2f} %", "relative improvement over random")
@@ -140,9 +181,7 @@ def facts(run: Run, records: Sequence[Record]) -> list[tuple[str, str]]:
     add("supernet", "val_miou", "{:.2f} %", "supernet, validation mIoU", 100)
     add("supernet", "val_mean_f1", "{:.2f} %", "supernet, validation F1", 100)
     add("supernet", "val_r2", "{:.3f}", "supernet, validation R2")
-    facts += costs(card_of(run))
-    for record in [r for r in records if r.get("kind") == "fitted"][-1:]:
-        facts += [(f"{100 * share:.0f} %", f"of the limit of {name}") for name, share in claims.shares(record)]
+    add("test", "loss", "{:.4f}", "test loss")
     epochs = [r for r in records if r.get("kind") in ("epoch", "train_epoch")]
     seconds = sum(number(r.get("seconds")) or 0.0 for r in epochs)
     memory = max((number(r.get("memory_mib")) or 0.0 for r in epochs), default=0.0)

@@ -14,12 +14,12 @@ from markupsafe import Markup
 
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.report import claims
+from oche.report import claims, samples
 from oche.report.draw import draw, draw_text
 from oche.report.facts import facts, frames, headline
 from oche.report.figures import Curves, Record, Strips, plots
 from oche.report.interactive import spec
-from oche.report.sections import citations, class_scores, data_facts
+from oche.report.sections import citations, class_scores, confused, data_facts
 from oche.report.static import GREY, INK, LINE, PAPER, SOFT, svg
 from oche.run import Run
 
@@ -32,6 +32,7 @@ FILES = {
     Run.ALPHAS: "the architecture parameters of every epoch",
     "genotypes": "the cells that each epoch would have chosen",
     Run.GENOTYPE: "the result",
+    "samples": "the run's own images on this page: augmented, and the worst mistakes",
     Run.STATE: "all that resuming needs",
     Run.NETWORK: "the trained network with its card",
     Run.FIGURES: "the pictures of this page as SVG",
@@ -153,6 +154,9 @@ def made(run: Run) -> tuple[str, dict[str, bytes]]:
         seeds=_table(records, "seed", SEED),
         trained=_table(records, "trained", TRAINED),
         by_class=_table(records, "class", BY_CLASS) or class_scores(records),
+        augmented=samples.augmented(run),
+        mistakes=samples.mistakes(run),
+        confused=confused(records),
         data=data_facts(run),
         citations=citations(config),
         epochs=[table for kind in ("epoch", "train_epoch") if (table := _table(records, kind, EPOCH))],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,10 @@ from oche.report.figures import Record
 from oche.run import Run
 
 MOST = 40
-"""Classes that are listed, the worst first."""
+"""Classes that are listed, the worst first, and pairs of them."""
+
+READABLE = 20
+"""Classes up to which a confusion matrix can be read as a picture."""
 
 Table = tuple[list[str], list[list[str]]]
 """Headings and rows."""
@@ -44,6 +48,19 @@ def class_scores(records: Sequence[Record]) -> Table | None:
     return ["class", "test images", "found %", "right where named %", "most often taken for"], [
         cells for _, cells in rows[:MOST]
     ]
+
+
+def confused(records: Sequence[Record]) -> Table | None:
+    """The pairs of classes that are most often taken for one another, from the last confusion matrix of more than `READABLE` classes."""
+    found = [r for r in records if r.get("kind") == "confusion"]
+    matrix, classes = (found[-1].get("matrix"), found[-1].get("classes")) if found else (None, None)
+    if not isinstance(matrix, list) or not isinstance(classes, list) or not READABLE < len(matrix) == len(classes):
+        return None
+    pairs = [(count, i, j) for i, row in enumerate(matrix) for j, count in enumerate(row) if i != j and count]
+    worst = heapq.nsmallest(MOST, pairs, key=lambda pair: (-pair[0], *pair[1:]))
+    totals = [sum(row) for row in matrix]
+    rows = [[str(classes[i]), str(classes[j]), f"{count:g}", _share(count / totals[i])] for count, i, j in worst]
+    return (["is", "taken for", "how often", "% of the class"], rows) if rows else None
 
 
 def _share(value: float | None) -> str:

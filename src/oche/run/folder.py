@@ -1,7 +1,7 @@
 """The run folder: the only module that knows what lies where in it, and that replaces files atomically.
 
     runs/<name>[-2]/   run.toml  log.jsonl  alphas.npz  genotypes/epoch_000.json  genotype.json  state.pt  stages/0.pt ...
-                       network/  report.html  figures/  digests.json
+                       samples/  network/  report.html  figures/  digests.json
 
 Callers pass bytes. If a process is killed at any moment, every file is whole: the old one or the new one. What is read back is checked
 against its digest (`digests`), and each line of the log against its checksum (`records`).
@@ -55,6 +55,8 @@ class Run:
     NETWORK: ClassVar[str] = "network"
     REPORT: ClassVar[str] = "report.html"
     FIGURES: ClassVar[str] = "figures"
+    AUGMENTED: ClassVar[str] = "samples/augmented.json"
+    MISTAKES: ClassVar[str] = "samples/mistakes.json"
     LOCK: ClassVar[str] = ".lock"
 
     @staticmethod

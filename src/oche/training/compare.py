@@ -25,14 +25,14 @@ from oche.spaces.limits import Limits
 from oche.spaces.rivals import RIVALS, Contenders, contenders
 from oche.spaces.sampling import sample
 from oche.tasks import named
-from oche.training.evaluate import evaluate
+from oche.training.evaluate import Score, evaluate
 from oche.training.train import Training, retrain
 
 FOUND = "found"
 DRAWN = 50
 """Random cells that are drawn for one that keeps the limits, at most."""
 
-Keep = Callable[[Network, float], None]
+Keep = Callable[[Network, Score], None]
 """Takes a trained network and its test score."""
 
 
@@ -111,7 +111,7 @@ class Comparison:
 def compare(training: Training, *, cells: int, seeds: int, keep: Keep, rivals: tuple[str, ...] = ()) -> Comparison:
     """Trains `training.genotype`, `cells` random cells and the `rivals`, names or `("auto",)`, `seeds` times each, on the same seeds.
 
-    `keep` is handed the found cell's first network with its test accuracy. What the run's log already holds is not trained again.
+    `keep` is handed the found cell's first network with its test score. What the run's log already holds is not trained again.
     """
     run, name_of_score = training.run, f"test_{training.task.metric}"
     done = dict(_done(training.run, name_of_score))
@@ -137,7 +137,7 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep, rivals: t
                 )
                 test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
                 if name == FOUND and seed == training.seed:
-                    keep(network, test.value)
+                    keep(network, test)
                 record: dict[str, object] = {
                     "kind": "trained",
                     "cell": name,
