@@ -92,6 +92,7 @@ def test_masks_are_wrong_by_their_share_of_valid_pixels() -> None:
     table = told(Says(logits), data, Segment())
     assert [e["note"] for e in entries(table)] == ["7% of the pixels wrong"]
     assert {"picture", "truth", "painted"} <= set(entries(table)[0])
+    assert table["colours"] == [["0", "#800000"], ["1", "#008000"], ["2", "#808000"]]
 
 
 def test_labels_and_numbers() -> None:
@@ -184,6 +185,8 @@ def test_reports_take_nothing_but_pictures(run: Run) -> None:
     how, found = shown.augmented(run)
     assert how == "flip"
     assert [(row.caption, row.varied) for row in found] == [("ant: a.png", ())]
+    run.write(Run.MISTAKES, b'{"colours": [["sky", "#0000ff"], ["x", "red;}"], 3]}')
+    assert shown.legend(run) == [("sky", "#0000ff")]
     run.write(Run.AUGMENTED, b"[1]")
     assert shown.augmented(run) == ("", [])
 

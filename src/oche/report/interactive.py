@@ -41,6 +41,7 @@ def _curves(plot: Curves) -> dict[str, object]:
             "title": {"text": "epoch" + ("; dotted: the genotype changed" if plot.marks else "")},
             "tickformat": "d",
             "showgrid": False,
+            "zeroline": False,
         },
         "yaxis": {
             "title": {"text": plot.unit},

@@ -156,6 +156,7 @@ def made(run: Run) -> tuple[str, dict[str, bytes]]:
         by_class=_table(records, "class", BY_CLASS) or class_scores(records),
         augmented=samples.augmented(run),
         mistakes=samples.mistakes(run),
+        legend=samples.legend(run),
         confused=confused(records),
         data=data_facts(run),
         citations=citations(config),

@@ -12,6 +12,8 @@ from oche.run import Run
 
 PICTURE = re.compile(r"data:image/(png|jpeg);base64,[A-Za-z0-9+/]+={0,2}")
 
+COLOUR = re.compile(r"#[0-9a-f]{6}")
+
 HEADINGS = {
     "classify": (
         "Worst mistakes",
@@ -80,6 +82,13 @@ def mistakes(run: Run) -> tuple[str, str, list[Mistake]]:
             found.append(Mistake(str(entry.get("name", "")), lines, pictures))
     counts = {key: f"{number(table.get(key)) or 0:,.0f}" for key in ("wrong", "of")}
     return heading, note.format(**counts), found
+
+
+def legend(run: Run) -> list[tuple[str, str]]:
+    """(class, colour as #rrggbb) of masks."""
+    pairs = read(run, Run.MISTAKES).get("colours")
+    found = [pair for pair in pairs if isinstance(pair, list) and len(pair) == 2] if isinstance(pairs, list) else []
+    return [(str(name), colour) for name, colour in found if isinstance(colour, str) and COLOUR.fullmatch(colour)]
 
 
 def interval(run: Run) -> tuple[float, float] | None:

@@ -34,8 +34,8 @@ WORST = {"segment": 8}
 """Test images that are shown, by task; of the other tasks `MANY`."""
 
 MANY = 24
-NAMED = 4
-"""Labels that a caption names."""
+NAMED, LEGEND = 4, 40
+"""Labels that a caption names, and classes whose colours are told."""
 
 BATCH, PIXELS = 256, 2**22
 BOUND = 400_000
@@ -115,6 +115,9 @@ def mistakes(network: nn.Module, data: Data, fabric: Fabric, task: Task) -> byte
         entries.append({"name": _name(data, "test", position), **_told(images[0], targets[0].cpu(), outputs[0], data)})
     network.train(was_training)
     head: Entry = {"task": data.task, "wrong": wrong, "of": len(bad)}
+    if data.task == "segment":
+        named = zip(data.classes, _palette(data).tolist(), strict=False)
+        head["colours"] = [[name, "#{:02x}{:02x}{:02x}".format(*colour)] for name, colour in named][:LEGEND]
     return _bounded({**head, "interval": resampled(torch.stack(tables), task)} if tables else head, entries)
 
 
@@ -203,8 +206,7 @@ def _picture(image: Tensor, mask: Tensor | None, data: Data) -> str:
     if mask is None:
         picture = Image.fromarray(image.squeeze(-1).numpy() if image.shape[-1] == 1 else image.numpy())
     else:
-        palette = torch.tensor(data.palette, dtype=torch.uint8) if data.palette else colours(len(data.classes))
-        picture = overlaid(image, mask.cpu(), palette, ignore=data.ignore)
+        picture = overlaid(image, mask.cpu(), _palette(data), ignore=data.ignore)
     longer = max(picture.size)
     if longer > SIDE:
         width, height = (max(1, round(side * SIDE / longer)) for side in picture.size)
@@ -213,6 +215,11 @@ def _picture(image: Tensor, mask: Tensor | None, data: Data) -> str:
     kind = "png" if longer <= SMALL else "jpeg"
     picture.save(file, kind, **({} if kind == "png" else {"quality": 85}))
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _palette(data: Data) -> Tensor:
+    """(classes, 3) uint8: the colours that the masks had, or colours of ours."""
+    return torch.tensor(data.palette, dtype=torch.uint8) if data.palette else colours(len(data.classes))
 
 
 def _name(data: Data, part: str, position: int) -> str:
