@@ -23,7 +23,19 @@ LAYERS = [  # a room imports from those before it, and from itself
 
 INSIDE = {  # a module imports from those before it; in folders that are not listed here, circles alone are refused
     "training": [
-        *("protocols", "evaluate", "samples", "train", "pace", "compare", "graph", "timing", "latencies", "shipped", "quantize"),
+        *(
+            "protocols",
+            "evaluate",
+            "samples",
+            "train",
+            "pace",
+            "compare",
+            "graph",
+            "timing",
+            "latencies",
+            "shipped",
+            "quantize",
+        ),
         *("plain", "plain.cells", "plain.nb201", "plain.darts", "plain.chain", "plain.grid"),
         *("source", "standalone", "export"),
     ],
