@@ -16,7 +16,9 @@ _LISTED: ContextVar[bool] = ContextVar("listed", default=False)
 
 def deployed() -> bool:
     """True while a network is exported, or within `as_deployed`."""
-    return torch.compiler.is_exporting() or _LISTED.get()
+    if torch.compiler.is_exporting():
+        return True
+    return not torch.compiler.is_compiling() and _LISTED.get()  # torch.compile cannot trace a context variable
 
 
 @contextmanager
