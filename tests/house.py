@@ -29,6 +29,7 @@ INSIDE = {  # a module imports from those before it; in folders that are not lis
             "samples",
             "train",
             "pace",
+            "memory",
             "compare",
             "graph",
             "timing",

@@ -12,6 +12,7 @@ from oche.api.expected import fitting
 from oche.api.pinned import compared
 from oche.api.search import Found, carry_out
 from oche.api.train import Trained, finish_training
+from oche.api.train import fitting as fits
 from oche.data import Data
 from oche.data.reading.readers import Source
 from oche.errors import UserError
@@ -24,6 +25,7 @@ from oche.search.searcher import SearcherLike
 from oche.spaces import Space
 from oche.spaces.named import register_kept
 from oche.tasks import Task
+from oche.training.export import CARD
 from oche.training.protocols import Protocol
 from oche.watch.monitor import Probe
 
@@ -79,6 +81,8 @@ def _training(run: Run, request: TrainRequest, objects: Mapping[str, object], li
     with own.copies_of(run.path, table):
         training = resolve_training(_handed(request, objects), recorded=table)
     training = replace(training, data=_same(run, training.data))
+    if not run.has(CARD):
+        fits(training, request.threads)
     return finish_training(training, run, request.threads, listener)
 
 

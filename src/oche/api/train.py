@@ -35,6 +35,7 @@ from oche.spaces.rivals import RIVALS, Rival
 from oche.tasks import Task, named
 from oche.training.evaluate import Score, evaluate, records_of
 from oche.training.export import CARD, WEIGHTS, available_formats, export_network, load_network, save_network
+from oche.training.memory import refuse_if_too_large
 from oche.training.pace import pace
 from oche.training.samples import keep_augmented, keep_mistakes
 from oche.training.train import BEST, LAST, START, Training, retrain
@@ -103,8 +104,9 @@ class TrainPlan:
         return replace(self, training=replace(self.training, protocol=replace(self.training.protocol, epochs=epochs)))
 
     def start(self, out: str | Path | None = None) -> Run:
-        """Makes the run's folder and writes run.toml."""
+        """Makes the run's folder and writes run.toml. Raises UserError where the training would not fit into memory."""
         training = self.training
+        fitting(training, self.request.threads)
         table = training_table(self.request, training)
         run = begun(training.fabric, Path(out) if out else RUNS / self.name, table, self.files)
         if training.fabric.is_global_zero:
@@ -238,6 +240,12 @@ def _longer(request: TrainRequest, source: Run | None) -> TrainPlan:
     begin_training(training)  # refuses weights that do not fit before there is a folder
     request = replace(request, settings=asked, threads=threads_for(request.threads, training.data))
     return TrainPlan(request, training, f"{source.path.name}-more", weights)
+
+
+def fitting(training: Training, threads: int | None) -> None:
+    """Raises UserError where the training would not fit into memory."""
+    with gradients(), cpu_threads(threads):
+        refuse_if_too_large(training)
 
 
 def finish_training(training: Training, run: Run, threads: int | None = None, listener: Listener = silent) -> Trained:

@@ -12,7 +12,7 @@ from statistics import median
 
 import torch
 
-from oche.data.memory import Room, room
+from oche.data.memory import Room
 from oche.errors import UserError, ran_out
 from oche.fast import coverage
 from oche.optim import average
@@ -22,9 +22,7 @@ from oche.search.loop import steps
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState, quiet
 from oche.spaces.cost import parameters
-
-LARGE = 64 * 64
-"""Pixels above which fewer images are measured, so that measuring itself fits into memory."""
+from oche.training.memory import LARGE, free_room, gib, kept_bytes
 
 LONG = 2.0
 """Seconds. A first step that takes longer counts; after a shorter one more are measured, warm."""
@@ -81,7 +79,7 @@ def _refusing(problem: Problem) -> Iterator[Room]:
         if not ran_out(error):
             raise
         raise UserError(
-            f"This search does not fit into the {_gib(free.bytes)} that {free.bound} leaves: try a smaller --batch than {problem.batch}, "
+            f"This search does not fit into the {gib(free.bytes)} that {free.bound} leaves: try a smaller --batch than {problem.batch}, "
             "or a smaller space such as --set space.channels=8."
         ) from None
 
@@ -98,7 +96,7 @@ def _fitting(state: SearchState, problem: Problem, method: Method, free: Room) -
     fits = count * share
     smaller = f"--batch {fits}, or a smaller space" if 2 <= fits < problem.batch else "a smaller space"
     raise UserError(
-        f"This search needs about {_gib(need)} with a batch of {problem.batch}, and {free.bound} leaves {_gib(left)}: "
+        f"This search needs about {gib(need)} with a batch of {problem.batch}, and {free.bound} leaves {gib(left)}: "
         f"try {smaller} such as --set space.channels=8."
     )
 
@@ -120,28 +118,17 @@ def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
     return 1.2 * passes * kept * share + 4 * weights
 
 
-def free_room(device: torch.device) -> Room:
-    """What a new allocation could get: the accelerator's memory, or this process's."""
-    return Room(float(torch.cuda.mem_get_info(device)[0]), str(device)) if device.type == "cuda" else room()
-
-
 def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int) -> float:
     """Bytes that autograd keeps of one weight loss on `batch` images, each storage counted once."""
     weights, _ = streams(replace(problem, batch=batch * problem.fabric.world_size), method)
-    storages: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in state.supernet.parameters()}
-
-    def pack(t: torch.Tensor) -> torch.Tensor:
-        storages.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes())
-        return t
-
     draw = state.draw("weight")
     state.supernet.recompute = False  # its hooks would hide what a cell keeps from these
-    eager = torch.compiler.set_stance("force_eager")  # no program is made for batches of these sizes
-    with eager, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        loss, _ = state.task_loss(state.op_weights(state.alpha, draw), weights.at(0), draw)
-    del loss
+    kept = kept_bytes(
+        lambda: state.task_loss(state.op_weights(state.alpha, draw), weights.at(0), draw)[0],
+        state.supernet.parameters(),
+    )
     state.supernet.recompute = problem.recompute
-    return float(sum(storages.values()))
+    return kept
 
 
 def _step_seconds(state: SearchState, problem: Problem, method: Method) -> float:
@@ -171,7 +158,3 @@ def _step_seconds(state: SearchState, problem: Problem, method: Method) -> float
             warm.append(measured(len(warm) + 1, due))
         seconds += share * median(warm or [0.0])
     return seconds
-
-
-def _gib(size: float) -> str:
-    return f"{size / 2**30:.1f} GiB"

@@ -14,8 +14,8 @@ from oche.config import describe
 from oche.data import Augmentation, ImageSet, batches
 from oche.tasks import Classify, MultiLabel, Regress, Segment, Task, Vectors, accuracy, class_iou, label_f1
 
-PIXELS = 2**22
-"""In one batch of an evaluation, at most."""
+BATCH, PIXELS = 256, 2**22
+"""Images and pixels in one batch of an evaluation, at most."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +86,11 @@ def records_of(score: Score, task: Task | None, classes: Sequence[str], teaches:
     return records
 
 
+def fitting_batch(size: tuple[int, int], batch: int = BATCH) -> int:
+    """Images of this size in one batch of an evaluation, at most."""
+    return max(1, min(batch, PIXELS // (size[0] * size[1])))
+
+
 @torch.no_grad()
 def evaluate(
     network: nn.Module,
@@ -93,14 +98,14 @@ def evaluate(
     augment: Augmentation,
     fabric: Fabric,
     task: Task = Classify(),
-    batch: int = 256,
+    batch: int = BATCH,
 ) -> Score:
     """Scores a network in eval mode; `augment` normalises (`data.none`). The network's mode is left as it was.
 
     The loss is the batches' mean, weighted by their images. Large images come in smaller batches, of at most `PIXELS` pixels.
     """
     height, width = images.take(torch.zeros(1, dtype=torch.int64))[0].shape[1:3]
-    batch = max(1, min(batch, PIXELS // (height * width)))
+    batch = fitting_batch((height, width), batch)
     was_training = network.training
     network.eval()
     loss, confusion = 0.0, torch.zeros(1, 1, device=fabric.device, dtype=torch.int64)

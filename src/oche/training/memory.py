@@ -1,0 +1,118 @@
+"""Estimates what a training will allocate, before it begins, and refuses one that does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from oche.base import Draw, Part
+from oche.data.memory import Room, room
+from oche.errors import UserError, ran_out
+from oche.optim import average
+from oche.run import silent
+from oche.spaces.cost import cost
+from oche.training.evaluate import fitting_batch
+from oche.training.train import Training, begin, stream_of
+
+LARGE = 64 * 64
+"""Pixels above which fewer images are measured, so that measuring itself fits into memory."""
+
+COPIES = 5
+"""The weights, their gradients, their momentum, and those of the best epoch and of a checkpoint."""
+
+PASSING = 1.2
+"""Peak of a step over what its loss keeps for the backward pass: a fifth more passes through."""
+
+
+def refuse_if_too_large(training: Training) -> None:
+    """Raises UserError where the training would not fit into memory, with a batch that does if there is one."""
+    protocol, device, count = training.protocol, training.fabric.device, training.fabric.world_size
+    free = free_room(device)
+    left = free.bytes / (count if device.type == "cpu" else 1)
+    least_of_all = cost(training.space, training.genotype).memory * (protocol.batch // count)
+    if least_of_all > left:  # so much larger that measuring it might end the process
+        raise UserError(
+            f"This training needs more than {gib(least_of_all)} with a batch of {protocol.batch}, and {free.bound} leaves {gib(left)}: try "
+            "smaller images, such as --set data.size=64, or a smaller --batch."
+        )
+    try:
+        need = memory_bytes(training)
+        least = memory_bytes(replace(training, protocol=replace(protocol, batch=2 * count)))
+    except (RuntimeError, MemoryError) as error:
+        if not ran_out(error):
+            raise
+        raise UserError(
+            f"This training does not fit into the {gib(free.bytes)} that {free.bound} leaves: try a smaller --batch than "
+            f"{protocol.batch}, or smaller images such as --set data.size=64."
+        ) from None
+    (short,) = average(training.fabric, [torch.tensor(float(need > left))])
+    if short == 0:  # in no process
+        return
+    share = protocol.batch // count
+    fits = count * (2 + int((0.8 * left - least) / max(need - least, 1.0) * (share - 2))) if left > least else 0
+    smaller = f"--batch {fits}" if 2 <= fits < protocol.batch else "smaller images such as --set data.size=64"
+    raise UserError(
+        f"This training needs about {gib(need)} with a batch of {protocol.batch}, and {free.bound} leaves {gib(left)}: try {smaller}."
+    )
+
+
+def memory_bytes(training: Training) -> float:
+    """Peak memory of a step or of an evaluation, whichever takes more, and what lasts.
+
+    What a loss keeps is measured on batches of 16 and 32, 2 and 4 for large images, and extrapolated to a process's share of the batch.
+    """
+    training = replace(training, run=None, listener=silent, protocol=replace(training.protocol, compile=False))
+    size, share = training.data.size, training.protocol.batch // training.fabric.world_size
+    few = 16 if size[0] * size[1] <= LARGE else 2
+    small, large = _kept(training, few), _kept(training, 2 * few)
+    per_image = (large - small) / few
+    step = PASSING * max(0.0, small + per_image * (share - few))
+    priced = cost(training.space, training.genotype)
+    scoring = PASSING * priced.memory * fitting_batch(size)
+    return max(step, scoring) + COPIES * 4 * priced.parameters
+
+
+def kept_bytes(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> float:
+    """Bytes that autograd keeps of a loss, each storage counted once and the parameters' not at all."""
+    storages: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in parameters}
+
+    def pack(t: Tensor) -> Tensor:
+        storages.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes())
+        return t
+
+    eager = torch.compiler.set_stance("force_eager")  # no program is made for batches of these sizes
+    with eager, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        held = loss()
+    del held
+    return float(sum(storages.values()))
+
+
+def free_room(device: torch.device) -> Room:
+    """What a new allocation could get: the accelerator's memory, or this process's."""
+    return Room(float(torch.cuda.mem_get_info(device)[0]), str(device)) if device.type == "cuda" else room()
+
+
+def gib(size: float) -> str:
+    """Bytes in words."""
+    return f"{size / 2**30:.1f} GiB"
+
+
+def _kept(training: Training, batch: int) -> float:
+    """What the loss of a step on so many images keeps."""
+    fabric, protocol = training.fabric, training.protocol
+    training = replace(training, protocol=replace(protocol, batch=batch * fabric.world_size))
+    state, task = begin(training), training.task.smoothed(protocol.label_smoothing)
+    network, given = state.network.train(), stream_of(training).at(0)
+    draw = Draw(training.seed, 0, "train", part=Part(fabric.global_rank, fabric.world_size))
+
+    def loss() -> Tensor:
+        with fabric.autocast():
+            drops = network.drops(given.images, draw, protocol.drop_path)
+            outputs, auxiliary = network.trunk(given.images, draw, drops)
+        main = task.loss(outputs.float(), given.targets)
+        return main if auxiliary is None else main + protocol.auxiliary * task.loss(auxiliary.float(), given.targets)
+
+    return kept_bytes(loss, network.parameters())
