@@ -82,6 +82,13 @@ SMALL: dict[str, dict[str, object]] = {
         "strides": (1, 2),
         "ops": ("skip_connect", "residual_3x3", "mbconv_k3_e2"),
     },
+    "signal": {
+        "channels": 4,
+        "layers": (2, 1),
+        "widths": (1.0, 2.0),
+        "strides": (1, 2),
+        "ops": ("skip_connect", "residual_3", "mbconv_k5_e2"),
+    },
 }
 """Each space in a size for tests."""
 
@@ -96,9 +103,20 @@ EPOCHS: dict[str, dict[str, int]] = {
     "pdarts": dict.fromkeys(SMALL, 3),
     "ista_nas_one_stage": dict.fromkeys(SMALL, 2),
     "rdarts_pick": dict.fromkeys(SMALL, 4),
-    "darts_pt": {"toy": 3, "nb201": 6, "darts": 6, "s1": 17, "s2": 2, "s3": 2, "s4": 2, "grid": 10, "chain": 4},
+    "darts_pt": {
+        "toy": 3,
+        "nb201": 6,
+        "darts": 6,
+        "s1": 17,
+        "s2": 2,
+        "s3": 2,
+        "s4": 2,
+        "grid": 10,
+        "chain": 4,
+        "signal": 4,
+    },
     "gm_nas": dict.fromkeys(SMALL, 3),
-    "ddpnas": {"toy": 5, "nb201": 14, "darts": 35, "s1": 2, "s2": 2, "s3": 5, "s4": 2, "chain": 5},
+    "ddpnas": {"toy": 5, "nb201": 14, "darts": 35, "s1": 2, "s2": 2, "s3": 5, "s4": 2, "chain": 5, "signal": 5},
 }
 """The fewest epochs that a method takes in each small space, where one does not do."""
 

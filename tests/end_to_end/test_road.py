@@ -206,15 +206,14 @@ def test_two_searches_with_one_seed_are_one(tmp_path: Path) -> None:
 
 
 def smoke(method: str, space: str, out: Path, seed: int = 0, **settings: object) -> Run:
+    data = tiny_data(12, (1, 16)) if space == "signal" else tiny_data(12)
     found = api.search(
-        method, space=space, data=tiny_data(12), budget="smoke", epochs=1, batch=4, seed=seed, compare=0, settings=settings,
+        method, space=space, data=data, budget="smoke", epochs=1, batch=4, seed=seed, compare=0, settings=settings,
         device="cpu", out=out,
     )  # fmt: skip
     assert (found.run.path / "report.html").exists()
     assert [record["epoch"] for record in found.history] == [0]
-    tiny_space(space, tiny_data(), sharing=settings.get("space.sharing", "type"), **SIZES.get(space, {})).check(
-        found.genotype
-    )
+    tiny_space(space, data, sharing=settings.get("space.sharing", "type"), **SIZES.get(space, {})).check(found.genotype)
     return found.run
 
 
@@ -222,12 +221,17 @@ SIZES: dict[str, dict[str, object]] = {
     "nb201": {"cells": 1},
     **{s: {"cells": 3} for s in ("darts", "s1", "s2", "s3", "s4")},
     "chain": {"layers": (2, 1, 1)},
+    "signal": {"layers": (2, 1, 1)},
 }
 
 
 @pytest.mark.parametrize(
     "space",
-    ["toy", "nb201", *(pytest.param(s, marks=pytest.mark.slow) for s in ("darts", "s1", "s2", "s3", "s4", "chain"))],
+    [
+        "toy",
+        "nb201",
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("darts", "s1", "s2", "s3", "s4", "chain", "signal")),
+    ],
 )
 @pytest.mark.parametrize("method", ["rf_darts", pytest.param("pcdarts", marks=pytest.mark.slow)])
 def test_every_space_is_searched_from_python(space: str, method: str, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_paths_end_at_none_and_lead_from_the_input_to_the_output() -> None:
     assert paths(NB201, CELL) == {"cell:0>nor_conv_3x3>avg_pool_3x3", "cell:0>skip_connect>nor_conv_1x1"}
 
 
-@pytest.mark.parametrize("name", ["darts", "s1", "chain", "grid", "toy"])
+@pytest.mark.parametrize("name", ["darts", "s1", "chain", "signal", "grid", "toy"])
 def test_cells_that_differ_have_other_features(name: str) -> None:
     space = SPACES[name](**SMALL[name])  # type: ignore[arg-type]
     cells = draws(8, space)

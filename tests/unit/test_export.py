@@ -265,7 +265,7 @@ def test_saving_leaves_the_network_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["nb201", "darts", "grid", "chain"])
+@pytest.mark.parametrize("name", ["nb201", "darts", "grid", "chain", "signal"])
 def test_an_onnx_file_is_no_larger_than_foretold(name: str, tmp_path: Path) -> None:
     """The size that `--max-size` limits is an upper bound, and not twice too large; a file above the limit is refused."""
     dense = name == "grid"

@@ -40,7 +40,7 @@ from reference.tiny import tiny_data, tiny_problem, tiny_space
 NEEDS_ONNX = pytest.mark.skipif(
     not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))), reason="needs the extra onnx"
 )
-ALL_SPACES = ("toy", "nb201", "darts", "s4", "chain", "grid")
+ALL_SPACES = ("toy", "nb201", "darts", "s4", "chain", "signal", "grid")
 
 
 def by_work(source: str = "") -> Latencies:
@@ -176,7 +176,9 @@ def test_the_options(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         limits_for(Request(max_latency="3ms"), False)
 
 
-@pytest.mark.parametrize("name", ["toy", "nb201", "darts", "chain", pytest.param("grid", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["toy", "nb201", "darts", "chain", "signal", pytest.param("grid", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("fixed", [False, True])
 def test_networks_are_made_to_fit(name: str, fixed: bool) -> None:
     space, genotype = network_of(name, 2)

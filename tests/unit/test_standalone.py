@@ -19,6 +19,7 @@ from oche.errors import UserError
 from oche.genotype import Choice, Genotype, published
 from oche.run import Run
 from oche.spaces import SPACES, ChainSpace, Space
+from oche.spaces.blocks import BLOCKS, SIGNAL_BLOCKS
 from oche.spaces.edges import KEPT, KEPT_NORMED
 from oche.spaces.ops import OPS
 from oche.spaces.rivals import RIVALS
@@ -99,7 +100,7 @@ def in_process(run: Run, images: torch.Tensor) -> torch.Tensor:
     return out
 
 
-SIZES: Mapping[str, tuple[int, int]] = {"chain": (9, 13), "grid": (20, 27), "darts": (9, 13)}
+SIZES: Mapping[str, tuple[int, int]] = {"chain": (9, 13), "signal": (1, 13), "grid": (20, 27), "darts": (9, 13)}
 
 
 def of_space(name: str, how: str, folder: Path) -> tuple[Run, torch.Tensor]:
@@ -135,6 +136,11 @@ def test_every_rival(name: str, tmp_path: Path) -> None:
     space, genotype = RIVALS[name].network(tiny_space("chain", data), 20)
     run, images = exported(tmp_path / "run", space, genotype, data), torch.rand(2, 2, 9, 13)
     assert torch.equal(in_process(run, images), in_full(run, images))
+    if RIVALS[name].signals:
+        data = tiny_data(12, (1, 13))
+        space, genotype = RIVALS[name].network(tiny_space("signal", data), 20)
+        run, images = exported(tmp_path / "flat", space, genotype, data), torch.rand(2, 2, 1, 13)
+        assert torch.equal(in_process(run, images), in_full(run, images))
 
 
 @pytest.mark.parametrize("name", ["NASNET_A", "AMOEBANET_A", "FAIRDARTS_A", "SETN"])
@@ -148,10 +154,10 @@ def test_published_cells(name: str, tmp_path: Path) -> None:
 
 
 def test_large_images_have_the_large_stem(tmp_path: Path) -> None:
-    for name in ("darts", "chain"):
-        data = tiny_data(4, (128, 130))
+    for name, size in (("darts", (128, 130)), ("chain", (128, 130)), ("signal", (1, 520))):
+        data = tiny_data(4, size)
         space = tiny_space(name, data, **SMALL[name])
-        run, images = exported(tmp_path / name, space, sample(space, counted(4)), data), torch.rand(1, 2, 128, 130)
+        run, images = exported(tmp_path / name, space, sample(space, counted(4)), data), torch.rand(1, 2, *size)
         assert torch.equal(in_process(run, images), in_full(run, images))
 
 
@@ -168,7 +174,11 @@ def test_stems_and_heads_of_a_grid(stem: str, head: str, tmp_path: Path) -> None
 @pytest.mark.slow
 def test_every_operation(tmp_path: Path) -> None:
     """Each on an edge of one cell, and each in a layer of one chain."""
-    data, ops, images = tiny_data(6, (9, 13)), tuple(sorted(set(OPS) - {"connect"})), torch.rand(2, 2, 9, 13)
+    data, ops, images = (
+        tiny_data(6, (9, 13)),
+        tuple(sorted(set(OPS) - {"connect"} - set(SIGNAL_BLOCKS))),
+        torch.rand(2, 2, 9, 13),
+    )
     space = tiny_space("toy", data, ops=ops, channels=4, stages=1, nodes=13)
     edges = space.groups[0].edges
     assert len(edges) >= len(ops)
@@ -178,6 +188,13 @@ def test_every_operation(tmp_path: Path) -> None:
     layers = tiny_space("chain", data, channels=4, layers=(len(ops),), widths=(1.0,), strides=(1,), ops=ops)
     chain = Genotype("chain", {"chain": tuple(Choice(i, i + 1, op) for i, op in enumerate(ops))})
     run = exported(tmp_path / "chain", layers, chain, data)
+    assert torch.equal(in_process(run, images), in_full(run, images))
+    flat, of_signals = tiny_data(6, (1, 40)), tuple(op for op in BLOCKS if "x" not in op)
+    layers = tiny_space(
+        "signal", flat, channels=4, layers=(len(of_signals),), widths=(1.0,), strides=(1,), ops=of_signals
+    )
+    chain = Genotype("signal", {"chain": tuple(Choice(i, i + 1, op) for i, op in enumerate(of_signals))})
+    run, images = exported(tmp_path / "signal", layers, chain, flat), torch.rand(2, 2, 1, 40)
     assert torch.equal(in_process(run, images), in_full(run, images))
 
 

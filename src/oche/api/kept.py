@@ -16,12 +16,15 @@ from oche.api.int8 import export
 from oche.data import Data
 from oche.data.contract import Contract
 from oche.data.reading.pixels import channels_last
+from oche.data.reading.signals import one_signal
 from oche.errors import UserError
 from oche.run import Run
 from oche.training.export import FORMATS, Deployed, load_network
 
 Array = NDArray[np.generic] | Tensor
-"""Images as numbers: (H, W), (H, W, C) or (C, H, W), or several of one size with an axis in front of these, (N, H, W, C)."""
+"""Images as numbers: (H, W), (H, W, C) or (C, H, W), or several of one size with an axis in front of these, (N, H, W, C).
+
+Signals are (C, L), (L,) of one channel, or (N, C, L)."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -44,7 +47,10 @@ class Kept:
         return load_network(self.run).classes
 
     def network(self) -> torch.nn.Module:
-        """The trained network, a plain module: images (B, C, H, W) in [0, 1] -> scores (B, classes), or (B, classes, H, W)."""
+        """The trained network, a plain module: images (B, C, H, W) in [0, 1] -> scores (B, classes), or (B, classes, H, W).
+
+        Signals are (B, C, 1, L), as they are.
+        """
         loaded = load_network(self.run)
         return Deployed(loaded.network, loaded.augment.mean, loaded.augment.std).eval()
 
@@ -69,7 +75,7 @@ class Kept:
         if out is not None and (arrays or not segments):
             raise UserError("`out` is for pictures of masks of image files: leave it out.")
         if arrays:
-            values = [image for one in arrays for image in _images(one)]
+            values = [image for one in arrays for image in _images(one, loaded.contract)]
             if segments:
                 return segment_arrays(loaded, values, device=device)
             return predict_arrays(loaded, values, device=device)
@@ -104,7 +110,9 @@ def _listed(images: object) -> list[str | Path | Array]:
     return list(images)
 
 
-def _images(given: Array) -> list[NDArray[np.generic]]:
-    """The images (H, W, C) in an array."""
+def _images(given: Array, contract: Contract) -> list[NDArray[np.generic]]:
+    """The images (H, W, C) in an array, of signals (1, L, C)."""
     values = given.detach().cpu().numpy() if isinstance(given, Tensor) else given
+    if contract.signal:
+        return [one_signal(one, contract, "The array") for one in (values if values.ndim == 3 else values[None])]
     return list(channels_last(values if values.ndim == 4 else values[None], "the array"))

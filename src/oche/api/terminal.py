@@ -72,7 +72,7 @@ class Show:
             )
             width = getattr(space, "channels", None)
             rows += [("limits", f"at most {words}" + (f"; searched at {width} channels" if width else ""))]
-        rows += [("images", f"search: {for_search(plan.data).describe()}")]
+        rows += [(plan.data.things, f"search: {for_search(plan.data).describe()}")]
         if expected and (estimate := expected.search):
             rows += [("supernet", f"{estimate.parameters:,} parameters, {estimate.trainable:,} of them learn")]
             rows += [("cells", "; ".join(f"{n} {how}" for how, n in estimate.cells.items()))]
@@ -121,7 +121,7 @@ class Show:
         elif training.start is not None:
             rows += [("weights", "begin with those of the run's network")]
         rows += [("", note) for note in training.space.notes() if protocol.auxiliary]
-        rows += [("images", for_training(training.data, protocol.cutout, protocol.policy).describe())]
+        rows += [(training.data.things, for_training(training.data, protocol.cutout, protocol.policy).describe())]
         more = " more" if training.earlier else ""
         rows += [("protocol", f"{protocol.epochs} epochs{more}, batch {protocol.batch} ({protocol.source})")]
         rate = f"{protocol.lr(0.0):g} to {protocol.lr(1.0):g}"
@@ -295,9 +295,10 @@ def rows_table(rows: Sequence[tuple[str, str]]) -> Table:
 
 def data_rows(data: Data) -> list[tuple[str, str]]:
     """What is worth knowing of a data set before it is searched on."""
-    size = f"{data.size[0]}x{data.size[1]}, {data.channels} channel{'s' if data.channels > 1 else ''}"
+    extent = f"{data.size[1]} values" if data.things == "signals" else f"{data.size[0]}x{data.size[1]}"
+    size = f"{extent}, {data.channels} channel{'s' if data.channels > 1 else ''}"
     names = ", ".join(data.classes[:8]) + (", ..." if len(data.classes) > 8 else "")
-    parts = f"{len(data.train)} train, {len(data.val)} validation, {len(data.test)} test images of {size}"
+    parts = f"{len(data.train)} train, {len(data.val)} validation, {len(data.test)} test {data.things} of {size}"
     return [
         ("data", f"{data.name}: {parts}"),
         ({"multilabel": "labels", "regress": "numbers"}.get(data.task, "classes"), f"{len(data.classes)}: {names}"),

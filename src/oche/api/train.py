@@ -30,6 +30,7 @@ from oche.plan.within import Parts, epochs_within
 from oche.report import attempt, render
 from oche.report.claims import in_words
 from oche.run import Listener, Run, silent
+from oche.spaces import SPACES
 from oche.spaces import named as spaces
 from oche.spaces.rivals import RIVALS, Rival
 from oche.tasks import Task, named
@@ -148,6 +149,8 @@ def _planned(request: TrainRequest) -> TrainPlan:
         request = replace(request, space=str(spaces.space(request.space)().name))
     named_space = request.space if isinstance(request.space, str) else None
     rival = None if path_of(request.genotype) else _rival(str(request.genotype))
+    if rival and named_space in SPACES:
+        rival = rival.form(SPACES[named_space].flat)
     genotype, source = genotype_of(rival.genotype.to_json() if rival else request.genotype, named_space)
     if request.more is not None:
         return _longer(request, source)
@@ -175,7 +178,9 @@ def _planned(request: TrainRequest) -> TrainPlan:
     asked_for = str(request.genotype)
     request = replace(request, genotype=str(genotype), space=genotype.space, data=data, settings=settings)
     with _copies(source):
-        training = resolve_training(request, size, limits=limits)
+        training = resolve_training(request, size, limits=limits, rival=rival)
+    if rival:
+        request = replace(request, genotype=str(training.genotype), space=training.genotype.space)
     if source and taken_over:
         notes = compared(source, training.data, split=not any(path.startswith("data.") for path in asked))
         training = replace(training, data=replace(training.data, notes=(*training.data.notes, *notes)))

@@ -35,7 +35,7 @@ def write_config(source: str, out: Path) -> tuple[Path, Path]:
 
 def text(source: str, data: Data, out: Path) -> str:
     """The file: what was found in the data, then each option with its help and its default, commented out."""
-    from oche.plan.parts import SPACE, form_of
+    from oche.plan.parts import usual_space
 
     kept = Path(source).expanduser()
     lines = [f"#:schema {SCHEMA}", *_found(data), "#", f"# Search:  oche search --config {out}"]
@@ -48,17 +48,18 @@ def text(source: str, data: Data, out: Path) -> str:
         value: object = given if field.name == "data" else _plain(field.default)
         lines += ["", f"# {told.help}", f"{'' if field.name == 'data' else '# '}{_line(field.name, value)}"]
     lines += ["", "[request.settings]", "# What `--set PATH=VALUE` sets; docs/settings.md has all paths.", ""]
-    lines += [f"# {_line(path, value)}" for path, value in _settings(SPACE[form_of(data)], data)]
+    lines += [f"# {_line(path, value)}" for path, value in _settings(usual_space(data), data)]
     return "\n".join(lines) + "\n"
 
 
 def _found(data: Data) -> Iterator[str]:
     """The data in a few comment lines; names from files stay on their line."""
     channels = f"{data.channels} channel{'s' * (data.channels > 1)}"
-    yield f"# {data.name}: {len(data.train)} train, {len(data.val)} validation, {len(data.test)} test images".translate(
+    yield f"# {data.name}: {len(data.train)} train, {len(data.val)} validation, {len(data.test)} test {data.things}".translate(
         _ONE_LINE
     )
-    yield f"# of {data.size[0]}x{data.size[1]} pixels, {channels}".translate(_ONE_LINE)
+    pixels = f"{data.size[1]} values" if data.things == "signals" else f"{data.size[0]}x{data.size[1]} pixels"
+    yield f"# of {pixels}, {channels}".translate(_ONE_LINE)
     names = ", ".join(data.classes[:12]) + (", ..." if len(data.classes) > 12 else "")
     yield f"# {len(data.classes)} classes: {names}".translate(_ONE_LINE)
     yield from (f"# {note}".translate(_ONE_LINE) for note in data.notes)
@@ -77,7 +78,7 @@ def _settings(space: str, data: Data) -> Sequence[tuple[str, object]]:
     named = [n for n in ("channels", "cells", "layers", "levels", "sharing") if n in known]
     return [
         *((f"space.{n}", getattr(bound, n)) for n in named),
-        ("data.size", list(data.size)),
+        *([("data.size", list(data.size))] if data.things == "images" else []),
         ("data.flip", data.flip),
     ]
 

@@ -56,7 +56,7 @@ def _genotypes() -> dict[str, str]:
 
 
 def _rivals() -> dict[str, str]:
-    from oche.spaces.chain import ChainSpace
+    from oche.spaces import ChainSpace, SignalSpace
     from oche.spaces.cost import cost
     from oche.spaces.rivals import RIVALS
 
@@ -64,10 +64,13 @@ def _rivals() -> dict[str, str]:
         "classify": "for ten classes of 32x32 RGB images",
         "segment": "for masks of ten classes on 32x32 RGB images",
     }
-    return {
-        name: f"{rival.title}: {cost(*rival.network(ChainSpace()))} {what[rival.space.task]}"
-        for name, rival in RIVALS.items()
-    }
+    lines = {}
+    for name, rival in RIVALS.items():
+        lines[name] = f"{rival.title}: {cost(*rival.network(ChainSpace()))} {what[rival.space.task]}"
+        if rival.signals:
+            found = cost(*rival.network(SignalSpace()))
+            lines[name] += f"; 1-D: {found} for ten classes of 128 values in 3 channels"
+    return lines
 
 
 LISTS: dict[str, Callable[[], dict[str, str]]] = {

@@ -13,6 +13,7 @@ What a data set is (`images`), how any pixels get one form (`pixels`), how a sou
 
 from oche.data.augmentation.augment import Augment, Augmentation
 from oche.data.augmentation.augment_masks import AugmentMasks
+from oche.data.augmentation.augment_signals import AugmentSignals
 from oche.data.augmentation.recipes import for_search, for_training, none
 from oche.data.images import ArraySource, Data, ImageSet, LazySource, Source
 from oche.data.reading.readers import SETS, load
@@ -26,6 +27,7 @@ __all__ = [
     "ArraySource",
     "Augment",
     "AugmentMasks",
+    "AugmentSignals",
     "Augmentation",
     "Data",
     "Fractions",

@@ -22,6 +22,9 @@ IGNORED = -1
 CROP = "crop at the centre to the shape, then antialiased bilinear"
 """How every image is brought to the size."""
 
+KEPT = "none: signals have the network's length"
+"""The same of signals."""
+
 
 @dataclass(frozen=True)
 class PixelRule:
@@ -78,6 +81,8 @@ class PixelRule:
         >>> PixelRule(scale=4095.0, high=4000.0, depth="uint16").says()
         'uint16 values from 0 to 4000 in train, divided by 4095 (12 bits)'
         """
+        if (self.offset, self.scale) == (0, 1):
+            return f"{self.depth} values from {self.low:g} to {self.high:g} in train, as they are"
         bits = {float(2**b - 1): f" ({b} bits)" for b in BITS}.get(self.scale, "")
         minus = f" less {self.offset:g}," if self.offset else ","
         return f"{self.depth} values from {self.low:g} to {self.high:g} in train{minus} divided by {self.scale:g}{bits}"
@@ -110,7 +115,7 @@ class Contract:
     Attributes:
         task: what is learned: "classify", "segment", ...
         classes: names, by number.
-        channels, size: of every image, (H, W) after `CROP`.
+        channels, size: of every image, (H, W) after `CROP`; of signals (1, length).
         pixels: how values become floats in [0, 1].
         mean, std: of each channel thereafter, subtracted and divided by inside the exported network.
         labels: how labels in files became class numbers.
@@ -132,11 +137,21 @@ class Contract:
     target_mean: tuple[float, ...] | None = None
     target_std: tuple[float, ...] | None = None
 
+    @property
+    def signal(self) -> bool:
+        """True for signals, which are images of height 1."""
+        return self.size[0] == 1
+
+    @property
+    def things(self) -> str:
+        """What the network is given: "images" or "signals"."""
+        return "signals" if self.signal else "images"
+
     def plain(self) -> dict[str, object]:
         """As a table for JSON and TOML, without what is None."""
         table = {name: value for name, value in asdict(self).items() if value is not None}
         table["labels"] = self.labels.table
-        return {**table, "resize": CROP}
+        return {**table, "resize": KEPT if self.signal else CROP}
 
     @classmethod
     def of(cls, table: Mapping[str, Any]) -> Contract:

@@ -26,7 +26,9 @@ class Fate:
         >>> Fate("used", "train images", 1).said, Fate("used", "train masks", 2).said
         ('1 train image', '2 train masks')
         """
-        what = re.sub(r"\b(image|mask|label|key)s\b", r"\1", self.what, count=1) if self.count == 1 else self.what
+        what = (
+            re.sub(r"\b(image|signal|mask|label|key)s\b", r"\1", self.what, count=1) if self.count == 1 else self.what
+        )
         return f"{self.count} {what}"
 
 

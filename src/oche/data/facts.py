@@ -50,7 +50,8 @@ def imbalance(train: ImageSet, classes: Sequence[str]) -> tuple[str, ...]:
     most, least = int(counts.argmax()), int(counts.argmin())
     if counts[most] < IMBALANCE * counts[least]:
         return ()
-    extremes = f"{counts[most]} images of {classes[most]!r}, {counts[least]} of {classes[least]!r}"
+    things = "signals" if train.take(torch.zeros(1, dtype=torch.int64))[0].shape[1] == 1 else "images"
+    extremes = f"{counts[most]} {things} of {classes[most]!r}, {counts[least]} of {classes[least]!r}"
     return (f"Classes are unbalanced in train: {extremes}.",)
 
 

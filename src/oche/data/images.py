@@ -131,9 +131,9 @@ class Data:
     """A data set split three ways. A search sees `train` and `val`, never `test`.
 
     Attributes:
-        size: (H, W) of every image.
+        size: (H, W) of every image, (1, length) of every signal.
         mean, std: of the channels of `train`, pixels in [0, 1].
-        flip: True if an image keeps its class when mirrored left to right (digits do not).
+        flip: True if an image keeps its class when mirrored left to right (digits do not), a signal when played backwards.
         ignore: the label of mask pixels that count nowhere; None where images have classes instead of masks.
         pixels: how values in files became pixels in [0, 1]; None where a `Data` was made by hand.
         labels: how labels in files became class numbers; `palette` are the colours that masks had.
@@ -183,6 +183,11 @@ class Data:
             self.target_mean,
             self.target_std,
         )
+
+    @property
+    def things(self) -> str:
+        """What is learned from: "images", or "signals", which are images of height 1."""
+        return "signals" if self.size[0] == 1 else "images"
 
     @property
     def task(self) -> Literal["classify", "segment", "multilabel", "regress"]:

@@ -30,6 +30,7 @@ def measured(ledger: Ledger, parts: Mapping[str, ImageSet], classes: Sequence[st
     held = {name: part for name, part in parts.items() if isinstance(part.source, ArraySource)}
     seen = {name: _Seen.of(part) for name, part in held.items()}
     suspicious = [fate for name, one in seen.items() for fate in one.fates(name)]
+    things = next((one.things for one in seen.values()), "images")
     notes = [f"{fate.said}." for fate in suspicious if not fate.what.endswith("twice or more")]
     ranges: tuple[tuple[float, float], ...] = ()
     if "train" in seen:
@@ -37,14 +38,15 @@ def measured(ledger: Ledger, parts: Mapping[str, ImageSet], classes: Sequence[st
         ranges = tuple(zip(low.tolist(), high.tolist(), strict=True))
         still = [n for n, (a, b) in enumerate(ranges) if a == b]
         if len(still) == len(ranges):
-            notes.append("All train images are the same single colour: there is nothing to learn.")
+            same = "constant" if things == "signals" else "single colour"
+            notes.append(f"All train {things} are the same {same}: there is nothing to learn.")
         elif still:
-            notes.append(f"The channels {', '.join(map(str, still))} are the same in all train images.")
-        elif ranges and max(b for _, b in ranges) < DARK and min(a for a, _ in ranges) >= 0:
+            notes.append(f"The channels {', '.join(map(str, still))} are the same in all train {things}.")
+        elif things == "images" and max(b for _, b in ranges) < DARK and min(a for a, _ in ranges) >= 0:
             top = max(b for _, b in ranges)
             notes.append(f"No train pixel is above {top:.1%} of the range: were the values cut to another type?")
-    notes += _leaks(seen)
-    notes += _contradictions({name: (seen[name].digests, part.targets) for name, part in held.items()}, ignore)
+    notes += _leaks(seen, things)
+    notes += _contradictions({name: (seen[name].digests, part.targets) for name, part in held.items()}, ignore, things)
     return replace(
         ledger,
         fates=(*ledger.fates, *suspicious),
@@ -57,30 +59,40 @@ def measured(ledger: Ledger, parts: Mapping[str, ImageSet], classes: Sequence[st
 
 @dataclass(frozen=True, eq=False)
 class _Seen:
-    """What was seen of one part: of every image a digest, the least and greatest value per channel (N, C), and if it is saturated (N,)."""
+    """What was seen of one part: of every image a digest, the least and greatest value per channel (N, C), and if it is saturated (N,).
+
+    `flat` ones are signals, whose values have no ends.
+    """
 
     digests: list[bytes]
     low: Tensor
     high: Tensor
     saturated: Tensor
+    flat: bool
+
+    @property
+    def things(self) -> str:
+        """What they are."""
+        return "signals" if self.flat else "images"
 
     @classmethod
     def of(cls, part: ImageSet) -> _Seen:
         digests: list[bytes] = []
         lows, highs, full = [], [], []
+        flat = part.take(torch.zeros(1, dtype=torch.int64))[0].shape[1] == 1
         for images, _ in both(part):
             unit = 255 if images.dtype == torch.uint8 else 1
-            flat = images.flatten(1, 2)
-            low, high = flat.amin(1), flat.amax(1)
+            pixels = images.flatten(1, 2)
+            low, high = pixels.amin(1), pixels.amax(1)
             step = max(1, max(images.shape[1:3]) // SIDE)
             few = images[:, ::step, ::step]
             edge = ((few == 0) | (few == unit)).flatten(1)
             ends = edge.sum(1) / edge.shape[1]
             lows.append(low.double() / unit)
             highs.append(high.double() / unit)
-            full.append(ends >= SATURATED)
+            full.append((ends >= SATURATED) & (not flat))
             digests += [_digest(image) for image in images]
-        return cls(digests, torch.cat(lows), torch.cat(highs), torch.cat(full))
+        return cls(digests, torch.cat(lows), torch.cat(highs), torch.cat(full), flat)
 
     def fates(self, part: str) -> list[Fate]:
         """Constant and saturated images, and images that are there twice."""
@@ -89,31 +101,44 @@ class _Seen:
         twice = sum(count - 1 for count in Counter(self.digests).values())
         binary = bool(self.saturated.all())  # black and white pictures are what they are
         kinds = {
-            f"{part} images of a single colour": constant.nonzero().flatten().tolist(),
+            f"{part} {self.things} {'of one value' if self.flat else 'of a single colour'}": constant.nonzero()
+            .flatten()
+            .tolist(),
             f"{part} images with nearly all values at the ends of the range": []
             if binary
             else saturated.nonzero().flatten().tolist(),
         }
         found = [
-            Fate("suspicious", what, len(at), tuple(f"image {n} of {part}" for n in at[:5]))
+            Fate(
+                "suspicious",
+                what,
+                len(at),
+                tuple(f"{'signal' if self.flat else 'image'} {n} of {part}" for n in at[:5]),
+            )
             for what, at in kinds.items()
             if at
         ]
-        return found + ([Fate("suspicious", f"{part} images that are there twice or more", twice)] if twice else [])
+        return found + (
+            [Fate("suspicious", f"{part} {self.things} that are there twice or more", twice)] if twice else []
+        )
 
 
-def _leaks(seen: Mapping[str, _Seen]) -> list[str]:
-    """A note for each two parts that share identical pixels."""
+def _leaks(seen: Mapping[str, _Seen], things: str) -> list[str]:
+    """A note for each two parts that share identical pixels, or values."""
     notes = []
     for first, second in combinations(seen, 2):
         known, digests = set(seen[first].digests), seen[second].digests
         if shared := sum(digest in known for digest in digests):
-            notes.append(f"{shared} of the {len(digests)} {second} images are in {first} too, pixel for pixel.")
+            notes.append(f"{shared} of the {len(digests)} {second} {things} are in {first} too, {_alike(things)}.")
     return notes
 
 
-def _contradictions(parts: Mapping[str, tuple[list[bytes], Tensor]], ignore: int | None) -> list[str]:
-    """A note where the same pixels are of two classes."""
+def _alike(things: str) -> str:
+    return "value for value" if things == "signals" else "pixel for pixel"
+
+
+def _contradictions(parts: Mapping[str, tuple[list[bytes], Tensor]], ignore: int | None, things: str) -> list[str]:
+    """A note where the same pixels, or values, are of two classes."""
     classes: dict[bytes, set[int]] = {}
     if ignore is None:
         for digests, targets in parts.values():
@@ -121,7 +146,8 @@ def _contradictions(parts: Mapping[str, tuple[list[bytes], Tensor]], ignore: int
                 for digest, target in zip(digests, targets.tolist(), strict=True):
                     classes.setdefault(digest, set()).add(target)
     count = sum(len(found) > 1 for found in classes.values())
-    return [f"{count} image{' has' if count == 1 else 's have'} several classes, pixel for pixel."] if count else []
+    each = f"{things[:-1]} has" if count == 1 else f"{things} have"
+    return [f"{count} {each} several classes, {_alike(things)}."] if count else []
 
 
 def _counts(part: ImageSet, classes: Sequence[str], ignore: int | None) -> dict[str, int]:

@@ -298,7 +298,7 @@ def gm_nas(
     base = INNER[inner]()
     method = replace(
         base,
-        space={"darts.without": ("none",), "chain.sharing": "cell"},
+        space={"darts.without": ("none",), "chain.sharing": "cell", "signal.sharing": "cell"},
         unfit=("grid",),
         unfit_why="it splits an edge of repeated cells, and a grid has every node once",
         papers=(*base.papers, "hu2022gmnas"),

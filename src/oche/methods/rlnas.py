@@ -252,7 +252,7 @@ def rlnas(rule: Rule = "code") -> Method:
         targets=RandomTargets(),
         callbacks=(KeepInitial(rule),),
         selection=WidestAngle(rule=rule),
-        space={"chain.sharing": "cell"},
+        space={"chain.sharing": "cell", "signal.sharing": "cell"},
         unfit=("grid",),
         unfit_why="its angle counts the paths through a cell, and a grid is one graph of many inputs and outputs",
         papers=("zhang2021rlnas",),

@@ -33,13 +33,20 @@ TEACHES = {
 """What data of a task have for each image, in words."""
 
 
+def usual_space(data: Data) -> str:
+    """The name of the space that "auto" stands for."""
+    return "signal" if data.things == "signals" else SPACE[form_of(data)]
+
+
 def form_of(data: Data) -> str:
     """What "auto" goes by: "segment" for masks, "classify" for all else."""
     return "segment" if data.ignore is not None else "classify"
 
 
-def data_for(given: object, task: object, seed: int, settings: Mapping[str, object]) -> Data:
-    """The data that were asked for, read for the task, where it is named. Raises UserError."""
+def data_for(
+    given: object, task: object, seed: int, settings: Mapping[str, object], kind: type[Space] | None = None
+) -> Data:
+    """The data that were asked for, read for the task, where it is named, and as signals for a space of such. Raises UserError."""
     thing = source_of(given)
     if isinstance(thing, Data):
         if settings:
@@ -47,7 +54,9 @@ def data_for(given: object, task: object, seed: int, settings: Mapping[str, obje
         if isinstance(task, str) and task in TASKS and task != thing.task:
             raise UserError(f"The data is to {thing.task}, not to {task}: leave the task out.")
         return thing
-    asked = {"task": task} if isinstance(task, str) and task in TASKS and "task" not in settings else {}
+    asked: dict[str, object] = {"task": task} if isinstance(task, str) and task in TASKS else {}
+    if kind is not None and kind.flat:
+        asked["signals"] = True
     return config.build(load, {"source": thing, "seed": seed, **asked, **settings}, "data")
 
 
@@ -156,6 +165,11 @@ def space_for(
     if kind.task != teaches:
         has = TEACHES.get(data.task, "targets of its own")
         raise UserError(f"{data.name} has {has}, which the space {name} is not for; choose `--space {SPACE[teaches]}`.")
+    if kind.flat != (data.things == "signals"):
+        raise UserError(
+            f"{data.name} has {data.things}, which the space {name} is not for; choose `--space {usual_space(data)}`"
+            + (", or say `--set data.signals=true` if its arrays hold signals." if kind.flat else ".")
+        )
     bound = kind(inputs=data.channels, outputs=len(data.classes), size=data.size)
     known = {f.name for f in fields(bound)} - {"name", "inputs", "outputs", "size"}
     for path in {**(lower or {}), **given}:

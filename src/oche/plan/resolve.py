@@ -23,7 +23,17 @@ from oche.methods.budgets import Budget, budget
 from oche.plan import named
 from oche.plan.chosen import chosen
 from oche.plan.machine import fabric_for, threads_for, versions
-from oche.plan.parts import SPACE, data_facts, data_for, form_of, limits_for, path_of, space_for, table_path, task_for
+from oche.plan.parts import (
+    data_facts,
+    data_for,
+    form_of,
+    limits_for,
+    path_of,
+    space_for,
+    table_path,
+    task_for,
+    usual_space,
+)
 from oche.plan.processes import processes, shared_out
 from oche.plan.request import (
     AUTO,
@@ -130,12 +140,13 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     check_objects(request, recorded)
     count, rules = processes(request.devices, recorded is not None), rules_of(recorded)
     fabric = fabric_for(request.device, count, request.precision)
-    data = data_for(request.data, request.task, request.seed, by_part(request.settings).get("data", {}))
+    asked_space = None if request.space == AUTO else spaces.space(request.space)
+    data = data_for(request.data, request.task, request.seed, by_part(request.settings).get("data", {}), asked_space)
     choice = chosen(request, data)
     request, form = choice.request, form_of(data)
     parts = {name: part for name, part in by_part(request.settings).items() if name != "data"}
     task = task_for(data, request.task, parts.pop("task", {}), table_of(recorded, "task", optional=True), rules)
-    kind = spaces.space(SPACE[form] if request.space == AUTO else request.space)
+    kind = asked_space or spaces.space(usual_space(data))
     of_train, of_probe, of_space = (parts.pop(name, {}) for name in ("train", "probe", "space"))
 
     found = named.method(request.method)

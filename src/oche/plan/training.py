@@ -31,6 +31,7 @@ from oche.spaces.cost import priced
 from oche.spaces.edges import TRAINED
 from oche.spaces.fit import widest
 from oche.spaces.limits import LIMITED, Limits
+from oche.spaces.rivals import Rival
 from oche.training.train import Training
 
 TRAINING = {"classify": "quick", "segment": "segment"}
@@ -42,10 +43,12 @@ def resolve_training(
     size: Mapping[str, object] | None = None,
     recorded: Mapping[str, object] | None = None,
     limits: Mapping[str, object] | None = None,
+    rival: Rival | None = None,
 ) -> Training:
     """Turns a request into a training. `size` holds the searched space's own fields, which the protocol and the settings override.
 
-    `limits` are the search's, {cost: limit}; the request's own go before them, and the network's width is made to fit.
+    `limits` are the search's, {cost: limit}; the request's own go before them, and the network's width is made to fit. A `rival` is
+    trained in the form that the data ask for.
 
     Raises UserError for anything unknown or impossible, a genotype of another space included.
     """
@@ -56,8 +59,12 @@ def resolve_training(
         raise unknown("training setting", wrong, ["space.FIELD", "data.FIELD", "task.FIELD", "train.FIELD"])
     count = processes(request.devices, recorded is not None)
     fabric = fabric_for(request.device, count, request.precision)
+    kind = spaces.space(str(request.space) if request.space is None else request.space)
     given = "digits" if request.data is None else request.data
-    data = data_for(given, request.task, request.seed, parts.get("data", {}))
+    data = data_for(given, request.task, request.seed, parts.get("data", {}), kind)
+    if rival is not None and data.things == "signals" and not kind.flat:
+        form = rival.form(True)
+        kind, size, request = form.space, form.fields, replace(request, genotype=str(form.genotype))
     asked = {key: value for key, value in (("epochs", request.epochs), ("batch", request.batch)) if value is not None}
     protocol, _ = layered(
         named.protocol(TRAINING[form_of(data)] if request.protocol == AUTO else request.protocol),
@@ -67,7 +74,6 @@ def resolve_training(
         rules=rules,
     )
     task = task_for(data, request.task, parts.get("task", {}), table_of(recorded, "task", optional=True), rules)
-    kind = spaces.space(str(request.space) if request.space is None else request.space)
     known = {f.name for f in fields(kind)}
     sizes = {key: getattr(protocol, key) for key in ("cells", "channels", "stem_multiplier") if "cells" in known}
     sizes = {key: value for key, value in sizes.items() if value is not None and key in known}

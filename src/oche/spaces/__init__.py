@@ -9,6 +9,7 @@ from oche.spaces.grid import GridSpace
 from oche.spaces.nb201 import NB201Space
 from oche.spaces.networks import Cell, Network, Supernet, estimate_statistics
 from oche.spaces.robust import S1, S2, S3, S4
+from oche.spaces.signals import SignalSpace
 from oche.spaces.toy import ToySpace
 
 SPACES: dict[str, type[Space]] = {
@@ -20,6 +21,7 @@ SPACES: dict[str, type[Space]] = {
     "s3": S3,
     "s4": S4,
     "chain": ChainSpace,
+    "signal": SignalSpace,
     "grid": GridSpace,
 }
 
@@ -31,6 +33,7 @@ __all__ = [
     "GridSpace",
     "NB201Space",
     "Network",
+    "SignalSpace",
     "Space",
     "Supernet",
     "ToySpace",

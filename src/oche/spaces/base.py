@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from oche.base import Batch, Group, OpWeights, Params
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
+from oche.spaces.blocks import SIGNAL_BLOCKS
 from oche.spaces.edges import EDGES, TRAINED, EdgeFactory, plain_name
 from oche.spaces.networks import Body, Chosen, Kept, Network, Supernet, estimate_statistics
-from oche.spaces.ops import OPS, PoolBN, Zero
+from oche.spaces.ops import OPS, TWO_DIMENSIONAL, PoolBN, Zero
 
 BuildEdge = Callable[[Group, int, int, int], nn.Module | None]
 """(group, edge number, channels, stride) -> the edge's module, or None where the genotype leaves the edge out."""
@@ -31,9 +32,11 @@ class Space(ABC):
 
     `without` names candidates that are left out on every edge, where there are any (DARTS without `none`).
     `task` says what its networks do: "classify" gives outputs (B, classes), "segment" (B, classes, H, W).
+    `flat` spaces are for signals: images of height 1, along whose width all kernels lie.
     """
 
     task: ClassVar[Literal["classify", "segment"]] = "classify"
+    flat: ClassVar[bool] = False
 
     name: str = "space"
     inputs: int = 3
@@ -43,12 +46,20 @@ class Space(ABC):
     without: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if min(self.size) < 8:
+        if self.flat and self.size[1] < 8:
+            raise UserError(f"Signals have {self.size[1]} values; a search needs at least 8: give longer ones.")
+        if min(self.size) < 8 and not self.flat:
             raise UserError(
                 f"Images are {self.size[0]}x{self.size[1]}; a search needs at least 8x8: choose a larger size."
             )
-        for op in {op for group in self.kinds() for ops in group.ops for op in ops}.union(self.without) - set(OPS):
+        held = {op for group in self.kinds() for ops in group.ops for op in ops}
+        for op in held.union(self.without) - set(OPS):
             raise unknown("operation", op, OPS)
+        if foreign := [op for op in sorted(held) if op in (TWO_DIMENSIONAL if self.flat else SIGNAL_BLOCKS)]:
+            theirs, ours = ("images", "signals") if self.flat else ("signals", "images")
+            raise UserError(
+                f"{foreign[0]} is an operation for {theirs}, and {self.name} a space for {ours}: leave it out."
+            )
         if any(set(ops) <= set(self.without) for group in self.kinds() for ops in group.ops):
             raise UserError(
                 f"Without {', '.join(self.without)} an edge of {self.name} has no operation left; leave out fewer."

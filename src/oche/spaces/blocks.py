@@ -214,9 +214,15 @@ def _blocks(kernels: Sequence[int], sides: Callable[[int], str]) -> dict[str, Bl
     return named
 
 
-BLOCKS: dict[str, Block] = {
-    **_blocks((3, 5), lambda k: f"{k}x{k}"),
-    **{f"mbconv_k{k}_e{e}": mbconv(k, e) for k in (3, 5, 7) for e in (1, 2, 3, 4, 6)},
-    **{f"mbconv_k{k}_e{e}_se": mbconv(k, e, se=True) for k in (3, 5, 7) for e in (1, 2, 3, 4, 6)},
-}
-"""The blocks by name."""
+def _mbconvs(kernels: Sequence[int]) -> dict[str, Block]:
+    """The inverted bottlenecks of these kernels, first those without squeeze-excite."""
+    sizes = [(k, e) for k in kernels for e in (1, 2, 3, 4, 6)]
+    plain = {f"mbconv_k{k}_e{e}": mbconv(k, e) for k, e in sizes}
+    return plain | {f"mbconv_k{k}_e{e}_se": mbconv(k, e, se=True) for k, e in sizes}
+
+
+SIGNAL_BLOCKS: dict[str, Block] = {**_blocks((3, 5, 7, 9, 15, 31), str), **_mbconvs((9, 15, 31))}
+"""The blocks that signals alone have, by name: kernels along one axis, and longer ones than images have use for."""
+
+BLOCKS: dict[str, Block] = {**_blocks((3, 5), lambda k: f"{k}x{k}"), **_mbconvs((3, 5, 7)), **SIGNAL_BLOCKS}
+"""The blocks by name. The inverted bottlenecks of kernels 3, 5 and 7 are for images and signals alike: the place decides."""

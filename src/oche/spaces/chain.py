@@ -52,13 +52,13 @@ class ChainSpace(Space):
     """Stages of `layers` layers with `widths` times `channels` channels; the first layer of a stage has its stride in `strides`.
 
     - `ops`: the candidates of each layer. A layer that changes width or resolution has those of them that can: blocks, not `skip_connect`.
-    - `stem`: channels of the first convolution, in units of `channels`. `stem_stride`: 1, 2 or 4 (a pool behind it);
-      0 takes 1 below 64 pixels, 2 below 128 and 4 from there on.
+    - `stem`: channels of the first convolution, in units of `channels`; `stem_kernel`: its kernel. `stem_stride`: 1, 2 or 4 (a pool
+      behind it); 0 takes 1 below 64 pixels, 2 below 128 and 4 from there on.
     - `head`: channels of a 1x1 convolution before the classifier, in units of `channels`; 0 for none.
     - `bias`: convolutions have biases and shortcuts no batch norm, as in MLPerf Tiny's ResNet-8.
     """
 
-    flat: ClassVar[bool] = False
+    large: ClassVar[int] = 64
 
     name: str = "chain"
     channels: int = 16
@@ -67,6 +67,7 @@ class ChainSpace(Space):
     strides: tuple[int, ...] = (1, 2, 2)
     ops: tuple[str, ...] = CHAIN_OPS
     stem: float = 1.0
+    stem_kernel: int = 3
     stem_stride: int = 0
     head: float = 0.0
     bias: bool = False
@@ -80,11 +81,13 @@ class ChainSpace(Space):
             raise UserError("The widths of a chain, and of its stem, must be above 0, that of its head 0 or more.")
         if self.stem_stride not in (0, 1, 2, 4):
             raise UserError(f"stem_stride={self.stem_stride} is none of 1, 2, 4 and 0 (chosen by the images' size).")
+        if self.stem_kernel < 1 or self.stem_kernel % 2 == 0:
+            raise UserError(f"stem_kernel={self.stem_kernel} has no centre: choose 1, 3, 5 or another odd number.")
         super().__post_init__()
         if not BLOCKS.keys() & self.ops:
             raise UserError(
                 f"No operation of the chain can change the width, which the first layer of a stage does: {', '.join(self.ops)}; "
-                "add residual_3x3, for example."
+                f"add residual_{'3' if self.flat else '3x3'}, for example."
             )
 
     # ------------------------------------------------------------------ the layers
@@ -108,7 +111,7 @@ class ChainSpace(Space):
     def reduction(self) -> int:
         """The stride of the stem."""
         side = max(self.size)
-        return self.stem_stride or (1 if side < 64 else 2 if side < 128 else 4)
+        return self.stem_stride or (1 if side < self.large else 2 if side < 2 * self.large else 4)
 
     def kinds(self) -> tuple[Group, ...]:
         """One group whose edges are the layers; with `sharing="cell"` a group for each."""
@@ -163,7 +166,7 @@ class ChainSpace(Space):
 
     def notes(self) -> tuple[str, ...]:
         if self.stem_stride == 0 and self.reduction > 1:
-            side = f"{self.size[0]}x{self.size[1]}"
+            side = f"{self.size[1]} values" if self.flat else f"{self.size[0]}x{self.size[1]}"
             return (f"layers begin at 1/{self.reduction} of the resolution (space.stem_stride=1 keeps all of {side})",)
         return ()
 
@@ -181,7 +184,8 @@ class ChainBody(Body):
         if space.reduction == 4:
             sides = ((1, 3), (1, 2), (0, 1)) if space.flat else ((3, 3), (2, 2), (1, 1))
             pool = [nn.MaxPool2d(*sides)]
-        self.stem = nn.Sequential(*around.normed(space.inputs, first, 3, min(space.reduction, 2)), nn.ReLU(), *pool)
+        read = around.normed(space.inputs, first, space.stem_kernel, min(space.reduction, 2))
+        self.stem = nn.Sequential(*read, nn.ReLU(), *pool)
         self.cells = nn.ModuleDict()
         for group in space.groups:
             for e in range(len(group.edges)):

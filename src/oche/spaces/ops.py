@@ -1,11 +1,13 @@
 """The candidate operations, under their published names: `OPS[name](channels, stride, affine)` builds a module.
 
-Every operation keeps the number of channels, and at stride 2 turns H x W into ceil(H/2) x ceil(W/2), for odd sizes too.
+Every operation keeps the number of channels, and at stride 2 turns H x W into ceil(H/2) x ceil(W/2), for odd sizes too; those of
+signals (`blocks.SIGNAL_BLOCKS`) have strides along the width alone.
 Sources: quark0/darts (DARTS space), D-X-Y/AutoDL-Projects (`nor_conv_*`), automl/RobustDARTS (`noise`); `blocks` names its own.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
@@ -13,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oche.base import Draw
-from oche.spaces.blocks import BLOCKS, Block, Place
+from oche.spaces.blocks import BLOCKS, SIGNAL_BLOCKS, Block, Place
 from oche.spaces.deployed import deployed
 
 OpFactory = Callable[[int, int, bool], nn.Module]
@@ -208,9 +210,9 @@ def bottleneck(channels: int, stride: int, affine: bool) -> nn.Module:
     )
 
 
-def at_one_width(block: Block) -> OpFactory:
-    """A block with as many channels out as in."""
-    return lambda channels, stride, affine: block(Place(channels, channels, stride, affine))
+def at_one_width(block: Block, flat: bool = False) -> OpFactory:
+    """A block with as many channels out as in; `flat` for signals, whose height it leaves as it is."""
+    return lambda channels, stride, affine: block(Place(channels, channels, stride, affine, flat=flat))
 
 
 def skip_connect(channels: int, stride: int, affine: bool) -> nn.Module:
@@ -237,8 +239,11 @@ OPS: dict[str, OpFactory] = {
     "nor_conv_1x1": nor_conv(1),
     "nor_conv_3x3": nor_conv(3),
     "connect": lambda channels, stride, affine: nn.Identity() if stride == 1 else nn.MaxPool2d(1, stride),
-    **{name: at_one_width(block) for name, block in BLOCKS.items()},
+    **{name: at_one_width(block, name in SIGNAL_BLOCKS) for name, block in BLOCKS.items()},
 }
+
+TWO_DIMENSIONAL = frozenset(name for name in OPS if re.search(r"\dx\d", name))
+"""Operations of oche's own whose kernels lie along both axes of an image."""
 
 
 def run(op: nn.Module, x: Tensor, draw: Draw | None) -> Tensor:

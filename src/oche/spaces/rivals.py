@@ -3,16 +3,18 @@
 Sources: MLPerf Tiny (`resnet8`, `ds_cnn`); He et al., CVPR 2016, for 32 pixels (`resnet20`); Sandler et al., CVPR 2018, and Ma et al.,
 ECCV 2018, with the strides that chenyaofo/pytorch-cifar-models has for 32 pixels (`mobilenetv2`, `shufflenetv2`); `plain_cnn` and
 `plain_fcn` are ours. `unet` has Ronneberger et al.'s shape (MICCAI 2015), two convolutions per resolution and features carried across, from
-stride 4 on; on the way back it sums where theirs concatenates, as LinkNet does.
+stride 4 on; on the way back it sums where theirs concatenates, as LinkNet does. Rivals of signals are the chains with the same layers,
+widths and strides along time, a kernel of 3 in the place of 3x3: our choice.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import log
 
-from oche.errors import unknown
+from oche.errors import UserError, unknown
 from oche.genotype import Choice, Genotype
 from oche.spaces.base import Space
 from oche.spaces.chain import ChainSpace
@@ -20,31 +22,51 @@ from oche.spaces.cost import priced
 from oche.spaces.fit import least_width, widest, width_of, with_width
 from oche.spaces.grid import GridSpace
 from oche.spaces.limits import Limits, Pricer
+from oche.spaces.signals import SignalSpace
 
 
 @dataclass(frozen=True)
 class Rival:
-    """A network: its `genotype`, the type of its `space`, and that space's `fields`, but for what the data decide."""
+    """A network: its `genotype`, the type of its `space`, and that space's `fields`, but for what the data decide.
+
+    `signals` is its one-dimensional form, where it has one.
+    """
 
     title: str
     space: type[Space]
     fields: Mapping[str, object]
     genotype: Genotype
+    signals: Rival | None = None
+
+    def form(self, flat: bool) -> Rival:
+        """The rival itself, or where `flat` its form for signals. Raises UserError where it has none."""
+        if flat and self.signals is None:
+            having = ", ".join(name for name, rival in RIVALS.items() if rival.signals)
+            raise UserError(f"{self.title} is not for signals: choose among {having}.")
+        return self.signals if flat and self.signals else self
 
     def network(self, like: Space, channels: int | None = None) -> tuple[Space, Genotype]:
-        """The space and the genotype for the images and outputs of the space `like`, with `channels` channels or its own number."""
+        """The space and the genotype for the images, or signals, and outputs of the space `like`, with `channels` channels or its own."""
+        if like.flat and not self.space.flat:
+            return self.form(True).network(like, channels)
         width = {} if channels is None else {"channels": channels}
         bound = self.space(inputs=like.inputs, outputs=like.outputs, size=like.size)
         return replace(bound, **{**self.fields, **width}), self.genotype  # type: ignore[arg-type]
 
 
 def _chain(title: str, ops: tuple[str, ...], sizes: Mapping[str, object]) -> Rival:
-    """A chain of one operation per stage."""
+    """A chain of one operation per stage, for images and for signals."""
+    flat = tuple(re.sub(r"(\d)x\1", r"\1", op) for op in ops)
+    signals = _layers(f"1-D {title}", SignalSpace, flat, {"stem_kernel": 3, **sizes})
+    return replace(_layers(title, ChainSpace, ops, sizes), signals=signals)
+
+
+def _layers(title: str, space: type[ChainSpace], ops: tuple[str, ...], sizes: Mapping[str, object]) -> Rival:
     given = {"ops": tuple(dict.fromkeys(ops)), **sizes}
-    counts = ChainSpace(**given).layers  # type: ignore[arg-type]
+    counts = space(**given).layers  # type: ignore[arg-type]
     layers = [op for op, count in zip(ops, counts, strict=True) for _ in range(count)]
     choices = {"chain": tuple(Choice(i, i + 1, op) for i, op in enumerate(layers))}
-    return Rival(title, ChainSpace, given, Genotype(ChainSpace.name, choices))
+    return Rival(title, space, given, Genotype(space.name, choices))
 
 
 def _grid(title: str, rows: tuple[tuple[str, ...], ...], channels: int) -> Rival:
@@ -165,7 +187,9 @@ def contenders(asked: tuple[str, ...], like: Space, limits: Limits, price: Price
         fitting = widest(space, genotype, limits, price)
         if fitting is None:
             least = price(with_width(space, least_width(space)), genotype)
-            left_out[name] = f"{RIVALS[name].title} is left out: at its narrowest it has {limits.words(least)}"
+            left_out[name] = (
+                f"{RIVALS[name].form(like.flat).title} is left out: at its narrowest it has {limits.words(least)}"
+            )
         else:
             found[name] = (fitting, genotype)
     if asked == (AUTO,) and found:

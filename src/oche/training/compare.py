@@ -126,7 +126,7 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep, rivals: t
             costs = prices
         elif name in beside.networks:
             of_rivals[name] = {
-                "title": RIVALS[name].title,
+                "title": RIVALS[name].form(training.space.flat).title,
                 "channels": width_of(space),
                 **prices,
             }

@@ -68,7 +68,10 @@ class Loaded:
 
 
 class Deployed(nn.Module):
-    """Images (B, C, H, W) in [0, 1] -> outputs (B, classes), or (B, classes, H, W): normalisation and network in one plain module."""
+    """Images (B, C, H, W) in [0, 1], or signals (B, C, 1, L) -> outputs (B, classes), or (B, classes, H, W).
+
+    Normalisation and network in one plain module.
+    """
 
     mean: Tensor
     std: Tensor
@@ -99,7 +102,7 @@ def save_network(
 
     `task` is what it was trained for, whose loss the card then says, and `epochs` those of its trainings from scratch, one after the other.
     """
-    prices = priced(limits)(space, genotype)
+    contract, prices = data.contract, priced(limits)(space, genotype)
     counted = {name: int(value) for name, value in prices.items() if name != "latency"}
     foretold = {"foretold_ms": prices["latency"]} if "latency" in prices else {}
     card = {
@@ -108,10 +111,10 @@ def save_network(
         "genotype": json.loads(genotype.to_json()),
         "space": describe(space),
         "classes": list(data.classes),
-        "contract": data.contract.plain(),
+        "contract": contract.plain(),
         "input": {
             "shape": ["batch", data.channels, *data.size],
-            "range": [0.0, 1.0],
+            "range": [contract.pixels.low, contract.pixels.high] if contract.signal else [0.0, 1.0],
             "mean": list(data.mean),
             "std": list(data.std),
             "says": INPUT,

@@ -60,7 +60,7 @@ def add_to_onnx(path: Path, says: Mapping[str, str]) -> None:
 SCRIPT = '''\
 """Predicts with model.onnx, which lies beside this file: python predict.py [model_int8.onnx] IMAGE ...
 
-Needs onnxruntime, numpy and Pillow alone.
+Signals are .npy files (channels, length). Needs onnxruntime, numpy and Pillow alone.
 """
 
 import json
@@ -115,7 +115,12 @@ def picture(mask):
 
 
 def values(path):
-    """The values of a file as they are, (H, W, C): (H, W, C) or (C, H, W) of .npy, pages of a TIFF as channels."""
+    """The values of a file as they are, (H, W, C): (H, W, C) or (C, H, W) of .npy, pages of a TIFF as channels; of signals (1, L, C)."""
+    if size[0] == 1:
+        array = np.atleast_2d(np.load(path))
+        if array.shape != (channels, size[1]):
+            sys.exit(f"{path} has the shape {array.shape}; the network takes {(channels, size[1])}")
+        return array.T[None]
     if path.suffix == ".npy":
         array = np.load(path)
         array = array[..., None] if array.ndim == 2 else array
@@ -138,7 +143,8 @@ def page(image):
 def scaled(array):
     """Bytes as they are where the network was trained on such, all else as floats by the rule of the training."""
     whole = rule["offset"] == 0 and rule["scale"] == 255 and not rule["depth"].startswith("float")
-    if array.dtype == np.uint8 and rule["offset"] == 0 and rule["scale"] == 1 and 0 <= rule["low"] and rule["high"] <= 1:
+    unit = rule["offset"] == 0 and rule["scale"] == 1 and 0 <= rule["low"] and rule["high"] <= 1
+    if array.dtype == np.uint8 and unit and size[0] > 1:
         return array
     if whole and array.dtype.kind in "ui" and array.max() <= 255:
         return array.astype(np.uint8)

@@ -41,7 +41,7 @@ def refusal(space: Space, genotype: Genotype) -> str:
     """Why no such file can be written, in one sentence, or "" if it can: parts of the user's own are not ours to copy."""
     fitted = space.fitted(genotype)
     known = (ChainSpace, DartsSpace, GridSpace, NB201Space)
-    if not isinstance(fitted, known) or not type(fitted).__module__.startswith("oche.") or space_is_flat(fitted):
+    if not isinstance(fitted, known) or not type(fitted).__module__.startswith("oche."):
         return f"network.py is written for the spaces of oche; {space.name!r} is not one of them."
     for op in sorted({c.op for choices in genotype.groups.values() for c in choices}):
         if op not in BUILT_IN:
@@ -49,11 +49,6 @@ def refusal(space: Space, genotype: Genotype) -> str:
     if genotype.edge not in ("weighted_sum", *TRAINED) or genotype.edge not in EDGES:
         return f"network.py is written for edges that are sums; this genotype has {genotype.edge!r}."
     return ""
-
-
-def space_is_flat(space: Space) -> bool:
-    """True for chains of signals, whose kernels lie along the width."""
-    return isinstance(space, ChainSpace) and space.flat
 
 
 BUILT_IN = frozenset(OPS)
@@ -85,6 +80,9 @@ def script(network: Network, space: Space, genotype: Genotype, contract: Contrac
         genotype="\n\n".join(f"{name} = {table}" for name, table in parts.tables.items()),
         network=parts.network,
         arguments=arguments,
+        things="signals)      # signals (B, C, 1, L) as they are"
+        if contract.signal
+        else "images)      # images (B, C, H, W) in [0, 1]",
         classes=tuple(contract.classes),
         size=(contract.channels, *contract.size),
         mean=tuple(contract.mean),
@@ -139,10 +137,12 @@ def _parts(network: Network, space: Space, genotype: Genotype) -> Parts:
         arguments = {
             **_sizes(space, "inputs", "outputs"),
             "stem": str(space.width(space.stem)),
+            "stem_kernel": str(space.stem_kernel),
             "stem_stride": str(space.reduction),
             "layers": "LAYERS",
             "head": str(space.width(space.head) if space.head else 0),
             "bias": str(space.bias),
+            "flat": str(space.flat),
             "build": "operation",
         }
         layers = {
@@ -310,7 +310,7 @@ FILE = '''\
 """A network that oche {version} found in the space {space}, in plain PyTorch: needs torch and safetensors alone.
 
     from network import load
-    scores = load()(images)      # images (B, C, H, W) in [0, 1]; they are normalised inside
+    scores = load()({things}; they are normalised inside
 
 `load` reads weights.safetensors, which lies beside this file; `build` makes the network with fresh weights, to train it anew.
 Its code is oche's, under the Apache License 2.0.

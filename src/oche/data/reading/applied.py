@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from oche.data.contract import Contract
 from oche.data.reading.files import read_image
 from oche.data.reading.pixels import SMALLEST, centre, resized, stretched, with_channels
+from oche.data.reading.signals import read_signal
 from oche.errors import UserError
 
 
@@ -37,6 +38,8 @@ def applied(path: Path, contract: Contract) -> Applied:
     Raises:
         UserError: the file cannot be read, has NaN, or channels that cannot become the contract's.
     """
+    if contract.signal:
+        return applied_to(read_signal(path, contract), contract, f"The signal {path}")
     return applied_to(read_image(path, contract.channels == 4), contract, f"The image {path}")
 
 
@@ -44,12 +47,12 @@ def applied_to(values: NDArray[np.generic], contract: Contract, whose: str) -> A
     """As `applied`, for the values (H, W, C) themselves; `whose` begins the sentence of an error."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UserError(f"{whose} has NaN or infinity; remove or repair it.")
-    if min(values.shape[:2]) < SMALLEST:
+    if not contract.signal and min(values.shape[:2]) < SMALLEST:
         height, width = values.shape[:2]
         raise UserError(f"{whose} has {height} x {width} pixels; {SMALLEST} x {SMALLEST} is the least.")
     low, high = float(values.min()), float(values.max())
     fits = contract.pixels.whole_bytes and values.dtype.kind in "ui" and low >= 0 and high <= 255
-    if contract.pixels.unit and values.dtype == np.uint8:
+    if contract.pixels.unit and values.dtype == np.uint8 and not contract.signal:
         fits, odd = True, "8-bit values, divided by 255 for a network that was trained on floats in [0, 1]"
     else:
         odd = contract.pixels.strange(low, high, values.dtype.name) or ""

@@ -27,7 +27,7 @@ ALIASES = {
 class Wish:
     """What is asked of a reader: size, channels, the values that become 0 and 1, labels, and what a network's contract settles.
 
-    `missing`: classes may be missing from val and test. `masked`: masks or classes, None for what is there.
+    `missing`: classes may be missing from val and test. `signals`: arrays hold signals or images, None for what they look like.
     """
 
     size: Size | None = None
@@ -35,6 +35,7 @@ class Wish:
     span: tuple[float, float] | None = None
     labels: Wanted | None = None
     missing: bool = False
+    signals: bool | None = None
     task: str | None = None
     contract: Contract | None = None
 

@@ -48,7 +48,7 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
         mean, std, sampling = wish.contract.mean, wish.contract.std, ()
     ledger = measured(Ledger(parts.layout, parts.fates, filled.shapes), sets, classes, parts.ignore)
     height, width, channels = sets["train"].take(torch.zeros(1, dtype=torch.int64))[0].shape[1:]
-    if height * width > LARGE:
+    if height > 1 and height * width > LARGE:
         notes += (f"Images of {height}x{width} take much memory and time: `--set data.size=224` makes them smaller.",)
     data = Data(
         name=parts.name,

@@ -66,10 +66,11 @@ def load(
     task: Literal["classify", "segment", "multilabel", "regress"] | None = None,
     labels: str | tuple[str, ...] | None = None,
     missing: bool = False,
+    signals: bool | None = None,
     range: tuple[float, float] | None = None,
     contract: Contract | None = None,
 ) -> Data:
-    """Reads images with their classes or masks, and splits off whatever of train, val and test is missing, by class if they have one.
+    """Reads images, or signals, with their classes or masks; splits off what is missing of train, val and test, by class if there is one.
 
     Args:
         source: a name in `SETS`; a folder of images (`read_folder`), of images and masks (`read_pairs`), in a layout of its own
@@ -84,6 +85,8 @@ def load(
         labels: what labels mean, `VALUE=NAME` each: values, colours "#rrggbb" or names -> classes or "ignore", "*" for all others; without
             it, classes are the labels that occur in train (`reading/labels.py`).
         missing: allows classes that val or test lack.
+        signals: the arrays of an .npz file are signals (N, channels, length), or (N, length) of one channel, or they are images; without
+            it, (N, C, L) of fewer than 8 rows are signals.
         range: the values that become 0 and 1; without it they are decided on the train images, for all files alike (`contract.decided`).
         contract: of a trained network, whose classes, channels, size and rule for values hold for these data too.
         task: what is to be learned; without it, what the images come with. "classify" takes folders called images and masks for classes;
@@ -103,6 +106,8 @@ def load(
             f"data.range={range[0]:g},{range[1]:g} has no values in between; give the least and the greatest."
         )
     if isinstance(source, Data):
+        if signals is not None and signals != (source.things == "signals"):
+            raise UserError(f"{source.name} has {source.things}, as it was read: leave data.signals out.")
         if any(given is not None for given in (size, channels, labels, range)):
             raise UserError(
                 f"{source.name} has been read already; pass size, channels, labels and range when it is read first."
@@ -111,7 +116,7 @@ def load(
     else:
         if contract is not None:
             size, channels = contract.size, contract.channels
-        wish = Wish(size, channels, range, parsed(labels) if labels else None, missing, task, contract)
+        wish = Wish(size, channels, range, parsed(labels) if labels else None, missing, signals, task, contract)
         data = finish(_read(source, wish), seed=seed, val=val, test=test, flip=flip, wish=wish)
     if task is not None and data.task != task:
         has = {
@@ -125,6 +130,9 @@ def load(
 
 
 def _read(source: Source, wish: Wish) -> Parts:
+    asked = wish.contract.signal if wish.contract else wish.signals
+    if asked and not (isinstance(source, str | Path) and Path(source).suffix.lower() == ".npz"):
+        raise UserError(f"Signals are read from .npz files of x (N, channels, length) and y; given {source}.")
     if isinstance(source, tuple):
         if not 1 <= len(source) <= len(ALIASES) or source[0] is None:
             raise UserError("A tuple of datasets must be (train, val, test), where val and test may be None.")

@@ -19,6 +19,7 @@ from oche.data.problems import refuse
 from oche.data.reading.classes import classes_of, label_keys, numbered
 from oche.data.reading.found import Filled, Pair, Parts, Wish
 from oche.data.reading.pixels import channels_last, common_size, resized, with_channels
+from oche.data.reading.signals import are_signals, as_signals, settled_signals, values_as_they_are
 from oche.data.reading.vectors import VECTORS, taught, vectors
 from oche.errors import UserError
 
@@ -34,16 +35,20 @@ def from_arrays(
 ) -> Parts:
     """Parts from part -> (images, labels), images in any layout and on any scale, labels (N,), (N, 1) or one-hot, numbers or names.
 
+    Signals (`are_signals`) become images of height 1.
     Labels that are not classes become targets (N, K); see `vectors.taught`.
 
     Raises:
         UserError: images of another shape, no numbers, or not finite; labels that do not fit.
     """
-    images = {part: channels_last(pixels, f"{name} ({part} images)") for part, (pixels, _) in arrays.items()}
-    refuse(_not_finite(name, images))
+    flat = are_signals(arrays, wish)
+    things, shaped = ("signals", as_signals) if flat else ("images", channels_last)
+    images = {part: shaped(values, f"{name} ({part} {things})") for part, (values, _) in arrays.items()}
+    refuse(_not_finite(name, images, things))
+    flip = flip and not flat
     task = taught(arrays["train"][1], wish)
     if task in VECTORS:
-        return _vector_parts(name, arrays, images, wish, classes, flip, layout, task)
+        return _vector_parts(name, arrays, images, wish, classes, flip, layout, task, flat)
     keys = {part: label_keys(y, len(images[part]), f"{name} ({part} labels)") for part, (_, y) in arrays.items()}
     known = wish.contract.classes if wish.contract else classes
     names, labels, notes = classes_of(keys, wish, known, name)
@@ -52,14 +57,14 @@ def from_arrays(
     fates = []
     for part, found in numbers.items():
         gone = len(found) - len(kept[part])
-        fates += [Fate("used", f"{part} images", len(kept[part]), ())]
-        fates += [Fate("skipped", f"{part} images of ignored labels", gone, ())] if gone else []
+        fates += [Fate("used", f"{part} {things}", len(kept[part]), ())]
+        fates += [Fate("skipped", f"{part} {things} of ignored labels", gone, ())] if gone else []
         if gone:
             images[part] = images[part][kept[part].numpy()]
     targets = {part: found[kept[part]] for part, found in numbers.items()}
 
     def fill(train: Tensor) -> Filled:
-        return _arrays_filled(name, images, targets, wish, names, train)
+        return _arrays_filled(name, images, targets, wish, names, train, flat)
 
     return Parts(name, targets, fill, names, flip, notes, labels=labels, fates=tuple(fates), layout=layout)
 
@@ -73,6 +78,7 @@ def _vector_parts(
     flip: bool,
     layout: str,
     task: str,
+    flat: bool,
 ) -> Parts:
     """Parts whose targets are labels or numbers (N, K)."""
     targets, names = vectors({part: y for part, (_, y) in arrays.items()}, task, classes, name, wish)
@@ -83,23 +89,24 @@ def _vector_parts(
             )
 
     def fill(train: Tensor) -> Filled:
-        return _arrays_filled(name, images, targets, wish, names, train)
+        return _arrays_filled(name, images, targets, wish, names, train, flat)
 
-    fates = tuple(Fate("used", f"{part} images", len(y)) for part, y in targets.items())
+    fates = tuple(Fate("used", f"{part} {'signals' if flat else 'images'}", len(y)) for part, y in targets.items())
     return Parts(name, targets, fill, names, flip, fates=fates, layout=layout)
 
 
-def _not_finite(name: str, images: Mapping[str, NDArray[np.generic]]) -> list[str]:
-    """Sentences about arrays that are no numbers, and images with NaN or infinity."""
+def _not_finite(name: str, images: Mapping[str, NDArray[np.generic]], things: str) -> list[str]:
+    """Sentences about arrays that are no numbers, and images, or other `things`, with NaN or infinity."""
     wrong = []
     for part, array in images.items():
         if array.dtype.kind not in "buif":
-            wrong.append(f"{name} has type {array.dtype}; images need integers or floats.")
+            wrong.append(f"{name} has type {array.dtype}; {things} need integers or floats.")
         elif array.dtype.kind == "f":
             bad = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
             if len(bad):
                 which = ", ".join(map(str, bad[:5].tolist())) + (f" and {len(bad) - 5} more" if len(bad) > 5 else "")
-                wrong.append(f"{name} has NaN or infinity in image {which} ({part}); remove or repair that image.")
+                one = things.removesuffix("s")
+                wrong.append(f"{name} has NaN or infinity in {one} {which} ({part}); remove or repair that {one}.")
     return wrong
 
 
@@ -110,6 +117,7 @@ def _arrays_filled(
     wish: Wish,
     classes: Sequence[str],
     train: Tensor,
+    flat: bool,
 ) -> Filled:
     """Values by one rule, decided on the images at the positions `train` of the train part."""
     depths = sorted({array.dtype.name for array in images.values()})
@@ -117,26 +125,31 @@ def _arrays_filled(
     mine = images["train"][train.numpy()] if len(train) < len(images["train"]) else images["train"]
     low, high = ranges["train"] if mine is images["train"] or mine.dtype == np.uint8 else _range(mine)
     whole = all(array.dtype.kind in "bui" for array in images.values()) or bool(np.array_equal(mine, np.round(mine)))
-    if depths == ["uint8"]:
+    if depths == ["uint8"] and not flat:
         low, high = 0.0, 255.0
-    rule = wish.settled(decided(low, high, depths, whole))
+    rule = wish.settled(values_as_they_are(low, high, depths) if flat else decided(low, high, depths, whole))
     lowest, highest = min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())
     fits = lowest >= 0 and highest <= 255 and all(array.dtype.kind in "bui" for array in images.values())
     notes: tuple[str, ...] = () if rule.whole_bytes or rule.scale in (1, 255) else (f"Pixels: {rule.says()}.",)
     for part, (bottom, top) in ranges.items():
         if (part != "train" or wish.rule) and (odd := rule.strange(bottom, top, images[part].dtype.name)):
-            notes += (f"The {part} images have {odd}.",)
+            notes += (f"The {part} {'signals' if flat else 'images'} have {odd}.",)
     pixels = {part: rule.apply(array, as_bytes=rule.whole_bytes and fits) for part, array in images.items()}
+    shapes: Counter[str] = Counter()
+    for array in images.values():
+        sides = array.shape[:1:-1] if flat else array.shape[1:]  # signals as they were given
+        shapes["x".join(map(str, sides)) + f" {array.dtype.name}"] += len(array)
+    found = tuple(shapes.most_common())
+    identities = {part: _identity(part, images[part], targets[part], classes) for part in images}
+    if flat:
+        notes += settled_signals(images, wish, name)
+        return Filled({p: ImageSet.of(t, targets[p]) for p, t in pixels.items()}, rule, notes, found, identities)
     pixels = {part: with_channels(tensor, wish.channels, name) for part, tensor in pixels.items()}
     if len(widths := {tensor.shape[-1] for tensor in pixels.values()}) > 1:
         raise UserError(f"{name} has parts of {sorted(widths)} channels; pass channels=1 or channels=3.")
     shape, resizing = common_size([(t.shape[1], t.shape[2]) for t in pixels.values()], wish.size)
     sets = {part: ImageSet.of(_same_size(tensor, shape), targets[part]) for part, tensor in pixels.items()}
-    shapes: Counter[str] = Counter()
-    for a in images.values():
-        shapes["x".join(map(str, a.shape[1:])) + f" {a.dtype.name}"] += len(a)
-    identities = {part: _identity(part, images[part], targets[part], classes) for part in images}
-    return Filled(sets, rule, notes + resizing, tuple(shapes.most_common()), identities)
+    return Filled(sets, rule, notes + resizing, found, identities)
 
 
 def _identity(part: str, images: NDArray[np.generic], targets: Tensor, classes: Sequence[str]) -> Identity:

@@ -13,8 +13,9 @@ from oche.training.plain.cells import Cell, Choices
 class ChainNetwork(nn.Module):
     """stem -> layers -> perhaps a 1x1 convolution -> global average -> linear.
 
-    `layers` has by name: channels in and out, stride, choices. `stem` is the first convolution's channels, `stem_stride` 1, 2 or 4 (a pool
-    behind it), `head` the channels of the 1x1 convolution, 0 for none; `build(op, place)` makes an operation.
+    `layers` has by name: channels in and out, stride, choices. `stem` is the first convolution's channels, `stem_kernel` its kernel,
+    `stem_stride` 1, 2 or 4 (a pool behind it), `head` the channels of the 1x1 convolution, 0 for none; `flat` networks are for signals,
+    images of height 1; `build(op, place)` makes an operation.
     """
 
     def __init__(
@@ -22,20 +23,23 @@ class ChainNetwork(nn.Module):
         inputs: int,
         outputs: int,
         stem: int,
+        stem_kernel: int,
         stem_stride: int,
         layers: Mapping[str, tuple[int, int, int, Choices]],
         head: int,
         bias: bool,
+        flat: bool,
         build: Callable[[str, Place], nn.Module],
     ) -> None:
         super().__init__()
-        around = Place(stem, stem, bias=bias)
-        pool: list[nn.Module] = [nn.MaxPool2d(3, 2, 1)] if stem_stride == 4 else []
-        self.stem = nn.Sequential(*around.normed(inputs, stem, 3, min(stem_stride, 2)), nn.ReLU(), *pool)
+        around = Place(stem, stem, bias=bias, flat=flat)
+        sides = ((1, 3), (1, 2), (0, 1)) if flat else ((3, 3), (2, 2), (1, 1))
+        pool: list[nn.Module] = [nn.MaxPool2d(*sides)] if stem_stride == 4 else []
+        self.stem = nn.Sequential(*around.normed(inputs, stem, stem_kernel, min(stem_stride, 2)), nn.ReLU(), *pool)
         self.cells = nn.ModuleDict()
         last = stem
         for name, (width, last, step, choices) in layers.items():
-            place = Place(width, last, step, bias=bias)
+            place = Place(width, last, step, bias=bias, flat=flat)
 
             def operation(op: str, source: int, place: Place = place) -> nn.Module:
                 return build(op, place)
