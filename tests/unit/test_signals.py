@@ -20,6 +20,7 @@ from oche.api.train import TrainRequest, plan_training, train
 from oche.base import Draw, Part, counted
 from oche.cli.check import ledger_rows
 from oche.data import AugmentSignals, for_search, for_training, load
+from oche.data.overlay import colours, plotted
 from oche.errors import UserError
 from oche.fast.cell import accelerate
 from oche.genotype import Choice, Genotype
@@ -34,6 +35,7 @@ from oche.spaces.limits import Limits
 from oche.spaces.rivals import RIVALS, contenders
 from oche.spaces.sampling import sample
 from oche.spaces.signals import SIGNAL_OPS
+from oche.training.samples import augmented
 from reference.costs import hooked_multiply_adds, literal_peak
 from reference.tiny import tiny_data
 
@@ -408,6 +410,19 @@ def test_recipes_of_signals() -> None:
     assert for_training(DATA, 16) == AugmentSignals(DATA.mean, DATA.std, shift=2, cutout=4)  # a quarter, as of a square
     with pytest.raises(UserError, match="AutoAugment"):
         for_training(DATA, 0, policy=True)
+
+
+def test_a_report_shows_curves() -> None:
+    """A ramp from -3 to 3 spreads runs from the lower left to the upper right corner; a line in the middle is the mean."""
+    ramp = torch.stack([torch.linspace(-3, 3, 40), torch.zeros(40)], 1)
+    picture = plotted(ramp)
+    first, second = (colour.tolist() for colour in colours(2))
+    assert picture[-1, 0].tolist() == picture[0, -1].tolist() == first
+    assert picture[0, 0].tolist() == [255, 255, 255]
+    assert second in (picture[27, 3].tolist(), picture[28, 3].tolist())
+    table = json.loads(augmented(DATA, for_search(DATA), 0))
+    assert len(table["entries"]) == 4
+    assert all(len(entry["varied"]) == 5 for entry in table["entries"])
 
 
 # ---------------------------------------------------------------------- the whole way

@@ -1,10 +1,14 @@
-"""A mask as a picture: a colour for every class, over the image or by palette."""
+"""A mask as a picture: a colour for every class, over the image or by palette; and a signal as curves."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
+
+WIDE, TALL, SPREADS = 112, 56, 3.0
+"""Pixels of a signal's picture, and how many spreads it reaches up and down from the mean."""
 
 
 def colours(classes: int) -> Tensor:
@@ -27,6 +31,17 @@ def shown(pixels: Tensor) -> Tensor:
     """(H, W, C) uint8, or floats in [0, 1] -> (H, W, 1 or 3) uint8 to look at: the first three channels, or the first."""
     pixels = pixels[..., : 3 if pixels.shape[-1] >= 3 else 1]
     return pixels if pixels.dtype == torch.uint8 else (pixels.clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def plotted(values: Tensor) -> Tensor:
+    """(TALL, WIDE, 3) uint8: a curve for each channel of a signal (L, C), whose values are in spreads from the channel's mean."""
+    picture = Image.new("RGB", (WIDE, TALL), "white")
+    pen = ImageDraw.Draw(picture)
+    across = torch.linspace(0, WIDE - 1, len(values)).tolist()
+    for channel, colour in zip(values.cpu().T, colours(values.shape[1]).tolist(), strict=True):
+        up = ((1 - channel.clamp(-SPREADS, SPREADS) / SPREADS) * (TALL - 1) / 2).tolist()
+        pen.line(list(zip(across, up, strict=True)), fill=tuple(colour))
+    return torch.from_numpy(np.array(picture))
 
 
 def overlaid(

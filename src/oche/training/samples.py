@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from oche.base import counted
 from oche.data import Augmentation, Data, ImageSet, batches, none
-from oche.data.overlay import colours, overlaid, shown
+from oche.data.overlay import colours, overlaid, plotted, shown
 from oche.run import Run
 from oche.tasks import Task
 
@@ -78,7 +78,7 @@ def augmented(data: Data, augment: Augmentation, seed: int) -> bytes:
             {
                 "name": _name(data, "train", position),
                 "class": data.classes[int(targets)] if data.task == "classify" else "",
-                "original": _picture(shown(images[0]), targets[0] if masks is not None else None, data),
+                "original": _picture(_shown(images[0], data), targets[0] if masks is not None else None, data),
                 "varied": [_picture(varied[i], None if masks is None else masks[i], data) for i in range(VARIED)],
             }
         )
@@ -155,7 +155,7 @@ def badness(outputs: Tensor, targets: Tensor, data: Data) -> Tensor:
 
 def _told(image: Tensor, target: Tensor, output: Tensor, data: Data) -> Entry:
     """One image as it is shown: its picture, what is true and what the network says."""
-    entry: Entry = {"picture": _picture(shown(image), None, data)}
+    entry: Entry = {"picture": _picture(_shown(image, data), None, data)}
     if data.task == "classify":
         said = int(output.argmax())
         sure = float(output.softmax(0)[said])
@@ -194,8 +194,15 @@ def _spread(part: ImageSet, task: str) -> list[int]:
     return list(dict.fromkeys([*(firsts[c] for c in sorted(firsts)), *even]))[: min(ORIGINALS, len(part))]
 
 
+def _shown(image: Tensor, data: Data) -> Tensor:
+    """(H, W, 1 or 3) uint8 of an image (H, W, C) as it is stored, or the curves of a signal (1, L, C)."""
+    return _pixels(none(data).normalise(image[None]), data)[0] if data.things == "signals" else shown(image)
+
+
 def _pixels(images: Tensor, data: Data) -> Tensor:
-    """(B, H, W, 1 or 3) uint8 of normalised images (B, C, H, W)."""
+    """(B, H, W, 1 or 3) uint8 of normalised images (B, C, H, W), or the curves of signals (B, C, 1, L)."""
+    if data.things == "signals":
+        return torch.stack([plotted(signal[:, 0].T) for signal in images])
     mean, std = images.new_tensor(data.mean), images.new_tensor(data.std)
     return shown(images.permute(0, 2, 3, 1) * std + mean)
 
