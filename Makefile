@@ -1,6 +1,7 @@
 # `make demo` searches a first cell on scikit-learn's digits; `make test` is what has to be green before a commit; `make bench` measures
 # what docs/results/performance.md lacks (on a quiet machine, half an hour; it carries on where it was stopped) and writes that page.
-# `make chaos` kills runs 200 times, wherever they write, import or compile, and fills their disk (half an hour; it goes on where it was stopped).
+# `make chaos` kills runs 200 times, wherever they write, import or compile, and fills their disk (half an hour; it goes on where it was stopped),
+# then damages each kind of file 250 times (ten minutes).
 # `make fuzz` tries 100,000 damaged inputs on all parsers (ten minutes).
 # The first call makes .venv and installs into it; later ones are quick until pyproject.toml or constraints.txt changes.
 
@@ -28,6 +29,7 @@ test-all: lint
 
 chaos: $(INSTALLED)
 	OMP_NUM_THREADS=1 PYTHONPATH=src:tests $(BIN)/python tests/chaos/harness.py --kills 200 --disks 30
+	OMP_NUM_THREADS=1 PYTHONPATH=src:tests $(BIN)/python tests/chaos/damage.py --flips 200 --cuts 50
 
 fuzz: $(INSTALLED)
 	OMP_NUM_THREADS=1 PYTHONPATH=src:tests $(BIN)/python tests/fuzz/harness.py --inputs 100000

@@ -83,6 +83,21 @@ def test_random_features_keep_less(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory_bytes(begin(p, frozen), p, frozen) < memory_bytes(begin(p, full), p, full)
 
 
+@pytest.mark.parametrize(("left", "measured"), [(1e9, 32), (1.2 * 16 * 2, 32), (30.0, 16), (10.0, 8), (5.0, 4), (0.0, 4)])
+def test_measuring_takes_no_more_than_there_is(left: float, measured: int) -> None:
+    """Each image keeps a byte: 32 are measured where 38 bytes are left, 16 where 30 are, and at least 4."""
+    asked: list[int] = []
+
+    def keeps(batch: int) -> float:
+        asked.append(batch)
+        return float(batch)
+
+    images, small, large = preflight._measured(keeps, 16, left)
+    assert (2 * images, small, large) == (measured, measured / 2, measured)
+    assert max(asked) == measured
+    assert measured == 4 or 1.2 * measured <= left
+
+
 # ---------------------------------------------------------------------- refusing
 
 

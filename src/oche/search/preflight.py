@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from statistics import median
 
 import torch
@@ -23,6 +23,9 @@ from oche.search.method import Method
 from oche.search.state import Problem, SearchState, quiet
 from oche.spaces.cost import parameters
 from oche.training.memory import LARGE, free_room, gib, kept_bytes
+
+PASSES = 1.2
+"""What a forward and backward pass takes, as a multiple of what is kept for the backward pass. Our choice."""
 
 LONG = 2.0
 """Seconds. A first step that takes longer counts; after a shorter one more are measured, warm."""
@@ -87,11 +90,12 @@ def _refusing(problem: Problem) -> Iterator[Room]:
 def _fitting(state: SearchState, problem: Problem, method: Method, free: Room) -> float:
     """The bytes that the search needs. Raises UserError where that is more than is free, with a batch that fits if one does."""
     count, device = problem.fabric.world_size, problem.fabric.device
-    need, left = memory_bytes(state, problem, method), free.bytes / (count if device.type == "cpu" else 1)
+    left = free.bytes / (count if device.type == "cpu" else 1)
+    need = memory_bytes(state, problem, method, left)
     (short,) = average(problem.fabric, [torch.tensor(float(need > left))])
     if short == 0:  # in no process
         return need
-    least = memory_bytes(state, replace(problem, batch=2 * count), method)
+    least = memory_bytes(state, replace(problem, batch=2 * count), method, left)
     share = 2 + int((0.8 * left - least) / max(need - least, 1.0) * (problem.share - 2)) if left > least else 0
     fits = count * share
     smaller = f"--batch {fits}, or a smaller space" if 2 <= fits < problem.batch else "a smaller space"
@@ -101,21 +105,33 @@ def _fitting(state: SearchState, problem: Problem, method: Method, free: Room) -
     )
 
 
-def memory_bytes(state: SearchState, problem: Problem, method: Method) -> float:
+def memory_bytes(state: SearchState, problem: Problem, method: Method, left: float = inf) -> float:
     """Peak memory of a step: what the two losses keep for their backward passes, a fifth more for what passes through, and the weights.
 
-    Measured on batches of 16 and 32 (fewer may not fill the kernels' vectors), 2 and 4 for large images, and extrapolated to the
-    batch; first order keeps one loss at a time, unrolling about three. Recomputed cells are kept one at a time; the first ones
-    are the largest, so it counts twice the mean.
+    Measured on batches of 16 and 32 (fewer may not fill the kernels' vectors), 2 and 4 for large images, fewer where those do not fit into
+    the `left` bytes, and extrapolated to the batch; first order keeps one loss at a time, unrolling about three. Recomputed cells are
+    kept one at a time; the first ones are the largest, so it counts twice the mean.
     """
     few = 16 if problem.data.size[0] * problem.data.size[1] <= LARGE else 2
-    small, large = (_kept_bytes(state, problem, method, batch) for batch in (few, 2 * few))
+    few, small, large = _measured(lambda batch: _kept_bytes(state, problem, method, batch), few, left)
     per_image = (large - small) / few
     kept = max(0.0, small + per_image * (problem.share - few))
     weights = sum(p.numel() * p.element_size() for p in state.supernet.parameters())
     passes = 1 if isinstance(method.arch_gradient, FirstOrder) else 3
     share = min(1.0, 2 / len(state.supernet.body.cells)) if problem.recompute else 1.0
-    return 1.2 * passes * kept * share + 4 * weights
+    return PASSES * passes * kept * share + 4 * weights
+
+
+def _measured(kept: Callable[[int], float], few: int, left: float) -> tuple[int, float, float]:
+    """(images, the bytes that they keep, the bytes that twice as many keep), of `few` images or as many as `left` bytes have room for.
+
+    A control group ends a process that takes too much: unlike `ulimit`, it leaves nothing to catch.
+    """
+    images = few if few <= 2 or PASSES * few * kept(2) <= left else 2
+    small, large = kept(images), kept(2 * images)
+    while images < few and PASSES * 2 * large <= left:
+        images, small, large = 2 * images, large, kept(4 * images)
+    return images, small, large
 
 
 def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int) -> float:
