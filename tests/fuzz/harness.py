@@ -35,7 +35,7 @@ from oche import config
 from oche.base import counted
 from oche.data import load
 from oche.data.reading.arrays import read_idx_file
-from oche.data.reading.folders import read_image
+from oche.data.reading.files import read_image
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.plan.request import requested

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from oche.search.begin import begin, streams
 from oche.search.method import Method
 from oche.search.preflight import Estimate, estimate, memory_bytes
 from oche.search.state import Problem, SearchState
+from oche.training import memory
 from reference.tiny import tiny_data, tiny_problem
 
 SPACES = {"nb201": {"cells": 1, "channels": 8}, "darts": {"cells": 3, "channels": 4}, "toy": {}}
@@ -83,7 +85,36 @@ def test_random_features_keep_less(monkeypatch: pytest.MonkeyPatch) -> None:
     assert memory_bytes(begin(p, frozen), p, frozen) < memory_bytes(begin(p, full), p, full)
 
 
-@pytest.mark.parametrize(("left", "measured"), [(1e9, 32), (1.2 * 16 * 2, 32), (30.0, 16), (10.0, 8), (5.0, 4), (0.0, 4)])
+@pytest.mark.parametrize("fast", ["on", "off"])
+def test_what_is_measured_is_let_go(fast: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A saved tensor that is its node's own result must not keep the graph, and with it all that the pass has kept.
+
+    What stays after a second measurement is what stayed after the first: weights, batches, buffers.
+    """
+    monkeypatch.setenv("OCHE_FAST", fast)
+    p, m = problem("toy"), method("darts")
+    state, seen = begin(p, m), weakref.WeakSet[torch.UntypedStorage]()
+    hooks = torch.autograd.graph.saved_tensors_hooks
+
+    def watched(pack: Callable[[torch.Tensor], torch.Tensor], unpack: Callable[[torch.Tensor], torch.Tensor]) -> object:
+        def noted(t: torch.Tensor) -> torch.Tensor:
+            if t.grad_fn is not None:
+                seen.add(t.untyped_storage())
+            return pack(t)
+
+        return hooks(noted, unpack)
+
+    monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", watched)
+    stay = []
+    for _ in range(2):
+        memory_bytes(state, p, m)
+        stay.append(len(seen))
+    assert stay[0] == stay[1]
+
+
+@pytest.mark.parametrize(
+    ("left", "measured"), [(1e9, 32), (1.2 * 16 * 2, 32), (30.0, 16), (10.0, 8), (5.0, 4), (0.0, 4)]
+)
 def test_measuring_takes_no_more_than_there_is(left: float, measured: int) -> None:
     """Each image keeps a byte: 32 are measured where 38 bytes are left, 16 where 30 are, and at least 4."""
     asked: list[int] = []
@@ -92,10 +123,10 @@ def test_measuring_takes_no_more_than_there_is(left: float, measured: int) -> No
         asked.append(batch)
         return float(batch)
 
-    images, small, large = preflight._measured(keeps, 16, left)
+    images, small, large = memory.twice(keeps, 16, left)
     assert (2 * images, small, large) == (measured, measured / 2, measured)
     assert max(asked) == measured
-    assert measured == 4 or 1.2 * measured <= left
+    assert measured == 4 or memory.PASSING * measured <= left
 
 
 # ---------------------------------------------------------------------- refusing

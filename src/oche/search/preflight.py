@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import ceil, inf
@@ -22,10 +22,7 @@ from oche.search.loop import steps
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState, quiet
 from oche.spaces.cost import parameters
-from oche.training.memory import LARGE, free_room, gib, kept_bytes
-
-PASSES = 1.2
-"""What a forward and backward pass takes, as a multiple of what is kept for the backward pass. Our choice."""
+from oche.training.memory import LARGE, PASSING, free_room, gib, kept_bytes, twice
 
 LONG = 2.0
 """Seconds. A first step that takes longer counts; after a shorter one more are measured, warm."""
@@ -113,25 +110,13 @@ def memory_bytes(state: SearchState, problem: Problem, method: Method, left: flo
     kept one at a time; the first ones are the largest, so it counts twice the mean.
     """
     few = 16 if problem.data.size[0] * problem.data.size[1] <= LARGE else 2
-    few, small, large = _measured(lambda batch: _kept_bytes(state, problem, method, batch), few, left)
+    few, small, large = twice(lambda batch: _kept_bytes(state, problem, method, batch), few, left)
     per_image = (large - small) / few
     kept = max(0.0, small + per_image * (problem.share - few))
     weights = sum(p.numel() * p.element_size() for p in state.supernet.parameters())
     passes = 1 if isinstance(method.arch_gradient, FirstOrder) else 3
     share = min(1.0, 2 / len(state.supernet.body.cells)) if problem.recompute else 1.0
-    return PASSES * passes * kept * share + 4 * weights
-
-
-def _measured(kept: Callable[[int], float], few: int, left: float) -> tuple[int, float, float]:
-    """(images, the bytes that they keep, the bytes that twice as many keep), of `few` images or as many as `left` bytes have room for.
-
-    A control group ends a process that takes too much: unlike `ulimit`, it leaves nothing to catch.
-    """
-    images = few if few <= 2 or PASSES * few * kept(2) <= left else 2
-    small, large = kept(images), kept(2 * images)
-    while images < few and PASSES * 2 * large <= left:
-        images, small, large = 2 * images, large, kept(4 * images)
-    return images, small, large
+    return PASSING * passes * kept * share + 4 * weights
 
 
 def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int) -> float:

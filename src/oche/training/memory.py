@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from math import inf
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +40,8 @@ def refuse_if_too_large(training: Training) -> None:
             "smaller images, such as --set data.size=64, or a smaller --batch."
         )
     try:
-        need = memory_bytes(training)
-        least = memory_bytes(replace(training, protocol=replace(protocol, batch=2 * count)))
+        need = memory_bytes(training, left)
+        least = memory_bytes(replace(training, protocol=replace(protocol, batch=2 * count)), left)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
@@ -59,15 +60,15 @@ def refuse_if_too_large(training: Training) -> None:
     )
 
 
-def memory_bytes(training: Training) -> float:
+def memory_bytes(training: Training, left: float = inf) -> float:
     """Peak memory of a step or of an evaluation, whichever takes more, and what lasts.
 
-    What a loss keeps is measured on batches of 16 and 32, 2 and 4 for large images, and extrapolated to a process's share of the batch.
+    What a loss keeps is measured on batches of 16 and 32, 2 and 4 for large images, fewer where those do not fit into the `left` bytes, and
+    extrapolated to a process's share of the batch.
     """
     training = replace(training, run=None, listener=silent, protocol=replace(training.protocol, compile=False))
     size, share = training.data.size, training.protocol.batch // training.fabric.world_size
-    few = 16 if size[0] * size[1] <= LARGE else 2
-    small, large = _kept(training, few), _kept(training, 2 * few)
+    few, small, large = twice(lambda batch: _kept(training, batch), 16 if size[0] * size[1] <= LARGE else 2, left)
     per_image = (large - small) / few
     step = PASSING * max(0.0, small + per_image * (share - few))
     priced = cost(training.space, training.genotype)
@@ -81,13 +82,25 @@ def kept_bytes(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -
 
     def pack(t: Tensor) -> Tensor:
         storages.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes())
-        return t
+        return t.detach()  # itself, where it is the result of what keeps it, would keep all that for ever
 
     eager = torch.compiler.set_stance("force_eager")  # no program is made for batches of these sizes
     with eager, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         held = loss()
     del held
     return float(sum(storages.values()))
+
+
+def twice(kept: Callable[[int], float], few: int, left: float) -> tuple[int, float, float]:
+    """(images, the bytes that they keep, the bytes that twice as many keep), of `few` images or as many as `left` bytes have room for.
+
+    A control group ends a process that takes too much: unlike `ulimit`, it leaves nothing to catch.
+    """
+    images = few if few <= 2 or PASSING * few * kept(2) <= left else 2
+    small, large = kept(images), kept(2 * images)
+    while images < few and PASSING * 2 * large <= left:
+        images, small, large = 2 * images, large, kept(4 * images)
+    return images, small, large
 
 
 def free_room(device: torch.device) -> Room:
