@@ -20,7 +20,18 @@ from oche.api.resume import reopen
 from oche.api.terminal import Show
 from oche.cli import main as cli
 from oche.errors import UserError
-from oche.plan.request import Request, TrainRequest, options, plain, request_in, rules_of, verb, words, written
+from oche.plan.request import (
+    Request,
+    TrainRequest,
+    in_order,
+    options,
+    plain,
+    request_in,
+    rules_of,
+    verb,
+    words,
+    written,
+)
 from oche.plan.resolve import resolve
 from reference.tiny import tiny_data, tiny_masks
 
@@ -114,7 +125,7 @@ def test_every_option_has_help_and_is_in_the_docs_of_the_verb(of: Kind) -> None:
     for field in fields(of):
         assert words(field).help.endswith(".")
         assert f"{field.name}: {words(field).help}" in (run.__doc__ or "")
-    assert list(inspect.signature(run).parameters) == [field.name for field in fields(of)]
+    assert list(inspect.signature(run).parameters) == [field.name for field in in_order(of)]
     assert run.__module__ == (search_module.__name__ if of is Request else train_module.__name__)
 
 

@@ -10,6 +10,7 @@ from typing import Literal
 from oche import config, own
 from oche.bench.tables import known
 from oche.errors import UserError, unknown
+from oche.plan.request import Limited
 from oche.spaces import named as spaces_named
 from oche.tables import TableLike
 from oche.training.protocols import PROTOCOLS
@@ -35,7 +36,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Matrix:
+class Matrix(Limited):
     """The comparison, as plain values.
 
     - `arms` are further entries beside `methods`, under names of their own: a method with settings, so that one method can be compared
@@ -52,6 +53,8 @@ class Matrix:
     - `settings` are `--set`'s, for all methods (those without a supernet get what concerns space, data and training); `settings_of`
       holds more for one method or arm: `{"rf_darts": {"trainable.classifier": True}}`.
     - `probes` are measured after each epoch of a search with a supernet (`oche.watch.named`); set as `probe.every` and so on.
+    - `max_params`, `max_macs`, `max_memory`, `max_size`, `max_latency` and `latency_table` limit the network of every trial, as those of
+      `oche.search` do; a table's cells have the size that they have, so `evaluate` must then train.
     - `threads` are torch's in each trial, the same wherever it runs; `cpus` and `gpus` what a trial takes of a Ray cluster.
     """
 
@@ -183,6 +186,10 @@ def check(matrix: Matrix, table: TableLike | None = None, parts: Mapping[str, ob
     if matrix.evaluate == "table" and (matrix.select or table) and matrix.selector in (TRAINED_VAL, TRAINED_TEST):
         raise UserError(
             'Nothing is trained with evaluate="table", so `select` must name one of the table\'s validation metrics.'
+        )
+    if limited := [name for name, value in matrix.limited.items() if value is not None and matrix.evaluate == "table"]:
+        raise UserError(
+            f'{limited[0]} limits networks that are trained, and a table\'s have the size that they have: say evaluate="train".'
         )
     for method in matrix.settings_of:
         if method not in matrix.searched:

@@ -13,6 +13,7 @@ from typing import Any
 from oche.bench.matrix import Matrix, flat, space_name
 from oche.methods.ask_tell import AskTell
 from oche.plan.named import searcher_named
+from oche.plan.parts import table_path
 from oche.plan.request import Request, options
 from oche.search.searcher import SearcherLike, as_searcher
 from oche.tables import TableLike
@@ -131,6 +132,9 @@ def trials(matrix: Matrix, objects: Objects = Objects()) -> tuple[Trial, ...]:
     """Every trial, in the order of `planned`. Raises UserError."""
     searchers = {name: searcher_named(objects.of(matrix.arm(name).method)) for name in matrix.searched}
     settings = {name: _settings(matrix, name, s) for name, s in searchers.items()}
+    limited = matrix.limited
+    if matrix.latency_table is not None:
+        limited["latency_table"] = table_path(matrix.latency_table)
     found = []
     for place in planned(matrix):
         arm = matrix.arm(place.method)
@@ -149,6 +153,7 @@ def trials(matrix: Matrix, objects: Objects = Objects()) -> tuple[Trial, ...]:
             protocol=matrix.protocol,
             settings=settings[place.method],
             probes=matrix.probes if as_searcher(searchers[place.method]).method else (),
+            **limited,
         )
         found.append(Trial(**vars(place), request=request, train=matrix.evaluate != "table", objects=objects))
     return tuple(found)

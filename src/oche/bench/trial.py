@@ -207,6 +207,7 @@ def trained_network(
         precision=asked.precision,
         threads=asked.threads,
         settings=settings,
+        latency_table=asked.latency_table,
     )
     own = Run(run.file("trained"))
     own.path.mkdir(exist_ok=True)

@@ -6,14 +6,14 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, Field, fields
+from dataclasses import MISSING, Field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
 from oche.config import annotations_of, assignment
-from oche.plan.request import Request, TrainRequest, words
+from oche.plan.request import Request, TrainRequest, in_order, words
 
 Asked = TypeVar("Asked", Request, TrainRequest)
 
@@ -46,7 +46,7 @@ def flags(of: type[Asked]) -> Callable[[Callable[..., None]], Callable[..., None
 def _told(of: type[Request] | type[TrainRequest]) -> list[tuple[Field[Any], Any]]:
     """The options that have flags, with their annotations."""
     hints = annotations_of(of)
-    return [(field, hints[field.name]) for field in fields(of) if words(field).flags]
+    return [(field, hints[field.name]) for field in in_order(of) if words(field).flags]
 
 
 def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:

@@ -59,8 +59,38 @@ def words(of: Field[object]) -> Words:
     return cast(Words, of.metadata["words"])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Limited:
+    """Limits of what a network may cost, which a search, a training and a bench are asked for in the same words."""
+
+    max_params: str | int | None = option(
+        None,
+        "The most weights that the network may have: 80k. It is made to fit; docs/limits.md. A training takes over its search's limits; "
+        "none lifts one.",
+        "--max-params",
+    )
+    max_macs: str | int | None = option(None, "The most multiply-adds per image: 12.7M.", "--max-macs")
+    max_memory: str | int | None = option(
+        None, "The peak memory of its activations, one image in float32: 64KB or 64KiB.", "--max-memory"
+    )
+    max_size: str | int | None = option(None, "The most that its ONNX file may take: 100KB.", "--max-size")
+    max_latency: str | float | None = option(
+        None,
+        "The most milliseconds per image on one thread: 3ms. Measured here, or foretold by --latency-table.",
+        "--max-latency",
+    )
+    latency_table: str | Path | None = option(
+        None, "The latencies of another device, as `oche latency` writes them there.", "--latency-table"
+    )
+
+    @property
+    def limited(self) -> dict[str, Any]:
+        """The options of this list by name."""
+        return {f.name: getattr(self, f.name) for f in fields(Limited)}
+
+
 @dataclass(frozen=True)
-class Request:
+class Request(Limited):
     """What a search is asked for. None stands for the budget's own value, "auto" for what fits the data.
 
     `method`, `space`, `task`, `protocol` and each of `probes` are a name (`oche list ...`), `FILE.py:NAME` for one of your own, or the
@@ -122,22 +152,6 @@ class Request:
     probes: Sequence[str | Probe] = option(
         (), "gap, eigenvalue, tau, table or FILE.py:NAME, as often as you like: measured after each epoch.", "--probe"
     )
-    max_params: str | int | None = option(
-        None, "The most weights that the network may have: 80k. It is made to fit; docs/limits.md.", "--max-params"
-    )
-    max_macs: str | int | None = option(None, "The most multiply-adds per image: 12.7M.", "--max-macs")
-    max_memory: str | int | None = option(
-        None, "The peak memory of its activations, one image in float32: 64KB or 64KiB.", "--max-memory"
-    )
-    max_size: str | int | None = option(None, "The most that its ONNX file may take: 100KB.", "--max-size")
-    max_latency: str | float | None = option(
-        None,
-        "The most milliseconds per image on one thread: 3ms. Measured here, or foretold by --latency-table.",
-        "--max-latency",
-    )
-    latency_table: str | Path | None = option(
-        None, "The latencies of another device, as `oche latency` writes them there.", "--latency-table"
-    )
     seeds: int = option(1, "Searches, from --seed on; the best cell by --pick is kept.", "--seeds")
     pick: str = option(
         "validation", "validation: each seed's cell is trained by --protocol and scored there.", "--pick"
@@ -157,7 +171,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class TrainRequest:
+class TrainRequest(Limited):
     """What a training is asked for. None stands for the search's own value, or the protocol's; "auto" for what fits the data.
 
     `genotype` is a search's folder (whose data and space are taken over), a genotype file, a published string, or the name of a
@@ -189,24 +203,6 @@ class TrainRequest:
     )
     precision: str = option("32", "32, or bf16 for mixed precision.", "--precision")
     threads: int | None = option(None, "CPU threads. Default: 1 for images up to 16x16, else all.", "--threads")
-    max_params: str | int | None = option(
-        None,
-        "The most weights: 80k; its width is made to fit. Default: the search's limits; none lifts one.",
-        "--max-params",
-    )
-    max_macs: str | int | None = option(None, "The most multiply-adds per image: 12.7M.", "--max-macs")
-    max_memory: str | int | None = option(
-        None, "The peak memory of its activations, one image in float32: 64KB or 64KiB.", "--max-memory"
-    )
-    max_size: str | int | None = option(None, "The most that its ONNX file may take: 100KB.", "--max-size")
-    max_latency: str | float | None = option(
-        None,
-        "The most milliseconds per image on one thread: 3ms. Measured here, or foretold by --latency-table.",
-        "--max-latency",
-    )
-    latency_table: str | Path | None = option(
-        None, "The latencies of another device, as `oche latency` writes them there.", "--latency-table"
-    )
     inherit: bool = option(False, "Begin with the weights of the run's network.", "--inherit")
     more: int | None = option(
         None,
@@ -294,6 +290,10 @@ def verb(of: Callable[P, Asked]) -> Callable[[Callable[[Asked], R]], Callable[P,
             return run(of(*args, **kwargs))
 
         signature = inspect.signature(of).replace(return_annotation=run.__annotations__.get("return"))
+        order = [f.name for f in in_order(cast(type[Request], of))]
+        signature = signature.replace(
+            parameters=sorted(signature.parameters.values(), key=lambda p: order.index(p.name))
+        )
         call.__signature__ = signature  # type: ignore[attr-defined]
         call.__annotations__ = {name: hint for name, hint in config.annotations_of(of).items() if hint is not KW_ONLY}
         call.__doc__ = f"{inspect.cleandoc(run.__doc__ or '')}\n\n{inspect.cleandoc(of.__doc__ or '')}\n\n{_told(of)}"
@@ -304,13 +304,18 @@ def verb(of: Callable[P, Asked]) -> Callable[[Callable[[Asked], R]], Callable[P,
 
 def _told(of: object) -> str:
     """The options with their help, a line each."""
-    lines = [f"    {f.name}: {words(f).help}" for f in fields(cast(type[Request], of))]
+    lines = [f"    {f.name}: {words(f).help}" for f in in_order(cast(type[Request], of))]
     return "\n".join(["Args:", *lines])
 
 
 def options(of: type[Request] | type[TrainRequest]) -> tuple[Field[object], ...]:
     """The options that run.toml records."""
-    return tuple(f for f in fields(of) if words(f).recorded)
+    return tuple(f for f in in_order(of) if words(f).recorded)
+
+
+def in_order(of: type[Request] | type[TrainRequest]) -> list[Field[Any]]:
+    """The fields of a request, its own before those that it shares with others."""
+    return sorted(fields(of), key=lambda f: f.name in Limited.__dataclass_fields__)
 
 
 def written(request: Request | TrainRequest) -> dict[str, object]:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from oche import config
 from oche.bench.matrix import Matrix, check, matrix_from
 from oche.bench.planned import slug, trials
+from oche.bench.settled import settled
+from oche.bench.trial import run_trial
 from oche.errors import UserError
 from oche.plan.resolve import resolve
 from oche.search.method import Method
@@ -84,6 +87,33 @@ def test_each_trial_gets_the_settings_it_has_parts_for(tmp_path: Path) -> None:
 def test_a_mistake_in_the_file_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         matrix_from(written(tmp_path, text))
+
+
+def test_limits_are_those_of_every_trial(tmp_path: Path) -> None:
+    (tmp_path / "b.toml").write_text(
+        'methods = ["darts"]\nseeds = 2\nevaluate = "train"\nmax_params = "80k"\nmax_latency = 3.5\n'
+    )
+    matrix = matrix_from(tmp_path / "b.toml")
+    assert {trial.request.max_params for trial in trials(settled(matrix, None))} == {"80k"}
+    assert {trial.request.max_latency for trial in trials(settled(matrix, None))} == {3.5}
+    assert matrix == replace(
+        Matrix(methods=("darts",), seeds=2, evaluate="train", max_params="80k", max_latency=3.5), name="b"
+    )
+    assert config.build(Matrix, matrix.written(), "again") == matrix
+    with pytest.raises(UserError, match="max_macs limits networks that are trained"):
+        check(Matrix(evaluate="table", table="nb201", metrics=("cifar10/valid",), max_macs=5))
+
+
+def test_a_trial_under_a_limit_keeps_it(tmp_path: Path) -> None:
+    """What was found, and the network that was trained of it."""
+    matrix = Matrix(
+        methods=("rf_darts",), spaces=("toy",), budgets=("smoke",), protocol="smoke", epochs=1, seeds=1, max_params=1500
+    )
+    matrix = replace(matrix, evaluate="train", baselines=(), baseline="rf_darts", settings={"train.epochs": 1})
+    (trial,) = trials(settled(matrix, None))
+    outcome = run_trial(trial, tmp_path / "trial")
+    free = run_trial(replace(trial, request=replace(trial.request, max_params=None)), tmp_path / "free")
+    assert outcome.parameters <= 1500 < free.parameters
 
 
 def test_a_missing_file_is_a_sentence(tmp_path: Path) -> None:
