@@ -12,6 +12,7 @@ from oche.search.relaxations import EdgeNormalised, Gated, GumbelSoftmax, Relaxa
 from oche.search.searcher import SearcherLike
 from oche.search.selection import Keep, PerEdgeArgmax, Selection, TopK
 from oche.search.trainable import AllWeights, BatchNormOnly, ClassifierOnly, Trainable, WeightSubset
+from oche.spaces.attention import AttendedChannels
 from oche.spaces.edges import (
     AuxiliarySkip,
     DropPath,
@@ -37,6 +38,7 @@ EDGE_TYPES: tuple[EdgeFactory, ...] = (
     WeightedSum(),
     PartialChannels(2),
     PartialChannels(1),
+    AttendedChannels(2),
     SampledOps(),
     AuxiliarySkip(),
     DropPath(rate=Constant(0.3)),

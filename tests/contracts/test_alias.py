@@ -14,6 +14,8 @@ from contracts.registry import epochs
 from contracts.same import assert_other_search, assert_same_search, moved, problem_of, step_alpha_from
 from oche.data import TrueTargets, Whole
 from oche.methods import METHODS
+from oche.methods.adarts import adarts
+from oche.methods.alpha_adarts import alpha_adarts
 from oche.methods.beta_darts import beta_darts
 from oche.methods.cdarts import cdarts
 from oche.methods.d_darts import d_darts
@@ -78,6 +80,7 @@ def still(method: Method) -> Method:
 
 
 far = step_alpha_from
+CHANNELS = replace(pcdarts(), arch_start=15 / 80, arch_optimizer=Adam(6e-4), weight_lr=Cosine(0.025, 0.0))
 DESCENT = replace(darts(), arch_optimizer=Descent())
 ONE_TRIAL = Trials(samples=1, steps=0, far=1e-300, sigma=Constant(0.0))
 ROUNDING = 1e-6  # of fused and plain kernels
@@ -87,6 +90,8 @@ ROWS: dict[str, Row] = {
     "pcdarts": Row(without(pcdarts(1), "relaxation"), replace(darts(), arch_start=0.3), pcdarts(1)),
     "rf_darts": Row(without(rf_darts(), "trainable"), darts(), rf_darts()),
     "rf_pcdarts": Row(without(rf_pcdarts(2), "trainable"), pcdarts(2), rf_pcdarts(2)),
+    "adarts": Row(without(adarts(), "edge", like=pcdarts()), CHANNELS, adarts()),
+    "alpha_adarts": Row(without(alpha_adarts(), "edge", "relaxation", like=pcdarts()), CHANNELS, alpha_adarts()),
     "beta_darts": Row(beta_darts(0.0), darts(), far(beta_darts(50.0))),
     "cdarts": Row(
         far(cdarts(weight=0.0, l1=0.0)), far(replace(darts(), weight_lr=Cosine(0.05, 0.05))), far(cdarts(rule="paper"))

@@ -11,6 +11,10 @@ from dataclasses import dataclass, field
 
 from oche.config import build
 from oche.errors import unknown
+from oche.methods.adarts import BUDGETS as ADARTS
+from oche.methods.adarts import adarts
+from oche.methods.alpha_adarts import BUDGETS as ALPHA_ADARTS
+from oche.methods.alpha_adarts import alpha_adarts
 from oche.methods.bananas import bananas
 from oche.methods.beta_darts import BUDGETS as BETA_DARTS
 from oche.methods.beta_darts import beta_darts
@@ -101,6 +105,8 @@ ENTRIES: dict[str, Entry] = {
     "pcdarts": Entry(pcdarts, PCDARTS),
     "rf_darts": Entry(rf_darts, {**DARTS, "quick": RF_QUICK}),
     "rf_pcdarts": Entry(rf_pcdarts, {**PCDARTS, "quick": RF_QUICK}),
+    "adarts": Entry(adarts, ADARTS),
+    "alpha_adarts": Entry(alpha_adarts, ALPHA_ADARTS),
     "beta_darts": Entry(beta_darts, BETA_DARTS),
     "cdarts": Entry(cdarts, CDARTS),
     "darts_ada": Entry(darts_ada, DARTS_ES),

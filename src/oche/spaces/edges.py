@@ -5,6 +5,7 @@ An edge type is a frozen dataclass; called with the candidates it builds the mod
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -28,10 +29,27 @@ class Edge(nn.Module):
     ops: nn.ModuleDict
 
 
+class Among(Edge):
+    """An edge that looks at the op weights of all edges of its cell: `among(x, weights, e, draw)` with weights (E, O), its own row e."""
+
+    def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
+        raise UserError(
+            "This edge needs the op weights of its whole cell, which it has not got inside of another edge: take it alone."
+        )
+
+    @abstractmethod
+    def among(self, x: Tensor, weights: Tensor, e: int, draw: Draw | None) -> Tensor:
+        """The edge's output (B, C, H', W')."""
+
+
 class EdgeFactory(Protocol):
     """Builds one edge over its candidates."""
 
     def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge: ...
+
+
+class SomeChannels:
+    """Marks edge types that send a share of the channels through their candidates and pass the rest by."""
 
 
 class _Sum(Edge):
@@ -40,7 +58,7 @@ class _Sum(Edge):
         self.ops = ops
 
     def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
-        return _mix(self.ops, x, w, draw)
+        return mix(self.ops, x, w, draw)
 
 
 @dataclass(frozen=True)
@@ -60,14 +78,14 @@ class _Partial(Edge):
         active, bypass = x.tensor_split([x.shape[1] // self.share], dim=1)
         if self.stride > 1:
             bypass = F.max_pool2d(bypass, 2, 2, ceil_mode=True)
-        mixed = torch.cat([_mix(self.ops, active, w, draw), bypass * w.sum()], dim=1)
+        mixed = torch.cat([mix(self.ops, active, w, draw), bypass * w.sum()], dim=1)
         batch, channels, height, width = mixed.shape
         groups = mixed.view(batch, self.share, channels // self.share, height, width)
         return groups.transpose(1, 2).reshape(batch, channels, height, width)
 
 
 @dataclass(frozen=True)
-class PartialChannels:
+class PartialChannels(SomeChannels):
     """1/K of the channels go through the candidates, the rest pass by; then the channels are shuffled in K groups (PC-DARTS).
 
     At stride 2 the bypass is a 2x2 max pool. It is multiplied by the sum of the row, which is 1 for a softmax and the edge's
@@ -224,7 +242,7 @@ class Normed:
 
 def whole(edge: EdgeFactory) -> EdgeFactory:
     """The edge type over all channels, for edges whose operations change their number: without partial channels, wrapped or not."""
-    if isinstance(edge, PartialChannels):
+    if isinstance(edge, SomeChannels):
         return WeightedSum()
     if isinstance(edge, AuxiliarySkip | DropPath | SkipDropout | Normed):
         return replace(edge, inner=whole(edge.inner))
@@ -236,7 +254,7 @@ def plain_name(name: str) -> str:
     return name.replace(".dropped.", ".").replace(".mixed.", ".")
 
 
-def _mix(ops: nn.ModuleDict, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
+def mix(ops: nn.ModuleDict, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
     """The weighted sum; zeros add nothing and are not computed unless they stand alone."""
     modules = list(ops.values())
     terms = [w[o] * run(op, x, draw) for o, op in enumerate(modules) if not isinstance(op, Zero)]

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from oche.base import Batch, Draw, Group, OpWeights
 from oche.spaces.deployed import deployed
-from oche.spaces.edges import Edge
+from oche.spaces.edges import Among, Edge
 from oche.spaces.ops import BatchNorm, Drawn, Zero, run
 
 Through = Callable[[int, nn.Module, Tensor], Tensor]
@@ -57,8 +57,13 @@ class Cell(nn.Module):
         return {e for incoming in self._into for e, _, _ in incoming}
 
     def mixed(self, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
-        """The cell of a supernet: every edge mixed by its row of the op weights w (E, O)."""
-        out: Tensor = self(inputs, lambda e, edge, h: edge(h, w[e], draw))
+        """The cell of a supernet: every edge mixed by its row of the op weights w (E, O), or by all of them where it looks at all."""
+
+        def through(e: int, edge: nn.Module, h: Tensor) -> Tensor:
+            out: Tensor = edge.among(h, w, e, draw) if isinstance(edge, Among) else edge(h, w[e], draw)
+            return out
+
+        out: Tensor = self(inputs, through)
         return out
 
     def forward(self, inputs: Sequence[Tensor], through: Through) -> Tensor:
