@@ -74,6 +74,7 @@ SMALL: dict[str, dict[str, object]] = {
     "toy": {},
     "nb201": {"channels": 4, "cells": 1},
     "darts": {"channels": 4, "cells": 3, "nodes": 2},
+    "stages": {"channels": 4, "cells": 5, "nodes": 1},
     **{name: {"channels": 4, "cells": 3, "nodes": 1} for name in ("s2", "s3", "s4")},
     "s1": {"channels": 4, "cells": 2},
     "grid": {"channels": 4, "layers": 2, "levels": 2},

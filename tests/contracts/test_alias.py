@@ -48,6 +48,7 @@ from oche.methods.sdarts import sdarts_adv, sdarts_rs
 from oche.methods.shapley_nas import Game, shapley_nas
 from oche.methods.single_stage import single_stage
 from oche.methods.snas import snas
+from oche.methods.swd_nas import swd_nas
 from oche.methods.zarts import Trials, zarts
 from oche.optim import SGD, Adam, Descent
 from oche.schedule import Constant, Cosine, Poly
@@ -149,6 +150,7 @@ ROWS: dict[str, Row] = {
         None,
     ),
     "snas": Row(without(snas(), "relaxation", "single_level", "split"), darts(), without(snas(), "split")),
+    "swd_nas": Row(without(swd_nas(), "relaxation", "edge", "arch_start", "selection"), darts(), swd_nas()),
     "zarts": Row(
         replace(zarts(), arch_gradient=ONE_TRIAL, arch_start=0.0, arch_every=1), DESCENT, far(zarts(2, 2)), ROUNDING
     ),

@@ -219,7 +219,7 @@ def smoke(method: str, space: str, out: Path, seed: int = 0, **settings: object)
 
 SIZES: dict[str, dict[str, object]] = {
     "nb201": {"cells": 1},
-    **{s: {"cells": 3} for s in ("darts", "s1", "s2", "s3", "s4")},
+    **{s: {"cells": 3} for s in ("darts", "stages", "s1", "s2", "s3", "s4")},
     "chain": {"layers": (2, 1, 1)},
     "signal": {"layers": (2, 1, 1)},
 }
@@ -231,6 +231,7 @@ SIZES: dict[str, dict[str, object]] = {
         "toy",
         "nb201",
         *(pytest.param(s, marks=pytest.mark.slow) for s in ("darts", "s1", "s2", "s3", "s4", "chain", "signal")),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ("darts", "stages", "s1", "s2", "s3", "s4", "chain")),
     ],
 )
 @pytest.mark.parametrize("method", ["rf_darts", pytest.param("pcdarts", marks=pytest.mark.slow)])

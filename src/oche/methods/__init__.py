@@ -86,6 +86,8 @@ from oche.methods.single_stage import BUDGETS as SINGLE_STAGE
 from oche.methods.single_stage import single_stage
 from oche.methods.snas import BUDGETS as SNAS
 from oche.methods.snas import snas
+from oche.methods.swd_nas import BUDGETS as SWD_NAS
+from oche.methods.swd_nas import swd_nas
 from oche.methods.zarts import BUDGETS as ZARTS
 from oche.methods.zarts import zarts
 from oche.search.searcher import SearcherLike
@@ -137,6 +139,7 @@ ENTRIES: dict[str, Entry] = {
     "shapley_nas": Entry(shapley_nas, SHAPLEY_NAS),
     "single_stage": Entry(single_stage, SINGLE_STAGE),
     "snas": Entry(snas, SNAS),
+    "swd_nas": Entry(swd_nas, SWD_NAS),
     "zarts": Entry(zarts, ZARTS),
     "random_sampling": Entry(RandomSampling),
     "largest_cell": Entry(LargestCell),

@@ -10,6 +10,7 @@ from oche.spaces.nb201 import NB201Space
 from oche.spaces.networks import Cell, Network, Supernet, estimate_statistics
 from oche.spaces.robust import S1, S2, S3, S4
 from oche.spaces.signals import SignalSpace
+from oche.spaces.stages import StagesSpace
 from oche.spaces.toy import ToySpace
 
 SPACES: dict[str, type[Space]] = {
@@ -20,6 +21,7 @@ SPACES: dict[str, type[Space]] = {
     "s2": S2,
     "s3": S3,
     "s4": S4,
+    "stages": StagesSpace,
     "chain": ChainSpace,
     "signal": SignalSpace,
     "grid": GridSpace,
@@ -35,6 +37,7 @@ __all__ = [
     "Network",
     "SignalSpace",
     "Space",
+    "StagesSpace",
     "Supernet",
     "ToySpace",
     "estimate_statistics",

@@ -138,7 +138,7 @@ class DartsSpace(Space):
 
     def notes(self) -> tuple[str, ...]:
         said = []
-        if not any(group.cells for group in self.kinds() if group.name == "normal"):
+        if any(not group.cells for group in self.kinds() if group.name == "normal"):
             said.append("there is no normal cell in so few cells: its part of the genotype is not searched")
         if self.imagenet_stem:
             said.append(
