@@ -16,6 +16,7 @@ from oche.data import TrueTargets, Whole
 from oche.methods import METHODS
 from oche.methods.adarts import adarts
 from oche.methods.alpha_adarts import alpha_adarts
+from oche.methods.anr_darts import anr_darts
 from oche.methods.beta_darts import beta_darts
 from oche.methods.cdarts import cdarts
 from oche.methods.d_darts import d_darts
@@ -93,6 +94,7 @@ ROWS: dict[str, Row] = {
     "rf_pcdarts": Row(without(rf_pcdarts(2), "trainable"), pcdarts(2), rf_pcdarts(2)),
     "adarts": Row(without(adarts(), "edge", like=pcdarts()), CHANNELS, adarts()),
     "alpha_adarts": Row(without(alpha_adarts(), "edge", "relaxation", like=pcdarts()), CHANNELS, alpha_adarts()),
+    "anr_darts": Row(anr_darts(0.0, 0.0), darts(), far(anr_darts(50.0, 50.0))),
     "beta_darts": Row(beta_darts(0.0), darts(), far(beta_darts(50.0))),
     "cdarts": Row(
         far(cdarts(weight=0.0, l1=0.0)), far(replace(darts(), weight_lr=Cosine(0.05, 0.05))), far(cdarts(rule="paper"))

@@ -16,6 +16,7 @@ from contracts.registry import ARCH_GRADIENTS
 from contracts.same import problem_of
 from oche.base import Alpha, Params
 from oche.methods import METHODS
+from oche.methods.anr_darts import AlphaNorm
 from oche.methods.beta_darts import BetaDecay
 from oche.methods.cdarts import Evaluation, PoolsAndSkips
 from oche.methods.d_darts import Ablation
@@ -39,6 +40,7 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 OF_ALPHA: tuple[Term, ...] = (
     BetaDecay(0.5),
+    AlphaNorm(Constant(3.0)),
     EntropyInBits(Constant(0.2)),
     ZeroOne(10.0),
     ZeroOne(10.0, absolute=True),

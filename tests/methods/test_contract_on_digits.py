@@ -43,6 +43,7 @@ SIBLINGS = ("gm_nas", "rdarts_pick")
 """Their stages do not follow each other, so that a later one may have what an earlier one lost."""
 
 SCHEDULES: dict[str, tuple[str, Function[[float], float]]] = {
+    "anr_darts": ("norm_weight", lambda p: 1 - p),
     "beta_darts": ("beta_decay", lambda p: 0.5 * (4 * p - 1)),
     "darts_minus": ("beta", lambda p: 1 - p),
     "gdas": ("temperature", lambda p: 10 - 9.9 * p),

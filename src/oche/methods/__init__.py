@@ -15,6 +15,7 @@ from oche.methods.adarts import BUDGETS as ADARTS
 from oche.methods.adarts import adarts
 from oche.methods.alpha_adarts import BUDGETS as ALPHA_ADARTS
 from oche.methods.alpha_adarts import alpha_adarts
+from oche.methods.anr_darts import anr_darts
 from oche.methods.bananas import bananas
 from oche.methods.beta_darts import BUDGETS as BETA_DARTS
 from oche.methods.beta_darts import beta_darts
@@ -109,6 +110,7 @@ ENTRIES: dict[str, Entry] = {
     "rf_pcdarts": Entry(rf_pcdarts, {**PCDARTS, "quick": RF_QUICK}),
     "adarts": Entry(adarts, ADARTS),
     "alpha_adarts": Entry(alpha_adarts, ALPHA_ADARTS),
+    "anr_darts": Entry(anr_darts),
     "beta_darts": Entry(beta_darts, BETA_DARTS),
     "cdarts": Entry(cdarts, CDARTS),
     "darts_ada": Entry(darts_ada, DARTS_ES),
