@@ -104,6 +104,7 @@ OPTIONS: dict[str, dict[str, object]] = {
 EPOCHS: dict[str, dict[str, int]] = {
     "drnas_progressive": dict.fromkeys(SMALL, 2),
     "pdarts": dict.fromkeys(SMALL, 3),
+    "progressive_channels": dict.fromkeys(SMALL, 3),
     "ista_nas_one_stage": dict.fromkeys(SMALL, 2),
     "rdarts_pick": dict.fromkeys(SMALL, 4),
     "darts_pt": {

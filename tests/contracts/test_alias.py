@@ -37,10 +37,12 @@ from oche.methods.gm_nas import gm_nas
 from oche.methods.idarts import idarts
 from oche.methods.ista_nas import ista_nas, ista_nas_one_stage
 from oche.methods.lambda_darts import lambda_darts
+from oche.methods.midas import midas
 from oche.methods.oles import oles
 from oche.methods.pcdarts import pcdarts
 from oche.methods.pdarts import Progressive as Deepening
 from oche.methods.pdarts import pdarts
+from oche.methods.progressive_channels import Growing, progressive_channels
 from oche.methods.random_features import rf_darts, rf_pcdarts
 from oche.methods.random_search_ws import random_search_ws
 from oche.methods.rdarts import BestTrained, rdarts, rdarts_pick
@@ -134,6 +136,7 @@ ROWS: dict[str, Row] = {
         ista_nas_one_stage().method,
     ),
     "lambda_darts": Row(lambda_darts(weight=0.0), darts(), lambda_darts()),
+    "midas": Row(without(midas(), "relaxation", "edge", "arch_start", "selection"), darts(), midas()),
     "oles": Row(oles(threshold=-1.1), darts(), oles(window=1, threshold=1.1)),
     "random_search_ws": Row(
         without(random_search_ws(), "relaxation", "edge", "arch_start"), darts(), random_search_ws()
@@ -166,6 +169,11 @@ STAGES: dict[str, tuple[Staged, Staged, Method]] = {
         replace(pdarts(), stages=Deepening((0.0, 0.0, 0.0))),
         pdarts(),
         replace(darts(), weight_lr=Cosine(0.025, 0.0), arch_optimizer=Adam(6e-4), arch_clip=5.0, arch_start=0.4),
+    ),
+    "progressive_channels": (
+        Staged("whole", progressive_channels().method, Growing((1,), (8,), (4,))),
+        progressive_channels(),
+        replace(adarts(), arch_start=0.4),
     ),
     "rdarts_pick": (rdarts_pick(), replace(rdarts_pick(), choose=BestTrained("smoke")), darts_2nd()),
     "single_stage": (

@@ -32,7 +32,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 EPOCHS = {
     **dict.fromkeys(("darts_2nd", "darts_ada", "darts_es"), 2),
-    "darts_pt": 10, "ddpnas": 14, "gm_nas": 10, "ista_nas_one_stage": 8, "pdarts": 9, "random_search_ws": 8,
+    "darts_pt": 10, "ddpnas": 14, "gm_nas": 10, "ista_nas_one_stage": 8, "pdarts": 9, "progressive_channels": 9, "random_search_ws": 8,
 }  # fmt: skip
 """Where four take long, or are too few for what the method does."""
 

@@ -61,12 +61,16 @@ from oche.methods.lambda_darts import BUDGETS as LAMBDA_DARTS
 from oche.methods.lambda_darts import lambda_darts
 from oche.methods.largest_cell import LargestCell
 from oche.methods.local_search import local_search
+from oche.methods.midas import BUDGETS as MIDAS
+from oche.methods.midas import midas
 from oche.methods.oles import BUDGETS as OLES
 from oche.methods.oles import oles
 from oche.methods.pcdarts import BUDGETS as PCDARTS
 from oche.methods.pcdarts import pcdarts
 from oche.methods.pdarts import BUDGETS as PDARTS
 from oche.methods.pdarts import pdarts
+from oche.methods.progressive_channels import BUDGETS as PROGRESSIVE_CHANNELS
+from oche.methods.progressive_channels import progressive_channels
 from oche.methods.random_features import QUICK as RF_QUICK
 from oche.methods.random_features import random_features, rf_darts, rf_pcdarts
 from oche.methods.random_sampling import RandomSampling
@@ -131,8 +135,10 @@ ENTRIES: dict[str, Entry] = {
     "ista_nas": Entry(ista_nas, ISTA_NAS),
     "ista_nas_one_stage": Entry(ista_nas_one_stage, ISTA_NAS_ONE_STAGE),
     "lambda_darts": Entry(lambda_darts, LAMBDA_DARTS),
+    "midas": Entry(midas, MIDAS),
     "oles": Entry(oles, OLES),
     "pdarts": Entry(pdarts, PDARTS),
+    "progressive_channels": Entry(progressive_channels, PROGRESSIVE_CHANNELS),
     "rdarts": Entry(rdarts, RDARTS),
     "rdarts_pick": Entry(rdarts_pick, RDARTS_PICK),
     "rlnas": Entry(rlnas, RLNAS),

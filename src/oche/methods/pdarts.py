@@ -116,10 +116,10 @@ class Progressive:
         return Stage(space, own, epochs, mask=mask, note=f"{space.cells} cells")  # type: ignore[attr-defined]
 
 
-def deeper(space: Space, depth: int) -> Space:
-    """The space with its cells in the ratio depth : 5."""
+def deeper(space: Space, depth: int, first: int = DEPTHS[0]) -> Space:
+    """The space with its cells in the ratio depth : first."""
     cells: int = space.cells  # type: ignore[attr-defined]
-    return replace(space, cells=max(1, round(cells * depth / DEPTHS[0])))  # type: ignore[call-arg]
+    return replace(space, cells=max(1, round(cells * depth / first)))  # type: ignore[call-arg]
 
 
 @dataclass(frozen=True)
