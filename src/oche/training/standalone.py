@@ -20,7 +20,7 @@ from torch import nn
 
 from oche.data.contract import Contract
 from oche.genotype import Genotype
-from oche.spaces import ChainSpace, DartsSpace, GridSpace, NB201Space, Network, Space
+from oche.spaces import ChainSpace, DartsSpace, GridSpace, NB201Space, Network, Space, StagesSpace
 from oche.spaces.blocks import BLOCKS
 from oche.spaces.edges import EDGES, KEPT_NORMED, TRAINED
 from oche.spaces.grid import GridBody, GridCell
@@ -262,7 +262,9 @@ def _cell(network: Network, name: str) -> Cell:
 
 
 def _first_cells(network: Network, space: Space) -> dict[str, Cell]:
-    """Group's name -> the first of its cells; groups of no cell are left out."""
+    """Group's name -> the first of its cells; groups of no cell are left out. In the stages space, cell's name -> cell."""
+    if isinstance(space, StagesSpace):
+        return {name: _cell(network, name) for name in space.cell_groups()}
     return {group.name: _cell(network, group.cells[0]) for group in space.groups if group.cells}
 
 
