@@ -230,8 +230,10 @@ SIZES: dict[str, dict[str, object]] = {
     [
         "toy",
         "nb201",
-        *(pytest.param(s, marks=pytest.mark.slow) for s in ("darts", "s1", "s2", "s3", "s4", "chain", "signal")),
-        *(pytest.param(s, marks=pytest.mark.slow) for s in ("darts", "stages", "s1", "s2", "s3", "s4", "chain")),
+        *(
+            pytest.param(s, marks=pytest.mark.slow)
+            for s in ("darts", "stages", "s1", "s2", "s3", "s4", "chain", "signal")
+        ),
     ],
 )
 @pytest.mark.parametrize("method", ["rf_darts", pytest.param("pcdarts", marks=pytest.mark.slow)])

@@ -138,7 +138,7 @@ def alpha_adarts(K: int = 4) -> Method:
         edge=AlphaAttendedChannels(K),
         relaxation=EdgeNormalised(Favouring()),
         space={"darts.normal": (TEN_OPS,), "darts.reduce": (TEN_OPS,)},
-        unfit=("s1", "grid", "chain"),
+        unfit=("s1", "grid", "chain", "signal"),
         unfit_why="its attention compares edges by their operations, and the edges of this space have different ones",
         papers=("alpha2024adarts", "xue2022adarts"),
     )

@@ -184,7 +184,7 @@ def midas(patches: int = 4) -> Method:
         relaxation=OwnWeights(),
         arch_start=1.0,
         selection=Measured(Alike()),
-        unfit=("grid", "chain"),
+        unfit=("grid", "chain", "signal"),
         unfit_why="its edges compare what goes in with what comes out, which edges that change width or are gates cannot",
         papers=("subbotko2026midas",),
     )

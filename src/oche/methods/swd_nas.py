@@ -116,7 +116,7 @@ def swd_nas(K: int = 16, normalise: Normalise = "share") -> Method:
         relaxation=OwnWeights(normalise),
         arch_start=1.0,
         selection=Measured(),
-        unfit=("grid", "chain"),
+        unfit=("grid", "chain", "signal"),
         unfit_why="its edges add an identity and weigh all their candidates, which edges that change width or are gates cannot",
         papers=("xue2024swdnas",),
     )
