@@ -90,6 +90,41 @@ def outcome(read: Callable[[], object]) -> object:
         return "refused" if "\n" not in str(error) else str(error)
 
 
+@pytest.mark.parametrize("writes", [1, 3])
+def test_a_file_that_is_written_while_it_is_read_is_read_again(
+    run: Run, monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    """A report beside a search, or the further processes of one: each time a digest was read, the file is another one."""
+    read, left = Run._bytes, [*range(writes)]
+
+    def late(self: Run, name: str) -> bytes:
+        if left:
+            self.write(name, b"new %d" % left.pop())
+        return read(self, name)
+
+    monkeypatch.setattr(Run, "_bytes", late)
+    assert run.read(Run.STATE) == b"new 0"
+    run.file(Run.STATE).write_bytes(b"other")
+    with pytest.raises(UserError, match="damaged or edited"):
+        run.read(Run.STATE)
+
+
+def test_a_log_that_grows_while_it_is_read_was_not_cut(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, grown = Run._bytes, []
+
+    def then_grows(self: Run, name: str) -> bytes:
+        found = read(self, name)
+        if not grown:
+            grown.append(True)
+            self.log({"kind": "late"})
+            self.seal()
+        return found
+
+    monkeypatch.setattr(Run, "_bytes", then_grows)
+    assert run.records() == RECORDS
+    assert run.records() == [*RECORDS, {"kind": "late"}]
+
+
 @pytest.mark.parametrize("stop", range(3))
 def test_a_write_that_is_killed_leaves_a_readable_file(run: Run, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     replaced = Run._replace

@@ -58,10 +58,11 @@ def render(digests: Mapping[str, list[str]]) -> bytes:
     return json.dumps(digests, indent=1, sort_keys=True).encode()
 
 
-def check(name: str, data: bytes, digests: Digests, where: str) -> None:
-    """Raises UserError where the content is not what oche wrote under that name."""
+def check(name: str, data: bytes, digests: Digests, where: str) -> bytes:
+    """The content. Raises UserError where it is not what oche wrote under that name."""
     known = digests.get(name)
     if known and digest(data) not in known:
         raise UserError(
             f"{where} is not what oche wrote there: it was damaged or edited since. Take it from a backup, or start the run anew."
         )
+    return data

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, TypeVar
 
 from oche.errors import UserError
 from oche.run import digests, records
@@ -32,6 +32,8 @@ UNREADABLE = (
 STALE = 600.0
 """Seconds after which a temporary file is a killed process's: a report may open a run that a search is writing to."""
 
+
+Checked = TypeVar("Checked")
 
 Listener = Callable[[str, Mapping[str, object]], None]
 """Called with ("step", {...}) after every step, ("epoch", record) after every epoch, and so on."""
@@ -133,10 +135,9 @@ class Run:
 
     def read(self, name: str) -> bytes:
         """A file's content. Raises UserError where it is missing, or is not what was written."""
-        data = self._bytes(name)
-        if digests.covered(name):
-            digests.check(name, data, self._digests(), str(self.file(name)))
-        return data
+        if not digests.covered(name):
+            return self._bytes(name)
+        return self._settled(lambda known: digests.check(name, self._bytes(name), known, str(self.file(name))))
 
     def changed(self, name: str) -> bool:
         """True if the file is not as oche wrote it. Raises UserError where it is missing."""
@@ -171,6 +172,17 @@ class Run:
             return self.file(name).read_bytes()
         except FileNotFoundError:
             raise UserError(f"The run {str(self.path)!r} has no {name}; it may not have come that far.") from None
+
+    def _settled(self, checked: Callable[[digests.Digests], Checked]) -> Checked:
+        """What is read and checked against the digests; once more for as long as another process replaces these meanwhile."""
+        known = self._digests()
+        while True:
+            try:
+                return checked(known)
+            except UserError:
+                before, known = known, self._digests()
+                if known == before:
+                    raise
 
     def _digests(self) -> digests.Digests:
         if not self.has(digests.FILE):
@@ -249,9 +261,12 @@ class Run:
             self._replace(digests.FILE, digests.render(known))
 
     def _complete_lines(self) -> list[bytes]:
+        return self._settled(self._lines)
+
+    def _lines(self, known: digests.Digests) -> list[bytes]:
         content = self._bytes(Run.LOG) if self.has(Run.LOG) else b""
-        known = self._digests().get(Run.LOG, ["0"])
-        least = int(known[0]) if known and known[0].isdigit() else 0
+        size = known.get(Run.LOG, ["0"])
+        least = int(size[0]) if size and size[0].isdigit() else 0
         where = repr(str(self.file(Run.LOG)))
         if len(content) < least:
             raise UserError(

@@ -76,6 +76,7 @@ def resume(state: SearchState) -> bool:
     problem = state.problem
     if problem.run is None:
         return False
+    problem.fabric.barrier()  # the first one has written what an earlier stage ended with
     taken = problem.run.has(Run.STATE) and loads(state, problem.run.read(Run.STATE), problem.fabric.device)
     problem.fabric.barrier()  # all have read what the first one is about to change
     if problem.fabric.is_global_zero:

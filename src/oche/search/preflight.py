@@ -22,7 +22,7 @@ from oche.search.loop import steps
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState, quiet
 from oche.spaces.cost import parameters
-from oche.training.memory import LARGE, PASSING, free_room, gib, kept_bytes, twice
+from oche.training.memory import LARGE, PASSING, free_room, gib, kept_bytes, shared_room, twice
 
 LONG = 2.0
 """Seconds. A first step that takes longer counts; after a shorter one more are measured, warm."""
@@ -86,8 +86,8 @@ def _refusing(problem: Problem) -> Iterator[Room]:
 
 def _fitting(state: SearchState, problem: Problem, method: Method, free: Room) -> float:
     """The bytes that the search needs. Raises UserError where that is more than is free, with a batch that fits if one does."""
-    count, device = problem.fabric.world_size, problem.fabric.device
-    left = free.bytes / (count if device.type == "cpu" else 1)
+    count = problem.fabric.world_size
+    left = shared_room(problem.fabric, free)
     need = memory_bytes(state, problem, method, left)
     (short,) = average(problem.fabric, [torch.tensor(float(need > left))])
     if short == 0:  # in no process

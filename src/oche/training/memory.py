@@ -7,6 +7,7 @@ from dataclasses import replace
 from math import inf
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from oche.base import Draw, Part
@@ -32,7 +33,7 @@ def refuse_if_too_large(training: Training) -> None:
     """Raises UserError where the training would not fit into memory, with a batch that does if there is one."""
     protocol, device, count = training.protocol, training.fabric.device, training.fabric.world_size
     free = free_room(device)
-    left = free.bytes / (count if device.type == "cpu" else 1)
+    left = shared_room(training.fabric, free)
     least_of_all = cost(training.space, training.genotype).memory * (protocol.batch // count)
     if least_of_all > left:  # so much larger that measuring it might end the process
         raise UserError(
@@ -106,6 +107,13 @@ def twice(kept: Callable[[int], float], few: int, left: float) -> tuple[int, flo
 def free_room(device: torch.device) -> Room:
     """What a new allocation could get: the accelerator's memory, or this process's."""
     return Room(float(torch.cuda.mem_get_info(device)[0]), str(device)) if device.type == "cuda" else room()
+
+
+def shared_room(fabric: Fabric, free: Room) -> float:
+    """Bytes for each process. The mean of what the processes see, since all of them have to measure and to decide the same."""
+    here = free.bytes / (fabric.world_size if fabric.device.type == "cpu" else 1)
+    (left,) = average(fabric, [torch.tensor(here, dtype=torch.float64)])
+    return float(left)
 
 
 def gib(size: float) -> str:
