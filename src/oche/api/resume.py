@@ -83,7 +83,7 @@ def _training(run: Run, request: TrainRequest, objects: Mapping[str, object], li
     training = replace(training, data=_same(run, training.data))
     if not run.has(CARD):
         fits(training, request.threads)
-    return finish_training(training, run, request.threads, listener)
+    return finish_training(training, run, request, listener)
 
 
 def _same(run: Run, data: Data) -> Data:

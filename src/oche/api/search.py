@@ -19,6 +19,7 @@ from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, togeth
 from oche.api.pick import picked
 from oche.api.pinned import pin
 from oche.api.problems import problem_of, training_of
+from oche.api.telling import asked, telling
 from oche.api.terminal import Show
 from oche.api.train import Trained, log_test, train
 from oche.data import Data, for_search, for_training, none
@@ -124,6 +125,12 @@ def carry_out(plan: Plan, run: Run, listener: Listener = silent, clock: Clock | 
 
     With a `clock` the trainings of the comparison get the epochs that end nearest to its time, measured when the search has ended.
     """
+    names = plan.request.track if plan.fabric.is_global_zero and plan.request.seeds == 1 else ()
+    with telling(run, names, listener, asked(plan.request)) as told:
+        return _carried_out(plan, run, told, clock)
+
+
+def _carried_out(plan: Plan, run: Run, listener: Listener, clock: Clock | None) -> Found:
     problem, keeps = problem_of(plan, run, listener), as_searcher(plan.searcher).keeps_weights
     with (
         gradients(),

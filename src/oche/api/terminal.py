@@ -44,6 +44,7 @@ class Show:
         self.weights: dict[str, float] = {}
         self.trained = 0
         self.searched, self.searches = 0, 1
+        self.aside = (0.0, 0.0)
 
     def preflight(self, plan: Plan, expected: Expected | None, folder: str) -> None:
         """The table before a search: what it will do, what the budget changed, and what it will cost."""
@@ -171,6 +172,12 @@ class Show:
         done = before + share * self.weights.get(self.part, 0.0)
         self.bar.update(self.task, completed=done, count=count, description=self.part)
 
+    def verbose(self) -> None:
+        """Prints the share of the run's time that went into showing, logging and watching it."""
+        seconds, total = self.aside
+        share = f"{100 * seconds / total:.2f} % of the run" if total else "no time"
+        console.print(f"live view, log, probes and trackers took {seconds:.1f} s, {share}")
+
     def beside(self, listener: Listener) -> Listener:
         """A listener that shows every event, then passes it on."""
 
@@ -185,6 +192,8 @@ class Show:
 
         Where the output is no terminal, every epoch is a line.
         """
+        if event == "beside":
+            self.aside = (record["seconds"], record["total"])
         if self.bar is None or self.quiet:
             return
         if event == "step":

@@ -17,6 +17,7 @@ from oche.api.folders import RUNS, begun, fitted, genotype_of, path_of
 from oche.api.kept import Kept
 from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, together
 from oche.api.pinned import compared, pin
+from oche.api.telling import asked, telling
 from oche.api.terminal import Show
 from oche.data import Data, for_training, none
 from oche.data.reading.readers import Source
@@ -73,11 +74,11 @@ def train(request: TrainRequest) -> Trained:
     plan = plan_training(request).in_time(clock)
     run = plan.start(request.out)
     if not request.progress:
-        return finish_training(plan.training, run, plan.request.threads, request.listener)
+        return finish_training(plan.training, run, plan.request, request.listener)
     show = Show(quiet=False)
     show.training_plan(plan.training, run)
     with show.training(plan.training.protocol.epochs):
-        return finish_training(plan.training, run, plan.request.threads, show.beside(request.listener))
+        return finish_training(plan.training, run, plan.request, show.beside(request.listener))
 
 
 @dataclass(frozen=True)
@@ -253,10 +254,19 @@ def fitting(training: Training, threads: int | None) -> None:
         refuse_if_too_large(training)
 
 
-def finish_training(training: Training, run: Run, threads: int | None = None, listener: Listener = silent) -> Trained:
-    """Trains from wherever the run stands, scores the result on the test images, exports it, writes the report."""
+def finish_training(training: Training, run: Run, request: TrainRequest, listener: Listener = silent) -> Trained:
+    """Trains from wherever the run stands, scores the result on the test images, exports it, writes the report.
+
+    Of `request` the threads and trackers count.
+    """
+    names = request.track if training.fabric.is_global_zero else ()
+    with telling(run, names, listener, asked(request)) as told:
+        return _finished(replace(training, run=run, listener=told), run, request.threads)
+
+
+def _finished(training: Training, run: Run, threads: int | None) -> Trained:
     start = safetensors_load(run.read(START)) if run.has(START) else None
-    training = replace(training, run=run, listener=listener, start=start)
+    training = replace(training, start=start)
     with (
         gradients(),
         alone(run, training.fabric),

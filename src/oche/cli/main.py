@@ -55,6 +55,9 @@ ResultAsJson = Annotated[
     bool, typer.Option("--json", help="Print the result as one JSON object; all else goes to stderr.")
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the result only.")]
+Verbose = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Print what the live view, the log and probes took of the run.")
+]
 
 
 def _version(asked: bool) -> None:
@@ -89,15 +92,16 @@ def search(
     trust: Trust = False,
     dry_run: Annotated[bool, typer.Option(help="Say what would be done, measure one step, and stop.")] = False,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: ResultAsJson = False,
 ) -> None:
     """Search a space for a cell that fits the data, and train it beside random cells."""
     _speak_aside(context, as_json)
     show = Show(quiet)
     if resume:
-        _goes_alone(context, "resume", "devices", "dry_run", "quiet", "as_json")
+        _goes_alone(context, "resume", "devices", "dry_run", "quiet", "verbose", "as_json")
     elif config:
-        _goes_alone(context, "config", "out", "dry_run", "quiet", "trust", "as_json")
+        _goes_alone(context, "config", "out", "dry_run", "quiet", "verbose", "trust", "as_json")
     elif request.seeds == 1 and _is_given(context, "pick"):
         raise UserError("--pick chooses among several seeds: give `--seeds 4` or so, or leave it out.")
     from oche.api import search as api
@@ -127,6 +131,8 @@ def search(
     with show.search(plan, expected):
         found = api.carry_out(plan, run, show.listen, clock)
     show_found(found, as_json)
+    if verbose:
+        show.verbose()
 
 
 def _note_changed_data(path: Path, plan: Plan) -> None:
@@ -166,6 +172,7 @@ def train(
     request: TrainRequest,
     resume: Resume = None,
     quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: ResultAsJson = False,
 ) -> None:
     """Train a genotype's network, from scratch or with the weights of a run's network."""
@@ -177,6 +184,7 @@ def train(
             "resume",
             "devices",
             "quiet",
+            "verbose",
             "as_json",
             longer=f"; to train longer, `oche train {resume} --more N`",
         )
@@ -187,6 +195,8 @@ def train(
         running("train", resume)
         with show.training():
             show_trained(cast("Trained", carry_on(resume, devices=request.devices, listener=show.listen)), as_json)
+        if verbose:
+            show.verbose()
         return
     if not request.genotype:
         raise UserError(
@@ -200,8 +210,10 @@ def train(
     running("train", run.path)
     show.training_plan(plan.training, run)
     with show.training(plan.training.protocol.epochs):
-        trained = api.finish_training(plan.training, run, plan.request.threads, show.listen)
+        trained = api.finish_training(plan.training, run, plan.request, show.listen)
     show_trained(trained, as_json)
+    if verbose:
+        show.verbose()
 
 
 def _speak_aside(context: typer.Context, as_json: bool) -> None:

@@ -160,6 +160,9 @@ class Request(Limited):
     compile: bool = option(
         False, "torch.compile the cells that run in plain PyTorch: minutes before the first step.", "--compile"
     )
+    track: Sequence[str] = option(
+        (), "tensorboard or mlflow: they are told what is measured, too (pip install 'oche[tensorboard]').", "--track"
+    )
     out: str | Path | None = option(
         None,
         "The run's folder, runs/METHOD-SPACE by default; an existing one is never overwritten.",
@@ -211,6 +214,9 @@ class TrainRequest(Limited):
     )
     settings: Mapping[str, object] = option(
         {}, "PART.FIELD=VALUE, as often as you like; see docs/settings.md.", "--set"
+    )
+    track: Sequence[str] = option(
+        (), "tensorboard or mlflow: they are told what is measured, too (pip install 'oche[tensorboard]').", "--track"
     )
     out: str | Path | None = option(
         None, "The run's folder; an existing one is never overwritten.", "--out", recorded=False

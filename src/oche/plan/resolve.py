@@ -57,6 +57,7 @@ from oche.spaces.limits import Limits
 from oche.spaces.rivals import NONE, RIVALS, names
 from oche.tasks import Classify, Task
 from oche.training.protocols import Protocol
+from oche.watch import trackers
 from oche.watch.named import Watch, checked
 
 COMPARING = {"classify": "brief", "segment": "segment_brief"}
@@ -138,6 +139,7 @@ def resolve(request: Request, recorded: Mapping[str, object] | None = None) -> P
 def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     _check_seeds(request)
     check_objects(request, recorded)
+    trackers.checked(request.track)
     count, rules = processes(request.devices, recorded is not None), rules_of(recorded)
     fabric = fabric_for(request.device, count, request.precision)
     asked_space = None if request.space == AUTO else spaces.space(request.space)

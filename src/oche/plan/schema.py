@@ -26,6 +26,7 @@ from oche.spaces.ops import OPS
 from oche.tasks import TASKS
 from oche.training.protocols import PROTOCOLS, Protocol
 from oche.watch.named import PROBES, Watch
+from oche.watch.trackers import TRACKERS
 
 Schema = dict[str, Any]
 
@@ -113,6 +114,8 @@ def _option(name: str, hint: Any) -> Schema:
         "protocol": PROTOCOLS,
         "budget": NAMES,
     }
+    if name == "track":
+        return {"type": "array", "items": {"enum": sorted(TRACKERS)}}
     if name == "probes":
         return {"type": "array", "items": _names(PROBES)}
     if name in named:

@@ -33,6 +33,7 @@ from oche.spaces.fit import widest
 from oche.spaces.limits import LIMITED, Limits
 from oche.spaces.rivals import Rival
 from oche.training.train import Training
+from oche.watch import trackers
 
 TRAINING = {"classify": "quick", "segment": "segment"}
 """The protocol of a training that "auto" stands for, by what the data can teach."""
@@ -53,6 +54,7 @@ def resolve_training(
     Raises UserError for anything unknown or impossible, a genotype of another space included.
     """
     check_objects(request, recorded)
+    trackers.checked(request.track)
     parts, rules = by_part(request.settings), rules_of(recorded)
     if foreign := [*parts.get("slot", {}), *parts.get("method", {}), *parts.get("probe", {})]:
         wrong = sorted(foreign)[0]

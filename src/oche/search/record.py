@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,6 +66,7 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
         "images_per_second": images / seconds,
         "memory_mib": memory_mib(problem.fabric.device),
     }
+    begun = time.perf_counter()
     for callback in method.callbacks:
         callback.on_epoch_end(state, record)
     if problem.run and problem.fabric.is_global_zero:
@@ -72,6 +74,7 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
             problem.run.log(record)
             state.keeping.files[Run.genotype(state.epochs_before + state.epoch)] = genotype.to_json().encode()
             state.lines = problem.run.lines()
+    problem.listener("watched", {"seconds": time.perf_counter() - begun})
     state.genotype, state.meters = str(genotype), {}
     state.epoch += 1
     state.remember()
