@@ -9,11 +9,12 @@ from typing import Any
 
 project, author, copyright = "oche", "the authors of oche", "the authors of oche"
 release = version = version_of("oche")
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.viewcode", "sphinx_copybutton"]
 html_theme, html_title = "furo", f"oche {release}"
 html_static_path: list[str] = []
-source_suffix = {".md": "markdown"}
-exclude_patterns = ["_build"]
+source_suffix = {".md": "markdown", ".rst": "restructuredtext"}  # autosummary writes the latter
+autosummary_generate, templates_path = True, ["templates"]
+exclude_patterns = ["_build", "templates"]
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header", "misc.highlighting_failure"]
