@@ -1,7 +1,12 @@
 """The fenced blocks of the pages.
 
-`<!-- run -->` before a block has it run, with those before it on its page, in one folder. `<!-- not checked: REASON -->` leaves one out.
-All others are checked: commands of oche are parsed by the real command line, Python is compiled, and what it imports from oche is there.
+One of these stands before every block of code:
+
+- `<!-- run -->` has it run, with those before it on its page, in one folder.
+- `<!-- run by: TEST -->` names a test that runs it.
+- `<!-- not run: REASON -->` has it checked only: commands of oche are parsed by the real command line, Python is compiled, and what it
+  imports from oche is there.
+- `<!-- not checked: REASON -->` leaves it out.
 """
 
 from __future__ import annotations

@@ -114,9 +114,18 @@ def test_examples_run(example: Path, tmp_path: Path) -> None:
     assert ended.stdout
 
 
-def test_marks_are_known() -> None:
+def test_every_block_is_run_or_says_why_not() -> None:
+    """Or names the test that runs it, which names the page."""
     for block in ALL:
-        assert block.mark in ("", "run") or block.mark.startswith("not checked: "), f"{block}: {block.mark}"
+        how, _, what = block.mark.partition(": ")
+        if block.kind in ("sh", "bash", "python", "toml", "json"):
+            assert how in ("run", "run by", "not run", "not checked"), f"{block}: {block.mark or 'no mark'}"
+        if how == "run by":
+            assert block.page.stem in (ROOT / what).read_text(), f"{block}: {what}"
+        if how.startswith("not"):
+            assert len(what) > 5, f"{block}: no reason"
+            for file in re.findall(r"(?:docs|tests)/[\w/]+(?:\.\w+)?", what):
+                assert (ROOT / file).exists(), f"{block}: {file}"
 
 
 def test_every_trouble_of_the_list_is_answered() -> None:
@@ -127,11 +136,43 @@ def test_every_trouble_of_the_list_is_answered() -> None:
     assert all("](" in part or "`" in part for part in questions)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as MyST and GitHub make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+EVERYWHERE = [*PAGES, *sorted((ROOT / "docs").glob("*/*.md")), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+
+
+@pytest.mark.parametrize("page", EVERYWHERE, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", page.read_text()):
-        if "://" not in target and not target.startswith("mailto:"):
-            assert (page.parent / target).exists(), f"{page.name}: {target}"
+    """Files are there, and headings that are named in them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    for target, heading in re.findall(r"\]\(([^)#\s]*)(?:#([^)\s]*))?\)", text):
+        if "://" in target or target.startswith("mailto:") or not (target or heading):
+            continue
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), f"{page.name}: {target}"
+        if heading and file.suffix == ".md":
+            assert heading in anchors(file), f"{page.name}: {target}#{heading}"
+
+
+def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:
+    (tmp_path / "b.md").write_text("# One, two: `three`\n")
+    for text, fine in [
+        ("[x](b.md#one-two-three)", True),
+        ("[x](b.md#two)", False),
+        ("[x](c.md)", False),
+        ("[x](#y)", False),
+    ]:
+        (tmp_path / "a.md").write_text(text)
+        if fine:
+            test_links_lead_somewhere(tmp_path / "a.md")
+        else:
+            with pytest.raises(AssertionError):
+                test_links_lead_somewhere(tmp_path / "a.md")
 
 
 @pytest.mark.slow
