@@ -100,7 +100,7 @@ def test_every_cell_is_trained_on_the_same_seeds(training: Training) -> None:
 
 def test_the_numbers_are_those_of_training_it_alone(training: Training) -> None:
     kept: list[tuple[Network, float]] = []
-    result = compare(training, cells=1, seeds=2, keep=lambda network, accuracy: kept.append((network, accuracy)))
+    result = compare(training, cells=1, seeds=2, keep=lambda network, test: kept.append((network, test.value)))
     from oche.data import none
 
     for seed, accuracy in zip((5, 6), result.found, strict=True):

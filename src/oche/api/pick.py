@@ -82,7 +82,7 @@ def _seed(plan: Plan, seed: int, run: Run, search: Search) -> dict[str, object]:
         "seed": seed,
         "metric": plan.task.metric,
         **named(val.metrics, "val"),
-        **named(test.metrics, "test"),
+        **test.card(plan.task),
         "skips": genotype.skips(),
         "genotype": str(genotype),
     }

@@ -159,7 +159,7 @@ def _carried_out(plan: Plan, run: Run, listener: Listener, clock: Clock | None) 
 
             def keep(network: Network, test: Score) -> None:
                 if plan.fabric.is_global_zero and not keeps:
-                    metrics = {f"test_{plan.task.metric}": test.value}
+                    metrics = test.card(plan.task)
                     save_network(run, network, space, genotype, plan.data, metrics, plan.task, limits=plan.limits)
                     if not _logged(run, "test"):
                         log_test(run, plan.data, test, plan.task)
@@ -193,10 +193,10 @@ def keep_supernet(run: Run, state: SearchState, genotype: Genotype) -> None:
         record = {"kind": "network", **named(val.metrics, "val"), "val_loss": val.loss}
         run.log(record)
         log_test(run, problem.data, test, problem.task)
-        metrics = named(test.metrics, "test")
+        metrics = test.card(problem.task)
         save_network(run, network, problem.space, genotype, problem.data, metrics, problem.task, limits=problem.limits)
         keep_mistakes(run, network, problem.data, problem.fabric, problem.task)
-    problem.listener("network", {**named(val.metrics, "val"), **named(test.metrics, "test")})
+    problem.listener("network", {**named(val.metrics, "val"), **test.card(problem.task), "metric": test.metric})
 
 
 def _logged(run: Run, kind: str) -> bool:

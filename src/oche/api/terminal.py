@@ -15,7 +15,7 @@ from rich.text import Text
 
 from oche.genotype import Genotype
 from oche.plan.within import spoken
-from oche.report.claims import TITLES, in_words
+from oche.report.claims import TITLES, floored, in_words
 from oche.run import Listener, Run
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ def seed_line(r: Mapping[str, Any]) -> str:
     """One seed's scores and cell."""
     skips = "+".join(str(n) for n in r["skips"].values())
     return (
-        f"seed {r['seed']}: {_said(r, 'val_', 2)} on validation images, {_said(r, 'test_', 2)} on test images, "
+        f"seed {r['seed']}: {_said(r, 'val_', 2)} on validation images, {_said(r, 'test_', 2)} on test images{floored(r)}, "
         f"skips {skips}  {brief(r['genotype'])}"
     )
 
@@ -277,17 +277,19 @@ def _said(record: Mapping[str, Any], prefix: str, digits: int = 1) -> str:
 _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "epoch": _epoch_line,
     "supernet": lambda r: (
-        f"supernet: {_said(r, 'val_')} on validation images; alpha moved by {r['alpha_moved']:.3f} (rms)"
+        f"supernet: {_said(r, 'val_')} on validation images{floored(r, 1)}; alpha moved by {r['alpha_moved']:.3f} (rms)"
     ),
     "fitted": lambda r: f"limits: {r['words']}" + (f"; made to fit: {'; '.join(r['done'])}" if r["done"] else ""),
-    "network": lambda r: f"network: {_said(r, 'val_')} on validation images, {_said(r, 'test_')} on test images",
+    "network": lambda r: (
+        f"network: {_said(r, 'val_')} on validation images, {_said(r, 'test_')} on test images{floored(r, 1)}"
+    ),
     "seed": lambda r: seed_line(r),
     "processes": lambda r: str(r["note"]),
     "time": lambda r: (
         f"time: {spoken(r['left'])} left; epochs of each training: {r['train_epochs']}"
         + (f" instead of {r['planned']}" if r["planned"] != r["train_epochs"] else "")
     ),
-    "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images",
+    "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images{floored(r, 1)}",
     "train_epoch": lambda r: (
         f"{r['epoch']:3d} train {r['loss']:.3f} {_value(r):>4}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
     ),
@@ -308,6 +310,10 @@ def data_rows(data: Data) -> list[tuple[str, str]]:
     size = f"{extent}, {data.channels} channel{'s' if data.channels > 1 else ''}"
     names = ", ".join(data.classes[:8]) + (", ..." if len(data.classes) > 8 else "")
     parts = f"{len(data.train)} train, {len(data.val)} validation, {len(data.test)} test {data.things} of {size}"
+    if data.task == "classify":
+        counts = data.train.targets.bincount(minlength=len(data.classes))
+        most = int(counts.argmax())
+        names += f"; {in_words('accuracy', float(counts[most]) / len(data.train), 1)} of the train {data.things} are {data.classes[most]!r}"
     return [
         ("data", f"{data.name}: {parts}"),
         ({"multilabel": "labels", "regress": "numbers"}.get(data.task, "classes"), f"{len(data.classes)}: {names}"),

@@ -34,7 +34,7 @@ from oche.run import Listener, Run, silent
 from oche.spaces import SPACES
 from oche.spaces import named as spaces
 from oche.spaces.rivals import RIVALS, Rival
-from oche.tasks import Task, named
+from oche.tasks import Task
 from oche.training.evaluate import Score, evaluate, records_of
 from oche.training.export import CARD, WEIGHTS, available_formats, export_network, load_network, save_network
 from oche.training.memory import refuse_if_too_large
@@ -277,7 +277,7 @@ def _finished(training: Training, run: Run, threads: int | None) -> Trained:
         network = retrain(training)
         test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
         if training.fabric.is_global_zero:
-            metrics = named(test.metrics, "test")
+            metrics = test.card(training.task)
             epochs = (*training.earlier, training.protocol.epochs)
             save_network(
                 run,

@@ -57,14 +57,19 @@ def show_found(found: Found, as_json: bool) -> None:
 
 def show_trained(trained: Trained, as_json: bool) -> None:
     """Prints a training's result."""
+    tested = next((r for r in reversed([*trained.run.records()]) if r.get("kind") == "test"), {})
     if as_json:
-        print(json.dumps(_result(trained.run) | {"test": {**trained.test.metrics, "loss": trained.test.loss}}))
+        print(
+            json.dumps(
+                _result(trained.run) | {"test": {**trained.test.metrics, "loss": trained.test.loss, **_floor(tested)}}
+            )
+        )
         return
     path = trained.run.path
     metrics = ", ".join(
         f"test {TITLES.get(name, name)} {in_words(name, value)}" for name, value in trained.test.metrics.items()
     )
-    console.print(f"\n{metrics}, loss {trained.test.loss:.4f}")
+    console.print(f"\n{metrics}, loss {trained.test.loss:.4f}{claims.floored(tested)}", soft_wrap=True)
     show_claims(trained.run.records())
     console.print(f"Everything lies in {path}; open {path / Run.REPORT} for the pictures.", soft_wrap=True)
     console.print(f"Next: oche predict {path} IMAGES   oche export {path}   oche eval {path}", soft_wrap=True)
@@ -78,6 +83,10 @@ def _result(run: Run) -> dict[str, object]:
         "network": str(run.file(Run.NETWORK)) if run.has(Run.NETWORK) else None,
         "warnings": claims.warnings(run.records()),
     }
+
+
+def _floor(record: Mapping[str, object]) -> dict[str, object]:
+    return {"floor": record["floor"]} if "floor" in record else {}
 
 
 def show_claims(records: Sequence[Mapping[str, object]]) -> None:
@@ -112,7 +121,13 @@ def show_score(score: Score, network: Loaded, as_json: bool, unknown_data: str |
     if score.metric in ("mean_f1", "r2"):  # sums in place of a matrix: its last row or a column counts the images
         total = int(sum(score.confusion[-1]) if score.metric == "mean_f1" else score.confusion[-1][0])
     if as_json:
-        table = {**score.metrics, "loss": score.loss, counted: total, "confusion": score.confusion}
+        table = {
+            **score.metrics,
+            "loss": score.loss,
+            **_floor(records[0]),
+            counted: total,
+            "confusion": score.confusion,
+        }
         iou = {str(r["class"]): r["iou"] for r in records if "iou" in r}
         print(
             json.dumps(
@@ -126,7 +141,8 @@ def show_score(score: Score, network: Loaded, as_json: bool, unknown_data: str |
         )
         return
     metrics = ", ".join(f"{TITLES.get(name, name)} {in_words(name, value)}" for name, value in score.metrics.items())
-    console.print(f"{metrics}, loss {score.loss:.4f}, on {total} {counted}", soft_wrap=True)
+    said = f"{metrics}, loss {score.loss:.4f}, on {total} {counted}{claims.floored(records[0])}"
+    console.print(said, soft_wrap=True)
     console.print(", ".join(f"{what} {value}" for value, what in told), soft_wrap=True)
     show_claims(records)
 
@@ -160,4 +176,6 @@ def _comparison(found: Found) -> Table:
             spread,
             " ".join(in_words(name_of, v) for v in values),
         )
+    if found.comparison.floor is not None and name_of in claims.ALWAYS:
+        table.add_row(claims.ALWAYS[name_of], in_words(name_of, found.comparison.floor))
     return table

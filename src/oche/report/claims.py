@@ -135,6 +135,27 @@ def with_verdicts(record: Mapping[str, object]) -> dict[str, object]:
     return {**record, "verdicts": verdicts(record)}
 
 
+ALWAYS = {
+    "accuracy": "always naming the commonest class",
+    "miou": "always naming the commonest class",
+    "mean_f1": "always giving each label its commoner value",
+    "r2": "always answering the mean",
+}
+"""Metric -> what reaches the floor."""
+
+
+def floored(record: Mapping[str, object], digits: int = 2) -> str:
+    """The floor in a few words to stand behind a score, "" where a record has none.
+
+    >>> floored({"metric": "accuracy", "floor": 0.2083}), floored({"val_accuracy": 0.9})
+    (' (always naming the commonest class: 20.83%)', '')
+    """
+    floor, metric = record.get("floor"), str(record.get("metric", "accuracy"))
+    if floor is None or metric not in ALWAYS:
+        return ""
+    return f" ({ALWAYS[metric]}: {in_words(metric, _number(floor), digits)})"
+
+
 def beside(record: Mapping[str, object], prefix: str = "") -> str:
     """What makes a score honest: that of always naming the commonest class, and a warning where the score is not above it.
 
@@ -150,9 +171,7 @@ def beside(record: Mapping[str, object], prefix: str = "") -> str:
         return ""
     score = _number(record[prefix + str(record.get("metric", "accuracy"))])
     few = record.get("predicted") is not None and record.get("predicted") != record.get("classes")
-    always = {"mean_f1": "always giving each label its commoner value", "r2": "always answering the mean"}.get(
-        str(record.get("metric")), "always naming the commonest class"
-    )
+    always = ALWAYS.get(str(record.get("metric")), ALWAYS["accuracy"])
     named = f"; it names {record['predicted']} of {record['classes']} classes" if few else ""
     if score <= _number(floor) + 1e-9:
         return f"no better than {always} ({percent(_number(floor))}){named}"

@@ -41,7 +41,7 @@ class Comparison:
     """Test scores (`metric`), mostly in [0, 1], by cell, one per seed, the found cell first; the seeds are the same for every cell.
 
     `costs` are the found network's. `rivals` tells what those among them are that no search drew, `left_out` why others that were asked
-    for are not among them.
+    for are not among them. `floor` is the score of always naming the commonest class of the test images, where the task has one.
     """
 
     accuracies: dict[str, tuple[float, ...]]
@@ -49,6 +49,7 @@ class Comparison:
     costs: Mapping[str, float] = field(default_factory=dict)
     rivals: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    floor: float | None = None
 
     @property
     def found(self) -> tuple[float, ...]:
@@ -87,6 +88,7 @@ class Comparison:
             "kind": "comparison",
             "metric": self.metric,
             "seeds": len(self.found),
+            **({} if self.floor is None else {"floor": self.floor}),
             "found_mean": float(np.mean(self.found)),
             "found_interval": interval(self.found),
             **_mean("random", self.random),
@@ -119,6 +121,7 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep, rivals: t
     beside = rivals_of(training, rivals)
     of_rivals: dict[str, dict[str, object]] = {}
     costs: Mapping[str, float] = {}
+    floors = [r["floor"] for r in (run.records() if run else []) if r.get("kind") == "trained" and "floor" in r]
     chosen = ((name, genotype, space) for name, (space, genotype) in beside.networks.items())
     for name, genotype, space in (*_cells(training, cells), *chosen):
         prices = priced(training.limits)(space, genotype)
@@ -151,9 +154,11 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep, rivals: t
                     run.log(record)
                 training.listener("trained", record)
                 done[name, seed] = test.value
+                floors += [record["floor"]] if "floor" in record else []
             accuracies.setdefault(name, []).append(done[name, seed])
     scores = {name: tuple(values) for name, values in accuracies.items()}
-    return Comparison(scores, training.task.metric, costs, of_rivals, beside.left_out)
+    floor = float(str(floors[0])) if floors else None
+    return Comparison(scores, training.task.metric, costs, of_rivals, beside.left_out, floor)
 
 
 def rivals_of(training: Training, asked: tuple[str, ...]) -> Contenders:

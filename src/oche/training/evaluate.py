@@ -12,7 +12,7 @@ from torch import nn
 
 from oche.config import describe
 from oche.data import Augmentation, ImageSet, batches
-from oche.tasks import Classify, MultiLabel, Regress, Segment, Task, Vectors, accuracy, class_iou, label_f1
+from oche.tasks import Classify, MultiLabel, Regress, Segment, Task, Vectors, accuracy, class_iou, label_f1, named
 
 BATCH, PIXELS = 256, 2**22
 """Images and pixels in one batch of an evaluation, at most."""
@@ -58,6 +58,11 @@ class Score:
             return {"metric": self.metric}
         there, named = int((counts.sum(1) > 0).sum()), int((counts.sum(0) > 0).sum())
         return {"metric": self.metric, "floor": self.floor(task), "predicted": min(named, there), "classes": there}
+
+    def card(self, task: Task) -> dict[str, object]:
+        """What a network's card tells of these scores on test images: every metric, and the floor beside them."""
+        floor = self.honest(task).get("floor")
+        return {**named(self.metrics, "test"), **({} if floor is None else {"floor": floor})}
 
     @property
     def iou(self) -> tuple[float, ...]:
