@@ -71,6 +71,13 @@ import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps, ImageSequence
 
+try:
+    from pillow_heif import register_heif_opener  # not needed but for HEIC
+except ImportError:
+    pass
+else:
+    register_heif_opener()
+
 model = sys.argv.pop(1) if sys.argv[1:] and sys.argv[1].endswith(".onnx") else "model.onnx"
 session = onnxruntime.InferenceSession(Path(__file__).with_name(model))
 contract = json.loads(session.get_modelmeta().custom_metadata_map["contract"])
@@ -78,8 +85,17 @@ rule, size, channels = contract["pixels"], contract["size"], contract["channels"
 
 
 def main(paths):
+    failed = 0
     for path in paths:
-        pixels = channelled(scaled(values(Path(path))))
+        try:
+            held = values(Path(path))
+            pixels = channelled(scaled(held))
+        except Exception as error:
+            print(f"{path} cannot be read: {error}", file=sys.stderr)
+            failed = 1
+            continue
+        if odd := strange(held):
+            print(f"{path}: {odd}", file=sys.stderr)
         if contract["task"] == "segment":
             name = f"{Path(path).stem}_mask.png"
             picture(painted(pixels)).save(name)
@@ -98,6 +114,7 @@ def main(paths):
         shares = np.exp(logits - logits.max())
         shares /= shares.sum()  # softmax: probabilities per class
         print(path, contract["classes"][shares.argmax()], f"{shares.max():.7f}")
+    sys.exit(failed)
 
 
 def scores(pixels):
@@ -132,7 +149,7 @@ def values(path):
 
 def page(image):
     if image.mode.startswith("RGB") and image.tile and "16" in str(image.tile[0][3]):
-        sys.exit("Pillow cuts colours of 16 bits to 8: save them as .npy")
+        raise ValueError("Pillow cuts colours of 16 bits to 8: save them as .npy")
     image, grey = ImageOps.exif_transpose(image), image.mode in ("1", "L", "LA", "La")
     if not image.mode.startswith(("I", "F")):
         image = image.convert("L" if grey else "RGBA" if channels == 4 else "RGB")
@@ -150,6 +167,20 @@ def scaled(array):
         return array.astype(np.uint8)
     floats = array.astype(np.result_type(array.dtype, np.float32))
     return ((floats - floats.dtype.type(rule["offset"])) / floats.dtype.type(rule["scale"])).astype(np.float32)
+
+
+def strange(array):
+    """What training never saw of the values, "" for nothing."""
+    low, high, first, last = float(array.min()), float(array.max()), rule["low"], rule["high"]
+    if high - last > max(abs(last), last - first) * 0.5 and high > rule["offset"] + rule["scale"]:
+        return f"values up to {high:g}, where the train images end at {last:g}"
+    if first - low > (last - first) * 0.5:
+        return f"values down to {low:g}, where the train images begin at {first:g}"
+    depth = np.dtype(rule["depth"])
+    coarser = array.dtype.kind in "ui" and depth.kind in "ui" and array.dtype.itemsize < depth.itemsize
+    if coarser and high <= (last - rule["offset"]) / 8:
+        return f"{array.dtype} values up to {high:g}, where the train images are {depth} up to {last:g}"
+    return ""
 
 
 def channelled(array):

@@ -47,11 +47,15 @@ PACKED = 4096
 
 @dataclass(frozen=True)
 class Head:
-    """What a file's first bytes say: height, width, channels and number type as `read_image` gives them, and an alpha channel."""
+    """What a file's first bytes say: height, width, channels and number type as `read_image` gives them, and an alpha channel.
+
+    `cut`: the file has more bits than are read.
+    """
 
     shape: tuple[int, int, int]
     depth: str = "uint8"
     alpha: bool = False
+    cut: bool = False
 
 
 def suffixes() -> frozenset[str]:
@@ -115,7 +119,8 @@ def head(path: Path, alpha: bool = False) -> Head:
             channels = 1 if image.mode in GREY else 4 if alpha and _transparent(image) else 3
             turned = image.getexif().get(ORIENTATION, 1) >= 5
             shape = (width, height) if turned else (height, width)
-            return Head((*shape, channels * _pages(image)), depth, _transparent(image))
+            cut = path.suffix.lower() in HEIC and image.info.get("bit_depth", 8) > 8
+            return Head((*shape, channels * _pages(image)), depth, _transparent(image), cut)
     except UNREADABLE as error:
         if path.suffix.lower() in (".tif", ".tiff") and (found := _plain_tiff(path)):
             return found
