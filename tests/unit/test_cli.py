@@ -520,7 +520,7 @@ def test_check_tells_what_became_of_every_file(oche: Oche, tmp_path: Path) -> No
     found = json.loads(out)
     assert found["contract"]["size"] == [16, 16]
     assert sum(sum(counts.values()) for counts in found["counts"].values()) == 37
-    assert any("different classes, pixel for pixel" in note for note in found["notes"])
+    assert any("several classes, pixel for pixel" in note for note in found["notes"])
     assert_refused(oche("check", data, "--set", "space.cells=3"), "space.cells")
 
 

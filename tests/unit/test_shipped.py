@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import nn
 from oche.api.inference import predict, segment
 from oche.base import counted
 from oche.data import load
-from oche.data.contract import Contract
+from oche.data.contract import Contract, decided
 from oche.data.reading.applied import painted
 from oche.data.reading.pixels import resized
 from oche.run import Run
@@ -91,10 +92,14 @@ def test_the_script_agrees_with_predict(tmp_path: Path, kind: str, size: int | N
     if kind == "tensors":  # trained on floats in [0, 1], used on the 8-bit files that they came from
         paths = write(tmp_path / "files", "rgb", pictures(kind, (16, 20)))
     (tmp_path / "torch.py").write_text("raise ImportError")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     done = subprocess.run(
-        [sys.executable, str(run.file("network/predict.py")), *map(str, paths)],
-        capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
+        [sys.executable, str(run.file("network/predict.py")), str(tmp_path / "bad.png"), *map(str, paths)],
+        capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
+    assert done.returncode == 1, "one of the files is no image; the others are answered"
+    assert f"{tmp_path / 'bad.png'} cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
     wanted = predict(run.path, paths)
     said = [line.split() for line in done.stdout.splitlines()]
     assert [(path, label) for path, label, _ in said] == [(str(p.path), p.label) for p in wanted]
@@ -119,6 +124,25 @@ def test_the_script_resizes_as_pytorch_does() -> None:
             wanted = resized(torch.from_numpy(values)[None], (size[0], size[1]))[0].numpy()
             got = room["resized"](room["cropped"](values))  # type: ignore[operator]
             np.testing.assert_allclose(got, wanted, atol=0 if values.dtype == np.uint8 else 1e-5)
+
+
+def test_the_script_finds_strange_what_predict_does() -> None:
+    functions = SCRIPT[SCRIPT.index("def strange") : SCRIPT.index("def channelled")]
+    rng, told = np.random.default_rng(2), set()
+    for _ in range(300):
+        depth, other = rng.choice(["uint8", "uint16", "float32"], 2)
+        low, high = sorted(float(n) for n in rng.integers(0, {"uint8": 256, "uint16": 5000}.get(depth, 300), 2))
+        rule = decided(low, high, [str(depth)], bool(rng.random() < 0.5))
+        values = rng.integers(0, int(rng.choice([3, 256, 60_000] if other != "uint8" else [3, 256])), (4, 4, 1)).astype(
+            other
+        )
+        values = values - np.float32(900) if other == "float32" and rng.random() < 0.3 else values
+        room: dict[str, object] = {"np": np, "rule": asdict(rule)}
+        exec(functions, room)  # noqa: S102  the text that is shipped, as it is
+        wanted = rule.strange(float(values.min()), float(values.max()), values.dtype.name)
+        assert room["strange"](values) == (wanted or "")  # type: ignore[operator]
+        told.add((wanted or "").partition(" up")[0].partition(" down")[0])
+    assert {"", "values", "uint8 values"} <= told
 
 
 def test_the_metadata_is_text() -> None:

@@ -175,7 +175,7 @@ def unreadable(path: Path | str, error: Exception) -> UserError:
     reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError):
         reason = f"it claims more than {LARGEST:,} pixels, or more than its bytes can hold"
-    return UserError(f"The image {path} cannot be read: {reason.strip('.')}; remove or replace it.")
+    return UserError(f"The image {path} cannot be read: {' '.join(reason.split()).strip('.')}; remove or replace it.")
 
 
 def _opened(path: Path) -> Image.Image:
