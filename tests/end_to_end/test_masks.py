@@ -80,7 +80,7 @@ def test_masks_decide_task_space_and_protocols() -> None:
     assert plan.table()["task"] == {"type": "Segment", "ignore": 255, "cross_entropy": 1.0, "class_weights": [], "ohem": "none",
         "ohem_least": 1 / 16, "dice": 0.0, "lovasz": 0.0, "label_smoothing": 0.0}  # fmt: skip
     classes = resolve(Request("darts", data=tiny_data(), budget="smoke"))
-    assert (classes.request.space, classes.request.protocol, classes.task.metric) == ("nb201", "brief", "accuracy")
+    assert (classes.request.space, classes.request.protocol, classes.task.metric) == ("nb201", "fast_brief", "accuracy")
     assert AUTO not in (plan.request.space, plan.request.protocol)
 
 

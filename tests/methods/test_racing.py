@@ -23,6 +23,7 @@ from oche.search.method import Method
 from oche.spaces.edges import DropPath
 from oche.spaces.sampling import sample
 from oche.training.protocols import PROTOCOLS
+from oche.training.train import Training
 from reference.real import digits, epochs_of, real_problem
 from reference.tiny import tiny_problem
 
@@ -65,7 +66,6 @@ def test_the_halving_leaves_what_the_script_leaves(monkeypatch: pytest.MonkeyPat
             return Score(float(scores[network][epoch]))  # noqa: B023
 
         monkeypatch.setattr(racing, "evaluate", planted)
-        monkeypatch.setattr(racing, "set_rate", lambda optimizer, rate: None)
         expected = scripted(scores)
         assert race(problem, cells, "darts_cifar", (30, 100, 120), (4, 2, 1)) == expected
         assert sorted(trained.values()) == [30] * 4 + [100] * 2 + [120] * 2
@@ -193,9 +193,12 @@ def test_a_rung_looks_at_its_own_epochs_alone(monkeypatch: pytest.MonkeyPatch) -
         return Score(scores[network][trained[network] - 1])
 
     monkeypatch.setattr(racing, "begin", lambda training: Fake(cells.index(training.genotype)))
-    monkeypatch.setattr(racing, "train_epoch", lambda state, training, stream: None)
     rates: list[float] = []
-    monkeypatch.setattr(racing, "set_rate", lambda optimizer, rate: rates.append(rate))
+
+    def rated(state: Any, training: Training, stream: object) -> None:
+        rates.append(training.protocol.lr(state.epoch / training.protocol.epochs))
+
+    monkeypatch.setattr(racing, "train_epoch", rated)
     monkeypatch.setattr(racing, "evaluate", planted)
     assert race(problem, cells, "smoke", (3, 4), (2, 1)) == 1
     lr = PROTOCOLS["smoke"].lr

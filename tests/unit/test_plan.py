@@ -24,7 +24,7 @@ from oche.plan.request import Request, TrainRequest, recorded_request, requested
 from oche.plan.resolve import Plan, resolve
 from oche.plan.training import resolve_training, training_table
 from oche.run import Run
-from oche.schedule import Cosine
+from oche.schedule import Cosine, Triangle
 from oche.search.bilevel import FiniteDifference, FirstOrder, Unrolled
 from oche.search.method import Method
 from oche.search.relaxations import EdgeNormalised, Softmax
@@ -34,6 +34,7 @@ from oche.search.state import Problem
 from oche.search.trainable import AllWeights, BatchNormOnly
 from oche.spaces import SPACES
 from oche.spaces.edges import PartialChannels, WeightedSum
+from oche.training.protocols import PROTOCOLS
 from reference.tiny import tiny_data, tiny_masks
 
 SMALL, MASKS = tiny_data(), tiny_masks()
@@ -180,7 +181,7 @@ def test_settings_reach_every_part() -> None:
     m = searcher(p)
     assert getattr(p.space, "channels", None) == 8
     assert (len(p.data.val), p.data.size) == (round(0.25 * 1797), (16, 16))
-    assert (p.protocol.epochs, p.protocol.lr, p.protocol.optimizer.nesterov) == (4, Cosine(0.3), False)
+    assert (p.protocol.epochs, p.protocol.lr, p.protocol.optimizer.nesterov) == (4, Triangle(0.3), False)
     assert m.edge == PartialChannels(2)
     assert (m.clip, m.arch_every, m.relaxation, m.split.weights) == (1.5, 2, EdgeNormalised(Softmax(0.1)), 0.3)
 
@@ -352,6 +353,21 @@ def test_epochs_and_batch_of_a_training() -> None:
     assert (t.protocol.epochs, t.protocol.batch) == (7, 5)
     with pytest.raises(UserError, match="at least one epoch"):
         resolve_training(train_request(epochs=0))
+
+
+def test_few_images_get_more_epochs_unless_their_number_is_given() -> None:
+    images = len(resolve_training(train_request()).data.train)
+    per_epoch = -(-images // 8)
+    protocol = replace(PROTOCOLS["smoke"], batch=8, steps=10 * per_epoch - 1)
+    asked = train_request(protocol=protocol)
+    training = resolve_training(asked)
+    assert training.protocol.epochs == 10
+    assert resolve_training(replace(asked, epochs=3)).protocol.epochs == 3
+    assert resolve_training(replace(asked, settings={"train.epochs": 4})).protocol.epochs == 4
+    assert resolve_training(replace(asked, settings={"train.steps": 0})).protocol.epochs == protocol.epochs
+    compared = Request("darts", space="toy", data=SMALL, budget="smoke", protocol=protocol)
+    assert resolve(compared).protocol.epochs == 10
+    assert resolve(replace(compared, settings={"train.epochs": 4})).protocol.epochs == 4
 
 
 @pytest.mark.parametrize("path", ["clip", "method.K", "weight_lr.start"])

@@ -19,7 +19,7 @@ from oche.genotype import Choice, Genotype
 from oche.optim import SGD
 from oche.plan.machine import fabric_for
 from oche.run import Run
-from oche.schedule import Constant
+from oche.schedule import Constant, Cosine
 from oche.spaces import SPACES, Network
 from oche.spaces.sampling import sample
 from oche.tasks import Classify
@@ -183,13 +183,17 @@ def literal_epoch(network: Network, t: Training, lr: float, ramp: float) -> dict
 @pytest.mark.parametrize(("nesterov", "smoothing"), [(False, 0.1), (True, 0.0)])
 def test_an_epoch_equals_a_literal_one(clip: float | None, nesterov: bool, smoothing: float) -> None:
     protocol = replace(
-        PLAIN, clip=clip, label_smoothing=smoothing, drop_path=0.0, optimizer=SGD(0.9, 1e-3, nesterov), cutout=8
+        PLAIN,
+        lr=Constant(0.02),  # at 0.05 a ReLU may change sides by rounding alone
+        clip=clip,
+        label_smoothing=smoothing,
+        drop_path=0.0,
+        optimizer=SGD(0.9, 1e-3, nesterov),
+        cutout=8,
     )
     t = training(protocol, data=tiny_data(24, (16, 16)))
     state, other = begin(t), begin(t)
     assert state.network.auxiliary is not None
-    for group in state.optimizer.param_groups:
-        group["lr"] = 0.02  # at 0.05 a ReLU may change sides by rounding alone
     stream = Stream(t.data.train, protocol.batch, t.seed, "train", for_training(t.data, protocol.cutout), "cpu")
     before = {name: p.detach().clone() for name, p in state.network.named_parameters()}
     loss, accuracy = train_epoch(state, t, stream)
@@ -440,6 +444,18 @@ def test_a_training_is_resumed_exactly(tmp_path: Path) -> None:
         return [{k: v for k, v in record.items() if k != "seconds"} for record in run.records()]
 
     assert log(whole.run) == log(broken.run)
+
+
+@pytest.mark.parametrize("by_step", [False, True])
+def test_the_rate_moves_once_per_epoch_or_at_every_step(by_step: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three epochs of five steps; the rate of each of the 15 is the cosine's at its share of the whole."""
+    rates: list[float] = []
+    monkeypatch.setattr("oche.training.train.set_rate", lambda optimizer, rate: rates.append(rate))
+    data = tiny_data(40)
+    protocol = replace(PLAIN, epochs=3, batch=8, lr=Cosine(0.1), lr_by_step=by_step)
+    retrain(training(protocol, "toy", replace(data, train=data.train.subset(torch.arange(40)))))
+    shares = [step / 15 if by_step else step // 5 / 3 for step in range(15)]
+    assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * share)) for share in shares])
 
 
 def test_a_search_checkpoint_is_no_training(tmp_path: Path) -> None:

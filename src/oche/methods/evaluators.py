@@ -31,7 +31,7 @@ from oche.training.train import Training, retrain
 Scorer = Callable[[Genotype], float]
 """The validation score of a cell, in percent where it is an accuracy; more is better."""
 
-BRIEF = {"classify": "brief", "segment": "segment_brief"}
+BRIEF = {"classify": "fast_brief", "segment": "segment_brief"}
 """The training protocol of each cell, by what the space's networks do."""
 
 

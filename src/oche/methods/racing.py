@@ -8,7 +8,6 @@ from dataclasses import replace
 from oche.data import none
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.optim import set_rate
 from oche.search.state import Problem
 from oche.training.evaluate import evaluate
 from oche.training.protocols import PROTOCOLS
@@ -36,7 +35,6 @@ def race(problem: Problem, cells: Sequence[Genotype], protocol: str, until: Sequ
             training = trainings[n]
             stream = stream_of(training)
             while state.epoch < epochs:
-                set_rate(state.optimizer, own.lr(state.epoch / own.epochs))
                 train_epoch(state, training, stream)
                 state.epoch += 1
                 found = evaluate(state.network, problem.data.val, none(problem.data), problem.fabric, problem.task)

@@ -189,7 +189,7 @@ class TrainRequest(Limited):
     space: str | Space | type[Space] | None = option(None, "The space of a genotype that does not say it.", "--space")
     task: str | Task | None = option(None, "As for `oche search`. Default: the search's.", "--task")
     protocol: str | Protocol = option(
-        AUTO, "`oche list protocols`, or FILE.py:NAME. Default: quick, for masks segment.", "--protocol"
+        AUTO, "`oche list protocols`, or FILE.py:NAME. Default: fast, for masks segment.", "--protocol"
     )
     epochs: int | None = option(None, "Default: the protocol's.", "--epochs")
     batch: int | None = option(None, "Images per step, over all processes. Default: the protocol's.", "--batch")

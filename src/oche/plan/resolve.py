@@ -56,11 +56,11 @@ from oche.spaces.fit import check, searched
 from oche.spaces.limits import Limits
 from oche.spaces.rivals import NONE, RIVALS, names
 from oche.tasks import Classify, Task
-from oche.training.protocols import Protocol
+from oche.training.protocols import Protocol, lengthened
 from oche.watch import trackers
 from oche.watch.named import Watch, checked
 
-COMPARING = {"classify": "brief", "segment": "segment_brief"}
+COMPARING = {"classify": "fast_brief", "segment": "segment_brief"}
 """The protocol of the comparison that "auto" stands for, by what the data can teach."""
 
 IMAGENET = 128
@@ -172,6 +172,8 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     protocol, _ = layered(
         named.protocol(protocol_name), "train", given=of_train, recorded=table_of(recorded, "train"), rules=rules
     )
+    if recorded is None and "epochs" not in of_train:
+        protocol = lengthened(protocol, len(data.train))
     watch, _ = layered(
         Watch.of(request.probes),
         "probe",

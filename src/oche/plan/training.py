@@ -32,10 +32,11 @@ from oche.spaces.edges import TRAINED
 from oche.spaces.fit import widest
 from oche.spaces.limits import LIMITED, Limits
 from oche.spaces.rivals import Rival
+from oche.training.protocols import lengthened
 from oche.training.train import Training
 from oche.watch import trackers
 
-TRAINING = {"classify": "quick", "segment": "segment"}
+TRAINING = {"classify": "fast", "segment": "segment"}
 """The protocol of a training that "auto" stands for, by what the data can teach."""
 
 
@@ -75,6 +76,8 @@ def resolve_training(
         recorded=table_of(recorded, "train"),
         rules=rules,
     )
+    if recorded is None and "epochs" not in {**asked, **parts.get("train", {})}:
+        protocol = lengthened(protocol, len(data.train))
     task = task_for(data, request.task, parts.get("task", {}), table_of(recorded, "task", optional=True), rules)
     known = {f.name for f in fields(kind)}
     sizes = {key: getattr(protocol, key) for key in ("cells", "channels", "stem_multiplier") if "cells" in known}

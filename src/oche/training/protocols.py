@@ -1,7 +1,8 @@
 """The named protocols of a training from scratch.
 
 Those of the DARTS line (auxiliary head, drop path, cutout, cosine, clip) set sizes too, so that a number can be compared with a paper's;
-`quick`, `brief`, `smoke` and `segment` are ours.
+the others are ours. `fast` and `fast_brief`, the defaults for classes, were chosen on validation images of two halves of CIFAR-100's
+classes and of digits (docs/results/recipes.md); `quick` and `brief` were the defaults before.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from oche.optim import SGD
-from oche.schedule import Cosine, Geometric, LinearTail, Schedule
+from oche.schedule import Cosine, Geometric, LinearTail, Schedule, Triangle
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class Protocol:
 
     `auxiliary` weighs the auxiliary head's loss, `drop_path` is the probability at the end of a linear ramp, `cutout` the side of the hole
     in images of 32 pixels, `policy` adds AutoAugment. `keep` says which weights are the result: the last epoch's, or those of the best
-    validation score. `cells`, `channels` and `stem_multiplier` set the size of a network of stacked cells (None: as searched). `compile`
-    has torch.compile make one program of forward and backward: minutes before the first step (and again where drop path sets in), faster
-    steps after it.
+    validation score. With `lr_by_step` the rate moves along `lr` at every step, else once per epoch. `steps` is the least number of
+    steps: where there are few images, `lengthened` takes more epochs. `cells`, `channels` and `stem_multiplier` set the size of a network
+    of stacked cells (None: as searched). `compile` has torch.compile make one program of forward and backward: minutes before the first
+    step (and again where drop path sets in), faster steps after it.
     `source` says where the settings are from.
     """
 
@@ -36,11 +38,23 @@ class Protocol:
     policy: bool = False
     label_smoothing: float = 0.0
     keep: Literal["last", "best"] = "last"
+    lr_by_step: bool = False
+    steps: int = 0
     cells: int | None = None
     channels: int | None = None
     stem_multiplier: int | None = None
     compile: bool = False
     source: str = "our choice"
+
+
+def lengthened(protocol: Protocol, images: int) -> Protocol:
+    """The protocol with as many epochs of `images` train images as its least number of steps takes, at least its own.
+
+    >>> lengthened(Protocol(30, 64, Cosine(0.1), steps=1000), 640).epochs
+    100
+    """
+    per_epoch = max(1, -(-images // protocol.batch))
+    return replace(protocol, epochs=max(protocol.epochs, -(-protocol.steps // per_epoch)))
 
 
 _CIFAR = Protocol(
@@ -66,7 +80,13 @@ TRICKS: dict[str, Protocol] = {
 """The ladder of "NAS evaluation is frustratingly hard" (arXiv 1912.12522): each rung is one trick away from another; `darts_cifar`,
 cutout, drop path and auxiliary head, is the one between `cutout_drop_path` and `wide`. From foot to top random cells gain 2.9 points."""
 
+_FAST = Protocol(
+    30, 128, Triangle(0.2), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.0, lr_by_step=True, steps=800
+)
+
 PROTOCOLS: dict[str, Protocol] = {
+    "fast": _FAST,
+    "fast_brief": replace(_FAST, epochs=12, steps=240),
     "quick": Protocol(30, 64, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
     "brief": Protocol(12, 64, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),
     "smoke": Protocol(2, 32, Cosine(0.1), SGD(nesterov=True, weight_decay=5e-4), auxiliary=0.4),

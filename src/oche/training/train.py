@@ -83,7 +83,6 @@ def retrain(training: Training) -> Network:
     stream = stream_of(training)
     while state.epoch < protocol.epochs:
         started = time.perf_counter()
-        set_rate(state.optimizer, protocol.lr(state.epoch / protocol.epochs))
         loss, value = train_epoch(state, training, stream)
         score = evaluate(state.network, training.data.val, none(training.data), training.fabric, training.task)
         record: dict[str, object] = {
@@ -93,7 +92,7 @@ def retrain(training: Training) -> Network:
             training.task.metric: value,
             "val_loss": score.loss,
             **named(score.metrics, "val"),
-            "lr": float(state.optimizer.param_groups[0]["lr"]),
+            "lr": protocol.lr(state.epoch / protocol.epochs),
             "seconds": time.perf_counter() - started,
         }
         state.epoch += 1
@@ -149,6 +148,8 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
     confusion = torch.zeros(1, 1, device=fabric.device, dtype=torch.int64)
     first = (before + state.epoch) * stream.steps_per_epoch
     for i in range(first, first + stream.steps_per_epoch):
+        within = (i - first) / stream.steps_per_epoch if protocol.lr_by_step else 0.0
+        set_rate(state.optimizer, protocol.lr((state.epoch + within) / protocol.epochs))
         batch, draw = stream.at(i), Draw(training.seed, i, "train", part=Part(fabric.global_rank, fabric.world_size))
         with fabric.autocast():
             outputs, auxiliary = state.trunk(batch.images, draw, network.drops(batch.images, draw, ramp))
