@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 from oche import config
+from oche.api.batch import with_batch
 from oche.api.expected import Clock, fitting, in_time, timed
 from oche.api.folders import RUNS, begun, fitted
 from oche.api.inference import evaluate_run
@@ -89,7 +90,7 @@ def search(request: Request) -> Found:
     Raises UserError.
     """
     clock = Clock.of(request.time)
-    plan, expected = resolve(request), None
+    plan, expected = with_batch(resolve(request)), None
     if clock or request.progress:
         plan, expected = timed(plan, clock)
     else:

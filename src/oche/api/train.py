@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import load as safetensors_load
 
 from oche import config, own
+from oche.api import batch
 from oche.api.expected import Clock
 from oche.api.folders import RUNS, begun, fitted, genotype_of, path_of
 from oche.api.kept import Kept
@@ -25,7 +26,7 @@ from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.plan.machine import threads_for
 from oche.plan.parts import source_of
-from oche.plan.request import TrainRequest, part_of, requested, verb
+from oche.plan.request import AUTO, TrainRequest, part_of, requested, verb
 from oche.plan.training import earlier_epochs, limits_in, resolve_training, searched_size, training_table
 from oche.plan.within import Parts, epochs_within
 from oche.report import attempt, render
@@ -71,7 +72,7 @@ def train(request: TrainRequest) -> Trained:
     its rate (`settings={"train.lr.start": ...}` sets it), momentum from 0, images in the order that would have followed.
     """
     clock = Clock.of(request.time)
-    plan = plan_training(request).in_time(clock)
+    plan = plan_training(request).measured().in_time(clock)
     run = plan.start(request.out)
     if not request.progress:
         return finish_training(plan.training, run, plan.request, request.listener)
@@ -90,6 +91,14 @@ class TrainPlan:
     name: str
     start_with: bytes | None = None
     files: own.Files = field(default_factory=dict)
+
+    def measured(self) -> TrainPlan:
+        """The plan with the batch that is quickest where `auto` was asked for; its request has the number. Raises UserError."""
+        if self.request.batch != AUTO:
+            return self
+        size = batch.for_training(self.training, self.request.threads)
+        training = replace(self.training, protocol=replace(self.training.protocol, batch=size))
+        return replace(self, training=training, request=replace(self.request, batch=size))
 
     def in_time(self, clock: Clock | None) -> TrainPlan:
         """The plan with the epochs that fill the clock's time best. Raises UserError where it is too short, or the epochs are given."""

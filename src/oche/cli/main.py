@@ -105,6 +105,7 @@ def search(
     elif request.seeds == 1 and _is_given(context, "pick"):
         raise UserError("--pick chooses among several seeds: give `--seeds 4` or so, or leave it out.")
     from oche.api import search as api
+    from oche.api.batch import with_batch
     from oche.api.expected import Clock, timed
     from oche.api.resume import reopen
     from oche.plan.resolve import resolve
@@ -115,7 +116,7 @@ def search(
         recorded = None
         if config:
             request, recorded = _repeated(config, request.out, trust)
-        plan, run = resolve(request, recorded), None
+        plan, run = with_batch(resolve(request, recorded)), None
         if config:
             _note_changed_data(config, plan)
     # what --time has chosen is recorded, and holds where a run is repeated or carried on
@@ -205,7 +206,7 @@ def train(
     from oche.api import train as api
     from oche.api.expected import Clock
 
-    plan = api.plan_training(request).in_time(Clock.of(request.time, STARTED))
+    plan = api.plan_training(request).measured().in_time(Clock.of(request.time, STARTED))
     run = plan.start(request.out)
     running("train", run.path)
     show.training_plan(plan.training, run)

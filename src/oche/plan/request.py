@@ -54,6 +54,16 @@ def option(default: T, help: str, *flags: str, recorded: bool = True) -> T:
     return cast(T, made)
 
 
+def number_of(batch: str | int | None, usual: int) -> int:
+    """The batch that was asked for, or the usual one where none was, or where it is yet to be measured. Raises UserError."""
+    if batch is None or batch == AUTO:
+        return usual
+    try:
+        return int(batch)
+    except ValueError:
+        raise UserError(f"--batch takes a number of images, or auto; given {batch}.") from None
+
+
 def words(of: Field[object]) -> Words:
     """The words of an option."""
     return cast(Words, of.metadata["words"])
@@ -115,7 +125,9 @@ class Request(Limited):
     )
     budget: str = option("quick", "paper, quick or smoke.", "--budget")
     epochs: int | None = option(None, "Default: the budget's.", "--epochs")
-    batch: int | None = option(None, "Images per step, over all processes. Default: the budget's.", "--batch")
+    batch: str | int | None = option(
+        None, "Images per step, over all processes; auto measures which is quickest. Default: the budget's.", "--batch"
+    )
     time: str | int | None = option(
         None, "How long the whole command may take: 20m. Chooses the epochs of search and comparison.", "--time"
     )
@@ -192,7 +204,11 @@ class TrainRequest(Limited):
         AUTO, "`oche list protocols`, or FILE.py:NAME. Default: fast, for masks segment.", "--protocol"
     )
     epochs: int | None = option(None, "Default: the protocol's.", "--epochs")
-    batch: int | None = option(None, "Images per step, over all processes. Default: the protocol's.", "--batch")
+    batch: str | int | None = option(
+        None,
+        "Images per step, over all processes; auto measures which is quickest. Default: the protocol's.",
+        "--batch",
+    )
     time: str | int | None = option(None, "How long the whole command may take: 20m. Chooses the epochs.", "--time")
     seed: int = option(0, "Everything random depends on this number.", "--seed")
     device: str = option("auto", "auto, cpu, cuda, cuda:0 or mps.", "--device")

@@ -40,6 +40,7 @@ from oche.plan.request import (
     Request,
     check_objects,
     earlier_share,
+    number_of,
     objects_of,
     part_of,
     plain,
@@ -202,6 +203,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     settled = replace(
         plain(request, method=searcher.name, space=space.name, task=task.name, protocol=own.display(protocol_name)),
         data=path_of(request.data, data),
+        batch=request.batch if request.batch in (None, AUTO) else batch // were,
         compare=compare,
         rivals=rivals,
         latency_table=table_path(request.latency_table),
@@ -261,7 +263,11 @@ def _length(request: Request, chosen: Budget, recorded: Mapping[str, object] | N
         if recorded and name in recorded:
             chosen = config.override(chosen, name, recorded[name], "run.toml: resolved")
     epochs = chosen.epochs if request.epochs is None else request.epochs
-    batch = chosen.batch if request.batch is None else request.batch
+    batch = number_of(request.batch, chosen.batch)
+    if request.batch == AUTO and request.budget == "paper":
+        raise UserError(
+            f"The published budget has a batch of its own, {batch}: leave --batch out, or give it a number."
+        )
     if batch < 2 or epochs < 1:
         raise UserError(
             f"A search needs at least one epoch and batches of two images; given epochs={epochs}, batch={batch}."

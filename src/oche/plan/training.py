@@ -17,6 +17,7 @@ from oche.plan.request import (
     TrainRequest,
     check_objects,
     earlier_share,
+    number_of,
     objects_of,
     part_of,
     plain,
@@ -68,7 +69,11 @@ def resolve_training(
     if rival is not None and data.things == "signals" and not kind.flat:
         form = rival.form(True)
         kind, size, request = form.space, form.fields, replace(request, genotype=str(form.genotype))
-    asked = {key: value for key, value in (("epochs", request.epochs), ("batch", request.batch)) if value is not None}
+    asked = {} if request.epochs is None else {"epochs": request.epochs}
+    if request.batch == AUTO and "batch" in parts.get("train", {}):
+        raise UserError("--batch auto measures what train.batch says: leave one of them out.")
+    if request.batch not in (None, AUTO):
+        asked["batch"] = number_of(request.batch, 0)
     protocol, _ = layered(
         named.protocol(TRAINING[form_of(data)] if request.protocol == AUTO else request.protocol),
         "train",
