@@ -20,18 +20,8 @@ from oche.api.resume import reopen
 from oche.api.terminal import Show
 from oche.cli import main as cli
 from oche.errors import UserError
-from oche.plan.request import (
-    Request,
-    TrainRequest,
-    in_order,
-    options,
-    plain,
-    request_in,
-    rules_of,
-    verb,
-    words,
-    written,
-)
+from oche.plan.options import words
+from oche.plan.request import Request, TrainRequest, in_order, options, plain, request_in, rules_of, verb, written
 from oche.plan.resolve import resolve
 from reference.tiny import tiny_data, tiny_masks
 

@@ -10,7 +10,7 @@ from typing import Literal
 from oche import config, own
 from oche.bench.tables import known
 from oche.errors import UserError, unknown
-from oche.plan.request import Limited
+from oche.plan.options import Limited
 from oche.spaces import named as spaces_named
 from oche.tables import TableLike
 from oche.training.protocols import PROTOCOLS

@@ -13,7 +13,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from oche.config import annotations_of, assignment
-from oche.plan.request import Request, TrainRequest, in_order, words
+from oche.plan.options import words
+from oche.plan.request import Request, TrainRequest, in_order
 
 Asked = TypeVar("Asked", Request, TrainRequest)
 

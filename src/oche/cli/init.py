@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from oche import config
 from oche.errors import UserError
-from oche.plan.request import Request, options, words
+from oche.plan.options import words
+from oche.plan.request import Request, options
 
 if TYPE_CHECKING:
     from oche.data import Data

@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, Field, dataclass, field, fields, replace
+from dataclasses import KW_ONLY, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from oche import config, own
 from oche.errors import UserError
+from oche.plan.options import Limited, option, words
 from oche.run import Listener, Run, silent
 
 if TYPE_CHECKING:
@@ -36,24 +37,6 @@ AUTO = "auto"
 """Asks for what fits the data."""
 
 
-@dataclass(frozen=True)
-class Words:
-    """How an option is told on the command line: its help, its flags (none: Python only), and whether run.toml records it."""
-
-    help: str
-    flags: tuple[str, ...] = ()
-    recorded: bool = True
-
-
-def option(default: T, help: str, *flags: str, recorded: bool = True) -> T:
-    """A field of a request: an option with its default, its help and its flags, `--name` by custom, none for Python alone."""
-    words = {"words": Words(help, flags, recorded)}
-    made: object = (
-        field(default_factory=dict, metadata=words) if default == {} else field(default=default, metadata=words)
-    )
-    return cast(T, made)
-
-
 def number_of(batch: str | int | None, usual: int) -> int:
     """The batch that was asked for, or the usual one where none was, or where it is yet to be measured. Raises UserError."""
     if batch is None or batch == AUTO:
@@ -62,41 +45,6 @@ def number_of(batch: str | int | None, usual: int) -> int:
         return int(batch)
     except ValueError:
         raise UserError(f"--batch takes a number of images, or auto; given {batch}.") from None
-
-
-def words(of: Field[object]) -> Words:
-    """The words of an option."""
-    return cast(Words, of.metadata["words"])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limited:
-    """Limits of what a network may cost, which a search, a training and a bench are asked for in the same words."""
-
-    max_params: str | int | None = option(
-        None,
-        "The most weights that the network may have: 80k. It is made to fit; docs/limits.md. A training takes over its search's limits; "
-        "none lifts one.",
-        "--max-params",
-    )
-    max_macs: str | int | None = option(None, "The most multiply-adds per image: 12.7M.", "--max-macs")
-    max_memory: str | int | None = option(
-        None, "The peak memory of its activations, one image in float32: 64KB or 64KiB.", "--max-memory"
-    )
-    max_size: str | int | None = option(None, "The most that its ONNX file may take: 100KB.", "--max-size")
-    max_latency: str | float | None = option(
-        None,
-        "The most milliseconds per image on one thread: 3ms. Measured here, or foretold by --latency-table.",
-        "--max-latency",
-    )
-    latency_table: str | Path | None = option(
-        None, "The latencies of another device, as `oche latency` writes them there.", "--latency-table"
-    )
-
-    @property
-    def limited(self) -> dict[str, Any]:
-        """The options of this list by name."""
-        return {f.name: getattr(self, f.name) for f in fields(Limited)}
 
 
 @dataclass(frozen=True)

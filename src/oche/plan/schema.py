@@ -19,7 +19,8 @@ from oche.data import load
 from oche.methods import METHODS
 from oche.methods.budgets import NAMES
 from oche.plan.named import SLOTS
-from oche.plan.request import AUTO, Request, TrainRequest, options, words
+from oche.plan.options import words
+from oche.plan.request import AUTO, Request, TrainRequest, options
 from oche.search.method import Method
 from oche.spaces import SPACES
 from oche.spaces.ops import OPS
