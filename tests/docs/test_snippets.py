@@ -84,6 +84,8 @@ def photos(folder: Path) -> None:
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_pages_run(page: Path, tmp_path: Path) -> None:
     """All blocks of a page that are marked, in order, in one folder that has images in photos/."""
+    if any("--address local" in block.text for block in blocks(page) if block.mark == "run"):
+        pytest.importorskip("ray", reason="the extra `ray` is not installed")
     photos(tmp_path / "photos")
     bin_ = tmp_path / "bin"
     bin_.mkdir()
