@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union
 import tomli_w
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
-from oche.errors import UserError, unknown
+from oche.errors import UserError, nearest, unknown
 
 T = TypeVar("T")
 
@@ -209,7 +209,16 @@ def _fit(value: object, hint: Any, name: str, where: str) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError:
-        raise UserError(f"{where}: {name} must be {_say(hint)}, not {value!r}.") from None
+        near = nearest(str(value), _literals(hint), 0.7)  # all are named before
+        tip = f"; did you mean {near!r}?" if near else "."
+        raise UserError(f"{where}: {name} must be {_say(hint)}, not {value!r}{tip}") from None
+
+
+def _literals(hint: Any) -> list[str]:
+    """The texts that an annotation takes, however deep they lie in it."""
+    if typing.get_origin(hint) is Literal:
+        return [text for text in typing.get_args(hint) if isinstance(text, str)]
+    return [text for inner in typing.get_args(hint) for text in _literals(inner)]
 
 
 def _schema(hint: Any) -> Any:

@@ -37,9 +37,18 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     "There is no method 'dart'; did you mean 'darts'? Known: darts, pcdarts."
     """
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
+    near = nearest(name, known)
+    hint = f"; did you mean {near!r}?" if near else "."
     return UserError(f"There is no {kind} {name!r}{hint} Known: {', '.join(known)}.")
+
+
+def nearest(name: str, known: Iterable[str], likeness: float = 0.4) -> str:
+    """The name that is most like one that was typed, "" where none is like it by at least `likeness` in (0, 1].
+
+    >>> nearest("typ", ["type", "cell"]), nearest("typ", ["a"])
+    ('type', '')
+    """
+    return next(iter(difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)), "")
 
 
 def ran_out(error: BaseException) -> bool:

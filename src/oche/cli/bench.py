@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from oche.api.terminal import console
+from oche.cli.completion import values
 from oche.config import assignment
 from oche.errors import RunFailed, UserError, unknown
 from oche.report import attempt
@@ -28,21 +29,39 @@ Folder = Annotated[Path | None, typer.Option(help="The benchmark's files. Defaul
 def run(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="A TOML file with the fields of a bench; docs/bench.md.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="A method or FILE.py:NAME, as often as you like.")] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="A method or FILE.py:NAME, as often as you like.", autocompletion=values("method")),
+    ] = None,
     space: Annotated[
         list[str] | None,
-        typer.Option(help="A space or FILE.py:NAME, as often as you like. Default: the table's, or nb201."),
+        typer.Option(
+            help="A space or FILE.py:NAME, as often as you like. Default: the table's, or nb201.",
+            autocompletion=values("space"),
+        ),
     ] = None,
-    data: Annotated[list[str] | None, typer.Option(help="A data set, as often as you like.")] = None,
-    budget: Annotated[list[str] | None, typer.Option(help="A budget, as often as you like.")] = None,
+    data: Annotated[
+        list[str] | None, typer.Option(help="A data set, as often as you like.", autocompletion=values("data"))
+    ] = None,
+    budget: Annotated[
+        list[str] | None, typer.Option(help="A budget, as often as you like.", autocompletion=values("budget"))
+    ] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds.")] = None,
     epochs: Annotated[int | None, typer.Option(help="Default: the budget's.")] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.", autocompletion=values("device"))
+    ] = None,
     evaluate: Annotated[
-        str | None, typer.Option(help="table, train or both. Default: table if there is one, else train.")
+        str | None,
+        typer.Option(
+            help="table, train or both. Default: table if there is one, else train.", autocompletion=values("evaluate")
+        ),
     ] = None,
     table: Annotated[
-        str | None, typer.Option(help="The table that cells are looked up in: nb201 or FILE.py:NAME.")
+        str | None,
+        typer.Option(
+            help="The table that cells are looked up in: nb201 or FILE.py:NAME.", autocompletion=values("table")
+        ),
     ] = None,
     metric: Annotated[
         list[str] | None,
@@ -56,7 +75,10 @@ def run(
     ] = None,
     probe: Annotated[
         list[str] | None,
-        typer.Option(help="gap, eigenvalue, tau or table, as often as you like; measured after each epoch."),
+        typer.Option(
+            help="gap, eigenvalue, tau or table, as often as you like; measured after each epoch.",
+            autocompletion=values("probe"),
+        ),
     ] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="PART.FIELD=VALUE for all methods.")] = None,
     only: Annotated[
@@ -157,8 +179,8 @@ def query(
     if as_json:
         typer.echo(json.dumps(answer))
         return
-    for data, values in answer.items():
-        console.print(f"{data}: " + ", ".join(f"{name} {value}" for name, value in values.items()))
+    for data, found in answer.items():
+        console.print(f"{data}: " + ", ".join(f"{name} {value}" for name, value in found.items()))
 
 
 @bench.command()

@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
+from oche.cli import completion
 from oche.config import annotations_of, assignment
 from oche.plan.options import words
 from oche.plan.request import Request, TrainRequest, in_order
@@ -59,7 +60,12 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
     else:
         kind = _kind(hint)
     name = () if told.flags == ("",) else told.flags
-    info = typer.Option(*name, help=told.help) if name else typer.Argument(help=told.help)
+    offered = completion.values(field.name)
+    info = (
+        typer.Option(*name, help=told.help, autocompletion=offered)
+        if name
+        else typer.Argument(help=told.help, autocompletion=offered)
+    )
     return inspect.Parameter(
         field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
     )

@@ -22,6 +22,7 @@ from oche.api.folders import genotype_of
 from oche.api.terminal import Show, console, rows_table
 from oche.cli.bench import bench
 from oche.cli.boundary import guarded, running
+from oche.cli.completion import values
 from oche.cli.flags import flags
 from oche.cli.latency import latency
 from oche.cli.lists import LISTS
@@ -47,7 +48,7 @@ app = typer.Typer(
 STARTED = time.monotonic()
 """When the command began, nearly."""
 
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.", autocompletion=values("device"))]
 Resume = Annotated[Path | None, typer.Option(help="Carry on with an interrupted run.")]
 Trust = Annotated[bool, typer.Option("--trust", help="Run the code that the file of --config names, without asking.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -248,7 +249,9 @@ def _goes_alone(context: typer.Context, option: str, *beside: str, longer: str =
 def evaluate(
     run: Annotated[Path, typer.Argument(help="A run with a trained network.")],
     data: Annotated[str | None, typer.Option(help="Default: the run's own test images.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="kept, or of a training last or best.")] = "kept",
+    checkpoint: Annotated[
+        str, typer.Option(help="kept, or of a training last or best.", autocompletion=values("checkpoint"))
+    ] = "kept",
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -281,7 +284,8 @@ def predict(
 def export(
     run: Annotated[Path, typer.Argument(help="A run with a trained network.")],
     formats: Annotated[
-        list[str] | None, typer.Option("--format", help="pt2, onnx or int8; the first two by default.")
+        list[str] | None,
+        typer.Option("--format", help="pt2, onnx or int8; the first two by default.", autocompletion=values("formats")),
     ] = None,
     allow_loss: Annotated[
         bool, typer.Option("--allow-loss", help="Write an int8 network that loses over a point.")
@@ -332,7 +336,10 @@ def draw(
 @app.command(name="list")
 def list_(
     kind: Annotated[
-        str, typer.Argument(help="methods, spaces, ops, data, budgets, protocols, genotypes or rivals.")
+        str,
+        typer.Argument(
+            help="methods, spaces, ops, data, budgets, protocols, genotypes or rivals.", autocompletion=values("kind")
+        ),
     ] = "methods",
     as_json: AsJson = False,
 ) -> None:
@@ -375,7 +382,7 @@ def init(
 
 
 @app.command()
-def cite(method: Annotated[str, typer.Argument(help="As for `oche search`.")]) -> None:
+def cite(method: Annotated[str, typer.Argument(help="As for `oche search`.", autocompletion=values("method"))]) -> None:
     """Print the BibTeX entries of a method's papers."""
     from oche.methods.papers import cite as entries_of
     from oche.plan.named import searcher_named
