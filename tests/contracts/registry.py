@@ -98,6 +98,7 @@ SMALL: dict[str, dict[str, object]] = {
 OPTIONS: dict[str, dict[str, object]] = {
     "pcdarts": {"K": 2},
     "rf_pcdarts": {"K": 2},
+    **{name: {"queries": 5} for name in ("svge", "oncenas", "dnas")},
 }
 """What makes a method fit the small spaces, where that is not its defaults."""
 

@@ -41,6 +41,7 @@ from oche.methods.darts_pt import BUDGETS as DARTS_PT
 from oche.methods.darts_pt import darts_pt
 from oche.methods.ddpnas import BUDGETS as DDPNAS
 from oche.methods.ddpnas import ddpnas
+from oche.methods.dnas import dnas
 from oche.methods.drnas import BUDGETS as DRNAS
 from oche.methods.drnas import PROGRESSIVE_BUDGETS as DRNAS_PROGRESSIVE
 from oche.methods.drnas import drnas, drnas_progressive
@@ -65,6 +66,7 @@ from oche.methods.midas import BUDGETS as MIDAS
 from oche.methods.midas import midas
 from oche.methods.oles import BUDGETS as OLES
 from oche.methods.oles import oles
+from oche.methods.oncenas import oncenas
 from oche.methods.pcdarts import BUDGETS as PCDARTS
 from oche.methods.pcdarts import pcdarts
 from oche.methods.pdarts import BUDGETS as PDARTS
@@ -91,6 +93,7 @@ from oche.methods.single_stage import BUDGETS as SINGLE_STAGE
 from oche.methods.single_stage import single_stage
 from oche.methods.snas import BUDGETS as SNAS
 from oche.methods.snas import snas
+from oche.methods.svge import svge
 from oche.methods.swd_nas import BUDGETS as SWD_NAS
 from oche.methods.swd_nas import swd_nas
 from oche.methods.zarts import BUDGETS as ZARTS
@@ -158,6 +161,9 @@ ENTRIES: dict[str, Entry] = {
     "bananas": Entry(bananas),
     "gaussian_process": Entry(gaussian_process),
     "dsm_nas": Entry(dsm_nas),
+    "svge": Entry(svge),
+    "oncenas": Entry(oncenas),
+    "dnas": Entry(dnas),
 }
 
 METHODS: dict[str, Callable[..., SearcherLike]] = {name: entry.factory for name, entry in ENTRIES.items()}

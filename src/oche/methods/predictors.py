@@ -5,7 +5,7 @@ Few-shot evaluation (Xie et al., arXiv 2301.05919): some cells are evaluated, th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -73,6 +73,31 @@ def features(space: Space, genotypes: Sequence[Genotype]) -> Matrix:
 # ------------------------------------------------------------------ rounds
 
 
+def in_rounds(
+    space: Space,
+    told: Sequence[Told],
+    seed: int,
+    first: int,
+    batch: int,
+    kept: dict[object, Sequence[Genotype]],
+    found: Callable[[Sequence[Told]], Sequence[Genotype]],
+) -> Genotype | None:
+    """The next cell of a search that asks for `first` random cells, then for `batch` cells per round.
+
+    A round's cells are `found(what was told before it)`, remembered in `kept`; where it finds fewer, random ones take their places. None if
+    all cells of the space are known.
+    """
+    number, place = divmod(len(told) - first, batch)
+    if number < 0:
+        return Uniform().ask(space, told, seed)
+    before = told[: first + number * batch]
+    key = (space, seed, tuple((t.genotype.hash, t.score) for t in before))
+    if key not in kept:
+        kept.clear()
+        kept[key] = found(before)
+    return kept[key][place] if place < len(kept[key]) else Uniform().ask(space, told, seed)
+
+
 class Ranking(Protocol):
     """How a predictor ranks cells that were not asked for."""
 
@@ -106,17 +131,12 @@ class Rounds:
 
     def ask(self, space: Space, told: Sequence[Told], seed: int) -> Genotype | None:
         """The next cell of the round; a random one at first, and where nothing near the best is unknown. None if all are known."""
-        number, place = divmod(len(told) - self.first, self.batch)
-        if number < 0:
-            return Uniform().ask(space, told, seed)
-        before = told[: self.first + number * self.batch]
-        key = (space, seed, tuple((t.genotype.hash, t.score) for t in before))
-        if key not in self._ranked:
-            self._ranked.clear()
+
+        def ranked(before: Sequence[Told]) -> Sequence[Genotype]:
             near = self.near(space, before, seed)
-            self._ranked[key] = self.ranking.order(space, before, near, seed) if near else []
-        ranked = self._ranked[key]
-        return ranked[place] if place < len(ranked) else Uniform().ask(space, told, seed)
+            return self.ranking.order(space, before, near, seed) if near else []
+
+        return in_rounds(space, told, seed, self.first, self.batch, self._ranked, ranked)
 
     def near(self, space: Space, told: Sequence[Told], seed: int) -> list[Genotype]:
         """Unknown cells near the best ones, each once."""

@@ -58,7 +58,7 @@ class Tokens:
         """(L,) numbers of a genotype of the space."""
         numbers: list[int] = []
         for group in self.space.groups:
-            at = _ops_by_edge(group, genotype.groups[group.name])
+            at = ops_by_edge(group, genotype.groups[group.name])
             for node in self.nodes:
                 if node.group == group:
                     edges = next(s for s in node.sets if all(e in at for e in s))
@@ -99,7 +99,7 @@ def _nodes(group: Group) -> Iterator[Node]:
         yield Node(group, tuple(combinations(possible, min(group.keep, len(possible)))))
 
 
-def _ops_by_edge(group: Group, choices: Sequence[Choice]) -> dict[int, str]:
+def ops_by_edge(group: Group, choices: Sequence[Choice]) -> dict[int, str]:
     """Edge number -> operation; edges between the same nodes are filled in their order."""
     found: dict[int, str] = {}
     for choice in choices:
