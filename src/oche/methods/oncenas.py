@@ -42,7 +42,7 @@ from oche.methods.tokens import Tokens
 from oche.search.limits import fixed_costs, summed
 from oche.spaces import Space
 from oche.spaces.sampling import sample
-from oche.tables import table_named
+from oche.tables import TableLike, table_named
 
 STEPS = 30
 """Steps of an ascent, each decoded."""
@@ -59,8 +59,14 @@ def costs(space: Space, genotype: Genotype, device: str | None) -> tuple[float, 
     parameters, work = (float(torch.stack(rows)[:, n].sum()) for n in (0, 1))
     latency = rest["multiply_adds"] + work
     if device is not None:
-        latency = float(table_named("nb201").value(genotype, f"latency/{device}"))
+        latency = float(_table().value(genotype, f"latency/{device}"))
     return latency, rest["parameters"] + parameters
+
+
+@lru_cache(maxsize=1)
+def _table() -> TableLike:
+    """The table of latencies, read once."""
+    return table_named("nb201")
 
 
 def front(points: Sequence[tuple[float, ...]]) -> list[int]:

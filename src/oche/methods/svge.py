@@ -246,7 +246,9 @@ def improved(x: Tensor, y: Tensor, count: int) -> Tensor:
         warnings.simplefilter("ignore", BotorchWarning)  # a fit or an optimum that was not reached is an answer
         warnings.simplefilter("ignore", RuntimeWarning)
         fitted = SingleTaskGP(x, y[:, None], outcome_transform=None)
-        fit_gpytorch_mll(ExactMarginalLogLikelihood(fitted.likelihood, fitted))
+        fit_gpytorch_mll(
+            ExactMarginalLogLikelihood(fitted.likelihood, fitted), optimizer_kwargs={"options": {"maxiter": 100}}
+        )
         process: Any = fitted  # what it becomes with more points
         for _ in range(count):
             hope = LogExpectedImprovement(process, best_f=y.max())
