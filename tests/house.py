@@ -38,7 +38,7 @@ INSIDE = {  # a module imports from those before it; in folders that are not lis
             "quantize",
         ),
         *("plain", "plain.cells", "plain.nb201", "plain.darts", "plain.chain", "plain.grid"),
-        *("source", "standalone", "export"),
+        *("source", "standalone", "plausible", "export"),
     ],
     "search": [
         *(

@@ -25,6 +25,9 @@ from oche.errors import UserError, nearest, unknown
 
 T = TypeVar("T")
 
+LARGEST = 2**24
+"""Letters that a text of settings has at most."""
+
 NONE = "none"
 """How None is written in TOML and on the command line, for settings that may be None."""
 
@@ -156,6 +159,8 @@ def dumps(table: Mapping[str, object]) -> str:
 
 def loads(text: str, where: str) -> dict[str, object]:
     """The table in a TOML text; `where` is what errors call it. Raises UserError where it is no TOML."""
+    if len(text) > LARGEST:
+        raise UserError(f"{where} has {len(text):,} letters; settings have at most {LARGEST:,}.")
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:

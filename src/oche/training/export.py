@@ -35,6 +35,7 @@ from oche.spaces.cost import priced
 from oche.spaces.limits import Limits
 from oche.spaces.named import register_kept
 from oche.tasks import Task
+from oche.training.plausible import refuse_beyond, refuse_other_shapes, shapes_in
 from oche.training.shipped import INPUT, OUTPUTS, SCRIPT, SCRIPT_NAME, add_to_onnx, metadata
 from oche.training.standalone import NETWORK_NAME, built, refusal, script
 from oche.training.timing import NOT_MEASURED, Latency, can_measure, latency_of
@@ -149,8 +150,9 @@ def load_network(run: Run) -> Loaded:
     try:
         card = json.loads(run.read(CARD))
         given, classes, described = card["input"], tuple(card["classes"]), card["space"]
-        mean, std, chosen = tuple(given["mean"]), tuple(given["std"]), json.dumps(card["genotype"])
-    except (ValueError, KeyError, TypeError):
+        mean, std = (tuple(map(float, given[name])) for name in ("mean", "std"))
+        chosen = json.dumps(card["genotype"])
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{run.file(CARD)} is damaged: train the network again.") from None
     genotype = Genotype.from_json(chosen)
     register_kept(run)
@@ -159,10 +161,15 @@ def load_network(run: Run) -> Loaded:
             f"The network of {run.path} is of the space {genotype.space!r}, which oche does not have: its search was given it as an "
             "object, which has to be handed over again, `oche.resume(RUN, space=...)`."
         )
-    space = restore(SPACES[genotype.space](), described, "card.json: space")
-    network = space.network(genotype)
     try:
-        network.load_state_dict(safetensors_load(run.read(WEIGHTS)))
+        held = run.read(WEIGHTS)
+        shapes = shapes_in(run.file(WEIGHTS))
+        if SPACES[genotype.space].__module__.startswith("oche."):  # numbers of a user's own space may mean anything
+            refuse_beyond(described, shapes, run.file(CARD))
+        space = restore(SPACES[genotype.space](), described, "card.json: space")
+        refuse_other_shapes(space, genotype, shapes)
+        network = space.network(genotype)
+        network.load_state_dict(safetensors_load(held))
         with safe_open(run.file(WEIGHTS), "pt") as weights:
             trained = (weights.metadata() or {}).get("genotype")
     except (RuntimeError, SafetensorError) as error:
