@@ -37,6 +37,20 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "files of samples": (lambda root: of_samples(root, False), "holds a folder per sample, each with images and masks"),
     "more pairs than are looked into": (many_pairs, "film0 and film0_mask, whose files pair up by name"),
+    "names with an ending": (
+        lambda root: [
+            (save(root / "Stills" / f"{i}.png", rgb()), save(root / "Approved" / f"{i}_Q.png", blob(64)))
+            for i in range(10)
+        ],
+        "Approved and Stills, whose files pair up by name and look like images and masks",
+    ),
+    "one by one": (
+        lambda root: [
+            (save(root / "raw" / f"s/{i}.png", rgb()), save(root / "done" / f"s/{i}-out.png", blob(9)))
+            for i in range(9)
+        ],
+        "done and raw, whose files pair up by name and look like images and masks",
+    ),
     "by one folder's name": (lambda root: pairs(root, "rgb", "depth", lambda: rgb()[..., 0]), "rgb and depth, whose"),
     "by the other's": (lambda root: pairs(root, "A", "label", rgb), "label and A, whose files pair up"),
 }
@@ -139,6 +153,15 @@ def test_the_labels_of_columns_are_those_of_their_lines(tmp_path: Path) -> None:
     for image, target in zip(images, targets, strict=True):
         i = int(image[0, 0, 0])
         assert target.tolist() == [int(i % 2 == 0), int(i < 12)]  # a, b
+
+
+def test_paths_as_windows_writes_them(tmp_path: Path) -> None:
+    classes(tmp_path / "p", n=9)
+    lines = [f"p\\{name}\\{i}.png,{name[0]}" for name in ("cat", "dog") for i in range(9)]
+    (tmp_path / "l.csv").write_text("\n".join(["file,label", *lines]))
+    data = load(tmp_path / "l.csv")
+    assert data.classes == ("c", "d")
+    assert len(data.train) + len(data.val) + len(data.test) == 18
 
 
 def test_a_file_named_twice_is_refused(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def refuse_pairs(root: Path) -> None:
         for folder in (first, second):
             if folder not in held:
                 held[folder] = {p.relative_to(folder).with_suffix(""): p for p in images_below(folder)}
-        a, b = held[first], held[second]
+        a, b = _alike(held[first], held[second])
         names = sorted(a.keys() & b.keys())
         if len(names) < FEWEST or len(names) < 0.9 * max(len(a), len(b)):
             continue
@@ -64,6 +64,20 @@ def refuse_pairs(root: Path) -> None:
                 f"{root} holds the folders {first.name} and {second.name}, whose files pair up by name and {which}: they are no classes. "
                 "To segment, call them images and masks; if they are classes after all, say `--task classify`."
             )
+
+
+def _alike(a: dict[Path, Path], b: dict[Path, Path]) -> tuple[dict[Path, Path], dict[Path, Path]]:
+    """Both by the same names, where those of one folder are those of the other with an ending, such as 7 and 7_L."""
+    for short, long, swapped in ((a, b, False), (b, a, True)):
+        if not short or not long or len(short.keys() & long.keys()) >= FEWEST:
+            continue
+        first = min(short, key=lambda path: (len(path.name), path))
+        for other in [path for path in long if path.parent == first.parent and path.name.startswith(first.name)][:MOST]:
+            ending = other.name.removeprefix(first.name)
+            cut = {p.with_name(p.name.removesuffix(ending)): f for p, f in long.items() if p.name.endswith(ending)}
+            if ending and len(short.keys() & cut.keys()) >= 0.9 * max(len(short), len(long)):
+                return (cut, short) if swapped else (short, cut)
+    return a, b
 
 
 def _refuse_samples(root: Path, folders: Sequence[Path]) -> None:

@@ -153,6 +153,9 @@ def _column(head: Sequence[str], names: frozenset[str], otherwise: int | None) -
 def _found(root: Path, name: str, known: dict[str, list[Path]]) -> Path | None:
     """The file of that name, with a suffix if it has none."""
     path = root / name
+    if not path.is_file() and "\\" in name:  # as Windows writes them
+        name = name.replace("\\", "/")
+        path = root / name
     if path.is_file():
         return path
     if not known:
