@@ -38,6 +38,8 @@ from oche.training.protocols import PROTOCOLS
 from reference.tiny import tiny_data, tiny_masks
 
 SMALL, MASKS = tiny_data(), tiny_masks()
+OTHER = {"grid": MASKS, "signal": tiny_data(size=(1, 32))}
+"""The data of spaces that are not for images of classes."""
 
 
 def plan(
@@ -118,9 +120,9 @@ def test_every_method_has_every_budget_in_every_space(method: str, space: str, b
     if built and space in built.unfit:
         assert built.unfit_why
         with pytest.raises(UserError, match=re.escape(f"not made for the space {space!r}: {built.unfit_why}; choose")):
-            plan(method, space, budget, MASKS if space == "grid" else SMALL)
+            plan(method, space, budget, OTHER.get(space, SMALL))
         return
-    p = plan(method, space, budget, MASKS if space == "grid" else SMALL)
+    p = plan(method, space, budget, OTHER.get(space, SMALL))
     assert p.epochs >= 1
     assert p.batch >= 2
     assert p.space.name == space
