@@ -10,7 +10,7 @@ from contracts.registry import SMALL
 from oche.base import counted
 from oche.genotype import Choice, Genotype
 from oche.spaces import SPACES
-from oche.spaces.cost import Cost, candidates, cost, multiply_adds, parameters
+from oche.spaces.cost import Cost, candidates, cost, cost_of, multiply_adds, parameters
 from oche.spaces.sampling import sample
 from oche.spaces.traced import traced
 from reference.costs import hooked_multiply_adds, literal_peak
@@ -121,7 +121,7 @@ def test_nothing_is_computed_and_the_result_is_that_of_the_real_network(name: st
 
 def test_the_sentence() -> None:
     said = "1.235 M parameters, 89.01 M multiply-adds, 65.5 KB of activations"
-    assert str(Cost(1_234_567, 89_012_345, 65_536, 5_000_000)) == said
+    assert str(Cost(1_234_567, 89_012_345, 65_536, 5_000_000, 1_300_000)) == said
 
 
 def test_memory_by_hand() -> None:
@@ -150,6 +150,17 @@ def test_an_input_that_is_still_read_is_not_overwritten() -> None:
 
     assert traced(Twice(), torch.zeros(1, 1, 4, 4, device="meta")).peak() == 3 * 4 * 16
     assert traced(nn.ReLU(), torch.zeros(1, 1, 4, 4, device="meta")).peak() == 4 * 16
+
+
+def test_the_size_of_an_int8_file_by_hand() -> None:
+    """A byte for each weight of a kernel, 17 for each of its outputs, four for all else; a stand-in for what files have beside."""
+    with torch.device("meta"):
+        network = nn.Sequential(nn.Conv2d(2, 5, 3), nn.BatchNorm2d(5), nn.Flatten(), nn.Linear(5 * 36, 3))
+        found = cost_of(network.eval(), 2, (8, 8))
+        calls = traced(network, torch.zeros(1, 2, 8, 8)).calls
+    kernels, outputs, others = 2 * 5 * 9 + 180 * 3, 5 + 3, 5 + 4 * 5 + 3
+    assert found.int8_size == kernels + 17 * outputs + 4 * others + 96 * calls + 4096
+    assert found.size == 4 * (kernels + others) + 256 * calls + 4096
 
 
 def check_costs(name: str, seed: int) -> None:

@@ -15,16 +15,21 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import oche
+from contracts.registry import SMALL
 from oche.api import int8
 from oche.api.inference import evaluate_run, predict
+from oche.base import counted
 from oche.cli.main import app
 from oche.data import load
 from oche.errors import UserError
 from oche.report import claims
 from oche.report.facts import card_of, costs
 from oche.run import Run
-from oche.training.export import CARD, OnnxModule
-from oche.training.quantize import IMAGES, calibration
+from oche.spaces.cost import cost
+from oche.spaces.sampling import sample
+from oche.training.export import CARD, OnnxModule, export_network, load_network, save_network, says_of, within
+from oche.training.quantize import IMAGES, calibration, quantised
+from reference.tiny import tiny_data, tiny_masks, tiny_space
 
 pytestmark = pytest.mark.skipif(
     not all(map(find_spec, ("onnx", "onnxruntime", "onnxscript"))), reason="needs the extra onnx"
@@ -116,6 +121,28 @@ def test_what_loses_too_much_is_refused(digits: Run, monkeypatch: pytest.MonkeyP
     digits.write(CARD, json.dumps({**card, "limits": {"size": 5_000}}).encode())
     with pytest.raises(UserError, match="more than --max-size 5,000"):
         int8.export_int8(digits, allow_loss=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["nb201", "darts", "chain", "signal", "grid"])
+def test_an_int8_file_is_no_larger_than_foretold(name: str, tmp_path: Path) -> None:
+    """The size that `--max-int8-size` limits is an upper bound, and not three times too large."""
+    size = {"signal": (1, 32), "grid": (32, 32)}.get(name, (16, 16))
+    data = tiny_masks(12, size) if name == "grid" else tiny_data(12, size)
+    space = tiny_space(name, data, **{**SMALL[name], "channels": 8})
+    run, genotype = Run.create(tmp_path / "run"), sample(space, counted(5, "file"))
+    run.write(Run.CONFIG, b"")
+    save_network(run, space.network(genotype), space, genotype, data, {})
+    (path,) = export_network(run, ["onnx"])
+    quantised(path, data, "minmax", tmp_path / "int8.onnx", says_of(load_network(run)))
+    taken = (tmp_path / "int8.onnx").stat().st_size
+    assert taken <= cost(space, genotype).int8_size <= 3 * taken
+
+
+def test_the_limit_of_the_int8_file_is_its_own() -> None:
+    within({"limits": {"int8_size": 10}}, 11)
+    with pytest.raises(UserError, match="takes 11 bytes, more than --max-int8-size 10"):
+        within({"limits": {"int8_size": 10}}, 11, "int8_size")
 
 
 @pytest.mark.slow

@@ -46,6 +46,7 @@ from reference.tiny import tiny_data, tiny_problem, tiny_space
         ("latency", "0.5s", 500.0),
         ("latency", "250us", 0.25),
         ("size", "none", None),
+        ("int8_size", "30KB", 30_000),
     ],
 )
 def test_units(cost_: str, text: str | int, wanted: float | None) -> None:

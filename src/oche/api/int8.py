@@ -70,7 +70,8 @@ def export_int8(run: Run, allow_loss: bool = False, given: Data | None = None) -
                 f"In int8 the network loses {lost:.2f} points of {name} on test images ({100 * before:.2f} -> {100 * after:.2f}), "
                 f"more than {MOST:g}: nothing was written; `--allow-loss` writes it all the same."
             )
-        within(loaded.card, path.stat().st_size)
+        for kind in ("size", "int8_size"):
+            within(loaded.card, path.stat().st_size, kind)
         sizes = {"before": whole.stat().st_size, "after": path.stat().st_size}
         times = {
             "before": latency_of(whole.read_bytes(), shape).table(),

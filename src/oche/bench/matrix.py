@@ -53,8 +53,8 @@ class Matrix(Limited):
     - `settings` are `--set`'s, for all methods (those without a supernet get what concerns space, data and training); `settings_of`
       holds more for one method or arm: `{"rf_darts": {"trainable.classifier": True}}`.
     - `probes` are measured after each epoch of a search with a supernet (`oche.watch.named`); set as `probe.every` and so on.
-    - `max_params`, `max_macs`, `max_memory`, `max_size`, `max_latency` and `latency_table` limit the network of every trial, as those of
-      `oche.search` do; a table's cells have the size that they have, so `evaluate` must then train.
+    - `max_params` and the other limits of `oche.search`, `latency_table` with them, limit the network of every trial; a table's cells
+      have the size that they have, so `evaluate` must then train.
     - `threads` are torch's in each trial, the same wherever it runs; `cpus` and `gpus` what a trial takes of a Ray cluster.
     """
 

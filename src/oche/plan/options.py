@@ -47,6 +47,9 @@ class Limited:
         None, "The peak memory of its activations, one image in float32: 64KB or 64KiB.", "--max-memory"
     )
     max_size: str | int | None = option(None, "The most that its ONNX file may take: 100KB.", "--max-size")
+    max_int8_size: str | int | None = option(
+        None, "The most that its ONNX file may take after `oche export --format int8`: 30KB.", "--max-int8-size"
+    )
     max_latency: str | float | None = option(
         None,
         "The most milliseconds per image on one thread: 3ms. Measured here, or foretold by --latency-table.",

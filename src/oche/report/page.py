@@ -92,6 +92,7 @@ TRAINED: Columns = {
     "multiply_adds": ("multiply-adds", 1, ",.0f"),
     "memory": ("peak of activations KB", 1e-3, ",.1f"),
     "size": ("file KB", 1e-3, ",.0f"),
+    "int8_size": ("int8 file KB", 1e-3, ",.0f"),
     "latency": ("latency ms", 1, ".3f"),
     "seconds": ("seconds", 1, ".0f"),
     "genotype": ("genotype", 1, ""),

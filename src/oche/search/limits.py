@@ -5,7 +5,7 @@
 p_eo are the op weights without noise (`Relaxation.strength`) over their sum on the edge, so that of a sampled relaxation they are the
 probabilities of its samples and C is the expectation itself, with no surrogate; where a node keeps k of its edges, `none` is left out and
 q_e = min(1, k s_e / sum of s over the node's edges), s_e the edge's sum of weights. rest is what a network costs beside its candidates.
-Parameters, multiply-adds, the file's size and latency have such a sum; peak memory has none, and is kept by the fit alone.
+Parameters, multiply-adds, the sizes of the files and latency have such a sum; peak memory has none, and is kept by the fit alone.
 
 After DUCCIO (arXiv 2310.07217; eml-eda/plinio @ 3d6b5e0): one-sided, and s(t) from 1 % to full strength at half of the search,
 s(t) = min(s / 100 + 0.99 s t / (1/2), s). Theirs is s = loss after the warm-up over the excess of the first cost, 0 where there is none.
@@ -101,7 +101,13 @@ def of_weights(space: Space, limits: Limits, groups: tuple[Group, ...], rows: St
 
 def _by_name(sums: Tensor) -> dict[str, Tensor]:
     """(3,) -> the costs that are sums over candidates."""
-    return {"parameters": sums[0], "multiply_adds": sums[1], "size": 4 * sums[0], "latency": sums[2]}
+    return {
+        "parameters": sums[0],
+        "multiply_adds": sums[1],
+        "size": 4 * sums[0],
+        "int8_size": sums[0],
+        "latency": sums[2],
+    }
 
 
 def _weighed(group: Group, w: Tensor, costs: Tensor) -> Tensor:

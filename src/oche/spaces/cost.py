@@ -24,19 +24,24 @@ from oche.spaces.traced import FLOAT, Tracer, traced
 OVERHEAD, PER_CALL, PER_CLASS = 4096, 256, 96
 """Bytes of an ONNX file beside its weights: for the contract and the like, for each operation, and for a class's name. All are generous."""
 
+INT8_CALL, INT8_CHANNEL = 96, 17
+"""Bytes of an int8 file for each operation, whose steps of quantisation have short names, and for each output channel of a layer: a scale
+and a zero of its weights, and a bias of four bytes with a scale and a zero of its own."""
+
 
 @dataclass(frozen=True)
 class Cost:
     """What one image costs, and what the network weighs, without its auxiliary head.
 
     `parameters` are those that learn: running statistics do not count. `memory` is the peak of the activations in bytes, float32,
-    by the rule of `traced`. `size` is the most that its ONNX file in float32 takes, in bytes.
+    by the rule of `traced`. `size` is the most that its ONNX file in float32 takes, in bytes, `int8_size` the most that the int8 one does.
     """
 
     parameters: int
     multiply_adds: int
     memory: int
     size: int
+    int8_size: int
 
     def __str__(self) -> str:
         counted = f"{self.parameters / 1e6:.3f} M parameters, {self.multiply_adds / 1e6:.2f} M multiply-adds"
@@ -51,7 +56,8 @@ def cost(space: Space, genotype: Genotype) -> Cost:
     """The cost of `space.network(genotype)`. Nothing is computed: shapes are followed on the meta device."""
     with torch.device("meta"):
         found = cost_of(space.network(genotype), space.inputs, space.size)
-    return replace(found, size=found.size + PER_CLASS * space.outputs)
+    names = PER_CLASS * space.outputs
+    return replace(found, size=found.size + names, int8_size=found.int8_size + names)
 
 
 def prices_of(space: Space, genotype: Genotype) -> dict[str, float]:
@@ -73,8 +79,17 @@ def cost_of(network: nn.Module, inputs: int, size: tuple[int, ...]) -> Cost:
     weights = [
         t for t in (*network.parameters(), *network.buffers()) if t.dim() > 0
     ]  # a counter of batches is no weight
-    held = FLOAT * sum(t.numel() for t in weights)
-    return Cost(parameters(network), found.multiply_adds, found.peak(), held + PER_CALL * found.calls + OVERHEAD)
+    held = sum(t.numel() for t in weights)
+    layers = [t for t in network.parameters() if t.dim() > 1]
+    kernels = sum(t.numel() for t in layers)
+    in_int8 = kernels + INT8_CHANNEL * sum(len(t) for t in layers) + FLOAT * (held - kernels)
+    return Cost(
+        parameters(network),
+        found.multiply_adds,
+        found.peak(),
+        FLOAT * held + PER_CALL * found.calls + OVERHEAD,
+        in_int8 + INT8_CALL * found.calls + OVERHEAD,
+    )
 
 
 @dataclass(frozen=True)

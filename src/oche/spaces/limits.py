@@ -16,6 +16,7 @@ LIMITED: dict[str, tuple[str, str, str]] = {
     "multiply_adds": ("max_macs", "multiply-adds", "count"),
     "memory": ("max_memory", "bytes of activations", "bytes"),
     "size": ("max_size", "bytes of its file", "bytes"),
+    "int8_size": ("max_int8_size", "bytes of its int8 file", "bytes"),
     "latency": ("max_latency", "ms", "ms"),
 }
 """A cost -> the option that limits it, its unit in words, and the kind of unit that the option takes."""
@@ -36,7 +37,7 @@ Pricer = Callable[[Space, Genotype], Prices]
 
 @dataclass(frozen=True)
 class Limits:
-    """The most that a network may cost; None is no limit. `latency` is in milliseconds, `memory` and `size` in bytes.
+    """The most that a network may cost; None is no limit. `latency` is in milliseconds, `memory`, `size` and `int8_size` in bytes.
 
     `fixed` keeps the space's width as it is, because it was given explicitly or belongs to weights that are kept. `latencies` is the
     table that latency is foretold by; a limit of latency has one.
@@ -46,6 +47,7 @@ class Limits:
     multiply_adds: int | None = None
     memory: int | None = None
     size: int | None = None
+    int8_size: int | None = None
     latency: float | None = None
     fixed: bool = False
     latencies: Latencies | None = field(default=None, repr=False)

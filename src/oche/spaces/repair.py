@@ -47,7 +47,10 @@ def repaired(
         if limits.kept(prices):
             return genotype
         over = {name: 1 / most for name, most in limits.items() if prices[name] > most}
-        weights = (over.get("parameters", 0.0) + 4 * over.get("size", 0.0), over.get("multiply_adds", 0.0))
+        weights = (
+            over.get("parameters", 0.0) + 4 * over.get("size", 0.0) + over.get("int8_size", 0.0),
+            over.get("multiply_adds", 0.0),
+        )
         latencies = limits.latencies if "latency" in over else None
         by_choice = candidate_costs(space, weights, latencies, over.get("latency", 0.0))
         changed = _saving(space, genotype, strengths, by_choice, limits.excess(prices))

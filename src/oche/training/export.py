@@ -32,7 +32,7 @@ from oche.genotype import Genotype
 from oche.run import Run
 from oche.spaces import SPACES, Network, Space
 from oche.spaces.cost import priced
-from oche.spaces.limits import Limits
+from oche.spaces.limits import LIMITED, Limits
 from oche.spaces.named import register_kept
 from oche.tasks import Task
 from oche.training.plausible import refuse_beyond, refuse_other_shapes, shapes_in
@@ -267,13 +267,14 @@ def above(median: float, most: float) -> str:
     return f"The exported network takes {median:.3f} ms on this machine, more than --max-latency {most:g}ms: search again with less."
 
 
-def within(card: Mapping[str, object], taken: int) -> None:
-    """Raises UserError where the ONNX file is larger than the limit that the network was made for."""
+def within(card: Mapping[str, object], taken: int, cost: str = "size") -> None:
+    """Raises UserError where the ONNX file is larger than the limit, of `size` or `int8_size`, that the network was made for."""
     limits = card.get("limits")
-    most = limits.get("size") if isinstance(limits, Mapping) else None
+    most = limits.get(cost) if isinstance(limits, Mapping) else None
     if isinstance(most, int) and taken > most:
+        flag = "--" + LIMITED[cost][0].replace("_", "-")
         raise UserError(
-            f"The ONNX file takes {taken:,} bytes, more than --max-size {most:,}: search again with a smaller limit."
+            f"The ONNX file takes {taken:,} bytes, more than {flag} {most:,}: search again with a smaller limit."
         )
 
 
