@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 console = Console(highlight=False, markup=False, emoji=False)
 """Takes every word literally, whatever brackets it holds."""
 
+LONG = 3600.0
+"""Seconds from which on a run is told how it could be shorter."""
+
 SPEED_OVER = 600.0
 """Seconds over which the speed is taken that tells the time left."""
 
@@ -355,7 +358,8 @@ def _times(plan: Plan, expected: Expected) -> list[tuple[str, str]]:
         parts += [f"{count} {spoken(training)}"]
     rows = [("time", f"about {spoken(search + training)}: {', '.join(parts)}")] if parts else []
     if plan.request.time is None:
-        return rows
+        long = search + training > LONG and plan.request.epochs is None
+        return [*rows, ("", "shorter: `--time 30m` chooses epochs that end about then")] if long else rows
     given = [] if plan.request.epochs is None else [f"{plan.epochs} epochs of the search were given"]
     given += ["the trainings' epochs were given"] if "train.epochs" in plan.request.settings else []
     rest = f"; {given[0]}, the other part's are chosen" if given else ""

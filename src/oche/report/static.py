@@ -21,8 +21,8 @@ INK, GREY, LINE, SOFT, PAPER = "#1f2430", "#818a98", "#b9c0ca", "#eceff3", "#fff
 """Text, secondary text, thin lines, shaded and plain ground; a page may swap them for its dark ones."""
 BRIGHT = "#fefefe"
 """Text on colour; not PAPER, because it must stay bright on a dark page."""
-WIDEST = 40
-"""Classes up to which a confusion matrix grows; of more, not all are named."""
+WIDEST, MANY = 40, 24
+"""Classes up to which a confusion matrix grows and all are named; and of more classes those that are, so that their names can be read."""
 SERIES = ("#2f6fd0", "#d9730d", "#0f8577", "#7d4fd1", "#c2336b")
 
 
@@ -176,7 +176,8 @@ def _comparison(plot: Comparison) -> Figure:
 
 def _confusion(plot: Confusion) -> Figure:
     n = len(plot.classes)
-    side = 0.4 * min(n, WIDEST)
+    shown = n if n <= WIDEST else MANY
+    side = 0.4 * shown
     figure = _figure(1.6 + side, 1.3 + side)
     axes = figure.add_subplot()
     axes.set_xlabel("predicted")
@@ -185,7 +186,7 @@ def _confusion(plot: Confusion) -> Figure:
     axes.imshow(
         share, cmap=_ramp(), vmin=0, vmax=1, interpolation="none"
     )  # as it is: resampled, it takes hundreds of MiB
-    named = range(0, n, -(-n // WIDEST))  # of very many classes as many as there is room for
+    named = range(0, n, -(-n // shown))  # of very many classes as many as there is room for
     names = [plot.classes[i] for i in named]
     axes.set_xticks(named, names, rotation=45, ha="right", color=INK)
     axes.set_yticks(named, names, color=INK)
