@@ -45,11 +45,13 @@ def telling(run: Run, names: Sequence[str], listener: Listener, settings: Mappin
     """
     begun = time.perf_counter()
     tracked = Tracked(run, names, settings)
-    told = Told((listener, tracked))
+    told = Told((listener, tracked), seconds=time.perf_counter() - begun)
     try:
         yield told
     finally:
+        ended = time.perf_counter()
         tracked.close()
+        told.seconds += time.perf_counter() - ended
     listener(BESIDE, {"seconds": told.seconds, "total": time.perf_counter() - begun})
 
 
