@@ -74,8 +74,9 @@ def _alike(a: dict[Path, Path], b: dict[Path, Path]) -> tuple[dict[Path, Path], 
         first = min(short, key=lambda path: (len(path.name), path))
         for other in [path for path in long if path.parent == first.parent and path.name.startswith(first.name)][:MOST]:
             ending = other.name.removeprefix(first.name)
-            cut = {p.with_name(p.name.removesuffix(ending)): f for p, f in long.items() if p.name.endswith(ending)}
-            if ending and len(short.keys() & cut.keys()) >= 0.9 * max(len(short), len(long)):
+            ended = [(p, f) for p, f in long.items() if ending and p.name.endswith(ending) and p.name != ending]
+            cut = {p.with_name(p.name.removesuffix(ending)): f for p, f in ended}
+            if len(short.keys() & cut.keys()) >= 0.9 * max(len(short), len(long)):
                 return (cut, short) if swapped else (short, cut)
     return a, b
 
