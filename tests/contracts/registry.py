@@ -74,6 +74,7 @@ SMALL: dict[str, dict[str, object]] = {
     "toy": {},
     "nb201": {"channels": 4, "cells": 1},
     "darts": {"channels": 4, "cells": 3, "nodes": 2},
+    "sase": {"channels": 4, "layers": (1, 1)},
     "stages": {"channels": 4, "cells": 5, "nodes": 1},
     **{name: {"channels": 4, "cells": 3, "nodes": 1} for name in ("s2", "s3", "s4")},
     "s1": {"channels": 4, "cells": 2},

@@ -221,6 +221,7 @@ SIZES: dict[str, dict[str, object]] = {
     "nb201": {"cells": 1},
     **{s: {"cells": 3} for s in ("darts", "stages", "s1", "s2", "s3", "s4")},
     "chain": {"layers": (2, 1, 1)},
+    "sase": {"layers": (1, 1)},
     "signal": {"layers": (2, 1, 1)},
 }
 
@@ -232,7 +233,7 @@ SIZES: dict[str, dict[str, object]] = {
         "nb201",
         *(
             pytest.param(s, marks=pytest.mark.slow)
-            for s in ("darts", "stages", "s1", "s2", "s3", "s4", "chain", "signal")
+            for s in ("darts", "stages", "s1", "s2", "s3", "s4", "chain", "signal", "sase")
         ),
     ],
 )

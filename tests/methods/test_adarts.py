@@ -245,6 +245,7 @@ def test_ten_operations_in_the_darts_space() -> None:
     plan = resolve(Request("alpha_adarts", space="darts", data=tiny_data(count=4)))
     assert [set(group.ops) for group in plan.space.groups] == [{TEN_OPS}, {TEN_OPS}]
     assert adarts().space == {}
+    assert alpha_adarts().edge == AlphaAttendedChannels() == AlphaAttendedChannels(4)
 
 
 def test_the_published_cell_has_the_published_parameters() -> None:

@@ -84,6 +84,7 @@ def test_removed_candidates_have_no_part() -> None:
 def test_the_defaults_are_the_reading_s() -> None:
     method = anr_darts()
     assert method.outer_terms == (AlphaNorm(Linear(1.0, 0.0), "squared", "softmax"),)
+    assert AlphaNorm() == method.outer_terms[0]
     assert method.callbacks == (LoggedNorm(Linear(1.0, 0.0)),)
     assert method.selection == Pruned(least=0.0)
     assert anr_darts(2.0, -1.0, "max", "alpha", 0.01).outer_terms == (AlphaNorm(Linear(2.0, -1.0), "max", "alpha"),)

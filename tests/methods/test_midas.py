@@ -159,6 +159,7 @@ def test_the_best_pair_of_each_node_stays() -> None:
     assert kept(group, lost, alike) == [0, 1]
     assert combinations([1, 2, 3], 2) == [(1, 2), (1, 3), (2, 3)]
     assert combinations([1], 2) == [(1,)]
+    assert combinations([], 2) == [()]
 
 
 def test_the_choice_is_by_pairs_and_scores() -> None:
@@ -199,4 +200,4 @@ def test_a_search_learns_attention_with_the_weights() -> None:
     moved = {n for n, p in state.supernet.named_parameters() if not torch.equal(p, before[n])}
     assert moved == set(before)
     assert not state.arch_optimizer.state
-    assert midas().edge == PatchWeighed(4)
+    assert midas().edge == PatchWeighed() == PatchWeighed(4)

@@ -152,6 +152,11 @@ def test_nothing_but_weights_is_stepped_and_scores_are_in_the_trajectory() -> No
         torch.testing.assert_close(state.alpha[name], scores(state)[name.split("/")[0]])
 
 
+def test_a_sixteenth_of_the_channels() -> None:
+    assert swd_nas().edge == ExcitedChannels() == ExcitedChannels(16)
+    assert built(64, 1, 16).count == 4
+
+
 def test_every_edge_has_one_weigher() -> None:
     state = begin(problem_of("stages"), swd_nas())
     for cell in state.supernet.body.cells.values():

@@ -38,6 +38,7 @@ QUICK: dict[str, Budget] = {
         ("chain", "signal"),
         Budget(25, 64, {"space.layers": (2, 2, 2), "space.channels": 8, "arch_optimizer.lr": 3e-3}),
     ),
+    "sase": Budget(25, 64, {"space.layers": (1, 1, 1), "space.channels": 8, "arch_optimizer.lr": 3e-3}),
     "grid": Budget(40, 8, {"space.layers": 6, "space.channels": 8, "arch_optimizer.lr": 3e-3}),
 }
 """Our choice: one cell a stage, a tenfold learning rate for alpha because there are few steps."""
@@ -47,12 +48,13 @@ SMOKE: dict[str, Budget] = {
     "nb201": Budget(2, 16, {"space.cells": 1, "space.channels": 4}),
     "darts": Budget(2, 16, {"space.cells": 3, "space.channels": 4}),
     **dict.fromkeys(("chain", "signal"), Budget(2, 16, {"space.layers": (2, 1, 1), "space.channels": 4})),
+    "sase": Budget(2, 16, {"space.layers": (1, 1), "space.channels": 4}),
     "grid": Budget(2, 4, {"space.layers": 3, "space.channels": 4, "space.levels": 3}),
 }
 """Our choice: seconds. Its numbers mean nothing."""
 
 OTHERS: dict[str, Budget] = {
-    **dict.fromkeys(("chain", "signal"), Budget(50, 64, {"arch_optimizer.lr": 3e-3})),
+    **dict.fromkeys(("chain", "signal", "sase"), Budget(50, 64, {"arch_optimizer.lr": 3e-3})),
     "grid": Budget(
         200, 8, {"arch_optimizer.lr": 3e-3, "arch_optimizer.weight_decay": 0.0, "weight_optimizer.weight_decay": 5e-4}
     ),

@@ -50,5 +50,7 @@ def darts_minus(beta: float = 1.0) -> Method:
         name="darts_minus",
         edge=AuxiliarySkip(beta=fading),
         callbacks=(Logged("beta", fading),),
+        unfit=("sase",),
+        unfit_why="it adds a skip connection to every edge, and a slot of an attention block has no room for one",
         papers=("chu2021dartsminus",),
     )

@@ -87,7 +87,9 @@ class _PatchWeighed(Edge):
     def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
         outputs = [run(op, x, draw) for op in self.ops.values()]
         weights = self.weigher(x, outputs, w != 0).mean(-1) * w
-        return sum((weights[:, o, None, None, None] * y for o, y in enumerate(outputs)), torch.zeros_like(outputs[0]))
+        terms = [weights[:, o, None, None, None] * y for o, y in enumerate(outputs)]
+        out: Tensor = sum(terms[1:], terms[0])
+        return out
 
 
 @dataclass(frozen=True)
@@ -119,12 +121,11 @@ class Alike:
 
 def kept(group: Group, usable: Tensor, alike: dict[tuple[int, ...], Tensor]) -> list[int]:
     """The edges of the best subset of every node, of those that have an operation left."""
+    assert group.keep is not None
     edges: list[int] = []
     for numbers in group.into().values():
-        there = [e for e in numbers if usable[e]]
-        if there:
-            found = combinations(there, group.keep or 0)
-            edges += max(found, key=lambda s: float(alike[s]) if s in alike else 0.0)
+        found = combinations([e for e in numbers if usable[e]], group.keep)
+        edges += found[0] if len(found) == 1 else max((float(alike[s]), s) for s in found)[1]
     return sorted(edges)
 
 
@@ -151,13 +152,15 @@ def subsets(state: SearchState) -> Subsets:
 def listen(cell: Cell, group: Group, found: dict[tuple[int, ...], Tensor]) -> list[torch.utils.hooks.RemovableHandle]:
     """Hooks that keep the edges' outputs until the cell is through, and then compare."""
     outputs: dict[int, Tensor] = {}
+    assert group.keep is not None
+    keep = group.keep
 
     def compare(module: nn.Module, given: object, out: Tensor) -> None:
         for numbers in group.into().values():
-            if len(numbers) <= (group.keep or 0):
+            if len(numbers) <= keep:
                 continue
             whole = sum((outputs[e] for e in numbers[1:]), outputs[numbers[0]]).flatten(1)
-            for subset in combinations(numbers, group.keep or 0):
+            for subset in combinations(numbers, keep):
                 part = sum((outputs[e] for e in subset[1:]), outputs[subset[0]]).flatten(1)
                 like = F.cosine_similarity(part, whole, dim=1).double().sum().cpu()
                 found[subset] = found.get(subset, torch.zeros((), dtype=torch.float64)) + like
@@ -166,10 +169,10 @@ def listen(cell: Cell, group: Group, found: dict[tuple[int, ...], Tensor]) -> li
     hooks = [cell.register_forward_hook(compare)]
     for e, edge in enumerate(cell.edges.values()):
 
-        def keep(module: nn.Module, given: object, out: Tensor, e: int = e) -> None:
+        def remember(module: nn.Module, given: object, out: Tensor, e: int = e) -> None:
             outputs[e] = out.detach()
 
-        hooks.append(edge.register_forward_hook(keep))
+        hooks.append(edge.register_forward_hook(remember))
     return hooks
 
 
@@ -184,7 +187,7 @@ def midas(patches: int = 4) -> Method:
         relaxation=OwnWeights(),
         arch_start=1.0,
         selection=Measured(Alike()),
-        unfit=("grid", "chain", "signal"),
+        unfit=("grid", "chain", "signal", "sase"),
         unfit_why="its edges compare what goes in with what comes out, which edges that change width or are gates cannot",
         papers=("subbotko2026midas",),
     )

@@ -152,7 +152,7 @@ def pdarts(skips: int = 2) -> Staged:
         weight_lr=Cosine(0.025, 0.0),
         arch_clip=5.0,
         arch_start=0.4,
-        unfit=("grid", "chain", "signal"),
+        unfit=("grid", "chain", "signal", "sase"),
         unfit_why="its stages are ever deeper stacks of the same cells, and each node of a grid, each layer of a chain, is there once",
         papers=("liu2019darts", "chen2019pdarts"),
     )

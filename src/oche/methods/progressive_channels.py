@@ -89,7 +89,7 @@ def progressive_channels() -> Staged:
         adarts(),
         name="progressive_channels",
         arch_start=0.4,
-        unfit=("grid", "chain", "signal"),
+        unfit=("grid", "chain", "signal", "sase"),
         unfit_why="its stages are ever deeper stacks of the same cells, and each node of a grid, each layer of a chain, is there once",
         papers=("xue2024progressive", "xue2022adarts"),
     )

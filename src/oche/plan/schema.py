@@ -24,6 +24,7 @@ from oche.plan.request import AUTO, Request, TrainRequest, options
 from oche.search.method import Method
 from oche.spaces import SPACES
 from oche.spaces.ops import OPS
+from oche.spaces.slots import SLOT_OPS
 from oche.tasks import TASKS
 from oche.training.protocols import PROTOCOLS, Protocol
 from oche.watch.named import PROBES, Watch
@@ -173,7 +174,7 @@ def _searchers() -> list[type]:
 
 
 def _operations() -> Schema:
-    one = _names(OPS)
+    one = _names((*OPS, *SLOT_OPS))
     return {"anyOf": [one, {"type": "array", "items": {"anyOf": [one, {"type": "array", "items": one}]}}]}
 
 

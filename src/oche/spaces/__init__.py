@@ -9,6 +9,7 @@ from oche.spaces.grid import GridSpace
 from oche.spaces.nb201 import NB201Space
 from oche.spaces.networks import Cell, Network, Supernet, estimate_statistics
 from oche.spaces.robust import S1, S2, S3, S4
+from oche.spaces.sase import SaseSpace
 from oche.spaces.signals import SignalSpace
 from oche.spaces.stages import StagesSpace
 from oche.spaces.toy import ToySpace
@@ -24,6 +25,7 @@ SPACES: dict[str, type[Space]] = {
     "stages": StagesSpace,
     "chain": ChainSpace,
     "signal": SignalSpace,
+    "sase": SaseSpace,
     "grid": GridSpace,
 }
 
@@ -35,6 +37,7 @@ __all__ = [
     "GridSpace",
     "NB201Space",
     "Network",
+    "SaseSpace",
     "SignalSpace",
     "Space",
     "StagesSpace",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -53,8 +53,10 @@ class Space(ABC):
                 f"Images are {self.size[0]}x{self.size[1]}; a search needs at least 8x8: choose a larger size."
             )
         held = {op for group in self.kinds() for ops in group.ops for op in ops}
-        for op in held.union(self.without) - set(OPS):
-            raise unknown("operation", op, OPS)
+        for op in held.union(set(self.without) - set(OPS)) - set(
+            self.known
+        ):  # a method may leave out what is in other spaces
+            raise unknown("operation", op, self.known)
         if foreign := [op for op in sorted(held) if op in (TWO_DIMENSIONAL if self.flat else SIGNAL_BLOCKS)]:
             theirs, ours = ("images", "signals") if self.flat else ("signals", "images")
             raise UserError(
@@ -64,6 +66,11 @@ class Space(ABC):
             raise UserError(
                 f"Without {', '.join(self.without)} an edge of {self.name} has no operation left; leave out fewer."
             )
+
+    @property
+    def known(self) -> Collection[str]:
+        """The operations that the space's edges may have."""
+        return OPS
 
     # ------------------------------------------------------------------ what a space defines
 

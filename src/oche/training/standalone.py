@@ -20,7 +20,7 @@ from torch import nn
 
 from oche.data.contract import Contract
 from oche.genotype import Genotype
-from oche.spaces import ChainSpace, DartsSpace, GridSpace, NB201Space, Network, Space, StagesSpace
+from oche.spaces import ChainSpace, DartsSpace, GridSpace, NB201Space, Network, SaseSpace, Space, StagesSpace
 from oche.spaces.blocks import BLOCKS
 from oche.spaces.edges import EDGES, KEPT_NORMED, TRAINED
 from oche.spaces.grid import GridBody, GridCell
@@ -40,6 +40,8 @@ Rows = Sequence[tuple[object, ...]]
 def refusal(space: Space, genotype: Genotype) -> str:
     """Why no such file can be written, in one sentence, or "" if it can: parts of the user's own are not ours to copy."""
     fitted = space.fitted(genotype)
+    if isinstance(fitted, SaseSpace):
+        return "network.py is not written for attention blocks (the space sase): take model.onnx or model.pt2 instead."
     known = (ChainSpace, DartsSpace, GridSpace, NB201Space)
     if not isinstance(fitted, known) or not type(fitted).__module__.startswith("oche."):
         return f"network.py is written for the spaces of oche; {space.name!r} is not one of them."
