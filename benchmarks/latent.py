@@ -2,6 +2,8 @@
 
     OCHE_DATA=FOLDER python benchmarks/latent.py --out docs/results/latent_svge.jsonl
 
+The searches are measured by latent_searches.py, which writes the page of both.
+
 Fixed before the first run: the defaults of `oche search svge`; 1,000 cells of the table that the embedding did not learn from, 10 decodings
 of each, a reconstruction counts if it is the cell itself; 1,000 points of N(mean, deviation) of the train cells' means, 10 decodings of
 each: valid if they are cells of the space, unique among the valid ones, new if the embedding did not learn from them. Prediction:

@@ -407,3 +407,17 @@ def test_the_command_line_says_who_scores_and_shows_what_got_better(
     )
     records = [r for r in Run.open(tmp_path / "run").records() if r["kind"] == "query"]
     assert said.count("best so far") == sum(r["queried"] == r["genotype"] for r in records)
+
+
+def test_a_table_is_named_by_an_option_of_its_own() -> None:
+    found = resolve(Request("random_search", space="toy", table="nb201")).searcher
+    assert isinstance(found, AskTell)
+    assert found.evaluator == TableScore("nb201")
+    other = resolve(
+        Request("random_search", space="toy", table="nb201", settings={"evaluator.metric": "x/valid"})
+    ).searcher
+    assert isinstance(other, AskTell)
+    assert other.evaluator == TableScore("nb201", "x/valid")
+    for method in ("rf_darts", "auto"):
+        with pytest.raises(UserError, match="asks for none"):
+            resolve(Request(method, space="toy", table="nb201"))

@@ -15,6 +15,7 @@ from oche import config, own
 from oche.data import SPLITS, Split
 from oche.errors import UserError
 from oche.methods import METHODS, random_features
+from oche.methods.ask_tell import AskTell
 from oche.methods.evaluators import EVALUATORS
 from oche.own import Kind, has, is_foreign, takes
 from oche.search.method import Method
@@ -90,6 +91,16 @@ class Found:
         if not is_searcher(built):
             raise UserError(f"{self.name} returned {type(built).__name__}; expected {METHOD.expected}.")
         return built
+
+
+def answering(given: object, table: str) -> dict[str, object]:
+    """The settings that have a table answer a method that asks for cells. Raises UserError for a method that asks for none."""
+    if given == "auto" or not isinstance(method(given).build({}), AskTell):
+        raise UserError(
+            f"--table answers searches that ask for cells, and {own.display(given)} asks for none: leave it out, or search with one of "
+            "them, such as regularized_evolution."
+        )
+    return {"evaluator": "table", "evaluator.table": table}
 
 
 def method(given: object) -> Found:

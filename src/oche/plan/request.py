@@ -112,6 +112,11 @@ class Request(Limited):
     probes: Sequence[str | Probe] = option(
         (), "gap, eigenvalue, tau, table or FILE.py:NAME, as often as you like: measured after each epoch.", "--probe"
     )
+    table: str | None = option(
+        None,
+        "For searches that ask for cells: who answers, nb201 or FILE.py:NAME, its files where OCHE_DATA says.",
+        "--table",
+    )
     seeds: int = option(1, "Searches, from --seed on; the best cell by --pick is kept.", "--seeds")
     pick: str = option(
         "validation", "validation: each seed's cell is trained by --protocol and scored there.", "--pick"

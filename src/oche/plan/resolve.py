@@ -140,6 +140,8 @@ def resolve(request: Request, recorded: Mapping[str, object] | None = None) -> P
 def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     _check_seeds(request)
     check_objects(request, recorded)
+    if request.table is not None:
+        request = replace(request, settings={**named.answering(request.method, request.table), **request.settings})
     trackers.checked(request.track)
     count, rules = processes(request.devices, recorded is not None), rules_of(recorded)
     fabric = fabric_for(request.device, count, request.precision)
