@@ -207,7 +207,7 @@ def test_a_search_with_its_comparison_killed_and_resumed(tmp_path: Path, monkeyp
     assert kills >= 2
     assert log(runs[0]) == log(runs[1])
     kinds = Counter(str(record["kind"]) for record in log(runs[0]))
-    assert kinds == {"epoch": 2, "supernet": 1, "trained": 6, "comparison": 1}
+    assert kinds == {"epoch": 2, "supernet": 1, "test": 1, "confusion": 1, "trained": 6, "comparison": 1}
     assert files(runs[0]) == files(runs[1])
     for name in ("genotype.json", "network/weights.safetensors", "network/card.json", "alphas.npz", "state.pt"):
         assert content(runs[0], name) == content(runs[1], name), name

@@ -106,7 +106,11 @@ def test_the_road_from_a_folder_of_images(oche: Oche, tmp_path: Path, monkeypatc
     for name in ("card.json", "weights.safetensors", "model.pt2", "model.onnx"):
         assert searched.has(f"network/{name}"), name
     kinds = [record["kind"] for record in log(searched.path)]
-    assert kinds == ["epoch", "epoch", "supernet", *["trained"] * 6, "comparison"]
+    assert kinds == ["epoch", "epoch", "supernet", "test", "confusion", *["trained"] * 6, "comparison"]
+    wrong = json.loads(searched.read(Run.MISTAKES))
+    (tested,) = (record for record in log(searched.path) if record["kind"] == "test")
+    assert tested["accuracy"] == pytest.approx(1 - wrong["wrong"] / wrong["of"])
+    assert len(json.loads(searched.read(Run.AUGMENTED))["entries"]) == 4
     genotype = Genotype.from_json(searched.read(Run.GENOTYPE).decode())
     assert genotype == Genotype.from_json(searched.read(Run.genotype(1)).decode())
     tiny_space("s2", tiny_data()).check(genotype)

@@ -162,8 +162,7 @@ def _carried_out(plan: Plan, run: Run, listener: Listener, clock: Clock | None) 
                 if plan.fabric.is_global_zero and not keeps:
                     metrics = test.card(plan.task)
                     save_network(run, network, space, genotype, plan.data, metrics, plan.task, limits=plan.limits)
-                    if not _logged(run, "test"):
-                        log_test(run, plan.data, test, plan.task)
+                    log_test(run, plan.data, test, plan.task)
                     keep_mistakes(run, network, plan.data, plan.fabric, plan.task)
 
             comparison = compare(

@@ -312,6 +312,11 @@ def _finished(training: Training, run: Run, threads: int | None) -> Trained:
 
 
 def log_test(run: Run, data: Data, test: Score, task: Task) -> None:
-    """A trained network's test score: its metrics, of masks and labels each class's, and of classes the confusion matrix."""
+    """A trained network's test score: its metrics, of masks and labels each class's, and of classes the confusion matrix.
+
+    What a run that was killed in between has logged already is not logged again.
+    """
+    there = {(record.get("kind"), record.get("class")) for record in run.records()}
     for record in records_of(test, task, data.classes, data.task):
-        run.log(record)
+        if (record["kind"], record.get("class")) not in there:
+            run.log(record)
