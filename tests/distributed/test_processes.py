@@ -237,6 +237,6 @@ def test_the_command_in_two_processes_makes_one_run(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["found", "trained"]
     kinds = [[r["kind"] for r in Run.open(tmp_path / name).records()] for name in ("found", "trained")]
     assert kinds == [
-        ["epoch", "epoch", "supernet", *["trained"] * 3, "comparison"],
+        ["epoch", "epoch", "supernet", "test", "confusion", *["trained"] * 3, "comparison"],
         ["train_epoch", "test", "confusion"],
     ]

@@ -143,7 +143,7 @@ def test_a_search_with_its_comparison(tmp_path: Path) -> None:
     assert found.comparison
     assert set(found.comparison.accuracies) == {"found", "random 1", *found.comparison.rivals}
     assert len(found.comparison.rivals) == 1
-    assert events[-6:] == ["trained"] * 6
+    assert events[-7:] == ["trained"] * 6 + ["beside"]
     (logged,) = (r for r in found.run.records() if r["kind"] == "comparison")
     assert len(logged["verdicts"]) == 2  # type: ignore[arg-type]
     card = json.loads(found.run.read(CARD))["comparison"]
