@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +86,15 @@ def test_names_that_hold_a_part_are_parts(tmp_path: Path, names: str, twice: boo
     assert data.classes == ("cat", "dog")
     assert len(data.train) + len(data.val) + len(data.test) == 12 * len(parts)
     assert not [fate for fate in data.ledger.fates if fate.became == "skipped"]
+
+
+@pytest.mark.parametrize("numbers", [((0, 2, 4, 6, 8, 10), (1, 3, 5, 7, 9, 11)), (range(9), range(10, 100, 10))])
+def test_numbered_files_of_two_classes_are_no_pairs(tmp_path: Path, numbers: tuple[Iterable[int], ...]) -> None:
+    """Among them names that begin or end with one another, as 1 and 10, and 0 and 10."""
+    for name, own in zip("ab", numbers, strict=True):
+        for i in own:
+            save(tmp_path / name / f"{i}.png", rgb())
+    assert load(tmp_path).classes == ("a", "b")
 
 
 def test_names_that_only_sound_like_parts_are_classes(tmp_path: Path) -> None:
