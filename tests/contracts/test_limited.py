@@ -76,8 +76,15 @@ def check_case(case: Case, folder: Path) -> None:
     if isinstance(searcher, AskTell):
         searcher = replace(searcher, queries=3)
     found = as_searcher(searcher)
+    usual = found.method.space if found.method else {}  # the method's own settings of the space
+    own = {k.removeprefix(f"{case.space}."): v for k, v in usual.items() if k.startswith(f"{case.space}.")}
     problem = tiny_problem(
-        case.space, epochs=epochs(case.method, case.space), batch=12, count=12, seed=case.number, **SMALL[case.space]
+        case.space,
+        epochs=epochs(case.method, case.space),
+        batch=12,
+        count=12,
+        seed=case.number,
+        **{**SMALL[case.space], **own},
     )  # type: ignore[arg-type]
     limits = limits_of(case, problem.space, found.keeps_weights)
     check(problem.space, limits, found.keeps_weights)
