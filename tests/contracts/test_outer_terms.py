@@ -34,7 +34,7 @@ from oche.search.method import Method
 from oche.search.relaxations import Gated
 from oche.search.searcher import as_searcher
 from oche.search.state import SearchState
-from oche.search.terms import Entropy, InputEntropy, Term, log_distance
+from oche.search.terms import Entropy, InputEntropy, Term, discretisation, log_distance
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -49,6 +49,7 @@ OF_ALPHA: tuple[Term, ...] = (
     PoolsAndSkips(Constant(5.0)),
     Entropy(Constant(1.0), Constant(0.5)),
     Entropy(Constant(1.0), Constant(0.5), log_distance),
+    Entropy(Constant(1.0), Constant(0.5), discretisation),
     InputEntropy(Constant(1.0), Constant(0.5)),
     Resource(1e-2),
 )

@@ -12,7 +12,7 @@ from oche.schedule import Constant
 from oche.search.begin import begin
 from oche.search.method import Method
 from oche.search.relaxations import EdgeNormalised, Gated
-from oche.search.terms import Entropy, InputEntropy, log_distance, normalised_entropy
+from oche.search.terms import Entropy, InputEntropy, discretisation, log_distance, normalised_entropy
 from reference.tiny import tiny_problem
 
 NOTHING = Batch(torch.zeros(0), torch.zeros(0))
@@ -67,6 +67,16 @@ def test_log_distance_and_its_derivative(weights: list[float]) -> None:
 
 
 @pytest.mark.parametrize("weights", [[0.2, 0.5, 1.3], [3.0, 0.01]])
+def test_the_share_that_is_lost_and_its_derivative(weights: list[float]) -> None:
+    """1 - w_m / S, whose derivative is w_m / S^2, less 1 / S at the greatest."""
+    w = torch.tensor(weights, dtype=torch.float64, requires_grad=True)
+    value, total, most = discretisation(w), sum(weights), max(weights)
+    assert value.item() == pytest.approx(1 - most / total)
+    wanted = [most / total**2 - (x == most) / total for x in weights]
+    assert torch.autograd.grad(value, w)[0].tolist() == pytest.approx(wanted, rel=1e-10)
+
+
+@pytest.mark.parametrize("weights", [[0.2, 0.5, 0.3], [1.0, 4.0], [0.7, 0.1, 0.9, 0.4]])
 def test_the_derivative_of_the_normalised_entropy(weights: list[float]) -> None:
     """d/dw_k of H = -sum p ln p is -(ln p_k + H) / sum w."""
     w = torch.tensor(weights, dtype=torch.float64, requires_grad=True)

@@ -47,6 +47,15 @@ def log_distance(weights: Tensor) -> Tensor:
     return p.clamp_min(torch.finfo(p.dtype).tiny).log().mean() + math.log(len(weights))
 
 
+def discretisation(weights: Tensor) -> Tensor:
+    """1 - max p, with p the (O,) weights, at least 0, over their sum: the share that is lost where one operation is kept.
+
+    Searches for fault diagnosis pay it beside the cost of a network (MSSP and its neighbours); the form is our reading.
+    """
+    p = weights / weights.sum().clamp_min(torch.finfo(weights.dtype).tiny)
+    return 1 - p.amax()
+
+
 Measure = Callable[[Tensor], Tensor]
 """(O,) weights of one decision, at least 0 -> how undecided it is."""
 
@@ -56,7 +65,7 @@ class Entropy:
     """ops(t) H_ops + gates(t) H_gates, each the mean over its decisions of how undecided they are, `measure`.
 
     H_ops: over the edges without a gate, of their op weights; H_gates: over the gates, of (1 - b, b). `ops` and `gates` are weights by
-    progress: constant, or growing (`Ramp`). `measure` is the normalised entropy, in [0, 1], or `log_distance` (SSR).
+    progress: constant, or growing (`Ramp`). `measure` is the normalised entropy, in [0, 1], `log_distance` (SSR) or `discretisation`.
     """
 
     ops: Schedule = Constant(0.0)
