@@ -263,6 +263,7 @@ def test_random_features_of_anything() -> None:
         pytest.param(method, space, marks=pytest.mark.slow if space == ("nb201", "s1")[number % 2] else ())
         for number, method in enumerate((*METHODS, "rf_darts_2nd"))
         for space in ("toy", "nb201", "s1")
+        if (method, space) != ("alpha_adarts", "s1")  # it is not made for edges with candidates of their own
     ],
 )
 def test_run_toml_gives_the_same_plan(method: str, space: str, tmp_path: Path) -> None:
