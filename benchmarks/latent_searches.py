@@ -3,11 +3,11 @@
     OCHE_DATA=FOLDER python benchmarks/latent_searches.py run svge      # a line per seed in docs/results/latent_searches.jsonl; goes on
     OCHE_DATA=FOLDER python benchmarks/latent_searches.py page
 
-Fixed before the first run: 100 queries of the table's CIFAR-10 validation accuracy, every method at its defaults (OnceNAS with the
-latencies of the Raspberry Pi 4), seeds 0 to 19.
-Regret is the table's best validation accuracy less the best so far. Compared is the CIFAR-10 test
-accuracy of the cell with the best one, which no search sees, paired by seed; a method is better or worse where the t-based 95 % interval of
-the difference leaves out 0. `svge` has one embedding for all seeds, as in the authors' runs.
+Fixed before the runs on the page (what was tried before is told there): 100 queries of the table's CIFAR-10 validation accuracy, every
+method at its defaults (OnceNAS with the latencies of the Raspberry Pi 4), seeds 0 to 19. Regret is the table's best validation accuracy
+less the best so far. Compared is the CIFAR-10 test accuracy of the cell with the best one, which no search sees, paired by seed; a method
+is better or worse where the t-based 95 % interval of the difference leaves out 0. `svge` has one embedding for all seeds, as in the
+authors' runs.
 """
 
 from __future__ import annotations
