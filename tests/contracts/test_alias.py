@@ -201,6 +201,10 @@ NO_BASE = {
     "regularized_evolution",
     "bananas",
     "gaussian_process",
+    "dsm_nas",
+    "svge",
+    "oncenas",
+    "dnas",
 }
 
 

@@ -120,12 +120,15 @@ class Alike:
 
 
 def kept(group: Group, usable: Tensor, alike: dict[tuple[int, ...], Tensor]) -> list[int]:
-    """The edges of the best subset of every node, of those that have an operation left."""
+    """The edges of the best subset of every node, of those that have an operation left.
+
+    A kind of cell that the network has none of was never measured, so that all its subsets are equal.
+    """
     assert group.keep is not None
     edges: list[int] = []
     for numbers in group.into().values():
         found = combinations([e for e in numbers if usable[e]], group.keep)
-        edges += found[0] if len(found) == 1 else max((float(alike[s]), s) for s in found)[1]
+        edges += found[0] if len(found) == 1 else max((float(alike.get(s, 0.0)), s) for s in found)[1]
     return sorted(edges)
 
 
