@@ -68,6 +68,20 @@ def test_pascal_voc(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_pascal_voc_of_another_year(tmp_path: Path) -> None:
+    """Named itself, with a test list beside the two others, and no palette."""
+    root = tmp_path / "VOC2007"
+    pairs(root, "JPEGImages", "SegmentationClass", lambda: blob(7))
+    lists = root / "ImageSets" / "Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("".join(f"{i:02}\n" for i in range(5)))
+    (lists / "val.txt").write_text("05\n06\n")
+    (lists / "test.txt").write_text("07\n08\n09\n")
+    data = load(root)
+    assert (data.task, data.classes[7]) == ("segment", "car")
+    assert (len(data.train), len(data.val), len(data.test)) == (5, 2, 3)
+
+
 @pytest.mark.parametrize("names", ["Training Testing", "TRAIN Valid test", "train eval", "train dev holdout"])
 def test_parts_in_any_case(tmp_path: Path, names: str) -> None:
     for name in names.split():

@@ -215,6 +215,20 @@ def test_cityscapes_as_it_is_unpacked(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_cityscapes_a_folder_above_and_without_its_test_part(tmp_path: Path) -> None:
+    root = tmp_path / "datasets" / "cityscapes"
+    cityscapes(root, {"zurich": 4, "ulm": 4}, "train")
+    cityscapes(root, {"lindau": 3, "munster": 3}, "val")
+    data = load(root)
+    assert (data.classes, data.ignore) == (CITYSCAPES, 255)
+    assert len(data.train) + len(data.val) + len(data.test) == 14
+    assert_aligned(data)
+    for mask in (root / "gtFine/train").rglob("*labelTrainIds.png"):
+        mask.unlink()
+    with pytest.raises(UserError, match="createTrainIdLabelImgs"):
+        load(root)
+
+
 def test_camvid_archives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two sequences, void becomes 255, and the three archives are the three parts."""
     for part, names in (("train", ("a_1", "a_2", "b_1")), ("val", ("c_1",)), ("test", ("c_2", "d_1"))):

@@ -291,15 +291,15 @@ def test_data_passes_through_but_for_flip() -> None:
     assert load("digits", flip=True).flip
 
 
-def test_a_local_folder_may_have_the_name_of_a_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_folder(tmp_path / "digits", *pictures())
+@pytest.mark.parametrize("name", ["digits", "camvid", "cifar10"])
+def test_a_local_folder_may_have_the_name_of_a_set(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / name, *pictures())
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        UserError, match=r"'digits' is both the folder .*digits and a built-in data set: write \./digits"
-    ):
-        load("digits")
+    message = rf"'{name}' is both the folder .*{name} and a built-in data set: write \./{name}"
+    with pytest.raises(UserError, match=message):
+        load(name)
     assert load("builtin:digits").channels == 1
-    assert load("./digits").channels == 3
+    assert load(f"./{name}").channels == 3
 
 
 def fake_torchvision(monkeypatch: pytest.MonkeyPatch, **sets: Callable[..., object]) -> None:
