@@ -28,6 +28,7 @@ from oche.cli.latency import latency
 from oche.cli.lists import LISTS
 from oche.cli.show import show_found, show_latency, show_score, show_trained
 from oche.cli.study import study
+from oche.cli.typed import goes_alone, is_given, speak_aside
 from oche.config import assignment
 from oche.errors import UserError, unknown
 from oche.plan.processes import FOLLOWS, rank
@@ -97,13 +98,13 @@ def search(
     as_json: ResultAsJson = False,
 ) -> None:
     """Search a space for a cell that fits the data, and train it beside random cells."""
-    _speak_aside(context, as_json)
+    speak_aside(context, as_json)
     show = Show(quiet)
     if resume:
-        _goes_alone(context, "resume", "devices", "dry_run", "quiet", "verbose", "as_json")
+        goes_alone(context, "resume", "devices", "dry_run", "quiet", "verbose", "as_json")
     elif config:
-        _goes_alone(context, "config", "out", "dry_run", "quiet", "verbose", "trust", "as_json")
-    elif request.seeds == 1 and _is_given(context, "pick"):
+        goes_alone(context, "config", "out", "dry_run", "quiet", "verbose", "trust", "as_json")
+    elif request.seeds == 1 and is_given(context, "pick"):
         raise UserError("--pick chooses among several seeds: give `--seeds 4` or so, or leave it out.")
     from oche.api import search as api
     from oche.api.batch import with_batch
@@ -178,10 +179,10 @@ def train(
     as_json: ResultAsJson = False,
 ) -> None:
     """Train a genotype's network, from scratch or with the weights of a run's network."""
-    _speak_aside(context, as_json)
+    speak_aside(context, as_json)
     show = Show(quiet)
     if resume:
-        _goes_alone(
+        goes_alone(
             context,
             "resume",
             "devices",
@@ -216,30 +217,6 @@ def train(
     show_trained(trained, as_json)
     if verbose:
         show.verbose()
-
-
-def _speak_aside(context: typer.Context, as_json: bool) -> None:
-    """Sends all that the command says but its result to stderr, until it ends."""
-    console.stderr = as_json
-    context.call_on_close(lambda: setattr(console, "stderr", False))
-
-
-def _is_given(context: typer.Context, name: str) -> bool:
-    """True if the option was typed."""
-    source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
-
-
-def _goes_alone(context: typer.Context, option: str, *beside: str, longer: str = "") -> None:
-    """Raises UserError for options that would be ignored, since the recorded run has settled them; `longer` is what to do about epochs."""
-    for parameter in context.command.params:
-        name = parameter.name or ""
-        if _is_given(context, name) and name not in (option, *beside):
-            given = max(parameter.opts, key=len)
-            raise UserError(
-                f"{given} cannot be given with --{option}, which takes everything from that run: leave it out"
-                f"{longer if name in ('epochs', 'more') else ''}."
-            )
 
 
 # ------------------------------------------------------------------ after a run
