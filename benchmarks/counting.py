@@ -71,6 +71,7 @@ def calls() -> Iterator[dict[str, tuple[int, float]]]:
         yield found
         return
     library = compiled.library
+    compiled.check_memory()  # finds the library's flag, which it does not find in a watched one
     object.__setattr__(compiled, "library", _Watched(library, found))
     try:
         yield found

@@ -292,7 +292,9 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"time: {spoken(r['left'])} left; epochs of each training: {r['train_epochs']}"
         + (f" instead of {r['planned']}" if r["planned"] != r["train_epochs"] else "")
     ),
-    "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images{floored(r, 1)}",
+    "trained": lambda r: (
+        f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images"
+    ),  # the table after them has the floor
     "train_epoch": lambda r: (
         f"{r['epoch']:3d} train {r['loss']:.3f} {_value(r):>4}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
     ),

@@ -36,6 +36,10 @@ def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         sys.modules.pop(name, None)
 
 
+FROZEN = gc.get_freeze_count()
+"""Objects that Python itself froze when it began: 375 in 3.12.1, none in 3.11 and 3.13."""
+
+
 def module(name: str) -> ModuleType:
     return importlib.import_module(name)
 
@@ -237,14 +241,14 @@ def test_measuring_leaves_nothing_frozen() -> None:
     supernet = module("supernet")
     with supernet.unfrozen_after():
         gc.freeze()
-        assert gc.get_freeze_count() > 0
-    assert gc.get_freeze_count() == 0
+        assert gc.get_freeze_count() > FROZEN
+    assert gc.get_freeze_count() <= FROZEN
 
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_frozen() -> Iterator[None]:
     yield
-    assert gc.get_freeze_count() == 0
+    assert gc.get_freeze_count() <= FROZEN
 
 
 def test_the_page_says_what_a_training_costs_per_multiply_add() -> None:

@@ -56,7 +56,7 @@ def test_after_a_search(found: Found, capsys: pytest.CaptureFixture[str]) -> Non
 
 def test_while_it_runs(found: Found) -> None:
     for record in found.run.records():
-        if record["kind"] in ("trained", "supernet"):
+        if record["kind"] == "supernet":
             assert "always naming the commonest class: 75.0%" in _LINES[str(record["kind"])](record)
 
 
