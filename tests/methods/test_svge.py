@@ -186,13 +186,13 @@ def test_draws_are_the_likely_graphs_and_join_both_directions() -> None:
 def test_it_learns_to_write_what_it_read_and_to_predict() -> None:
     torch.set_default_dtype(torch.float32)
     space = ToySpace()
-    found = embedding(space, Training(cells=27, steps=250, batch=27, units=24, size=12, rate=5e-3))
+    found = embedding(space, Training(cells=27, steps=600, batch=27, units=24, size=12, rate=5e-3))
     rng = counted(0, "again")
     again = [cells[0] for cells in found.decode(found.means, 10, rng)]
     assert np.mean([a == b for a, b in zip(again, found.cells, strict=True)]) > 0.95
     scores = np.array([2.0 * c.count("nor_conv_3x3") - c.count("none") for c in found.cells])
     standard = torch.tensor((scores - scores.mean()) / scores.std(), dtype=torch.float32)
-    tuned = predictor(found, found.cells, standard, 60, 0)
+    tuned = predictor(found, found.cells, standard, 120, 0)
     with torch.no_grad():
         predicted = tuned.model.score(tuned.encode(found.cells))
     assert np.corrcoef(predicted, standard)[0, 1] > 0.9
