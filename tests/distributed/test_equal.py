@@ -20,6 +20,7 @@ from oche.methods.darts import darts
 from oche.optim import Descent
 from oche.search.bilevel import FirstOrder, Unrolled
 from oche.search.method import Method
+from oche.spaces.attention import AttendedChannels
 from oche.spaces.edges import SampledOps
 from oche.spaces.sampling import sample
 from oche.spaces.synchronised import SynchronisedBatchNorm, alone_again, synchronise
@@ -49,7 +50,7 @@ def drawn() -> tuple[Method, ...]:
     relaxed = [
         replace(STEP, relaxation=r, edge=on.get(getattr(r, "hard", False), STEP.edge)) for r in registry.RELAXATIONS
     ]
-    edges = [replace(STEP, edge=e) for e in registry.EDGE_TYPES]
+    edges = [replace(STEP, edge=e) for e in registry.EDGE_TYPES if not isinstance(e, AttendedChannels)]
     return (*relaxed, *edges, *(replace(STEP, trainable=t) for t in (*registry.TRAINABLES, *registry.CONTROLS)))
 
 
@@ -118,10 +119,13 @@ def test_what_is_drawn_or_frozen(number: int, tmp_path: Path) -> None:
 SINGLE = ("ddpnas", "rdarts_pick")
 """Methods that train whole networks inside, which take images in single precision."""
 
+ATTENDING = ("adarts", "alpha_adarts", "progressive_channels", "swd_nas")
+"""Methods whose edges choose channels by an attention summed over a batch: each process by its own part (docs/scale.md)."""
+
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in SINGLE])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in (*SINGLE, *ATTENDING)])
 def test_methods(name: str, tmp_path: Path) -> None:
     """Callbacks, terms and stages of every method, too. A method that asks for cells finds the same one."""
     epochs = [max(7, registry.epochs(name, "toy"))]
