@@ -17,20 +17,12 @@ from oche.report import render, watch
 from oche.report.side_by_side import write_compared
 from oche.run import Run
 from oche.training.samples import augmented
+from reference.names import EVIL
 from reference.tiny import tiny_data
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(missing()), reason=missing())]
 
 CELLS = [Genotype.parse(f"nb201:{index}") for index in (9930, 1462, 6111)]
-EVIL = [
-    "<script>alert(1)</script>",
-    "$_{",
-    "[/red]",
-    "\u202eغزال\u202c",
-    "</script><b>",
-    "{{ 7*7 }}",
-    "'\"><img src=x>",
-]
 WIDTHS, THEMES = (390, 1280), ("light", "dark")
 LIMIT = 6 * 2**20
 

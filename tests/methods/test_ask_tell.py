@@ -354,6 +354,22 @@ def test_a_brief_training_is_scored_on_validation_images() -> None:
         TrainingScore("smok").ready(problem, ())
 
 
+def test_a_brief_training_takes_its_least_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """24 images in batches of 32 are a step per epoch: five steps are five epochs."""
+    problem, cell, smoke = tiny_problem(), CELLS[-1], PROTOCOLS["smoke"]
+    data, fabric, task = problem.data, problem.fabric, problem.task
+    longer = Training(problem.space, cell, data, replace(smoke, epochs=5), problem.seed, fabric, task=task)
+    wanted = evaluate(retrain(longer), data.val, none(data), fabric, task)
+    monkeypatch.setitem(PROTOCOLS, "smoke", replace(smoke, steps=5))
+    seen: list[int] = []
+    monkeypatch.setattr(
+        "oche.methods.evaluators.retrain",
+        lambda t: seen.append(t.protocol.epochs) or retrain(t),  # type: ignore[func-returns-value]
+    )
+    assert TrainingScore("smoke").ready(problem, ())(cell) == 100 * wanted.value
+    assert seen == [5]
+
+
 # ---------------------------------------------------------------------- options
 
 

@@ -25,7 +25,7 @@ from oche.search.method import Method
 from oche.search.state import Problem
 from oche.tables import TableLike, table_named
 from oche.training.evaluate import evaluate
-from oche.training.protocols import PROTOCOLS
+from oche.training.protocols import PROTOCOLS, lengthened
 from oche.training.train import Training, retrain
 
 Scorer = Callable[[Genotype], float]
@@ -109,9 +109,10 @@ class TrainingScore:
         if name not in PROTOCOLS:
             raise unknown("protocol", name, PROTOCOLS)
         space, data, fabric, task = problem.space, problem.data, problem.fabric, problem.task
+        protocol = lengthened(PROTOCOLS[name], len(data.train))
 
         def score(genotype: Genotype) -> float:
-            training = Training(space, genotype, data, PROTOCOLS[name], problem.seed, fabric, task=task)
+            training = Training(space, genotype, data, protocol, problem.seed, fabric, task=task)
             return 100 * evaluate(retrain(training), data.val, none(data), fabric, task).value
 
         return score

@@ -128,7 +128,7 @@ def kept(group: Group, usable: Tensor, alike: dict[tuple[int, ...], Tensor]) -> 
     edges: list[int] = []
     for numbers in group.into().values():
         found = combinations([e for e in numbers if usable[e]], group.keep)
-        edges += found[0] if len(found) == 1 else max((float(alike.get(s, 0.0)), s) for s in found)[1]
+        edges += found[0] if len(found) == 1 else max((float(alike[s]) if alike else 0.0, s) for s in found)[1]
     return sorted(edges)
 
 

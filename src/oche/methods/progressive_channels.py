@@ -28,7 +28,7 @@ from oche.errors import UserError
 from oche.methods.adarts import adarts
 from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS
-from oche.methods.pdarts import deeper
+from oche.methods.pdarts import SMOKE, deeper
 from oche.search.method import Method
 from oche.search.selection import leading
 from oche.search.stages import Stage, Staged
@@ -41,12 +41,6 @@ PUBLISHED = {
         75, 64, NB201_SETTINGS, "ours: DARTS's settings of D-X-Y/AutoDL-Projects @ f46486e, 25 epochs per stage"
     ),
 }
-SMOKE = {
-    "toy": Budget(3, 16, {}),
-    "nb201": Budget(3, 16, {"space.cells": 1, "space.channels": 4}),
-    "darts": Budget(3, 16, {"space.cells": 3, "space.channels": 4}),
-}
-"""Our choice: an epoch a stage."""
 BUDGETS = {"paper": PUBLISHED, "smoke": SMOKE}
 
 

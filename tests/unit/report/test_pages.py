@@ -21,17 +21,9 @@ from oche.report.sections import citations, class_scores, data_facts
 from oche.report.side_by_side import compared, write_compared
 from oche.report.watch import policy, server
 from oche.run import Run
+from reference.names import EVIL
 
 CELLS = [Genotype.parse(f"nb201:{index}") for index in (9930, 1462, 6111)]
-EVIL = [
-    "<script>alert(1)</script>",
-    "$_{",
-    "[/red]",
-    "\u202eغزال\u202c",
-    "</script><b>",
-    "{{ 7*7 }}",
-    "'\"><img src=x>",
-]
 
 
 def epoch(n: int, **more: object) -> dict[str, object]:
