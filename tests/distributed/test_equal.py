@@ -13,14 +13,14 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from contracts import registry
-from oche.base import counted
+from oche.base import Draw, Part, counted
 from oche.data import SPLITS
 from oche.methods import METHODS, method_named
 from oche.methods.darts import darts
 from oche.optim import Descent
 from oche.search.bilevel import FirstOrder, Unrolled
 from oche.search.method import Method
-from oche.spaces.attention import AttendedChannels
+from oche.spaces.attention import Chooser, choose_together
 from oche.spaces.edges import SampledOps
 from oche.spaces.sampling import sample
 from oche.spaces.synchronised import SynchronisedBatchNorm, alone_again, synchronise
@@ -50,7 +50,7 @@ def drawn() -> tuple[Method, ...]:
     relaxed = [
         replace(STEP, relaxation=r, edge=on.get(getattr(r, "hard", False), STEP.edge)) for r in registry.RELAXATIONS
     ]
-    edges = [replace(STEP, edge=e) for e in registry.EDGE_TYPES if not isinstance(e, AttendedChannels)]
+    edges = [replace(STEP, edge=e) for e in registry.EDGE_TYPES]
     return (*relaxed, *edges, *(replace(STEP, trainable=t) for t in (*registry.TRAINABLES, *registry.CONTROLS)))
 
 
@@ -119,13 +119,10 @@ def test_what_is_drawn_or_frozen(number: int, tmp_path: Path) -> None:
 SINGLE = ("ddpnas", "rdarts_pick")
 """Methods that train whole networks inside, which take images in single precision."""
 
-ATTENDING = ("adarts", "alpha_adarts", "progressive_channels", "swd_nas")
-"""Methods whose edges choose channels by an attention summed over a batch: each process by its own part (docs/scale.md)."""
-
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize("name", [name for name in METHODS if name not in (*SINGLE, *ATTENDING)])
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in SINGLE])
 def test_methods(name: str, tmp_path: Path) -> None:
     """Callbacks, terms and stages of every method, too. A method that asks for cells finds the same one."""
     epochs = [max(7, registry.epochs(name, "toy"))]
@@ -182,6 +179,30 @@ def test_synchronising_is_undone() -> None:
     alone_again(net)
     assert type(net[1]) is nn.BatchNorm2d
     assert "fabric" not in vars(net[1])
+
+
+# ------------------------------------------------------------------ channels by attention
+
+
+def channels(fabric: Fabric) -> dict[str, Tensor]:
+    """The channels that a process searches whose own image asks for others than the whole batch does."""
+    part = Part(fabric.global_rank, fabric.world_size)
+    attention = torch.tensor([[9.0, 0.0, 5.0, 4.0], [0.0, 9.0, 5.0, 6.0]])[:, :, None, None]
+    choose = Chooser(2)
+    choose_together(nn.Sequential(choose), fabric)
+    own = attention.chunk(fabric.world_size)[fabric.global_rank]
+    return {
+        "shared": choose(own, Draw(0, phase="weight", part=part)),
+        "alone": choose(own, Draw(0)),
+    }
+
+
+def test_channels_are_chosen_by_all_images(tmp_path: Path) -> None:
+    """Sums 9, 9, 10, 10: the last two in any number of processes. Where a draw shares nothing, none waits for another."""
+    one, other = in_two(tmp_path, channels)
+    for found in (one, other, channels(fabric_of(1))):
+        assert sorted(found["shared"].tolist()) == [2, 3]
+    assert [one["alone"].tolist(), other["alone"].tolist()] == [[0, 2], [1, 3]]
 
 
 # ------------------------------------------------------------------ training

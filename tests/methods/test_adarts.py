@@ -221,7 +221,7 @@ def test_shares_of_the_channels() -> None:
     """Rounded down, one at least, two where they are halved; an edge that changes their number has all of them."""
     for channels, K, stride, count in ((16, 4, 1, 4), (18, 4, 2, 4), (3, 4, 1, 1), (3, 4, 2, 2), (5, 1, 1, 5)):
         for edge in (AttendedChannels(K), AlphaAttendedChannels(K)):
-            assert built(edge, channels, stride).count == count
+            assert built(edge, channels, stride).choose.count == count
     with pytest.raises(UserError, match="K=0"):
         built(AttendedChannels(0), 4, 1)
     assert whole(AttendedChannels(2)) == whole(PartialChannels(2)) == WeightedSum()

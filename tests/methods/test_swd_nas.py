@@ -154,7 +154,7 @@ def test_nothing_but_weights_is_stepped_and_scores_are_in_the_trajectory() -> No
 
 def test_a_sixteenth_of_the_channels() -> None:
     assert swd_nas().edge == ExcitedChannels() == ExcitedChannels(16)
-    assert built(64, 1, 16).count == 4
+    assert built(64, 1, 16).choose.count == 4
 
 
 def test_every_edge_has_one_weigher() -> None:

@@ -40,7 +40,7 @@ from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS
 from oche.search.method import Method
 from oche.search.relaxations import EdgeNormalised, Relaxation, masked_softmax
-from oche.spaces.attention import chosen, pooled, share_of, written_back
+from oche.spaces.attention import Chooser, pooled, share_of, written_back
 from oche.spaces.edges import Among, Candidate, Edge, SomeChannels, mix
 
 PUBLISHED = {
@@ -82,8 +82,8 @@ class AlphaAttention(nn.Module):
 class _AlphaAttended(Among):
     def __init__(self, ops: nn.ModuleDict, channels: int, count: int, stride: int) -> None:
         super().__init__()
-        self.ops, self.count, self.stride = ops, count, stride
-        self.attention = AlphaAttention(channels, len(ops))
+        self.ops, self.stride = ops, stride
+        self.attention, self.choose = AlphaAttention(channels, len(ops)), Chooser(count)
 
     def among(self, x: Tensor, weights: Tensor, e: int, draw: Draw | None) -> Tensor:
         if weights.shape[-1] != len(self.ops):
@@ -94,7 +94,7 @@ class _AlphaAttended(Among):
         probabilities = weights / weights.sum(-1, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
         a = self.attention(x, probabilities)
         x = x * a
-        channels = chosen(a, self.count)
+        channels = self.choose(a, draw)
         mixed = mix(self.ops, x.index_select(1, channels), weights[e], draw)
         return written_back(x, channels, mixed, self.stride, weights[e].sum())
 

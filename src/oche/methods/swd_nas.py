@@ -45,7 +45,7 @@ from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS
 from oche.methods.weighing import Measured, Normalise, OwnWeights, Weigher
 from oche.search.method import Method
-from oche.spaces.attention import ChannelAttention, chosen, share_of, written_back
+from oche.spaces.attention import ChannelAttention, Chooser, share_of, written_back
 from oche.spaces.edges import Candidate, Edge, SomeChannels
 from oche.spaces.ops import run
 
@@ -83,13 +83,13 @@ class SqueezeExcite(Weigher):
 class _Excited(Edge):
     def __init__(self, ops: nn.ModuleDict, skip: nn.Module, channels: int, count: int, stride: int) -> None:
         super().__init__()
-        self.ops, self.skip, self.count, self.stride = ops, skip, count, stride
-        self.attention = ChannelAttention(channels)
+        self.ops, self.skip, self.stride = ops, skip, stride
+        self.attention, self.choose = ChannelAttention(channels), Chooser(count)
         self.weigher = SqueezeExcite(len(ops), count)
 
     def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
         a = self.attention(x)
-        channels = chosen(a, self.count)
+        channels = self.choose(a, draw)
         attended = x * a
         outputs = [run(op, attended.index_select(1, channels), draw) for op in self.ops.values()]
         s = self.weigher(torch.cat(outputs, dim=1)) * w[:, None]

@@ -19,6 +19,7 @@ from oche.search.method import Method
 from oche.search.state import Problem, SearchState
 from oche.search.terms import OfAlpha
 from oche.search.weights import SupernetWeights
+from oche.spaces.attention import choose_together
 from oche.spaces.synchronised import synchronise
 
 
@@ -66,6 +67,8 @@ def fresh_weights(
     supernet.recompute = problem.recompute
     method.trainable.prepare(supernet, counted(problem.seed, "initialiser", *stage))
     supernet.to(device=problem.fabric.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if problem.fabric.world_size > 1:
+        choose_together(supernet, problem.fabric)
     if problem.sync and problem.fabric.world_size > 1:  # the fused cells' batch norms see one process alone
         synchronise(supernet, problem.fabric)
     else:

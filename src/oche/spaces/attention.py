@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from oche.base import Draw
 from oche.errors import UserError
+from oche.optim import average
 from oche.spaces.edges import Candidate, Edge, SomeChannels, mix
 
 
@@ -34,9 +37,30 @@ class ChannelAttention(nn.Module):
         return out
 
 
-def chosen(attention: Tensor, count: int) -> Tensor:
-    """(count,): the channels whose attention (B, C, 1, 1), summed over the batch, is largest, the most attended first."""
-    return attention.detach().sum(0).flatten().topk(count).indices
+class Chooser(nn.Module):
+    """(count,): the channels whose attention (B, C, 1, 1), summed over the batch, is largest, the most attended first.
+
+    The batch is that of all processes of `fabric` where the draw says that they share it (`choose_together`).
+    """
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+        self.fabric: Fabric | None = None
+
+    @torch.no_grad()
+    def forward(self, attention: Tensor, draw: Draw | None) -> Tensor:
+        summed = attention.sum(0).flatten()
+        if self.fabric is not None and draw is not None and draw.part.world > 1:
+            (summed,) = average(self.fabric, [summed])
+        return summed.topk(self.count).indices
+
+
+def choose_together(network: nn.Module, fabric: Fabric) -> None:
+    """Has every `Chooser` of the network sum over all processes, in place: one message per edge and forward pass."""
+    for module in network.modules():
+        if isinstance(module, Chooser):
+            module.fabric = fabric
 
 
 def written_back(x: Tensor, channels: Tensor, mixed: Tensor, stride: int, scale: Tensor | float = 1.0) -> Tensor:
@@ -56,13 +80,13 @@ def share_of(channels: int, K: int, stride: int) -> int:
 class _Attended(Edge):
     def __init__(self, ops: nn.ModuleDict, channels: int, count: int, stride: int) -> None:
         super().__init__()
-        self.ops, self.count, self.stride = ops, count, stride
-        self.attention = ChannelAttention(channels)
+        self.ops, self.stride = ops, stride
+        self.attention, self.choose = ChannelAttention(channels), Chooser(count)
 
     def forward(self, x: Tensor, w: Tensor, draw: Draw | None) -> Tensor:
         a = self.attention(x)
         x = x * a
-        channels = chosen(a, self.count)
+        channels = self.choose(a, draw)
         mixed = mix(self.ops, x.index_select(1, channels), w, draw)
         return written_back(x, channels, mixed, self.stride, w.sum())
 
@@ -72,8 +96,7 @@ class AttendedChannels(SomeChannels):
     """The 1/K most attended channels of a * x go through the candidates and are written back in place, the rest passes by (ADARTS).
 
     a is the edge's own `ChannelAttention`. At stride 2 the rest goes through a 2x2 max pool. It is multiplied by the sum of the row, which
-    is 1 for a softmax and the edge's own weight under edge normalisation. Any number of channels will do (`share_of`). Processes that share
-    a batch choose by their own part of it.
+    is 1 for a softmax and the edge's own weight under edge normalisation. Any number of channels will do (`share_of`).
     """
 
     K: int = 4
