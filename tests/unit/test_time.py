@@ -207,10 +207,56 @@ def test_explicit_epochs_win_and_the_table_says_what_is_chosen(capsys: pytest.Ca
     asks = resolve(Request("local_search", space="toy", data=DATA, budget="smoke", time="9m"))
     with pytest.raises(UserError, match="asks for cells instead"):
         timed(asks, Clock(540, 1000.0))
-    drawn, _ = timed(
-        resolve(Request("random_sampling", space="toy", data=DATA, budget="smoke", time="60s")), Clock(60, 1000.0)
-    )
+    asked = Request("random_sampling", space="toy", data=DATA, budget="smoke", time="60s", compare=3, compare_seeds=3)
+    drawn, _ = timed(resolve(asked), Clock(60, 1000.0))
     assert drawn.protocol.epochs == 8  # of 15 trainings of 0.5 s per epoch each
+
+
+@pytest.mark.usefixtures("paces")
+@pytest.mark.parametrize(
+    ("given", "usual", "seconds", "cells", "seeds"),
+    [
+        ({}, 30, 385, 3, 3),  # 15 trainings of 0.5 s per epoch: a third of 30 search and 30 training epochs takes 95 s
+        ({}, 30, 96, 3, 3),
+        ({}, 30, 94, 2, 3),  # 12: 80 s
+        ({}, 30, 66, 1, 3),  # 9: 65 s
+        ({}, 30, 64, 1, 1),  # 3: 35 s
+        ({}, 30, 5, 1, 1),  # no longer enough, but the least there is
+        ({"compare_seeds": 3}, 30, 20, 1, 3),  # what was given stays
+        ({"compare": 3}, 30, 94, 3, 1),
+        ({"compare": 3, "compare_seeds": 3}, 30, 20, 3, 3),
+        ({"compare": 0}, 30, 20, 0, 3),  # nothing is trained
+    ],
+)
+def test_a_short_time_has_less_compared(
+    given: dict[str, object], usual: int, seconds: float, cells: int, seeds: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Down to the first comparison that leaves a third of the usual epochs; by hand, an epoch of the search takes 2 s."""
+    asked = {"space": "toy", "data": DATA, "budget": "smoke", "batch": 6, "protocol": "smoke"}
+    plan = resolve(Request("darts", **asked, **given, time=f"{seconds}s"))  # type: ignore[arg-type]
+    plan = replace(plan, epochs=usual, protocol=replace(plan.protocol, epochs=usual))
+    chosen, expected = timed(plan, Clock(seconds, 1000.0))
+    assert (chosen.compare, chosen.compare_seeds) == (cells, seeds)
+    assert expected.trainings == ((2 + cells) * seeds if cells else 0)
+    assert sum(expected.seconds) <= (1 + OVER) * seconds
+    request = chosen.table()["request"]
+    assert (request["compare"], request["compare_seeds"]) == (cells, seeds)  # type: ignore[index]
+    Show(quiet=False).preflight(chosen, expected, "run")
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("less is compared than the usual 3 random cells and 3 seeds" in said) == bool(expected.reduced)
+    assert bool(expected.reduced) == ((cells, seeds) != (plan.compare, plan.compare_seeds))
+
+
+@pytest.mark.usefixtures("paces")
+def test_a_time_that_is_too_short_says_what_could_be_left_out() -> None:
+    for options, said in [
+        ({}, "at least that$"),
+        ({"compare": 3}, "--compare 1$"),
+        ({"compare": 2, "compare_seeds": 2}, "--compare 1 --compare-seeds 1$"),
+    ]:
+        plan = resolve(Request("darts", space="toy", data=DATA, budget="smoke", batch=6, protocol="smoke", **options))  # type: ignore[arg-type]
+        with pytest.raises(UserError, match=rf"--time 2 s is too short.*{said.replace('$', '[.]$')}"):
+            timed(plan, Clock(2, 1000.0))
 
 
 def test_the_trainings_epochs_are_chosen_anew_when_the_search_has_ended(tmp_path: Path, paces: list[float]) -> None:

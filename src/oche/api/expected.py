@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from oche.api.limits import cpu_threads, gradients
@@ -25,11 +25,16 @@ ENDING = 8.0
 """Seconds for exporting the network and writing the report, about."""
 
 
+ENOUGH = 1 / 3
+"""Share of the usual epochs that a time shall leave; a time that leaves less has less compared. Our choice."""
+
+
 @dataclass(frozen=True)
 class Expected:
     """What a search and its comparison will take. `search` is None where nothing is searched by steps.
 
-    `training` is the pace of all `trainings` together; `searches` run one after the other.
+    `training` is the pace of all `trainings` together; `searches` run one after the other. `reduced` says what a time that is
+    short has left of the comparison.
     """
 
     search: Estimate | None = None
@@ -37,6 +42,7 @@ class Expected:
     trainings: int = 0
     searches: int = 1
     epochs: tuple[int, int] = (1, 1)
+    reduced: str = ""
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -55,12 +61,16 @@ def expected_of(plan: Plan, trainings: bool = True) -> Expected:
 
     Without `trainings` the search alone is measured.
     """
+    return _measured(plan, trainings)[0]
+
+
+def _measured(plan: Plan, trainings: bool = True) -> tuple[Expected, Paces]:
     with gradients(), cpu_threads(plan.request.threads):
         method = as_searcher(plan.searcher).method
         search = estimate(problem_of(plan), method) if method else None
-        count = trained(plan) if trainings else 0
-        epochs = (plan.epochs, plan.protocol.epochs)
-        return Expected(search, _before(plan) if count else Pace(0.0, 0.0), count, plan.request.seeds, epochs)
+        paces = _before(plan) if trainings and trained(plan) else Paces()
+        expected = Expected(search, searches=plan.request.seeds, epochs=(plan.epochs, plan.protocol.epochs))
+        return _compared(expected, plan, paces), paces
 
 
 def fitting(plan: Plan) -> None:
@@ -74,7 +84,7 @@ def fitting(plan: Plan) -> None:
 def trained(plan: Plan) -> int:
     """How many networks are trained in the comparison, and for picking among several seeds."""
     compared = 1 + plan.compare + len(plan.rivals) if plan.compare or plan.rivals else 0
-    return compared * plan.request.compare_seeds + _picked(plan)
+    return compared * plan.compare_seeds + _picked(plan)
 
 
 def _picked(plan: Plan) -> int:
@@ -82,25 +92,39 @@ def _picked(plan: Plan) -> int:
     return plan.request.seeds if plan.request.seeds > 1 and not as_searcher(plan.searcher).keeps_weights else 0
 
 
-def _before(plan: Plan) -> Pace:
-    """The pace of all trainings together, as far as it is known before the search: the costliest random cell stands for the found one."""
+@dataclass(frozen=True)
+class Paces:
+    """The paces of one training of each network that may be compared."""
+
+    found: Pace = Pace(0.0, 0.0)
+    drawn: tuple[Pace, ...] = ()
+    rivals: tuple[Pace, ...] = ()
+
+    def together(self, plan: Plan) -> Pace:
+        """The plan's trainings: every network for all seeds of the comparison, and the cells of several searches."""
+        seeds = plan.compare_seeds if plan.compare or plan.rivals else 0
+        every = [*[self.found, *self.drawn[: plan.compare], *self.rivals] * seeds, *[self.found] * _picked(plan)]
+        return Pace(sum(p.epoch for p in every), sum(p.once for p in every))
+
+
+def _compared(expected: Expected, plan: Plan, paces: Paces) -> Expected:
+    """What the search will take, with the comparison of the plan."""
+    return replace(expected, training=paces.together(plan), trainings=trained(plan) if paces.drawn else 0)
+
+
+def _before(plan: Plan) -> Paces:
+    """The paces as far as they are known before the search: the costliest random cell stands for the found one."""
     any_cell = sample(plan.space, counted(plan.request.seed, "compare", 1))
     base = training_of(plan, plan.space, any_cell)
     drawn = [replace(base, genotype=cell, space=space) for _, cell, space in random_cells(base, max(1, plan.compare))]
     paces = [pace(training) for training in drawn]
     found = max(range(len(drawn)), key=lambda n: paces[n].epoch)
-    return _together(plan, paces[found], [*paces[: plan.compare], *_of_rivals(plan, drawn[found])])
+    return Paces(paces[found], tuple(paces), _of_rivals(plan, drawn[found]))
 
 
-def _of_rivals(plan: Plan, found: Training) -> list[Pace]:
-    return [pace(replace(found, space=s, genotype=g)) for s, g in rivals_of(found, plan.rivals).networks.values()]
-
-
-def _together(plan: Plan, found: Pace, others: Sequence[Pace]) -> Pace:
-    """The found cell and the others, each trained for all seeds of the comparison, and the cells of several searches."""
-    seeds = plan.request.compare_seeds if plan.compare or plan.rivals else 0
-    every = [*[found, *others] * seeds, *[found] * _picked(plan)]
-    return Pace(sum(p.epoch for p in every), sum(p.once for p in every))
+def _of_rivals(plan: Plan, found: Training) -> tuple[Pace, ...]:
+    networks = rivals_of(found, plan.rivals).networks.values()
+    return tuple(pace(replace(found, space=s, genotype=g)) for s, g in networks)
 
 
 # ------------------------------------------------------------------ --time
@@ -128,7 +152,8 @@ class Clock:
 def timed(plan: Plan, clock: Clock | None, trainings: bool = True) -> tuple[Plan, Expected]:
     """The plan with the epochs that fill the clock's time best, and what it will take. Raises UserError where it is too short.
 
-    Without a clock the plan stays as it is, and the `trainings` need not be measured.
+    Where these would be less than `ENOUGH` of the usual ones, less is compared, as far as that was not given. Without a clock the plan
+    stays as it is, and the `trainings` need not be measured.
     """
     if clock is None:
         return plan, expected_of(plan, trainings)
@@ -137,21 +162,75 @@ def timed(plan: Plan, clock: Clock | None, trainings: bool = True) -> tuple[Plan
             f"--time chooses epochs, and {plan.searcher.name} asks for cells instead: leave it out, and set their number "
             f"(--set queries={plan.searcher.queries})."
         )
-    expected = expected_of(plan)
-    search = expected.seconds[0]
-    parts = Parts(
-        search / expected.epochs[0],
+    expected, paces = _measured(plan)
+    begun, given = clock.seconds - clock.left, (plan.request.epochs is not None, _given(plan))
+    possible = [_with(plan, cells, seeds) for cells, seeds in _comparisons(plan)]
+
+    def fill(n: int) -> tuple[int, int]:
+        parts = _parts(_compared(expected, possible[n], paces), begun)
+        return epochs_within(clock.seconds, parts, expected.epochs, given, _fewest(plan), _less(possible[n]))
+
+    n, epochs = plan.fabric.broadcast(_enough(fill, len(possible), expected.epochs))
+    plan = possible[n]
+    chosen = replace(plan, epochs=epochs[0], protocol=replace(plan.protocol, epochs=epochs[1]))
+    return chosen, replace(_compared(expected, plan, paces), reduced=_reduced(possible[0], n)).with_epochs(*epochs)
+
+
+def _enough(fill: Callable[[int], tuple[int, int]], count: int, usual: tuple[int, int]) -> tuple[int, tuple[int, int]]:
+    """The first of `count` comparisons, from the largest down, that leaves enough epochs, else the smallest; and its epochs."""
+    for n in range(count - 1):
+        try:
+            epochs = fill(n)
+        except UserError:  # too short for this one
+            continue
+        if min(chosen / before for chosen, before in zip(epochs, usual, strict=True)) >= ENOUGH:
+            return n, epochs
+    return count - 1, fill(count - 1)
+
+
+def _with(plan: Plan, cells: int, seeds: int) -> Plan:
+    return replace(plan, request=replace(plan.request, compare=cells, compare_seeds=seeds))
+
+
+def _less(plan: Plan) -> str:
+    """What to add to the refusal of a short time where the comparison that was asked for may be smaller."""
+    larger = [
+        name for name, value in (("--compare", plan.compare), ("--compare-seeds", plan.compare_seeds)) if value > 1
+    ]
+    return f", or compare less: {' '.join(f'{name} 1' for name in larger)}" if larger and trained(plan) else ""
+
+
+def _reduced(usual: Plan, n: int) -> str:
+    """What the table says where less is compared than is usual."""
+    if not n:
+        return ""
+    return (
+        f"so that enough epochs are left, less is compared than the usual {usual.compare} random cells and {usual.compare_seeds} seeds; "
+        "`--compare` and `--compare-seeds` set it"
+    )
+
+
+def _parts(expected: Expected, begun: float) -> Parts:
+    """Seconds per epoch of the search and of all trainings, and of all else, `begun` of which have passed."""
+    return Parts(
+        expected.seconds[0] / expected.epochs[0],
         expected.training.epoch if expected.trainings else 0.0,
-        expected.training.once + ENDING * (expected.trainings > 0),
+        expected.training.once + ENDING * (expected.trainings > 0) + begun,
     )
-    rest = replace(parts, rest=parts.rest + clock.seconds - clock.left)
-    epochs = plan.fabric.broadcast(
-        epochs_within(
-            clock.seconds, rest, expected.epochs, (plan.request.epochs is not None, _given(plan)), _fewest(plan)
-        )
-    )
-    plan = replace(plan, epochs=epochs[0], protocol=replace(plan.protocol, epochs=epochs[1]))
-    return plan, expected.with_epochs(*epochs)
+
+
+def _comparisons(plan: Plan) -> list[tuple[int, int]]:
+    """Random cells and seeds each, from what is usual down to one of each; what was given stays.
+
+    First there are fewer cells, since with fewer than three seeds nothing is said about chance.
+    """
+    cells, seeds = plan.compare, plan.compare_seeds
+    found = [(cells, seeds)]
+    if "compare" in plan.free:
+        found += [(fewer, seeds) for fewer in range(cells - 1, 0, -1)]
+    if "compare_seeds" in plan.free and trained(plan):
+        found += [(found[-1][0], 1)]
+    return found
 
 
 def in_time(plan: Plan, training: Training, clock: Clock | None) -> Protocol:
@@ -166,11 +245,9 @@ def in_time(plan: Plan, training: Training, clock: Clock | None) -> Protocol:
             return replace(protocol, epochs=int(str(record["train_epochs"])))
     if clock is None or _given(plan) or any(record.get("kind") == "trained" for record in records):
         return protocol
-    drawn = [
-        pace(replace(training, genotype=cell, space=space)) for _, cell, space in random_cells(training, plan.compare)
-    ]
+    cells = [replace(training, genotype=cell, space=space) for _, cell, space in random_cells(training, plan.compare)]
     one = replace(plan, request=replace(plan.request, seeds=1))  # several seeds' cells have been trained by now
-    found = _together(one, pace(training), [*drawn, *_of_rivals(plan, training)])
+    found = Paces(pace(training), tuple(pace(cell) for cell in cells), _of_rivals(plan, training)).together(one)
     left = clock.left
     epochs = nearest(found.epoch, left - found.once - ENDING, OVER * clock.seconds)
     epochs = plan.fabric.broadcast(epochs)

@@ -165,9 +165,7 @@ def _carried_out(plan: Plan, run: Run, listener: Listener, clock: Clock | None) 
                     log_test(run, plan.data, test, plan.task)
                     keep_mistakes(run, network, plan.data, plan.fabric, plan.task)
 
-            comparison = compare(
-                training, cells=plan.compare, seeds=plan.request.compare_seeds, keep=keep, rivals=plan.rivals
-            )
+            comparison = compare(training, cells=plan.compare, seeds=plan.compare_seeds, keep=keep, rivals=plan.rivals)
             if plan.fabric.is_global_zero and not _logged(run, "comparison"):
                 said = with_verdicts(comparison.record())
                 if run.has(CARD):

@@ -136,7 +136,7 @@ class Show:
 
     def search(self, plan: Plan, expected: Expected | None = None) -> Progress:
         """The bar of a search; with what it is expected to take, it fills and tells the time left over the whole command."""
-        trained = plan.request.compare_seeds if plan.compare or plan.rivals else 0
+        trained = plan.compare_seeds if plan.compare or plan.rivals else 0
         self.counts = {"search": plan.epochs, "compare": (1 + plan.compare + len(plan.rivals)) * trained}
         search, training = expected.seconds if expected else (float(self.counts["search"]), 0.0)
         self.weights = {"search": search, "compare": training}
@@ -342,12 +342,12 @@ def _changes(plan: Plan) -> list[str]:
 
 def _compared(plan: Plan) -> str:
     """What the comparison trains."""
-    request, beside = plan.request, [f"{plan.compare} random cells"] if plan.compare else []
+    beside = [f"{plan.compare} random cell{'s' * (plan.compare > 1)}"] if plan.compare else []
     if plan.rivals:
         usual = "the ResNet that fits best" if plan.data.ignore is None else "the plain FCN or U-Net that fits best"
         named = usual if plan.rivals == ("auto",) else ", ".join(plan.rivals)
         beside += [f"{named} within {'the same limits' if plan.limits else 'its cost'}"]
-    each = f"{request.compare_seeds} seed{'s' * (request.compare_seeds > 1)} each, protocol {request.protocol}"
+    each = f"{plan.compare_seeds} seed{'s' * (plan.compare_seeds > 1)} each, protocol {plan.request.protocol}"
     return f"trains the found cell beside {' and '.join(beside)}, {each}"
 
 
@@ -365,7 +365,8 @@ def _times(plan: Plan, expected: Expected) -> list[tuple[str, str]]:
     given = [] if plan.request.epochs is None else [f"{plan.epochs} epochs of the search were given"]
     given += ["the trainings' epochs were given"] if "train.epochs" in plan.request.settings else []
     rest = f"; {given[0]}, the other part's are chosen" if given else ""
-    return [*rows, ("", f"epochs are chosen for --time {plan.request.time}{rest}")]
+    rows += [("", f"epochs are chosen for --time {plan.request.time}{rest}")]
+    return [*rows, ("", expected.reduced)] if expected.reduced else rows
 
 
 def _no_rivals(plan: Plan) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from oche.bench.matrix import Matrix, flat, space_name
 from oche.methods.ask_tell import AskTell
+from oche.plan.compared import SEEDS
 from oche.plan.named import searcher_named
 from oche.plan.parts import table_path
 from oche.plan.request import Request, options
@@ -150,6 +151,7 @@ def trials(matrix: Matrix, objects: Objects = Objects()) -> tuple[Trial, ...]:
             precision=matrix.precision,
             threads=matrix.threads,
             compare=0,
+            compare_seeds=SEEDS,
             protocol=matrix.protocol,
             settings=settings[place.method],
             probes=matrix.probes if as_searcher(searchers[place.method]).method else (),

@@ -96,7 +96,7 @@ class Request(Limited):
         "Random cells to train beside the found one. Default: 3; 0 with --budget paper, or if the search keeps its weights.",
         "--compare",
     )
-    compare_seeds: int = option(3, "Trainings of each of these cells.", "--compare-seeds")
+    compare_seeds: int | None = option(None, "Trainings of each of these cells. Default: 3.", "--compare-seeds")
     rivals: str = option(
         AUTO,
         "Networks to train beside it, as wide as the limits or its own cost allow: resnet8,ds_cnn (`oche list rivals`), or none. "

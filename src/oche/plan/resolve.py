@@ -22,6 +22,7 @@ from oche.methods import budgets
 from oche.methods.budgets import Budget, budget
 from oche.plan import named
 from oche.plan.chosen import chosen
+from oche.plan.compared import cells_of, left_free, rivals_of, seeds_of
 from oche.plan.machine import fabric_for, threads_for, versions
 from oche.plan.parts import (
     data_facts,
@@ -42,7 +43,6 @@ from oche.plan.request import (
     earlier_share,
     number_of,
     objects_of,
-    part_of,
     plain,
     rules_of,
     table_of,
@@ -55,7 +55,7 @@ from oche.spaces import Space
 from oche.spaces import named as spaces
 from oche.spaces.fit import check, searched
 from oche.spaces.limits import Limits
-from oche.spaces.rivals import NONE, RIVALS, names
+from oche.spaces.rivals import NONE, names
 from oche.tasks import Classify, Task
 from oche.training.protocols import Protocol, lengthened
 from oche.watch import trackers
@@ -74,7 +74,8 @@ class Plan:
 
     `request` holds plain values alone; `objects` names the options that were handed over as objects, which a resumed run needs again.
     `changed` is what the budget changed, `files` the user's own files. `rules` is the version of the rules that the run keeps to, an
-    earlier one where it was begun by an earlier oche. `chosen` says what "auto" stands for, where that is more than a name.
+    earlier one where it was begun by an earlier oche. `chosen` says what "auto" stands for, where that is more than a name. `free` names
+    the options of the comparison that were left to oche.
     """
 
     request: Request
@@ -94,11 +95,17 @@ class Plan:
     rules: int = config.RULES
     chosen: str = ""
     limits: Limits = Limits()
+    free: tuple[str, ...] = ()
 
     @property
     def compare(self) -> int:
         """How many random cells are trained beside the found one."""
         return self.request.compare or 0
+
+    @property
+    def compare_seeds(self) -> int:
+        """How often each of them is trained."""
+        return seeds_of(self.request)
 
     @property
     def rivals(self) -> tuple[str, ...]:
@@ -188,8 +195,8 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     epochs, batch = _length(request, row_of, table_of(recorded, "resolved"))
     were = earlier_share(recorded, "request")
     batch, protocol = batch * were, replace(protocol, batch=protocol.batch * were)
-    compare = _compared(request, searcher)
-    rivals = _rivals(request, recorded, form, compare)
+    compare = cells_of(request, searcher)
+    rivals = rivals_of(request, recorded, form, compare)
     for shared in (batch, *([protocol.batch] if compare or rivals != NONE else [])):
         shared_out(shared, count)
     if request.compile:
@@ -207,6 +214,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
         data=path_of(request.data, data),
         batch=request.batch if request.batch in (None, AUTO) else batch // were,
         compare=compare,
+        compare_seeds=seeds_of(request),
         rivals=rivals,
         latency_table=table_path(request.latency_table),
         threads=threads_for(request.threads, data),
@@ -215,7 +223,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     return Plan(
         settled, searcher, space, data, protocol, epochs, batch, fabric, row_of.source, watch, task,
         () if recorded else (*(replace(c, path=f"space.{c.path}") for c in on_space if c.path in row), *changed), objects_of(request),
-        rules=rules, chosen=choice.says, limits=limits,
+        rules=rules, chosen=choice.says, limits=limits, free=left_free(request),
     )  # fmt: skip
 
 
@@ -275,37 +283,6 @@ def _length(request: Request, chosen: Budget, recorded: Mapping[str, object] | N
             f"A search needs at least one epoch and batches of two images; given epochs={epochs}, batch={batch}."
         )
     return epochs, batch
-
-
-def _compared(request: Request, searcher: SearcherLike) -> int:
-    """How many random cells are trained: as asked, else none for a published budget or weights that are kept. Raises UserError."""
-    usual = 0 if request.budget == "paper" or as_searcher(searcher).keeps_weights else 3
-    compare = usual if request.compare is None else request.compare
-    if compare and (compare < 0 or request.compare_seeds < 1):
-        raise UserError(
-            f"A comparison needs random cells and at least one seed; given {compare} and {request.compare_seeds}: "
-            "`--compare 0` goes without."
-        )
-    return compare
-
-
-def _rivals(request: Request, recorded: Mapping[str, object] | None, form: str, compare: int) -> str:
-    """Which rivals are trained: as asked, else `auto` beside random cells; none in runs of before. Raises UserError."""
-    asked = names(request.rivals)
-    before = recorded is not None and "rivals" not in part_of(recorded, "request")
-    if asked == (AUTO,):
-        return NONE if before or not compare else AUTO
-    if other := [name for name in asked if RIVALS[name].space.task != form]:
-        fitting = ", ".join(name for name, rival in RIVALS.items() if rival.space.task == form)
-        has = "masks" if form == "segment" else "no masks"
-        raise UserError(
-            f"{', '.join(other)} cannot be trained on these data, which have {has}: choose among {fitting}."
-        )
-    if asked and request.compare_seeds < 1:
-        raise UserError(
-            f"Rivals are trained with at least one seed; given {request.compare_seeds}: `--rivals none` goes without."
-        )
-    return ",".join(asked) or NONE
 
 
 # ------------------------------------------------------------------ the method, and what it brings to the space

@@ -83,11 +83,13 @@ def epochs_within(
     usual: tuple[int, int],
     given: tuple[bool, bool] = (False, False),
     fewest: int = 1,
+    less: str = "",
 ) -> tuple[int, int]:
     """The epochs of search and of each training that fill `seconds` best, in about the proportion of the `usual` ones.
 
     Those that were `given` stay as they are; the search has at least its `fewest`. Of the numbers of training epochs next to that
-    proportion it takes the one with which the search's epochs fill the time better. Raises UserError where the fewest of each take longer.
+    proportion it takes the one with which the search's epochs fill the time better. Raises UserError where the fewest of each take longer,
+    with `less`, what could take less time, behind it.
     """
     fixed = tuple(given_ or not each for given_, each in zip(given, (parts.search, parts.training), strict=True))
     if all(fixed):
@@ -96,7 +98,6 @@ def epochs_within(
     if (shortest := parts.seconds(*least)) > (1 + OVER) * seconds:
         of = ((parts.search, "of the search"), (parts.training, "of each training"))
         named = [f"{n} {what}" for n, (each, what) in zip(least, of, strict=True) if each]
-        less = ", or compare less, --compare 1 --compare-seeds 1" if parts.search else ""
         raise UserError(
             f"--time {spoken(seconds)} is too short, for this machine takes about {spoken(shortest)} with as few epochs as there can be "
             f"({' and '.join(named)}): give it at least that{less}."
