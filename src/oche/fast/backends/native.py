@@ -28,7 +28,7 @@ import torch
 log = logging.getLogger(__name__)
 
 CSRC = Path(__file__).parents[1] / "csrc"
-SOURCES = tuple(CSRC / name for name in ("kernels.cpp", "dense.cpp", "stages.cpp", "node.cpp", "memory.cpp"))
+SOURCES = tuple(CSRC / name for name in ("kernels.cpp", "dense.cpp", "stages.cpp", "memory.cpp"))
 HEADERS = tuple(sorted(CSRC.glob("*.h")))
 SEAL = b"oche sha256"
 """Stands behind a cached library, before the digest of all that precedes it; the loader ignores what lies behind the sections."""

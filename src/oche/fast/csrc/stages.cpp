@@ -1,13 +1,16 @@
 // A stage of a network that learns: what a batch norm and an activation make of x, a depthwise and a 1x1 convolution of that, or one of
-// them.
+// them; and a node, the sum of stages' outputs after their batch norms.
 //
 // Plain C interface, called by `stages.py`, whose docstring has the formulas; `Stage` must match `CStage` there. Arrays are N H W C with
 // any number of channels (`flat.h`). One image is the unit of parallel work: what lies between x and y stays in cache, and moments are
 // taken image by image and joined in their order, so that they do not depend on the number of threads.
 
-#include "moments.h"
+#include <cmath>
+#include "flat.h"
 
 namespace {
+
+enum Activation : int64_t { NONE, RELU, RELU6 };
 
 struct Stage {
     int64_t n, height, width, ci, co;
@@ -17,6 +20,40 @@ struct Stage {
 };
 
 constexpr int64_t PIXELS = 64;  // taken at a time where there is no depthwise convolution
+
+template <class T, int KIND> INLINE V<T> activated(V<T> v) {  // what is no number stays none
+    const V<T> zero = {}, six = zero + T(6);
+    if (KIND == NONE) return v;
+    v = zero > v ? zero : v;
+    return KIND == RELU6 ? (v > six ? six : v) : v;
+}
+
+// g where the activation of v has the slope 1, else 0
+template <class T, int KIND> INLINE V<T> passed(V<T> v, V<T> g) {
+    const V<T> zero = {}, six = zero + T(6);
+    if (KIND == NONE) return g;
+    g = v <= zero ? zero : g;
+    return KIND == RELU6 ? (v >= six ? zero : g) : g;
+}
+
+template <int KIND> using Kind = std::integral_constant<int, KIND>;
+// f with the kind of activation as a constant, and whether there is a batch norm before it
+template <class F> INLINE void by_kind(int64_t kind, bool normed, F f) {
+    if (kind == NONE) normed ? f(Kind<NONE>{}, std::true_type{}) : f(Kind<NONE>{}, std::false_type{});
+    else if (kind == RELU) normed ? f(Kind<RELU>{}, std::true_type{}) : f(Kind<RELU>{}, std::false_type{});
+    else normed ? f(Kind<RELU6>{}, std::true_type{}) : f(Kind<RELU6>{}, std::false_type{});
+}
+
+// to = v past the caches where that pays: whole lines of planes that no cache holds
+constexpr int64_t LARGE = 1 << 21;  // bytes
+template <class T> INLINE void put(T* to, V<T> v, int lanes, bool past) {
+    if (past && lanes == WIDTH<T>) stream(to, v);
+    else store_some(to, v, lanes);
+}
+template <class T> bool past_caches(const T* to, int64_t elements) {
+    return VECTOR_BYTES == 64 && elements * int64_t(sizeof(T)) > LARGE && reinterpret_cast<uintptr_t>(to) % VECTOR_BYTES == 0;
+}
+template <class T> INLINE V<T> take(const T* p, int lanes) { return lanes == WIDTH<T> ? load(p) : load_part(p, lanes); }
 
 // ---------------------------------------------------------------- what all images share
 
@@ -91,6 +128,73 @@ template <class T> struct Shape : Stage {
 // z (wo, ci) = row y of the depthwise convolution of a tile
 template <class T> void convolved(const Shape<T>& s, const T* tile, int64_t y, T* z) {
     taps_row(tile + y * s.stride * s.row, s.forth, s.wo * s.ci, s.in, z);
+}
+
+// ---------------------------------------------------------------- moments
+
+// Sums about a pivot, which keeps small numbers where the mean is large: the mean of the image's first row
+template <class T> struct Moments {
+    int64_t c, period;
+    Buffer<T> pivot, s, q, about;
+    std::vector<double> shift, sums, squares;
+    bool fresh = true;
+    explicit Moments(int64_t c_) : c(c_), period(period_of<T>(c_)), pivot(period), s(period), q(period), about(c_), shift(c_), sums(c_), squares(c_) {}
+
+    void begin() {
+        std::fill(s.begin(), s.end(), T(0)), std::fill(q.begin(), q.end(), T(0)), std::fill(pivot.begin(), pivot.end(), T(0));
+        fresh = true;
+    }
+    // takes a row y in, and writes it to `to`
+    void add(const T* y, int64_t length, T* to, bool past) {
+        if (fresh) {
+            pass<false>(y, length, nullptr, false);
+            gathered(s.data(), c, shift.data());
+            for (int64_t l = 0; l < c; ++l) about[l] = T(shift[l] * c / length);
+            spread(about.data(), c, pivot.data());
+            std::fill(s.begin(), s.end(), T(0)), fresh = false;
+        }
+        pass<true>(y, length, to, past);
+    }
+    // of `count` pixels: mean (c) and the sum of squares about it (c)
+    void end(int64_t count, double* to) {
+        gathered(s.data(), c, sums.data()), gathered(q.data(), c, squares.data());
+        for (int64_t l = 0; l < c; ++l) to[l] = double(pivot[l]) + sums[l] / count, to[c + l] = squares[l] - sums[l] * sums[l] / count;
+    }
+
+private:
+    template <bool SQUARES> void pass(const T* y, int64_t length, T* to, bool past) {
+        T *s_ = s.data(), *q_ = q.data(), *pivot_ = pivot.data();
+        const int64_t step = period;
+        by_place<T>(length, step, [=](int64_t v) {
+            V<T> sum = {}, square = {};
+            const V<T> m = at(pivot_ + v);
+            for (int64_t i = v; i < length; i += step) {
+                const int lanes = int(std::min<int64_t>(WIDTH<T>, length - i));
+                const V<T> from = load_some(y + i, lanes);
+                V<T> d = from - m;
+                if (lanes < WIDTH<T>)
+                    for (int l = lanes; l < WIDTH<T>; ++l) d[l] = 0;
+                sum += d;
+                if (SQUARES) square += d * d, put(to + i, from, lanes, past);
+            }
+            at(s_ + v) += sum;
+            if (SQUARES) at(q_ + v) += square;
+        });
+    }
+};
+
+// mean (c) and biased variance (c) of all images' moments (n, 2, c), of `count` pixels each
+inline void joined(const double* each, int64_t n, int64_t c, int64_t count, double* mean, double* variance) {
+    for (int64_t l = 0; l < c; ++l) {
+        double m = 0, q = 0;
+        for (int64_t i = 0; i < n; ++i) m += each[2 * i * c + l];
+        m /= n;
+        for (int64_t i = 0; i < n; ++i) {
+            const double d = each[2 * i * c + l] - m;
+            q += each[(2 * i + 1) * c + l] + d * d * count;
+        }
+        mean[l] = m, variance[l] = std::max(0.0, q / (double(n) * count));
+    }
 }
 
 // ---------------------------------------------------------------- forward
@@ -272,6 +376,77 @@ void backward(const Stage& given, const T* a, const T* b, const T* taps, const T
     }
 }
 
+// ---------------------------------------------------------------- nodes
+
+struct Node {
+    int64_t n, pixels, channels, terms, threads;
+};
+
+// out = sum over terms of f (a x + b), a and b (terms, channels), f (terms, n) or null
+template <class T> void join(const Node& s, const T* const* x, const T* a, const T* b, const T* f, T* out) {
+    const int64_t period = period_of<T>(s.channels), size = s.pixels * s.channels;
+#pragma omp parallel num_threads(int(s.threads))
+    {
+        Buffer<T> scale(s.terms * period), shift(period), one(period);
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < s.n; ++n) {
+            std::fill(shift.begin(), shift.end(), T(0));
+            for (int64_t t = 0; t < s.terms; ++t) {
+                const T factor = f ? f[t * s.n + n] : T(1);
+                spread(a + t * s.channels, s.channels, scale.data() + t * period, factor);
+                spread(b + t * s.channels, s.channels, one.data(), factor);
+                for (int64_t i = 0; i < period; ++i) shift[i] += one[i];
+            }
+            const T *scale_ = scale.data(), *shift_ = shift.data();
+            const int64_t terms = s.terms, first = n * size;
+            const bool past = past_caches(out + first, s.n * size);
+            along<T>(size, period, [=](int64_t i, int64_t place, int lanes) {
+                V<T> v = at(shift_ + place);
+                for (int64_t t = 0; t < terms; ++t) v += at(scale_ + t * period + place) * take(x[t] + first + i, lanes);
+                put(out + first + i, v, lanes, past);
+            });
+        }
+    }
+}
+
+// sums (terms + 1, channels): of f g (x - pivot) for each term, last unused; and of f g: (terms, channels) behind
+template <class T> void dots(const Node& s, const T* const* x, const T* pivot, const T* f, const T* g, double* sums) {
+    const int64_t period = period_of<T>(s.channels), size = s.pixels * s.channels, width = (s.terms + 1) * s.channels;
+    Buffer<T> about(s.terms * period);
+    for (int64_t t = 0; t < s.terms; ++t) spread(pivot + t * s.channels, s.channels, about.data() + t * period);
+    std::vector<double> each(s.n * width);
+#pragma omp parallel num_threads(int(s.threads))
+    {
+        Buffer<T> total(period);
+#pragma omp for schedule(static)
+        for (int64_t n = 0; n < s.n; ++n)
+            for (int64_t t = 0; t <= s.terms; ++t) {
+                const T *from = g + n * size, *other = t < s.terms ? x[t] + n * size : nullptr;
+                std::fill(total.begin(), total.end(), T(0));
+                by_place<T>(size, period, [&](int64_t v) {
+                    V<T> sum[2] = {};
+                    const V<T> m = other ? at(about.data() + t * period + v) : V<T>{};
+                    int64_t i = v;
+                    for (; i + period + WIDTH<T> <= size; i += 2 * period)
+                        for (int j = 0; j < 2; ++j) sum[j] += other ? at(from + i + j * period) * (at(other + i + j * period) - m) : at(from + i + j * period);
+                    for (; i < size; i += period) {
+                        const int lanes = int(std::min<int64_t>(WIDTH<T>, size - i));
+                        sum[0] += other ? load_some(from + i, lanes) * (load_some(other + i, lanes) - m) : load_some(from + i, lanes);
+                    }
+                    at(total.data() + v) += sum[0] + sum[1];
+                });
+                gathered(total.data(), s.channels, &each[n * width + t * s.channels]);
+            }
+    }
+    for (int64_t n = 0; n < s.n; ++n)
+        for (int64_t t = 0; t < s.terms; ++t)
+            for (int64_t l = 0; l < s.channels; ++l) {
+                const double factor = f ? double(f[t * s.n + n]) : 1.0;
+                sums[2 * t * s.channels + l] += factor * each[n * width + t * s.channels + l];
+                sums[(2 * t + 1) * s.channels + l] += factor * each[n * width + s.terms * s.channels + l];
+            }
+}
+
 }  // namespace
 
 #define EXPORT_STAGES(T, NAME)                                                                                                 \
@@ -283,6 +458,12 @@ void backward(const Stage& given, const T* a, const T* b, const T* taps, const T
                                                const T* matrix, const T* g, const T* y, const T* map, const T* factor,         \
                                                const T* pivot, int64_t add, T* dx, double* sums, T* dtaps, T* dmatrix) {       \
         backward<T>(*s, a, b, taps, matrix, {x, g, y, map, factor, pivot, dx, add != 0, dtaps || dmatrix}, sums, dtaps, dmatrix); \
+    }                                                                                                                          \
+    extern "C" void oche_join_##NAME(const Node* s, const T* const* x, const T* a, const T* b, const T* f, T* out) {           \
+        join<T>(*s, x, a, b, f, out);                                                                                          \
+    }                                                                                                                          \
+    extern "C" void oche_join_dots_##NAME(const Node* s, const T* const* x, const T* pivot, const T* f, const T* g, double* sums) { \
+        dots<T>(*s, x, pivot, f, g, sums);                                                                                     \
     }
 EXPORT_STAGES(float, f32)
 EXPORT_STAGES(double, f64)

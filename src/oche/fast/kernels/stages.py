@@ -174,7 +174,7 @@ class CStage(ctypes.Structure):
 
 
 class CNode(ctypes.Structure):
-    """`struct Node` of node.cpp."""
+    """`struct Node` of stages.cpp."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("n", "pixels", "channels", "terms", "threads")]
 
