@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from oche.data.reading.depths import cut_format, deep_ppm, jpeg_bits, raw_mode, read_ppm
 from oche.data.reading.pixels import channels_last
 from oche.data.reading.tiff import SAMPLES, directory, read_tiff
 from oche.errors import UserError
@@ -49,13 +50,13 @@ PACKED = 4096
 class Head:
     """What a file's first bytes say: height, width, channels and number type as `read_image` gives them, and an alpha channel.
 
-    `cut`: the file has more bits than are read.
+    `cut` is the format's name where the file has more bits than are read, else empty.
     """
 
     shape: tuple[int, int, int]
     depth: str = "uint8"
     alpha: bool = False
-    cut: bool = False
+    cut: str = ""
 
 
 def suffixes() -> frozenset[str]:
@@ -115,11 +116,10 @@ def head(path: Path, alpha: bool = False) -> Head:
             return Head((height, width, channels), array.dtype.name)
         with _opened(path) as image:
             width, height = image.size
-            depth = _depth(image)  # before anything below loads the pixels
+            depth, cut = _depth(image), cut_format(path, image)  # before anything below loads the pixels
             channels = 1 if image.mode in GREY else 4 if alpha and _transparent(image) else 3
             turned = image.getexif().get(ORIENTATION, 1) >= 5
             shape = (width, height) if turned else (height, width)
-            cut = path.suffix.lower() in HEIC and image.info.get("bit_depth", 8) > 8
             return Head((*shape, channels * _pages(image)), depth, _transparent(image), cut)
     except UNREADABLE as error:
         if path.suffix.lower() in (".tif", ".tiff") and (found := _plain_tiff(path)):
@@ -173,6 +173,8 @@ def unreadable(path: Path | str, error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
     reason = "it is not an image" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError) and (bits := jpeg_bits(Path(path))) > 8:
+        reason = f"it is a JPEG of {bits} bits per channel, and of such 8 can be read; save it as a 16-bit PNG or TIFF"
     if isinstance(error, Image.DecompressionBombError):
         reason = f"it claims more than {LARGEST:,} pixels, or more than its bytes can hold"
     return UserError(f"The image {path} cannot be read: {' '.join(reason.split()).strip('.')}; remove or replace it.")
@@ -225,16 +227,16 @@ def _depth(image: Image.Image) -> str:
         return "uint16"
     if image.mode in ("I", "F"):
         return "int32" if image.mode == "I" else "float32"
-    tiles = getattr(image, "tile", [])
-    raw = tiles[0][3] if tiles else ""
-    said = raw if isinstance(raw, str) else str(raw[0]) if isinstance(raw, tuple) and raw else ""
-    return "uint16" if ";16" in said else "uint8"
+    raw = raw_mode(image)
+    return "uint16" if (";16" in raw and raw != "LA;16B") or deep_ppm(image) else "uint8"
 
 
 def _deep_colour(path: Path, image: Image.Image) -> NDArray[np.generic]:
     """(H, W, 3) uint16, of which Pillow itself keeps the upper 8 bits."""
     if image.format == "TIFF":
         return read_tiff(path)[..., :3]
+    if image.format == "PPM":
+        return read_ppm(path, image)
     from kornia_rs.io import read_image_png_u16  # here, for few need it
 
     try:

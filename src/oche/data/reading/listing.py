@@ -184,10 +184,11 @@ def _channels(
     clear = sum(one.alpha for part in heads.values() for one in part)
     if clear and asked != 4:
         notes += (f"{clear} images have transparency, which was dropped; data.channels=4 keeps it.",)
-    if deeper := sum(one.cut for part in heads.values() for one in part):
-        notes += (
-            f"{deeper} HEIC image{'s have' if deeper > 1 else ' has'} more than 8 bits, of which 8 were read; as TIFF all would be.",
-        )
+    deeper = Counter(one.cut for part in heads.values() for one in part if one.cut)
+    notes += tuple(
+        f"{count} {kind} image{'s have' if count > 1 else ' has'} more than 8 bits, of which 8 were read; as TIFF all would be."
+        for kind, count in sorted(deeper.items())
+    )
     if asked is not None:
         return asked, notes
     if len(kinds) == 1:
