@@ -28,8 +28,8 @@ import torch
 log = logging.getLogger(__name__)
 
 CSRC = Path(__file__).parents[1] / "csrc"
-SOURCES = tuple(CSRC / name for name in ("kernels.cpp", "dense.cpp", "stages.cpp", "memory.cpp"))
-HEADERS = tuple(sorted(CSRC.glob("*.h")))
+SOURCES = tuple(sorted(CSRC.rglob("*.cpp")))
+HEADERS = tuple(sorted(CSRC.rglob("*.h")))
 SEAL = b"oche sha256"
 """Stands behind a cached library, before the digest of all that precedes it; the loader ignores what lies behind the sections."""
 
@@ -149,7 +149,7 @@ def _compile(command: Sequence[str], made: Path) -> None:
         subprocess.run([*command, *arguments], check=True, capture_output=True, timeout=600)
 
     def both(*openmp: str) -> None:
-        objects = [str(made.with_name(f"{source.stem}.o")) for source in SOURCES]
+        objects = [str(made.with_name(f"{number}.o")) for number, _ in enumerate(SOURCES)]
         with ThreadPoolExecutor() as pool:
             list(pool.map(lambda source, to: run("-c", *openmp, str(source), "-o", to), SOURCES, objects))
         run("-shared", *openmp, *objects, "-o", str(made))

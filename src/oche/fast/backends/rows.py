@@ -1,6 +1,6 @@
 """Tensors as the compiled kernels of a node read them: one row per pixel, its channels side by side, a fixed step apart.
 
-The four functions are those of `kernels.cpp` for `combine`; M is the number of rows, images times pixels. On the CPU they are operators
+The four functions are those of `rows.cpp` for `combine`; M is the number of rows, images times pixels. On the CPU they are operators
 of `torch.library` over tensors from `as_rows`, without derivatives: `combine` has those.
 """
 

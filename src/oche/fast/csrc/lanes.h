@@ -58,6 +58,17 @@ template <class T> INLINE void stream(T* p, V<T> v) {
 #endif
 }
 
+// ---------------------------------------------------------------- any number of lanes
+
+// f(U{}, first lane) for vectors of lanes, then for the single lanes that are left
+template <class T, class F> INLINE void by_lanes(int64_t c, F f) {
+    int64_t l = 0;
+    for (; l + Vector<T>::width <= c; l += Vector<T>::width) f(V<T>{}, l);
+    for (; l < c; ++l) f(T(0), l);
+}
+template <class U, class T> INLINE const U& get(const T* p) { return *reinterpret_cast<const U*>(p); }
+template <class U, class T> INLINE U& set(T* p) { return *reinterpret_cast<U*>(p); }
+
 // ---------------------------------------------------------------- values kept in half of the bytes
 
 struct Half {  // bfloat16: the upper half of a float

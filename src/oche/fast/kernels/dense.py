@@ -114,7 +114,7 @@ def _unit(op: nn.Module) -> Unit | None:
 
 
 class DensePlan(NamedTuple):
-    """Sizes; all but the last are those of `struct Plan` of dense.cpp."""
+    """Sizes; all but the last are those of `struct Plan` of dense/cell.h."""
 
     n: int
     height: int
@@ -141,7 +141,7 @@ class DensePlan(NamedTuple):
 
 
 class CPlan(ctypes.Structure):
-    """`struct Plan` of dense.cpp."""
+    """`struct Plan` of dense/cell.h."""
 
     NAMES = DensePlan._fields[:-1]
     _fields_ = [*((name, ctypes.c_int64) for name in NAMES), ("eps", ctypes.c_double)]

@@ -39,7 +39,7 @@ LANES = 16  # channels come in multiples of this
 
 
 class Plan(NamedTuple):
-    """Sizes; all but the last two are those of `struct Plan` of kernels.cpp."""
+    """Sizes; all but the last two are those of `struct Plan` of packed/plan.h."""
 
     n: int
     height: int
@@ -73,7 +73,7 @@ class Plan(NamedTuple):
 
 
 class CPlan(ctypes.Structure):
-    """`struct Plan` of kernels.cpp."""
+    """`struct Plan` of packed/plan.h."""
 
     NAMES = Plan._fields[:-2]
     _fields_ = [*((name, ctypes.c_int64) for name in NAMES), ("eps", ctypes.c_double)]

@@ -2,7 +2,7 @@
 
 Notation: that of `packed`. With B(x, G) the gradients there, x all arguments, and v directions of the same shapes, <B(x, G), v> is the
 derivative of <G, S(x + e v)> at e = 0. So its gradient in G is the tangent S' of the forward pass along v, and its gradient in x the
-tangent of the backward pass along v with G held: one forward sweep of tangents and one backward (`second.h`). ReLU masks and the places
+tangent of the backward pass along v with G held: one forward sweep of tangents and one backward (`second.cpp`). ReLU masks and the places
 of maxima do not move; with T^ = (T - m) r and k = mean(T^ T'), the batch statistics move by m' = mean(T'), r' = -r r k, and
 
     (g T^ + s)' = g r (T' - m') + (g' - g r k) T^ + s'           y' = P (D * [h > 0] h' + D' * relu(h)) + P' (D * relu(h))

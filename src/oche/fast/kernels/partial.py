@@ -60,7 +60,7 @@ class _Partial(NamedTuple):
         return _Partial(edges, share, Arguments(*given))
 
     def table(self, learns: bool) -> Tensor:
-        """`struct Share` of partial.h and its edges; `learns`: whether the gradient of w is asked for."""
+        """`struct Share` of packed/partial.h and its edges; `learns`: whether the gradient of w is asked for."""
         plan = self.cell.plan
         head = [self.share, len(self.edges), self.cell.w.shape[1], int(learns), plan.saved, plan.separable]
         return torch.cat([torch.tensor(head), self.edges.flatten()])

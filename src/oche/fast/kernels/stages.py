@@ -165,7 +165,7 @@ def _remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) 
 
 
 class CStage(ctypes.Structure):
-    """`struct Stage` of stages.cpp."""
+    """`struct Stage` of stages/stage.h."""
 
     _fields_ = [
         (name, ctypes.c_int64)
@@ -174,7 +174,7 @@ class CStage(ctypes.Structure):
 
 
 class CNode(ctypes.Structure):
-    """`struct Node` of stages.cpp."""
+    """`struct Node` of stages/join.cpp."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("n", "pixels", "channels", "terms", "threads")]
 

@@ -1,9 +1,12 @@
-// How does an input enter a cell? ReLU, 1x1 convolution and batch norm in two passes over memory; included by `kernels.cpp`.
+// How does an input enter a cell? ReLU, 1x1 convolution and batch norm in two passes over memory.
 //
 // Rows are pixels, channels side by side, their numbers multiples of 16. Formulas: the docstring of `entry.py`.
 
+#include "pixels.h"
+
 namespace {
 
+constexpr int64_t BLOCK = 512;  // rows whose sums are taken together, the same for any number of threads
 constexpr int CHUNK = 64;  // rows whose products are taken while they are in the nearest cache
 
 // y (n, co; ld apart) = z (n, ci) p (ci, co), or added to y
@@ -98,7 +101,7 @@ void leave(const T* x, const T* y, const T* g, const T* turned, const T* a, cons
         for (int64_t i = 0; i < ci * co; ++i) dp[i] += part[i];
 }
 
-// The tangent y_t (rows, co) = [x > 0] x_t p + max(x, 0) p_t; a direction that is null is zero, as in `second.h`.
+// The tangent y_t (rows, co) = [x > 0] x_t p + max(x, 0) p_t; a direction that is null is zero, as in `tangent.h`.
 // sums (5, co), with d = y - pivot: of y_t, d y_t, g, d g and y_t g
 template <class T>
 void enter_tangent(const T* x, const T* x_t, const T* p, const T* p_t, const T* y, const T* pivot, const T* g, int64_t rows, int64_t ci,
@@ -206,3 +209,5 @@ void leave_tangent(const T* x, const T* x_t, const T* y, const T* g, const T* tu
                                               int64_t threads, T* y_t, T* dx, T* dp) {                                         \
         leave_tangent<T>(x, x_t, y, g, turned, turned_t, map, rows, ci, co, threads, y_t, dx, dp);                             \
     }
+EXPORT_ENTRY(float, f32)
+EXPORT_ENTRY(double, f64)

@@ -1,4 +1,4 @@
-// How does a cell whose edges pass most channels by run on the kernels of `kernels.cpp`, which includes this file?
+// How does a cell whose edges pass most channels by run on the kernels of `packed.cpp`, which includes this file?
 //
 // Whole states and gradients stay as torch has them, (B, h, w, C). Only the first C / share channels of a state, its head, are
 // copied into lanes (`fold` images side by side), where `Cell` and `Back` treat them as the state of a plain cell. A node is
@@ -6,6 +6,10 @@
 //     S = shuffle [ sum of the candidates | sum_e b_e h_src(e) ],  b_e = sum_o w_eo,  shuffled channel q K + g = channel g C/K + q
 //
 // with h_src through a 2x2 max pool where the edge halves. The whole state is summed and its head then overwritten: no odd widths.
+
+#pragma once
+
+#include "back.h"
 
 namespace {
 
