@@ -174,7 +174,8 @@ def literal(space: GridSpace, supernet: Supernet, x: Tensor, w: Tensor) -> Tenso
         a = w[group.edges.index((2 * n - 1, 2 * n))]
         ops = cell.edges[f"{len(node.sources)}-{len(node.sources) + 1}"].ops  # type: ignore[index,union-attr]
         y[n] = sum((a[o] * ops[name](total) for o, name in enumerate(space.ops)), torch.zeros(()))  # type: ignore[index,operator]
-    head = body.head
+    fine = space.head == "fine"
+    head = body.head.coarse if fine else body.head  # type: ignore[union-attr]
     down: Tensor | None = None
     for n, node in reversed(list(enumerate(space.nodes(), 1))):
         if node.layer == space.layers:
@@ -183,13 +184,20 @@ def literal(space: GridSpace, supernet: Supernet, x: Tensor, w: Tensor) -> Tenso
                 own if down is None else own + F.interpolate(down, scale_factor=2, mode="bilinear", align_corners=False)
             )
     logits = F.interpolate(head.classifier(down), scale_factor=4, mode="bilinear", align_corners=False)  # type: ignore[union-attr,operator]
+    if fine:
+        convolution, norm, _ = body.head.detail  # type: ignore[union-attr,misc]
+        edges = norm(F.conv2d(padded, convolution.weight, padding=1)).relu()  # type: ignore[has-type]
+        logits = body.head.classifier(body.head.join(torch.cat([logits, edges], 1)))  # type: ignore[union-attr,operator]
     return logits[:, :, : x.shape[2], : x.shape[3]]
 
 
 @pytest.mark.usefixtures("float64")
-@pytest.mark.parametrize(("size", "reach"), [((16, 24), 1), ((13, 21), 1), ((16, 24), 2)])
-def test_the_supernet_is_the_sum_of_the_formula(size: tuple[int, int], reach: int) -> None:
-    space = small(size=size, reach=reach)
+@pytest.mark.parametrize(
+    ("size", "reach", "head"),
+    [((16, 24), 1, "topdown"), ((13, 21), 1, "topdown"), ((16, 24), 2, "topdown"), ((13, 21), 1, "fine")],
+)
+def test_the_supernet_is_the_sum_of_the_formula(size: tuple[int, int], reach: int, head: str) -> None:
+    space = small(size=size, reach=reach, head=head)
     supernet, w, x = space.supernet(WeightedSum(), affine=True), weights(space), torch.randn(3, 3, *size)
     out, observed = supernet(x, space.spread({"grid": w}), DRAW)
     assert out.shape == (3, 5, *size)
@@ -358,7 +366,7 @@ def test_partial_channels_leave_the_gates_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"head": "aspp"}, {"stem": "separable"}, {"levels": 1}, {"ops": ("mbconv_k3_e3_se",)}]
+    "changes", [{"head": "aspp"}, {"head": "fine"}, {"stem": "separable"}, {"levels": 1}, {"ops": ("mbconv_k3_e3_se",)}]
 )
 def test_variants_segment_any_size(changes: dict[str, object]) -> None:
     space = small(size=(19, 30), **changes)

@@ -166,7 +166,7 @@ def test_large_images_have_the_large_stem(tmp_path: Path) -> None:
         assert torch.equal(in_process(run, images), in_full(run, images))
 
 
-@pytest.mark.parametrize(("stem", "head"), [("separable", "aspp"), ("plain", "topdown")])
+@pytest.mark.parametrize(("stem", "head"), [("separable", "aspp"), ("plain", "topdown"), ("plain", "fine")])
 def test_stems_and_heads_of_a_grid(stem: str, head: str, tmp_path: Path) -> None:
     data = tiny_masks(6, (20, 27))
     space = tiny_space("grid", data, channels=4, layers=3, levels=3, stem=stem, head=head, reach=2)

@@ -29,7 +29,7 @@ from oche.spaces.base import BuildEdge, Space
 from oche.spaces.edges import Edge, EdgeFactory, WeightedSum
 from oche.spaces.networks import Body, Cell, Chosen, Kept, RunCell, Through
 from oche.spaces.ops import Zero
-from oche.spaces.segmentation import Aspp, TopDown, align, stem
+from oche.spaces.segmentation import IMAGE, Aspp, Fine, TopDown, align, stem
 
 MBCONVS = tuple(f"mbconv_k{k}_e{e}" for k in (3, 5, 7) for e in (3, 6))
 GATE = ("none", "connect")
@@ -55,7 +55,8 @@ class GridSpace(Space):
       with `reach` > 1 also its own stride up to `reach` layers back (long-range connections).
     - `ops`: each node's candidates; add `skip_connect` to see degeneration, `..._se` for squeeze-excite.
     - `keep`: how many inputs a node keeps when a discrete network is derived.
-    - `stem`: "plain" (three 3x3 convolutions of strides 2, 1, 2) or "separable". `head`: "topdown" or "aspp" (one per stride, summed).
+    - `stem`: "plain" (three 3x3 convolutions of strides 2, 1, 2) or "separable". `head`: "fine" (top-down, joined with the image at
+      every pixel), "topdown" (from stride 4 on by interpolation) or "aspp" (one per stride, summed).
     - `paths`: in steps, each node uses this share of its inputs, drawn anew for every forward and scaled up to keep the mean.
     - `checkpoint`: nodes are computed again in the backward pass instead of kept.
 
@@ -72,7 +73,7 @@ class GridSpace(Space):
     reach: int = 1
     keep: int = 2
     stem: Literal["plain", "separable"] = "plain"
-    head: Literal["topdown", "aspp"] = "topdown"
+    head: Literal["fine", "topdown", "aspp"] = "topdown"
     paths: float = 1.0
     checkpoint: bool = False
 
@@ -255,6 +256,15 @@ def _carries(edge: nn.Module | None) -> bool:
     return isinstance(mixed, Edge | Chosen) and any(not isinstance(op, Zero) for op in mixed.ops.values())
 
 
+def head_of(space: GridSpace, widths: Mapping[int, int]) -> Fine | TopDown | Aspp:
+    """The head that reads features of these `widths`, by level, and writes the outputs at every pixel."""
+    if space.head == "fine":
+        return Fine(widths, space.inputs, space.channels, space.outputs)
+    if space.head == "topdown":
+        return TopDown(widths, 2 * space.channels, space.outputs)
+    return Aspp(widths, space.outputs)
+
+
 class GridBody(Body):
     """stem -> nodes, layer by layer -> head; nodes that nothing flows through are left out."""
 
@@ -278,11 +288,7 @@ class GridBody(Body):
             self.cells[node.name] = GridCell(space, n, group, [*flowing, op], affine)
         self.last = {nodes[n - 1].level: n for n in used if nodes[n - 1].layer == space.layers}
         widths = {level: space.width(level) for level in self.last}
-        self.head = (
-            TopDown(widths, 2 * space.channels, space.outputs)
-            if space.head == "topdown"
-            else Aspp(widths, space.outputs)
-        )
+        self.head = head_of(space, widths)
 
     def forward(self, x: Tensor, run_cell: RunCell) -> tuple[Tensor, dict[str, Tensor]]:
         height, width = x.shape[-2:]
@@ -292,8 +298,7 @@ class GridBody(Body):
         for name, cell in self.cells.items():
             assert isinstance(cell, GridCell)
             states[cell.number] = observed[name] = run_cell(name, cell, [states[source] for source in cell.sources])
-        logits = self.head({level: states[n] for level, n in self.last.items()})
-        out = F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)
+        out = self.head({IMAGE: padded, **{level: states[n] for level, n in self.last.items()}})
         if torch.compiler.is_exporting():  # a slice would fix how much is padded
             rows, columns = (torch.arange(side, device=out.device) for side in (height, width))
             return out.index_select(2, rows).index_select(3, columns), observed

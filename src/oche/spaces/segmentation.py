@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from oche.spaces.ops import Halving
 
+IMAGE = -2
+"""The level of stride 1, 4 2^-2: heads are handed the padded image there, beside the features of levels 0, 1, ..."""
+
 
 def conv_bn_relu(
     inputs: int, outputs: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1
@@ -54,7 +57,8 @@ def align(inputs: int, outputs: int, coarser: int, affine: bool) -> nn.Sequentia
 class TopDown(nn.Module):
     """From the coarsest level down: 1x1 convolution, batch norm, ReLU; twice as large; plus the next. Then 3x3 to the classes.
 
-    `widths` are the channels by level (stride 4 2^level); levels may be missing. (B, width, H/s, W/s) each -> (B, classes, H/4, W/4).
+    `widths` are the channels by level (stride 4 2^level); levels may be missing. (B, width, H/s, W/s) each -> (B, classes, H, W), the last
+    step, from stride 4, by interpolation.
     """
 
     def __init__(self, widths: Mapping[int, int], channels: int, classes: int) -> None:
@@ -64,18 +68,36 @@ class TopDown(nn.Module):
 
     def forward(self, features: Mapping[int, Tensor]) -> Tensor:
         total: Tensor | None = None
-        for level in range(max(features), -1, -1):
+        for level in range(max(features), -1, -1):  # the image, of a level below 0, is left out
             if total is not None:
                 total = F.interpolate(total, scale_factor=2, mode="bilinear", align_corners=False)
             if level in features:
                 own = self.laterals[str(level)](features[level])
                 total = own if total is None else total + own
-        out: Tensor = self.classifier(total)
+        return F.interpolate(self.classifier(total), scale_factor=4, mode="bilinear", align_corners=False)
+
+
+class Fine(nn.Module):
+    """A `TopDown` whose answer, made as large as the image, is joined with a 3x3 convolution of the image itself: edges to the pixel.
+
+    The two, of `channels` channels each, are concatenated; a 3x3 convolution, batch norm, ReLU, and a 1x1 to the classes follow.
+    """
+
+    def __init__(self, widths: Mapping[int, int], inputs: int, channels: int, classes: int) -> None:
+        super().__init__()
+        self.coarse = TopDown(widths, 2 * channels, channels)
+        self.detail = conv_bn_relu(inputs, channels, 3)
+        self.join = conv_bn_relu(2 * channels, channels, 3)
+        self.classifier = nn.Conv2d(channels, classes, 1)
+
+    def forward(self, features: Mapping[int, Tensor]) -> Tensor:
+        both = torch.cat([self.coarse(features), self.detail(features[IMAGE])], dim=1)
+        out: Tensor = self.classifier(self.join(both))
         return out
 
 
 class Aspp(nn.Module):
-    """Atrous spatial pyramid pooling of dilation 96 / stride at every level, the logits made as large and summed (Auto-DeepLab)."""
+    """Atrous spatial pyramid pooling of dilation 96 / stride at every level, the logits made as large as the image and summed (Auto-DeepLab)."""
 
     def __init__(self, widths: Mapping[int, int], classes: int) -> None:
         super().__init__()
@@ -89,8 +111,9 @@ class Aspp(nn.Module):
             if level
             else self.levels[str(level)](x)
             for level, x in features.items()
+            if level != IMAGE
         ]
-        return sum(terms[1:], terms[0])
+        return F.interpolate(sum(terms[1:], terms[0]), scale_factor=4, mode="bilinear", align_corners=False)
 
 
 class _Pyramid(nn.Module):

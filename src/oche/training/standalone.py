@@ -165,10 +165,14 @@ def _grid(network: Network, space: GridSpace, build: str) -> Parts:
         reads = dict(zip(cell.kept, cell.sources, strict=True))
         nodes[name] = f"({cell.number}, {levels[cell.number]}, {reads}, {_line(_rows(cell))})"
     widths = {level: space.width(level) for level in body.last}
-    head = f"TopDown({widths}, {2 * space.channels}, {space.outputs})"
+    heads = {
+        "fine": f"Fine({widths}, {space.inputs}, {space.channels}, {space.outputs})",
+        "topdown": f"TopDown({widths}, {2 * space.channels}, {space.outputs})",
+        "aspp": f"Aspp({widths}, {space.outputs})",
+    }
     arguments = {
         "stem": f"stem({space.inputs}, {space.channels}, separable={space.stem == 'separable'})",
-        "head": head if space.head == "topdown" else f"Aspp({widths}, {space.outputs})",
+        "head": heads[space.head],
         "channels": str(space.channels),
         "nodes": "NODES",
         "last": repr(body.last),

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oche.spaces.segmentation import align
+from oche.spaces.segmentation import IMAGE, align
 from oche.training.plain.cells import Cell, Choices
 
 
 class GridNetwork(nn.Module):
-    """stem -> nodes at strides 4 to 32, layer by layer -> head -> logits of the image's size.
+    """stem -> nodes at strides 4 to 32, layer by layer -> head -> logits of the image's size. The head is handed the image, too.
 
     `nodes` has by name: the node's number and level (its stride is 4 2^level, its channels `channels` 2^level), its inputs, as entry ->
     number of the node that it reads (0 is the stem), and its choices. `last` has the number of the node that the head reads, by level.
@@ -53,8 +53,9 @@ class GridNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         height, width = x.shape[-2:]
         down, right = -height % self.multiple, -width % self.multiple
-        states = {0: self.stem(F.pad(x, (0, right, 0, down)))}
+        padded = F.pad(x, (0, right, 0, down))
+        states = {0: self.stem(padded)}
         for number, cell in zip(self.numbers, self.cells.values(), strict=True):
             states[number] = cell({i: states[source] for i, source in self.reads[number].items()})
-        logits = self.head({level: states[number] for level, number in self.last.items()})
-        return F.interpolate(logits, scale_factor=4, mode="bilinear", align_corners=False)[..., :height, :width]
+        out: Tensor = self.head({IMAGE: padded, **{level: states[number] for level, number in self.last.items()}})
+        return out[..., :height, :width]
