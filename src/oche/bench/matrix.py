@@ -11,6 +11,7 @@ from oche import config, own
 from oche.bench.tables import known
 from oche.errors import UserError, unknown
 from oche.plan.options import Limited
+from oche.plan.request import AUTO
 from oche.spaces import named as spaces_named
 from oche.tables import TableLike
 from oche.training.protocols import PROTOCOLS
@@ -45,6 +46,7 @@ class Matrix(Limited):
     - `methods`, `spaces`, `data` and `table` take FILE.py:NAME too. No space stands for that of the table, or nb201.
     - `evaluate`: "table" looks the cells up in `table` (whose files lie in `table_folder`, or where OCHE_DATA says), "train" trains
       them from scratch under `protocol` on the data, "both" does both; "auto" is "table" where there is one, else "train".
+    - `protocol` is by default that of every comparison, `fast_brief`, for masks `segment_brief`; trials record its name.
     - `metrics` are those of the table to report, the most important first; `select` is the one that selects: among a method's seeds,
       and as the oracle. It must not be a test metric. By default the table's first metric that may select, and the test metric of
       the same data.
@@ -75,7 +77,7 @@ class Matrix(Limited):
     table_folder: str | None = None
     metrics: tuple[str, ...] = ()
     select: str | None = None
-    protocol: str = "brief"
+    protocol: str = AUTO
     baseline: str = "random_sampling"
     baselines: tuple[str, ...] = ("random_sampling", "random_search_ws")
     zero_cost: tuple[str, ...] = ()
@@ -181,8 +183,8 @@ def check(matrix: Matrix, table: TableLike | None = None, parts: Mapping[str, ob
         )
     if matrix.evaluate == "train" and (matrix.table or matrix.metrics):
         raise UserError('A table is given, but evaluate="train" does not look at it; say evaluate="table" or "both".')
-    if matrix.evaluate != "table" and matrix.protocol not in PROTOCOLS:
-        raise unknown("protocol", matrix.protocol, PROTOCOLS)
+    if matrix.evaluate != "table" and matrix.protocol not in (AUTO, *PROTOCOLS):
+        raise unknown("protocol", matrix.protocol, (AUTO, *PROTOCOLS))
     if matrix.evaluate == "table" and (matrix.select or table) and matrix.selector in (TRAINED_VAL, TRAINED_TEST):
         raise UserError(
             'Nothing is trained with evaluate="table", so `select` must name one of the table\'s validation metrics.'

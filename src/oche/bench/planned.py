@@ -15,9 +15,11 @@ from oche.methods.ask_tell import AskTell
 from oche.plan.compared import SEEDS
 from oche.plan.named import searcher_named
 from oche.plan.parts import table_path
-from oche.plan.request import Request, options
+from oche.plan.request import AUTO, Request, options
 from oche.search.searcher import SearcherLike, as_searcher
+from oche.spaces import named as spaces
 from oche.tables import TableLike
+from oche.training.protocols import BRIEF
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ def trials(matrix: Matrix, objects: Objects = Objects()) -> tuple[Trial, ...]:
             threads=matrix.threads,
             compare=0,
             compare_seeds=SEEDS,
-            protocol=matrix.protocol,
+            protocol=_protocol(matrix, objects.of(place.space)),
             settings=settings[place.method],
             probes=matrix.probes if as_searcher(searchers[place.method]).method else (),
             **limited,
@@ -192,6 +194,11 @@ def _settings(matrix: Matrix, name: str, searcher: SearcherLike) -> dict[str, ob
         found |= {"evaluator": "table", "evaluator.table": matrix.table, "evaluator.metric": matrix.selector}
         found |= {"evaluator.folder": folder}
     return found
+
+
+def _protocol(matrix: Matrix, space: object) -> str:
+    """The name of the protocol: trials record it, so that they stay comparable where the default changes."""
+    return BRIEF[spaces.space(space).task] if matrix.protocol == AUTO else matrix.protocol
 
 
 def _absolute(text: str, objects: Objects) -> str:

@@ -25,14 +25,11 @@ from oche.search.method import Method
 from oche.search.state import Problem
 from oche.tables import TableLike, table_named
 from oche.training.evaluate import evaluate
-from oche.training.protocols import PROTOCOLS, lengthened
+from oche.training.protocols import BRIEF, PROTOCOLS, lengthened
 from oche.training.train import Training, retrain
 
 Scorer = Callable[[Genotype], float]
 """The validation score of a cell, in percent where it is an accuracy; more is better."""
-
-BRIEF = {"classify": "fast_brief", "segment": "segment_brief"}
-"""The training protocol of each cell, by what the space's networks do."""
 
 
 class Evaluator(Protocol):

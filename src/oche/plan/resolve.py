@@ -57,12 +57,9 @@ from oche.spaces.fit import check, searched
 from oche.spaces.limits import Limits
 from oche.spaces.rivals import NONE, names
 from oche.tasks import Classify, Task
-from oche.training.protocols import Protocol, lengthened
+from oche.training.protocols import BRIEF, Protocol, lengthened
 from oche.watch import trackers
 from oche.watch.named import Watch, checked
-
-COMPARING = {"classify": "fast_brief", "segment": "segment_brief"}
-"""The protocol of the comparison that "auto" stands for, by what the data can teach."""
 
 IMAGENET = 128
 """Pixels from which on a published ImageNet setting is taken where a method has one (the stem changes there too)."""
@@ -178,7 +175,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     limits = limits_for(request, "channels" in of_space)
     if recorded is None:
         space = _within(limits, space, searcher)
-    protocol_name = COMPARING[form] if request.protocol == AUTO else request.protocol
+    protocol_name = BRIEF[form] if request.protocol == AUTO else request.protocol
     protocol, _ = layered(
         named.protocol(protocol_name), "train", given=of_train, recorded=table_of(recorded, "train"), rules=rules
     )

@@ -33,12 +33,9 @@ from oche.spaces.edges import TRAINED
 from oche.spaces.fit import widest
 from oche.spaces.limits import LIMITED, Limits
 from oche.spaces.rivals import Rival
-from oche.training.protocols import lengthened
+from oche.training.protocols import USUAL, lengthened
 from oche.training.train import Training
 from oche.watch import trackers
-
-TRAINING = {"classify": "fast", "segment": "segment"}
-"""The protocol of a training that "auto" stands for, by what the data can teach."""
 
 
 def resolve_training(
@@ -75,7 +72,7 @@ def resolve_training(
     if request.batch not in (None, AUTO):
         asked["batch"] = number_of(request.batch, 0)
     protocol, _ = layered(
-        named.protocol(TRAINING[form_of(data)] if request.protocol == AUTO else request.protocol),
+        named.protocol(USUAL[form_of(data)] if request.protocol == AUTO else request.protocol),
         "train",
         given={**asked, **parts.get("train", {})},
         recorded=table_of(recorded, "train"),

@@ -75,7 +75,6 @@ def preset(name: str, budget: str, epochs: object = None, *, masks: bool = True)
         "budgets": (budget,),
         "seeds": size.seeds,
         "epochs": horizon,
-        "protocol": "segment_brief" if masks else "brief",
         "probes": ("gap",) if name == "discretisation" else (),  # error against entropy, epoch by epoch
     }
     return Preset(matrix, measure, roles)

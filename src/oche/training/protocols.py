@@ -2,7 +2,7 @@
 
 Those of the DARTS line (auxiliary head, drop path, cutout, cosine, clip) set sizes too, so that a number can be compared with a paper's;
 the others are ours. `fast` and `fast_brief`, the defaults for classes, were chosen on validation images of two halves of CIFAR-100's
-classes and of digits (docs/results/recipes.md); `quick` and `brief` were the defaults before.
+classes and of digits (docs/results/recipes.md); `quick` and `brief` were the defaults before. `USUAL` and `BRIEF` have the defaults.
 """
 
 from __future__ import annotations
@@ -134,3 +134,10 @@ PROTOCOLS: dict[str, Protocol] = {
     **TRICKS,
 }
 """`oche train --protocol NAME`. Ours train at the searched size; the published ones set their own."""
+
+USUAL = {"classify": "fast", "segment": "segment"}
+"""By what is learned, the protocol of a network that is trained to be used: `oche train`."""
+
+BRIEF = {"classify": "fast_brief", "segment": "segment_brief"}
+"""By what is learned, the protocol of networks that are trained to be compared: beside a found one, in a bench or a study, or by a search
+that scores cells so."""

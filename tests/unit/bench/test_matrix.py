@@ -13,6 +13,7 @@ from oche.bench.planned import slug, trials
 from oche.bench.settled import settled
 from oche.bench.trial import run_trial
 from oche.errors import UserError
+from oche.plan.request import Request
 from oche.plan.resolve import resolve
 from oche.search.method import Method
 from oche.search.trainable import ClassifierOnly
@@ -87,6 +88,18 @@ def test_each_trial_gets_the_settings_it_has_parts_for(tmp_path: Path) -> None:
 def test_a_mistake_in_the_file_is_one_sentence(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         matrix_from(written(tmp_path, text))
+
+
+@pytest.mark.parametrize(("space", "given", "named"), [
+    ("nb201", "auto", "fast_brief"), ("grid", "auto", "segment_brief"), ("nb201", "quick", "quick"),
+])  # fmt: skip
+def test_trials_record_the_protocol_that_every_comparison_takes(space: str, given: str, named: str) -> None:
+    data = "digits_masks" if space == "grid" else "digits"
+    matrix = Matrix(methods=("random_sampling",), spaces=(space,), data=(data,), protocol=given, evaluate="train")
+    found = {trial.asked()["protocol"] for trial in trials(matrix)}
+    assert found == {named}
+    if given == "auto":
+        assert resolve(Request("random_sampling", space=space, data=data)).request.protocol == named
 
 
 def test_limits_are_those_of_every_trial(tmp_path: Path) -> None:
