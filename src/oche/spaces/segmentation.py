@@ -97,7 +97,10 @@ class Fine(nn.Module):
 
 
 class Aspp(nn.Module):
-    """Atrous spatial pyramid pooling of dilation 96 / stride at every level, the logits summed and made as large as the image (Auto-DeepLab)."""
+    """Atrous spatial pyramid pooling of dilation 96 / stride at every level, the logits summed (Auto-DeepLab).
+
+    The sum is made as large as the image by interpolation.
+    """
 
     def __init__(self, widths: Mapping[int, int], classes: int) -> None:
         super().__init__()
