@@ -15,6 +15,8 @@ from oche.errors import unknown
 class Budget:
     """`epochs` and `batch`, and `settings` as on the command line; `source` says where they come from.
 
+    `steps` is the least number of batches that all train images together are worth: where they are few, there are more epochs.
+
     `settings` may name a field of the space (`"space.cells": 8`, `"space.without": ("none",)`), an option of the method's factory
     (`"method.K": 2`), a field of the method, be it a switch (`"arch_first": False`) or a whole part (`"weight_lr": Cosine(0.1)`), or
     a field of a part (`"weight_lr.start": 0.1`). What the user gives goes before all of them (`oche.plan.settings`).
@@ -24,6 +26,15 @@ class Budget:
     batch: int
     settings: Mapping[str, object] = field(default_factory=dict)
     source: str = "our choice"
+    steps: int = 0
+
+    def epochs_for(self, images: int, batch: int) -> int:
+        """The epochs for so many train images.
+
+        >>> Budget(60, 8, steps=1600).epochs_for(64, 8), Budget(60, 8, steps=1600).epochs_for(400, 8)
+        (200, 60)
+        """
+        return max(self.epochs, -(-self.steps // -(-images // batch)))
 
 
 Budgets = Mapping[str, Mapping[str, Budget]]

@@ -189,7 +189,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
         rules=rules,
     )
     watch = checked(watch, space.name, method is not None)
-    epochs, batch = _length(request, row_of, table_of(recorded, "resolved"))
+    epochs, batch = _length(request, row_of, table_of(recorded, "resolved"), len(data.train))
     were = earlier_share(recorded, "request")
     batch, protocol = batch * were, replace(protocol, batch=protocol.batch * were)
     compare = cells_of(request, searcher)
@@ -264,13 +264,14 @@ def _check_seeds(request: Request) -> None:
         raise UserError("Several seeds run one after the other on one device: leave `--devices` or `--seeds` out.")
 
 
-def _length(request: Request, chosen: Budget, recorded: Mapping[str, object] | None) -> tuple[int, int]:
-    """Epochs and batch: as asked, as recorded, or the budget's. Raises UserError."""
+def _length(request: Request, chosen: Budget, recorded: Mapping[str, object] | None, images: int) -> tuple[int, int]:
+    """Epochs and batch: as asked, as recorded, or the budget's for so many train images. Raises UserError."""
     for name in ("epochs", "batch"):
         if recorded and name in recorded:
             chosen = config.override(chosen, name, recorded[name], "run.toml: resolved")
-    epochs = chosen.epochs if request.epochs is None else request.epochs
     batch = number_of(request.batch, chosen.batch)
+    usual = chosen.epochs if recorded else chosen.epochs_for(images, max(1, batch))
+    epochs = usual if request.epochs is None else request.epochs
     if request.batch == AUTO and request.budget == "paper":
         raise UserError(
             f"The published budget has a batch of its own, {batch}: leave --batch out, or give it a number."
