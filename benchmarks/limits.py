@@ -65,8 +65,8 @@ class Step:
     folder: Path
     arguments: tuple[str, ...]
 
-    def run(self) -> float:
-        """Runs or resumes it; returns the processor seconds that it took. Raises CalledProcessError."""
+    def run(self) -> float | None:
+        """Runs or resumes it; returns the processor seconds that it took, None after a break. Raises CalledProcessError."""
         verb = self.arguments[0]
         begun = (self.folder / "run.toml").is_file()
         given = (verb, "--resume", str(self.folder)) if begun else (*self.arguments, "--out", str(self.folder))
@@ -75,7 +75,7 @@ class Step:
             [sys.executable, "-m", "oche", *given, "--quiet"], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
         )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return None if begun else after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main() -> None:
@@ -136,8 +136,8 @@ def steps_of(arm: str, seed: int, data: Path, runs: Path) -> list[Step]:
     ]
 
 
-def outcome(arm: str, seed: int, steps: list[Step], seconds: dict[str, float]) -> dict[str, object]:
-    """The line of a finished run: scores in percent, costs as the card has them, processor seconds by verb."""
+def outcome(arm: str, seed: int, steps: list[Step], seconds: dict[str, float | None]) -> dict[str, object]:
+    """The line of a finished run: scores in percent, costs as the card has them, processor seconds of each unbroken verb."""
     folder = steps[-1].folder
     card = json.loads((folder / "network" / "card.json").read_text(encoding="utf-8"))
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -148,10 +148,10 @@ def outcome(arm: str, seed: int, steps: list[Step], seconds: dict[str, float]) -
         "seed": seed,
         "val": 100 * last["val_accuracy"],
         "test": 100 * test["accuracy"],
-        "parameters": card["cost"]["parameters"],
-        "multiply_adds": card["cost"]["multiply_adds"],
+        "parameters": card["parameters"],
+        "multiply_adds": card["multiply_adds"],
         "genotype": card["genotype"],
-        **{f"{verb}_seconds": round(value, 1) for verb, value in seconds.items()},
+        **{f"{verb}_seconds": round(value, 1) for verb, value in seconds.items() if value is not None},
     }
 
 

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 COLOURS = (*SERIES, "#8a6d1f", "#4a9fb8", "#9c3f22", "#6b7a2f", "#55606e")
 DASHES = {"dashed": (0, (3, 2)), "dotted": (0, (1, 2))}
 MARKERS = ("o", "s", "^", "D")
+NAMED = 36
+"""Methods that the legend of a picture names; of more only those on the front, so that the axes keep their room."""
+
 Point = tuple[float, float]
 Level = tuple[str, float]
 """A line across a picture: its name and its height."""
@@ -265,14 +268,17 @@ def _pareto(figure: Figure, plot: Pareto, look: Mapping[str, Look]) -> None:
     axes.set_title(plot.title)
     best = front([point for points in plot.points.values() for point in points])
     axes.plot(*zip(*best, strict=True), color=LINE, linewidth=1.2, drawstyle="steps-post", zorder=1)
+    named = [method for method, points in plot.points.items() if len(plot.points) <= NAMED or set(points) & set(best)]
     for method, points in plot.points.items():
         of = look[method]
-        axes.plot(*zip(*points, strict=True), of.marker, color=of.colour, markersize=4.5, alpha=0.8, label=method)
+        label = method if method in named else None
+        axes.plot(*zip(*points, strict=True), of.marker, color=of.colour, markersize=4.5, alpha=0.8, label=label)
     axes.set_xlabel(plot.x)
     axes.set_ylabel(plot.y)
     axes.grid(axis="y")
     axes.set_axisbelow(True)
-    figure.legend(loc="outside right center", labelcolor=INK, ncols=1 + len(plot.points) // 18)
+    title = None if len(named) == len(plot.points) else f"on the front,\nof {len(plot.points)}"
+    figure.legend(loc="outside right center", labelcolor=INK, ncols=1 + len(named) // 18, title=title)
 
 
 def _ranks(figure: Figure, plot: Ranks, look: Mapping[str, Look]) -> None:

@@ -21,7 +21,7 @@ from scipy.stats import ttest_1samp
 
 from oche.bench import BenchResult, Matrix, pool, run_bench, show
 from oche.bench import page as benchs_page
-from oche.bench.pictures import PROBES, Panels, _plots, drawn, front, looks, pictures
+from oche.bench.pictures import PROBES, Panels, Pareto, _plots, drawn, front, looks, pictures
 from oche.bench.planned import Trial
 from oche.bench.render import NOT_RUN, overview, searches, tables, trial_table
 from oche.bench.trial import BEST, NUMBERS, Outcome
@@ -153,6 +153,15 @@ def test_the_page_needs_no_other_file(
 
 def test_the_front_of_equal_costs_keeps_the_best() -> None:
     assert front([(2.0, 1.0), (1.0, 1.0), (1.0, 2.0), (3.0, 2.5), (2.5, 2.5)]) == [(1.0, 2.0), (2.5, 2.5)]
+
+
+def test_a_cloud_of_sixty_methods_names_those_on_the_front_and_keeps_its_room() -> None:
+    points = {f"method {n}": [(float(n), 90.0 - abs(n - 20))] for n in range(60)}
+    figure = drawn(Pareto("title", "cost", "accuracy", points), looks(list(points)))
+    text = figure.decode()
+    assert all(f">method {n}<" in text or f"method {n} " in text for n in (0, 20))
+    assert "<!-- method 40 -->" not in text
+    assert "of 60" in text
 
 
 # ---------------------------------------------------------------------- killed and started again
