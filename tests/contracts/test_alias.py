@@ -32,6 +32,7 @@ from oche.methods.ddpnas import ddpnas
 from oche.methods.drnas import Progressive as Widening
 from oche.methods.drnas import drnas, drnas_progressive
 from oche.methods.fair_darts import fair_darts
+from oche.methods.fault_darts import fault_darts
 from oche.methods.gdas import gdas
 from oche.methods.gm_nas import gm_nas
 from oche.methods.idarts import idarts
@@ -118,6 +119,9 @@ ROWS: dict[str, Row] = {
         without(fair_darts(0.0), "relaxation", "arch_optimizer", "weight_lr"),
         darts(),
         without(fair_darts(), "arch_optimizer", "weight_lr"),
+    ),
+    "fault_darts": Row(
+        fault_darts(0.0, 0.0, share=0.0, left=99), darts(), far(fault_darts(50.0, 0.0, share=0.0, left=99))
     ),
     "gdas": Row(without(gdas(), "relaxation", "edge"), darts(), gdas()),
     "idarts": Row(

@@ -24,6 +24,7 @@ from oche.methods.darts import darts
 from oche.methods.darts_aer import Entropy as EntropyInBits
 from oche.methods.drnas import DirichletKL
 from oche.methods.fair_darts import ZeroOne
+from oche.methods.fault_darts import Complexity
 from oche.methods.idarts import ImplicitNeumann
 from oche.methods.snas import Resource
 from oche.schedule import Constant
@@ -52,6 +53,7 @@ OF_ALPHA: tuple[Term, ...] = (
     Entropy(Constant(1.0), Constant(0.5), discretisation),
     InputEntropy(Constant(1.0), Constant(0.5)),
     Resource(1e-2),
+    Complexity(3.0),
 )
 OF_WEIGHTS: tuple[Term, ...] = (Ablation(learns=True),)
 CASES = [(term, space) for term in OF_ALPHA for space in ("toy", "grid")]

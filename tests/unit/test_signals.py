@@ -56,6 +56,11 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 
     ]
 
 
+def separable(a: int, b: int, kernel: int, stride: int, dilation: int) -> list[nn.Module]:
+    spread = nn.Conv1d(a, a, kernel, stride, dilation * (kernel // 2), dilation, groups=a, bias=False)
+    return [nn.ReLU(), spread, nn.Conv1d(a, b, 1, bias=False), nn.BatchNorm1d(b)]
+
+
 class Residual1d(nn.Module):
     def __init__(self, a: int, b: int, kernel: int, stride: int, inner: int) -> None:
         super().__init__()
@@ -99,6 +104,21 @@ def literal(op: str, a: int, b: int, stride: int) -> nn.Module:
         return nn.Sequential(*conv(a, a, int(words[1]), stride, a), nn.ReLU(), *conv(a, b, 1), nn.ReLU())
     if kind == "plain":
         return nn.Sequential(*conv(a, b, int(words[0]), stride), nn.ReLU())
+    if kind in ("sep", "dil"):
+        times, dilation = (2, 1) if kind == "sep" else (1, 2)
+        return nn.Sequential(*[
+            layer
+            for n in range(times)
+            for layer in separable(a, b if n == times - 1 else a, int(words[1]), stride if n == 0 else 1, dilation)
+        ])  # fmt: skip
+    if kind in ("max", "avg"):
+        k = int(words[1])
+        pool = (
+            nn.MaxPool1d(k, stride, k // 2)
+            if kind == "max"
+            else nn.AvgPool1d(k, stride, k // 2, count_include_pad=False)
+        )
+        return nn.Sequential(pool, *(conv(a, b, 1) if a != b else [nn.BatchNorm1d(b)]))
     assert kind == "mbconv"
     return Inverted1d(a, b, int(words[0][1:]), stride, int(words[1][1:]), words[-1] == "se")
 
@@ -124,6 +144,9 @@ class Literal(nn.Module):
         ("ds_conv_3", "ds_conv_9", "mbconv_k3_e3", "mbconv_k15_e3"),
         ("mbconv_k5_e6", "skip_connect", "mbconv_k5_e1_se", "mbconv_k31_e2_se"),
         ("plain_15", "residual_5_w25", "plain_31", "residual_7"),
+        ("sep_conv_3", "dil_conv_15", "sep_conv_15", "max_pool_3"),
+        ("avg_pool_3", "max_pool_5", "dil_conv_7", "sep_conv_7"),
+        ("dil_conv_3", "sep_conv_5", "max_pool_3", "avg_pool_9"),
     ],
     ids=str,
 )

@@ -48,6 +48,7 @@ from oche.methods.drnas import drnas, drnas_progressive
 from oche.methods.dsm_nas import dsm_nas
 from oche.methods.fair_darts import BUDGETS as FAIR_DARTS
 from oche.methods.fair_darts import fair_darts
+from oche.methods.fault_darts import fault_darts
 from oche.methods.gaussian_process import gaussian_process
 from oche.methods.gdas import BUDGETS as GDAS
 from oche.methods.gdas import gdas
@@ -132,6 +133,7 @@ ENTRIES: dict[str, Entry] = {
     "drnas": Entry(drnas, DRNAS),
     "drnas_progressive": Entry(drnas_progressive, DRNAS_PROGRESSIVE),
     "fair_darts": Entry(fair_darts, FAIR_DARTS),
+    "fault_darts": Entry(fault_darts),
     "gdas": Entry(gdas, GDAS),
     "gm_nas": Entry(gm_nas, GM_NAS),
     "idarts": Entry(idarts, IDARTS),

@@ -2,7 +2,7 @@
 
 Each maps (B, inputs, H, W) to (B, outputs, ceil(H/stride), ceil(W/stride)). `oche.spaces.ops` has them all with as many channels out as in.
 Sources: He et al., CVPR 2016 (`residual_*`); Howard et al., arXiv 1704.04861 (`ds_conv_*`); Sandler et al., CVPR 2018 (`mbconv_*`);
-Ma et al., ECCV 2018 (`shuffle_*`).
+Ma et al., ECCV 2018 (`shuffle_*`); Liu et al., ICLR 2019 (`sep_conv_*`, `dil_conv_*` and pools of signals).
 """
 
 from __future__ import annotations
@@ -37,13 +37,15 @@ class Place:
         """True if the layer's output has the shape of its input, so that the two can be added."""
         return self.stride == 1 and self.inputs == self.outputs
 
-    def conv(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    def conv(
+        self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, dilation: int = 1
+    ) -> nn.Conv2d:
         """A convolution with padding for its kernel."""
         if kernel == 1 and stride > 1:
             return Thinning(inputs, outputs, (1, stride) if self.flat else (stride, stride), self.bias)
         sides = ((1, kernel), (1, stride)) if self.flat else ((kernel, kernel), (stride, stride))
-        padding = (sides[0][0] // 2, sides[0][1] // 2)
-        return nn.Conv2d(inputs, outputs, *sides, padding, groups=groups, bias=self.bias)
+        padding = (dilation * (sides[0][0] // 2), dilation * (sides[0][1] // 2))
+        return nn.Conv2d(inputs, outputs, *sides, padding, dilation, groups, self.bias)
 
     def normed(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> list[nn.Module]:
         """A convolution and its batch norm."""
@@ -200,6 +202,45 @@ def shuffle(kernel: int) -> Block:
     return lambda place: Shuffle(place, kernel)
 
 
+def separable(kernel: int, times: int, dilation: int = 1) -> Block:
+    """ReLU, depthwise and 1x1 convolution, batch norm, `times` over; the first has the stride, the last changes the width (DARTS).
+
+    `sep_conv_k` has two, `dil_conv_k` one with dilation 2.
+    """
+
+    def build(place: Place) -> nn.Module:
+        layers: list[nn.Module] = []
+        for number in range(times):
+            stride, width = place.stride if number == 0 else 1, place.outputs if number == times - 1 else place.inputs
+            layers += [
+                nn.ReLU(),
+                place.conv(place.inputs, place.inputs, kernel, stride, place.inputs, dilation),
+                *place.normed(place.inputs, width, 1),
+            ]
+        return nn.Sequential(*layers)
+
+    return build
+
+
+def pooled(pool: nn.Module, place: Place) -> nn.Module:
+    """The pool, a 1x1 convolution where the width changes, and a batch norm: that of a DARTS supernet, which the network keeps here."""
+    if place.inputs == place.outputs:
+        return nn.Sequential(pool, nn.BatchNorm2d(place.outputs, affine=place.affine))
+    return nn.Sequential(pool, *place.normed(place.inputs, place.outputs, 1))
+
+
+def max_pool(kernel: int) -> Block:
+    """`max_pool_k` along a signal."""
+    return lambda place: pooled(nn.MaxPool2d((1, kernel), (1, place.stride), (0, kernel // 2)), place)
+
+
+def avg_pool(kernel: int) -> Block:
+    """`avg_pool_k` along a signal; what lies beyond its ends does not count."""
+    return lambda place: pooled(
+        nn.AvgPool2d((1, kernel), (1, place.stride), (0, kernel // 2), count_include_pad=False), place
+    )
+
+
 SHARES = (25, 50, 75)
 """Per cent of a residual block's channels that it may have between its convolutions, besides all of them."""
 
@@ -221,7 +262,18 @@ def _mbconvs(kernels: Sequence[int]) -> dict[str, Block]:
     return plain | {f"mbconv_k{k}_e{e}_se": mbconv(k, e, se=True) for k, e in sizes}
 
 
-SIGNAL_BLOCKS: dict[str, Block] = {**_blocks((3, 5, 7, 9, 15, 31), str), **_mbconvs((9, 15, 31))}
+def _flat_cells(kernels: Sequence[int]) -> dict[str, Block]:
+    """The operations of DARTS cells of these kernels, along one axis."""
+    named: dict[str, Block] = {}
+    for k in kernels:
+        named |= {f"sep_conv_{k}": separable(k, 2), f"dil_conv_{k}": separable(k, 1, 2)}
+        named |= {f"max_pool_{k}": max_pool(k), f"avg_pool_{k}": avg_pool(k)}
+    return named
+
+
+KERNELS = (3, 5, 7, 9, 15, 31)
+
+SIGNAL_BLOCKS: dict[str, Block] = {**_blocks(KERNELS, str), **_mbconvs((9, 15, 31)), **_flat_cells(KERNELS)}
 """The blocks that signals alone have, by name: kernels along one axis, and longer ones than images have use for."""
 
 BLOCKS: dict[str, Block] = {**_blocks((3, 5), lambda k: f"{k}x{k}"), **_mbconvs((3, 5, 7)), **SIGNAL_BLOCKS}

@@ -19,6 +19,15 @@ SIGNAL_OPS = (
     "mbconv_k15_e3",
 )
 
+DIAGNOSIS_OPS = (
+    "skip_connect",
+    *(f"{kind}_conv_{kernel}" for kind in ("sep", "dil") for kernel in (3, 5, 7, 15)),
+    "max_pool_3",
+    "avg_pool_3",
+)
+"""The operations of searches for fault diagnosis: those of DARTS cells in one dimension, with longer kernels. `none` is no candidate:
+each layer lies on the only path."""
+
 
 @dataclass(frozen=True)
 class SignalSpace(ChainSpace):
