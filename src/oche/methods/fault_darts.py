@@ -119,10 +119,10 @@ def fault_darts(
     left: int = 1,
     of: Of = "multiply_adds",
 ) -> Method:
-    """DARTS for fault diagnosis: penalties on complexity and on undecided edges, operations pruned.
+    """DARTS with prices on cost and indecision; operations pruned.
 
-    `complexity` and `discrete` weigh the penalties, of multiply-adds or parameters; from `start` on edges lose operations below `share` of
-    the mean, and in steps down to `left`. A labelled reading.
+    For fault diagnosis. `complexity` and `discrete` weigh the prices, of multiply-adds or parameters; from `start` on edges lose operations
+    below `share` of the mean, and in steps down to `left`. A labelled reading.
     """
     return replace(
         darts(),
