@@ -43,6 +43,21 @@ def float64() -> Iterator[None]:
     torch.set_default_dtype(torch.float32)
 
 
+EMPTY = b'<svg xmlns="http://www.w3.org/2000/svg" width="1pt" height="1pt" viewBox="0 0 1 1"></svg>'
+
+
+@pytest.fixture(autouse=True)
+def plots_of_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the plots in a run's report empty in the short run: they take nine tenths of a small search.
+
+    Slow tests draw them; so do the modules and folders that have a fixture of this name: the tests of the report and whole runs.
+    """
+    from oche.report import page
+
+    if not request.node.get_closest_marker("slow"):
+        monkeypatch.setattr(page, "svg", lambda plot: EMPTY)
+
+
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leaves the pictures out, which take longer than all the rest."""

@@ -218,12 +218,16 @@ def all_circles(house: House) -> list[str]:
 
 def hidden_imports(house: House) -> list[str]:
     """Imports by a function that takes a string, which this file cannot follow, outside of `oche/__init__`."""
+    return [f"{module}:{line}" for module, text in house.texts.items() if module != "__init__" for line in hidden(text)]
+
+
+@cache
+def hidden(text: str) -> list[int]:
+    """The lines of one text that import so."""
     names = {"import_module", "__import__"}
     return [
-        f"{module}:{getattr(node, 'lineno', 0)}"
-        for module, nodes in house.nodes.items()
-        if module != "__init__"
-        for node in nodes
+        getattr(node, "lineno", 0)
+        for node in parsed(text)
         if (isinstance(node, ast.Name) and node.id in names)
         or (isinstance(node, ast.Attribute) and node.attr in names)
         or (isinstance(node, ast.alias) and node.name in names)

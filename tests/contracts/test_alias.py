@@ -11,7 +11,7 @@ from math import inf
 import pytest
 
 from contracts.registry import epochs
-from contracts.same import assert_other_search, assert_same_search, moved, problem_of, step_alpha_from
+from contracts.same import moved, problem_of, searched, step_alpha_from
 from oche.data import TrueTargets, Whole
 from oche.methods import METHODS
 from oche.methods.adarts import adarts
@@ -60,6 +60,7 @@ from oche.search.loop import advance, search
 from oche.search.method import Method
 from oche.search.relaxations import Gated
 from oche.search.stages import Staged, entered
+from oche.search.state import SearchState
 from oche.search.trainable import AllWeights
 from oche.spaces.edges import WeightedSum
 
@@ -212,17 +213,27 @@ NO_BASE = {
 }
 
 
+ENDED: list[tuple[Method, SearchState]] = []
+
+
+def ended(base: Method) -> SearchState:
+    """The end of the base's search; a base of several rows is searched once."""
+    if not any(method == base for method, _ in ENDED):
+        ENDED.append((base, searched(base, "toy")))
+    return next(state for method, state in ENDED if method == base)
+
+
 @pytest.mark.parametrize("name", ROWS)
 def test_without_its_rule_it_is_its_base(name: str) -> None:
     row = ROWS[name]
-    assert_same_search(row.off, row.base, tolerance=row.tolerance)
+    assert moved(searched(row.off, "toy"), ended(row.base)) <= row.tolerance
 
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.on])
 def test_with_its_rule_it_is_not(name: str) -> None:
     row = ROWS[name]
     assert row.on is not None
-    assert_other_search(row.on, row.base)
+    assert moved(searched(row.on, "toy"), ended(row.base)) > 1e-9, "it is its base under another name"
 
 
 @pytest.mark.parametrize("name", STAGES)

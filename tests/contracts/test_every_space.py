@@ -9,7 +9,8 @@ import pytest
 from contracts.registry import SMALL, epochs, small
 from oche.methods import METHODS
 from oche.search.method import Method
-from oche.search.searcher import as_searcher
+from oche.search.searcher import SearcherLike, as_searcher
+from oche.search.state import Problem
 from oche.spaces import SPACES
 from oche.testing import check_method, noise_problem
 
@@ -39,8 +40,8 @@ def _long(name: str, space: str, number: int) -> bool:
     return (name in LONG and space != "toy") or (space in ALIKE and space != ALIKE[number % len(ALIKE)])
 
 
-SEARCHES = [
-    pytest.param(name, space, marks=pytest.mark.slow if _long(name, space, number) else (), id=f"{name}-{space}")
+PAIRS = [
+    (name, space, number)
     for number, (name, build) in enumerate(METHODS.items())
     if (method := as_searcher(build()).method) is not None
     for space in SMALL
@@ -48,9 +49,26 @@ SEARCHES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "space"), SEARCHES)
-def test_every_method_searches_every_space(name: str, space: str) -> None:
-    """As short as it goes; kills are tried in `test_resume`."""
+def _whole(space: str, number: int) -> bool:
+    """True in two spaces per method, in which the short run makes all checks; in the others it searches once."""
+    others = [name for name in SMALL if name != "toy"]
+    return space in ("toy", others[number % len(others)])
+
+
+SEARCHES = [
+    pytest.param(name, space, marks=() if short else pytest.mark.slow, id=f"{name}-{space}")
+    for name, space, number in PAIRS
+    for short in [_whole(space, number) and not _long(name, space, number)]
+]
+ONCE = [
+    pytest.param(name, space, id=f"{name}-{space}")
+    for name, space, number in PAIRS
+    if not _whole(space, number) and not _long(name, space, number)
+]
+
+
+def smallest_search(name: str, space: str) -> tuple[SearcherLike, Problem]:
+    """The method, and a problem as short as it goes in the space."""
     method = small(name)
     if isinstance(method, Method):
         method = replace(method, arch_start=method.arch_start if method.arch_start == 1 else 0.0)
@@ -58,5 +76,29 @@ def test_every_method_searches_every_space(name: str, space: str) -> None:
     assert given is not None
     own = {key.removeprefix(f"{space}."): v for key, v in given.space.items() if key.startswith(f"{space}.")}
     of_its_own = replace(SPACES[space](**SMALL[space]), **own)  # type: ignore[arg-type]
-    problem = noise_problem(of_its_own, epochs=epochs(name, space), count=12, batch=6)
+    return method, noise_problem(of_its_own, epochs=epochs(name, space), count=12, batch=6)
+
+
+@pytest.mark.parametrize(("name", "space"), SEARCHES)
+def test_every_method_searches_every_space(name: str, space: str) -> None:
+    """Three searches each; kills are tried in `test_resume`."""
+    method, problem = smallest_search(name, space)
     check_method(method, problem, kill_every=None)
+
+
+@pytest.mark.parametrize(("name", "space"), ONCE)
+def test_every_method_finds_a_cell_in_every_space(name: str, space: str) -> None:
+    """One search, where the short run does not make all checks of the method in the space."""
+    method, problem = smallest_search(name, space)
+    genotype, state = as_searcher(method).run(problem)
+    problem.space.check(genotype)
+    assert state is not None
+    assert [name for name, t in {**state.theta, **state.alpha}.items() if not t.isfinite().all()] == []
+
+
+def test_the_short_run_has_every_method_in_every_space_but_the_long_ones() -> None:
+    whole = [row.values for row in SEARCHES if not row.marks]
+    once = [row.values for row in ONCE]
+    assert sorted(whole + once) == sorted((name, space) for name, space, n in PAIRS if not _long(name, space, n))
+    assert {name for name, _ in whole} == {name for name, _, _ in PAIRS}
+    assert {space for _, space in whole} == set(SMALL)

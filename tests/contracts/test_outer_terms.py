@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -77,6 +78,7 @@ def setting(method: Method, space: str) -> tuple[SearchState, StepBatches]:
     return state, StepBatches(weights, arch, 0)
 
 
+@cache
 def hypergradient(arch_gradient: ArchGradient, terms: tuple[Term, ...], space: str) -> Alpha:
     method = method_in(space, outer_terms=terms)
     state, batches = setting(method, space)
@@ -88,6 +90,7 @@ def method_in(space: str, outer_terms: tuple[Term, ...] = ()) -> Method:
     return replace(method, relaxation=Gated()) if space == "grid" else method
 
 
+@cache
 def own(term: Term, space: str, through: ArchGradient | None) -> Alpha:
     """d term / d alpha by plain autograd, at the weights or through the steps that the gradient looks back on."""
     method = method_in(space)

@@ -42,18 +42,31 @@ from oche.spaces import SPACES, edges
 from oche.spaces.edges import EDGES, EdgeFactory, WeightedSum
 from reference.tiny import tiny_problem
 
+PARTS = (RELAXATIONS, EDGE_TYPES, ARCH_GRADIENTS + TRIED, TRAINABLES)
+SHARED = [n for n, gradient in enumerate(ARCH_GRADIENTS + TRIED) if type(gradient).__module__ == gradients.__name__]
+"""The gradients that are no method's own."""
+
+
+def _quick(r: int, e: int, g: int, t: int) -> bool:
+    """True for one combination per relaxation and edge type: so few, and each two parts meet."""
+    return g == SHARED[(r + e) % len(SHARED)] and t == (r + e // 3) % len(TRAINABLES)
+
 
 def _combinations() -> list[object]:
-    """All combinations; in the short run a third of them, in which each two parts meet, without the gradients of the methods' own."""
-    parts = (RELAXATIONS, EDGE_TYPES, ARCH_GRADIENTS + TRIED, TRAINABLES)
+    """All combinations; in the short run those in which each two parts meet, without the gradients of the methods' own."""
     found = []
-    for numbers in itertools.product(*(range(len(kind)) for kind in parts)):
-        relaxation, edge, gradient, trainable = (kind[n] for kind, n in zip(parts, numbers, strict=True))
-        long = type(gradient).__module__ != gradients.__name__ or sum(numbers) % 3 != 0
-        name = "-".join(repr(part).replace("oche.", "") for part in (relaxation, edge, gradient, trainable))
-        marks = pytest.mark.slow if long else ()
-        found.append(pytest.param(relaxation, edge, gradient, trainable, marks=marks, id=name))
+    for numbers in itertools.product(*(range(len(kind)) for kind in PARTS)):
+        parts = [kind[n] for kind, n in zip(PARTS, numbers, strict=True)]
+        name = "-".join(repr(part).replace("oche.", "") for part in parts)
+        found.append(pytest.param(*parts, marks=() if _quick(*numbers) else pytest.mark.slow, id=name))
     return found
+
+
+def test_in_the_short_run_each_two_parts_meet() -> None:
+    short = [n for n in itertools.product(*(range(len(kind)) for kind in PARTS)) if _quick(*n)]
+    there = [range(len(RELAXATIONS)), range(len(EDGE_TYPES)), SHARED, range(len(TRAINABLES))]
+    for one, other in itertools.combinations(range(4), 2):
+        assert {(n[one], n[other]) for n in short} == set(itertools.product(there[one], there[other]))
 
 
 named = {"ids": lambda part: repr(part).replace("oche.", "")}

@@ -19,6 +19,11 @@ CASES = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def plots_of_runs() -> None:
+    """They are drawn: in the place of the fixture that leaves them empty."""
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_search_and_a_training_with_awkward_names(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,12 @@ def place(path: Path, line: int) -> str:
 
 
 # ---------------------------------------------------------------------- import order
+
+
+@cache
+def whole() -> set[str]:
+    """The rules that the house breaks as it is."""
+    return broken(HOUSE)
 
 
 def broken(house: House, layers: list[str] = LAYERS) -> set[str]:
@@ -102,7 +109,7 @@ def test_the_house_keeps_its_rules() -> None:
     ],
 )
 def test_a_breach_is_found(rule: str, module: str, added: str) -> None:
-    assert not broken(HOUSE)
+    assert not whole()
     assert rule in broken(HOUSE.changed(module, added))
 
 

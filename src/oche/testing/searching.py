@@ -16,7 +16,7 @@ from oche.genotype import Genotype
 from oche.methods.ask_tell import AskTell
 from oche.methods.evaluators import Scorer
 from oche.run import Run
-from oche.search.checkpoint import dumps
+from oche.search.checkpoint import dumps, table
 from oche.search.searcher import SearcherLike, as_searcher
 from oche.search.state import Problem, SearchState
 from oche.testing.noise import assert_true, noise_problem
@@ -84,9 +84,7 @@ def _checked(searcher: SearcherLike, problem: Problem, kill_every: int | None) -
         if state is None or repeated is None:
             first, second = _content(whole), _content(again)
         else:
-            first, second = (
-                _by_path(_saved(s), Run.STATE) for s in (replace(state, lines=0), replace(repeated, lines=0))
-            )
+            first, second = (_by_path(table(replace(ended, lines=0)), Run.STATE) for ended in (state, repeated))
         _assert_same(built.name, "a second run with the same seed", first, second)
         if kill_every is not None:
             kills = _run_with_kills(searcher, replace(problem, run=broken, checkpoint_every=1), kill_every)
@@ -177,7 +175,7 @@ def _content(run: Run) -> dict[str, object]:
 def _by_path(tree: object, name: str) -> dict[str, object]:
     """The leaves of a tree by their paths, tensors as bytes."""
     leaves = flat(tree, name)
-    return {k: v.detach().contiguous().numpy().tobytes() if isinstance(v, Tensor) else v for k, v in leaves}
+    return {k: v.detach().cpu().contiguous().numpy().tobytes() if isinstance(v, Tensor) else v for k, v in leaves}
 
 
 def flat(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
@@ -193,6 +191,7 @@ def flat(tree: object, path: str = "") -> Iterator[tuple[str, object]]:
 
 
 def _saved(state: SearchState) -> object:
+    """The state as a checkpoint gives it back, read without unpickling code."""
     return torch.load(io.BytesIO(dumps(state)), weights_only=True)
 
 
