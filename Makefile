@@ -13,8 +13,9 @@ PYTHON ?= $(shell for p in $(CANDIDATES); do $$p $(NEW_ENOUGH) 2>/dev/null && ec
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-# Two processes with one thread each: more threads than cores make small tensors many times slower.
-PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2
+# Two processes with one thread each: more threads than cores make small tensors many times slower. Each begins with one half of the tests,
+# so that what a file builds once is built once, and takes from the other when it is done.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal
 
 .PHONY: docs demo test test-all chaos fuzz bench mutants lint clean
 

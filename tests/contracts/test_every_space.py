@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -49,21 +50,27 @@ PAIRS = [
 ]
 
 
-def _whole(space: str, number: int) -> bool:
-    """True in two spaces per method, in which the short run makes all checks; in the others it searches once."""
-    others = [name for name in SMALL if name != "toy"]
-    return space in ("toy", others[number % len(others)])
+def _wholes() -> set[tuple[str, str]]:
+    """The pairs in which the short run makes all checks: each method in the toy space and in the one least used so far."""
+    found: set[tuple[str, str]] = set()
+    used = Counter[str]()
+    for method in dict.fromkeys(name for name, _, _ in PAIRS):
+        others = [space for name, space, n in PAIRS if name == method and space != "toy" and not _long(name, space, n)]
+        chosen = sorted(others, key=lambda space: used[space])[:1]
+        used.update(chosen)
+        found |= {(method, space) for space in ("toy", *chosen)}
+    return found
 
 
+WHOLE = _wholes()
 SEARCHES = [
-    pytest.param(name, space, marks=() if short else pytest.mark.slow, id=f"{name}-{space}")
+    pytest.param(name, space, marks=() if (name, space) in WHOLE else pytest.mark.slow, id=f"{name}-{space}")
     for name, space, number in PAIRS
-    for short in [_whole(space, number) and not _long(name, space, number)]
 ]
 ONCE = [
     pytest.param(name, space, id=f"{name}-{space}")
     for name, space, number in PAIRS
-    if not _whole(space, number) and not _long(name, space, number)
+    if (name, space) not in WHOLE and not _long(name, space, number)
 ]
 
 

@@ -16,6 +16,8 @@ from oche.cli.main import app
 from oche.errors import RunFailed
 from reference.small_bench import pretend
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 COMMAND = (
     "bench --method darts --method random_sampling --space toy --data digits --budget smoke --seeds 1 --evaluate train"
 )

@@ -21,6 +21,8 @@ from oche.cli.main import app
 from oche.errors import UserError
 from reference.small_bench import ToyTable, pretend
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def result(matrix: Matrix, table: ToyTable, tmp_path: Path) -> BenchResult:
