@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from contracts.registry import SMALL
+from oche.base import Group
 from oche.genotype import Genotype
 from oche.methods.graphs import END, START, Graphs
+from oche.methods.tokens import Tokens
 from oche.spaces import SPACES
 from oche.spaces.sampling import sample
+from oche.spaces.toy import ToySpace
 
 NB201 = Graphs(SPACES["nb201"]())
 CELL = Genotype.parse("|nor_conv_3x3~0|+|skip_connect~0|none~1|+|none~0|avg_pool_3x3~1|nor_conv_1x1~2|")
@@ -23,7 +29,8 @@ def test_a_nas_bench_201_cell_has_the_published_edges() -> None:
     assert NB201.types == 7
     ops = [NB201.ops[k - 2] for k in types[0, 1:-1]]
     assert ops == [c.op for c in CELL.groups["cell"]]
-    assert (types[0, 0], types[0, -1]) == (START, END)
+    assert types[0, [0, -1]].tolist() == [1, 0]
+    assert (START, END) == (1, 0)
 
 
 def test_a_darts_cell_has_inputs_and_shows_all_its_nodes() -> None:
@@ -39,6 +46,11 @@ def test_a_darts_cell_has_inputs_and_shows_all_its_nodes() -> None:
         *((7, 8), (7, 9), (8, 10), (9, 11), (8, 12), (9, 13), (10, 14), (11, 14), (12, 14), (13, 14)),
     }
     assert types[0, [0, 1, 2, 7, 8, 9, 14]].tolist() == [START, 2, 3, END, 2, 3, END]
+    ops = Graphs(space).ops
+    assert Graphs(space).types == 4 + len(ops), "a start, an end and two inputs beside the operations"
+    assert types[0, [3, 6, 10]].tolist() == [
+        4 + ops.index(op) for op in ("sep_conv_3x3", "sep_conv_5x5", "dil_conv_3x3")
+    ]
     swapped = types.clone()
     swapped[0, [3, 4]], edges[0][:, [3, 4]] = types[0, [4, 3]], edges[0][:, [4, 3]]
     assert Graphs(space).decode(swapped[0], edges[0]) == cell, "the order of a node's two operations means nothing"
@@ -53,6 +65,23 @@ def test_every_cell_comes_back(name: str) -> None:
     assert int(types.max()) < graphs.types
     assert not edges.tril().any(), "a node reads earlier ones"
     assert [graphs.decode(t, e) for t, e in zip(types, edges, strict=True)] == cells
+
+
+@dataclass(frozen=True)
+class TurnedRound(ToySpace):
+    """Its edges do not stand in the order of the nodes that they lead to."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return (Group("cell", ((1, 2), (0, 2), (0, 1)), (self.ops,) * 3, keep=None, cells=("cell_0",)),)
+
+
+def test_choices_come_back_in_the_order_of_the_edges() -> None:
+    graphs, tokens = Graphs(TurnedRound()), Tokens(TurnedRound())
+    for numbers in itertools.product(range(3), repeat=3):
+        cell = tokens.decode(numbers)
+        types, edges = graphs.encode([cell])
+        assert graphs.decode(types[0], edges[0]) == cell
 
 
 def test_one_edge_or_one_fixed_type_too_many_is_no_cell() -> None:

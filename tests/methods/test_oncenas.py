@@ -51,6 +51,12 @@ def double() -> Iterator[None]:
 # ---------------------------------------------------------------------- the coder, which DNAS uses too
 
 
+def test_a_coder_has_a_row_per_value_and_one_to_begin_with_and_keeps_its_weights_alone() -> None:
+    coder = Coder((2, 3), size=4, units=6)
+    assert coder.embed.weight.shape == (2 + 3 + 1, 6)
+    assert coder.state_dict().keys() == dict(coder.named_parameters()).keys()
+
+
 def literal(coder: Coder, numbers: list[int], z: torch.Tensor) -> torch.Tensor:
     """-log q of one sequence, a number at a time."""
     state, loss, last = None, torch.zeros(()), sum(coder.widths)

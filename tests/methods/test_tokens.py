@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
 from contracts.registry import SMALL
+from oche.base import Group
 from oche.genotype import Genotype
 from oche.methods.tokens import Tokens
 from oche.spaces import SPACES
@@ -48,6 +51,22 @@ def test_every_cell_comes_back(name: str) -> None:
         numbers = tokens.encode(cell)
         assert tokens.decode(numbers) == cell
         assert all(0 <= number < width for number, width in zip(numbers, tokens.widths, strict=True))
+
+
+@dataclass(frozen=True)
+class OneOfTwo(ToySpace):
+    """Its last node keeps one of two edges."""
+
+    @property
+    def groups(self) -> tuple[Group, ...]:
+        return (Group("cell", ((0, 1), (0, 2), (1, 2)), (self.ops,) * 3, keep=1, cells=("cell_0",)),)
+
+
+def test_a_choice_of_two_sets_is_a_number_too() -> None:
+    tokens = Tokens(OneOfTwo())
+    assert tokens.widths == (2, 2, 2), "the operation into node 1; which edge into node 2, and its operation"
+    for numbers in itertools.product(range(2), repeat=3):
+        assert tokens.encode(tokens.decode(numbers)) == numbers
 
 
 @pytest.mark.parametrize("name", ["toy", "darts", "s1", "grid", "chain"])
