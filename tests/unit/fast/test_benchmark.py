@@ -245,6 +245,14 @@ def test_measuring_leaves_nothing_frozen() -> None:
     assert gc.get_freeze_count() <= FROZEN
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _thawed() -> Iterator[None]:
+    """Without what tests/conftest.py froze."""
+    gc.unfreeze()
+    yield
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def _nothing_stays_frozen() -> Iterator[None]:
     yield
