@@ -95,8 +95,8 @@ def dies(trial: Trial, folder: Path) -> Outcome:
     return pretend(trial, folder)
 
 
-def refuses(trial: Trial, folder: Path) -> Outcome:
-    """The method darts ends with a sentence for the user."""
-    if trial.method == "darts":
+def dies_once_or_refuses(trial: Trial, folder: Path) -> Outcome:
+    """The method darts loses its process at the first try, pcdarts ends with a sentence for the user."""
+    if trial.method == "pcdarts":
         raise UserError("It will not.")
-    return pretend(trial, folder)
+    return dies_once(trial, folder)

@@ -21,7 +21,8 @@ from oche.search.method import Method
 from oche.search.preflight import Estimate, estimate, memory_bytes
 from oche.search.state import Problem, SearchState
 from oche.training import memory
-from reference.tiny import tiny_data, tiny_problem
+from oche.training.memory import least_kept
+from reference.tiny import tiny_data, tiny_problem, tiny_space
 
 SPACES = {"nb201": {"cells": 1, "channels": 8}, "darts": {"cells": 3, "channels": 4}, "toy": {}}
 
@@ -153,6 +154,33 @@ def test_where_no_batch_fits_none_is_suggested(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(UserError, match=r"and `ulimit -v` leaves 0.0 GiB: try a smaller space") as told:
         estimate(problem("toy"), method("darts"))
     assert "--batch 1," not in str(told.value), "a search needs batches of two"
+
+
+def photographs(space: str) -> Problem:
+    """Images larger than twice a corner of 32 pixels."""
+    data = tiny_data(24, (80, 96))
+    return replace(problem(space), data=data, space=tiny_space(space, data, **SPACES[space]))
+
+
+@pytest.mark.parametrize("space", ["toy", "nb201"])
+def test_photographs_are_refused_before_two_are_measured(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From their corners, whose memory is near that of as large a share of the images."""
+    p, m = photographs(space), method("darts")
+    state = begin(p, m)
+    monkeypatch.setattr(memory, "SIDE", 32)
+    foretold = least_kept(lambda: preflight._kept_bytes(state, p, m, 2, 32), p.data.size)
+    assert foretold == pytest.approx(preflight._kept_bytes(state, p, m, 2), rel=0.15)
+    monkeypatch.setattr(memory, "SIDE", 20)
+    assert least_kept(lambda: 9.0, (40, 40)) == 0, "no larger than twice as wide: measured whole"
+
+    monkeypatch.setattr(memory, "SIDE", 32)
+    monkeypatch.setattr(preflight, "SIDE", 32)
+    monkeypatch.setattr(preflight, "memory_bytes", None)  # nothing else is measured
+    monkeypatch.setattr(preflight, "free_room", lambda device: Room(foretold, "this machine"))
+    with pytest.raises(
+        UserError, match=r"for two images of 80x96, and this machine .*: try smaller images, such as --"
+    ):
+        estimate(p, m)
 
 
 def test_measuring_that_does_not_fit_itself_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,18 @@ import pytest
 import torch
 
 import oche
+from oche.api.expected import Expected, expected_of
+from oche.base import Batch
 from oche.data.memory import Room
 from oche.errors import UserError
 from oche.genotype import Genotype
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.run import Run
+from oche.search.preflight import Estimate
 from oche.spaces.cost import cost
 from oche.training import memory
-from oche.training.memory import COPIES, PASSING, memory_bytes, refuse_if_too_large
+from oche.training.memory import COPIES, PASSING, corner, memory_bytes, refuse_if_too_large
 from oche.training.protocols import PROTOCOLS
 from oche.training.train import Training, begin
 from reference.tiny import tiny_data, tiny_space
@@ -62,13 +67,13 @@ def test_a_batch_that_is_suggested_fits(share: float, monkeypatch: pytest.Monkey
     refuse_if_too_large(training(int(found[1])))
 
 
-def test_where_no_batch_fits_smaller_images_are_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_no_batch_fits_a_smaller_network_is_advised(monkeypatch: pytest.MonkeyPatch) -> None:
     one = cost(training().space, training().genotype).memory
     monkeypatch.setattr(memory, "free_room", lambda device: Room(4.0 * one, "`ulimit -v`"))
-    with pytest.raises(UserError, match=r"`ulimit -v` leaves 0\.0 GiB: try smaller images such as --set data\.size=64"):
+    with pytest.raises(UserError, match=r"`ulimit -v` leaves 0\.0 GiB: try a smaller network, such as --set"):
         refuse_if_too_large(training(4))
     monkeypatch.setattr(memory, "memory_bytes", None)  # nothing is measured where the least that is needed is too much
-    with pytest.raises(UserError, match=r"needs more than .* `ulimit -v` leaves 0\.0 GiB: try smaller images"):
+    with pytest.raises(UserError, match=r"needs more than .* `ulimit -v` leaves 0\.0 GiB: try a smaller network"):
         refuse_if_too_large(training(5))
     monkeypatch.undo()
     monkeypatch.setattr(memory, "free_room", lambda device: Room(1e12, "`ulimit -v`"))
@@ -81,6 +86,54 @@ def test_where_no_batch_fits_smaller_images_are_advised(monkeypatch: pytest.Monk
         UserError, match=r"does not fit into the 931\.3 GiB that `ulimit -v` leaves: try a smaller --batch"
     ):
         refuse_if_too_large(training())
+
+
+def test_two_photographs_that_do_not_fit_are_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = tiny_data(6, (80, 96))
+    large = replace(training(2), data=data, space=tiny_space("toy", data))
+    two = memory._kept(large, 2)
+    monkeypatch.setattr(memory, "SIDE", 16)
+    monkeypatch.setattr(memory, "memory_bytes", None)
+    monkeypatch.setattr(memory, "free_room", lambda device: Room(two, "`ulimit -v`"))
+    with pytest.raises(
+        UserError, match=r"needs more than .* leaves 0\.0 GiB: try smaller images, such as --set data\.size"
+    ):
+        refuse_if_too_large(large)
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_a_search_counts_the_trainings_of_its_comparison(
+    progress: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search that fits, whose comparison does not, is refused before there is a folder."""
+    monkeypatch.setattr(memory, "free_room", lambda device: Room(4e7, "`ulimit -v`"))
+    options = {"data": DATA, "space": "toy", "budget": "smoke", "device": "cpu", "progress": progress, "rivals": "none"}
+    with pytest.raises(
+        UserError, match=r"A training of the comparison \(--compare, --rivals\) .*: try .*train\.batch"
+    ) as told:
+        oche.search("darts", compare=1, settings={"train.batch": 4096}, out=tmp_path / "run", **options)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+    fits = re.search(r"--set train\.batch=(\d+)", str(told.value))
+    assert fits
+    plan = resolve(Request("darts", compare=1, settings={"train.batch": int(fits[1])}, **options))  # type: ignore[arg-type]
+    assert expected_of(plan).memory_mib * 2**20 <= 4e7
+
+
+def test_the_memory_that_is_told_is_the_largest() -> None:
+    search = Estimate(1, 1, 5.0, 1.0, 1, {})
+    assert Expected(search, trainings=2, training_mib=7.0).memory_mib == 7
+    assert Expected(search, trainings=2, training_mib=3.0).memory_mib == 5
+    assert Expected(search, trainings=0, training_mib=7.0).memory_mib == 5
+    assert Expected(None, trainings=1, training_mib=7.0).memory_mib == 7
+
+
+def test_corners_of_images_and_of_their_masks() -> None:
+    images, masks, labels = torch.rand(2, 3, 8, 9), torch.arange(144).view(2, 8, 9), torch.tensor([1, 0])
+    cut = corner(Batch(images, masks), 4)
+    assert torch.equal(cut.images, images[:, :, :4, :4])
+    assert torch.equal(cut.targets, masks[:, :4, :4])
+    assert torch.equal(corner(Batch(images, labels), 4).targets, labels)
+    assert corner(Batch(images, masks), None).images.shape == images.shape
 
 
 SMALL = {"protocol": "smoke", "epochs": 1, "batch": 6, "device": "cpu", "space": "toy"}

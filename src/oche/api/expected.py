@@ -15,8 +15,10 @@ from oche.plan.resolve import Plan
 from oche.plan.within import OVER, Parts, epochs_within, nearest, seconds_of
 from oche.search.preflight import Estimate, check_memory, estimate
 from oche.search.searcher import as_searcher
+from oche.spaces.cost import cost
 from oche.spaces.sampling import sample
 from oche.training.compare import random_cells, rivals_of
+from oche.training.memory import refuse_if_too_large
 from oche.training.pace import Pace, pace
 from oche.training.protocols import Protocol
 from oche.training.train import Training
@@ -33,8 +35,8 @@ ENOUGH = 1 / 3
 class Expected:
     """What a search and its comparison will take. `search` is None where nothing is searched by steps.
 
-    `training` is the pace of all `trainings` together; `searches` run one after the other. `reduced` says what a time that is
-    short has left of the comparison.
+    `training` is the pace of all `trainings` together, the largest of which takes `training_mib`; `searches` run one after the other.
+    `reduced` says what a time that is short has left of the comparison.
     """
 
     search: Estimate | None = None
@@ -43,6 +45,12 @@ class Expected:
     searches: int = 1
     epochs: tuple[int, int] = (1, 1)
     reduced: str = ""
+    training_mib: float = 0.0
+
+    @property
+    def memory_mib(self) -> float:
+        """Peak memory, of the search or of a training after it."""
+        return max(self.search.memory_mib if self.search else 0.0, self.training_mib if self.trainings else 0.0)
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -74,11 +82,13 @@ def _measured(plan: Plan, trainings: bool = True) -> tuple[Expected, Paces]:
 
 
 def fitting(plan: Plan) -> None:
-    """Raises UserError where the plan's search would not fit into memory; measures no time."""
+    """Raises UserError where the plan's search, or a training of its comparison, would not fit into memory; measures no time."""
     with gradients(), cpu_threads(plan.request.threads):
         method = as_searcher(plan.searcher).method
         if method:
             check_memory(problem_of(plan), method)
+        if trained(plan):
+            _training_bytes(plan, _drawn(plan))
 
 
 def trained(plan: Plan) -> int:
@@ -94,11 +104,12 @@ def _picked(plan: Plan) -> int:
 
 @dataclass(frozen=True)
 class Paces:
-    """The paces of one training of each network that may be compared."""
+    """The paces of one training of each network that may be compared, and the bytes that the largest takes."""
 
     found: Pace = Pace(0.0, 0.0)
     drawn: tuple[Pace, ...] = ()
     rivals: tuple[Pace, ...] = ()
+    memory: float = 0.0
 
     def together(self, plan: Plan) -> Pace:
         """The plan's trainings: every network for all seeds of the comparison, and the cells of several searches."""
@@ -109,17 +120,31 @@ class Paces:
 
 def _compared(expected: Expected, plan: Plan, paces: Paces) -> Expected:
     """What the search will take, with the comparison of the plan."""
-    return replace(expected, training=paces.together(plan), trainings=trained(plan) if paces.drawn else 0)
+    count = trained(plan) if paces.drawn else 0
+    return replace(expected, training=paces.together(plan), trainings=count, training_mib=paces.memory / 2**20)
 
 
 def _before(plan: Plan) -> Paces:
     """The paces as far as they are known before the search: the costliest random cell stands for the found one."""
-    any_cell = sample(plan.space, counted(plan.request.seed, "compare", 1))
-    base = training_of(plan, plan.space, any_cell)
-    drawn = [replace(base, genotype=cell, space=space) for _, cell, space in random_cells(base, max(1, plan.compare))]
+    drawn = _drawn(plan)
+    need = _training_bytes(plan, drawn)
     paces = [pace(training) for training in drawn]
     found = max(range(len(drawn)), key=lambda n: paces[n].epoch)
-    return Paces(paces[found], tuple(paces), _of_rivals(plan, drawn[found]))
+    return Paces(paces[found], tuple(paces), _of_rivals(plan, drawn[found]), need)
+
+
+def _drawn(plan: Plan) -> list[Training]:
+    """The trainings of the comparison's random cells; of one where there are none, which stands for the cell to be found."""
+    any_cell = sample(plan.space, counted(plan.request.seed, "compare", 1))
+    base = training_of(plan, plan.space, any_cell)
+    return [replace(base, genotype=cell, space=space) for _, cell, space in random_cells(base, max(1, plan.compare))]
+
+
+def _training_bytes(plan: Plan, drawn: Sequence[Training]) -> float:
+    """The bytes that the largest training of the comparison takes, by its activations. Raises UserError where that does not fit."""
+    rivals = [replace(drawn[0], space=s, genotype=g) for s, g in rivals_of(drawn[0], plan.rivals).networks.values()]
+    largest = max((*drawn, *rivals), key=lambda training: cost(training.space, training.genotype).memory)
+    return refuse_if_too_large(largest, "A training of the comparison (--compare, --rivals)", "--set train.batch=")
 
 
 def _of_rivals(plan: Plan, found: Training) -> tuple[Pace, ...]:

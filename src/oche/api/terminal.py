@@ -81,7 +81,7 @@ class Show:
             rows += [("supernet", f"{estimate.parameters:,} parameters, {estimate.trainable:,} of them learn")]
             rows += [("cells", "; ".join(f"{n} {how}" for how, n in estimate.cells.items()))]
             cost = f"{estimate.steps} steps of {1000 * estimate.step_seconds:.0f} ms"
-            rows += [("cost", f"about {estimate.memory_mib:.0f} MiB and {spoken(estimate.seconds)} ({cost})")]
+            rows += [("cost", f"about {expected.memory_mib:.0f} MiB and {spoken(estimate.seconds)} ({cost})")]
         if request.seeds > 1:
             last = request.seed + request.seeds - 1
             rows += [

@@ -22,7 +22,19 @@ from oche.search.loop import steps
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState, quiet
 from oche.spaces.cost import parameters
-from oche.training.memory import LARGE, PASSING, free_room, gib, kept_bytes, shared_room, twice
+from oche.training.memory import (
+    LARGE,
+    PASSING,
+    SIDE,
+    corner,
+    free_room,
+    gib,
+    kept_bytes,
+    least_kept,
+    shared_room,
+    smaller_images,
+    twice,
+)
 
 LONG = 2.0
 """Seconds. A first step that takes longer counts; after a shorter one more are measured, warm."""
@@ -88,6 +100,14 @@ def _fitting(state: SearchState, problem: Problem, method: Method, free: Room) -
     """The bytes that the search needs. Raises UserError where that is more than is free, with a batch that fits if one does."""
     count = problem.fabric.world_size
     left = shared_room(problem.fabric, free)
+    two = PASSING * least_kept(lambda: _kept_bytes(state, problem, method, 2, SIDE), problem.data.size)
+    images = smaller_images(problem.data)
+    if two > left:  # so much larger that measuring it might end the process
+        height, width = problem.data.size
+        raise UserError(
+            f"This search needs more than {gib(two)} for two images of {height}x{width}, and {free.bound} leaves {gib(left)}: try {images} "
+            "or a smaller space such as --set space.channels=8."
+        )
     need = memory_bytes(state, problem, method, left)
     (short,) = average(problem.fabric, [torch.tensor(float(need > left))])
     if short == 0:  # in no process
@@ -95,7 +115,9 @@ def _fitting(state: SearchState, problem: Problem, method: Method, free: Room) -
     least = memory_bytes(state, replace(problem, batch=2 * count), method, left)
     share = 2 + int((0.8 * left - least) / max(need - least, 1.0) * (problem.share - 2)) if left > least else 0
     fits = count * share
-    smaller = f"--batch {fits}, or a smaller space" if 2 <= fits < problem.batch else "a smaller space"
+    large = problem.data.size[0] * problem.data.size[1] > LARGE
+    first = f"--batch {fits}," if 2 <= fits < problem.batch else images if large else ""
+    smaller = f"{first} or a smaller space" if first else "a smaller space"
     raise UserError(
         f"This search needs about {gib(need)} with a batch of {problem.batch}, and {free.bound} leaves {gib(left)}: "
         f"try {smaller} such as --set space.channels=8."
@@ -119,13 +141,13 @@ def memory_bytes(state: SearchState, problem: Problem, method: Method, left: flo
     return PASSING * passes * kept * share + 4 * weights
 
 
-def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int) -> float:
-    """Bytes that autograd keeps of one weight loss on `batch` images, each storage counted once."""
+def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int, side: int | None = None) -> float:
+    """Bytes that autograd keeps of one weight loss on `batch` images, or on their corners of `side` pixels, each storage counted once."""
     weights, _ = streams(replace(problem, batch=batch * problem.fabric.world_size), method)
     draw = state.draw("weight")
     state.supernet.recompute = False  # its hooks would hide what a cell keeps from these
     kept = kept_bytes(
-        lambda: state.task_loss(state.op_weights(state.alpha, draw), weights.at(0), draw)[0],
+        lambda: state.task_loss(state.op_weights(state.alpha, draw), corner(weights.at(0), side), draw)[0],
         state.supernet.parameters(),
     )
     state.supernet.recompute = problem.recompute

@@ -10,7 +10,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from oche.base import Draw, Part
+from oche.base import Batch, Draw, Part
+from oche.data import Data
 from oche.data.memory import Room, room
 from oche.errors import UserError, ran_out
 from oche.optim import average
@@ -22,6 +23,9 @@ from oche.training.train import Training, begin, stream_of
 LARGE = 64 * 64
 """Pixels above which fewer images are measured, so that measuring itself fits into memory."""
 
+SIDE = 256
+"""Pixels of a side of the corners from which the memory of larger images is foretold."""
+
 COPIES = 5
 """The weights, their gradients, their momentum, and those of the best epoch and of a checkpoint."""
 
@@ -29,35 +33,41 @@ PASSING = 1.2
 """Peak of a step over what its loss keeps for the backward pass: a fifth more passes through."""
 
 
-def refuse_if_too_large(training: Training) -> None:
-    """Raises UserError where the training would not fit into memory, with a batch that does if there is one."""
+def refuse_if_too_large(training: Training, what: str = "This training", option: str = "--batch ") -> float:
+    """Returns the bytes that the training needs. Raises UserError where it would not fit into memory, with a batch that does if one does.
+
+    `what` and `option` are how it and its batch are called.
+    """
     protocol, device, count = training.protocol, training.fabric.device, training.fabric.world_size
     free = free_room(device)
     left = shared_room(training.fabric, free)
-    least_of_all = cost(training.space, training.genotype).memory * (protocol.batch // count)
-    if least_of_all > left:  # so much larger that measuring it might end the process
+    name, images = option.rstrip(" ="), smaller_images(training.data)
+    least: float = cost(training.space, training.genotype).memory * (protocol.batch // count)
+    if least <= left:
+        least = PASSING * least_kept(lambda: _kept(training, 2, SIDE), training.data.size)
+    if least > left:  # so much larger that measuring it might end the process
         raise UserError(
-            f"This training needs more than {gib(least_of_all)} with a batch of {protocol.batch}, and {free.bound} leaves {gib(left)}: try "
-            "smaller images, such as --set data.size=64, or a smaller --batch."
+            f"{what} needs more than {gib(least)} with a batch of {protocol.batch}, and {free.bound} leaves {gib(left)}: try {images} or a "
+            f"smaller {name}."
         )
     try:
         need = memory_bytes(training, left)
+        (short,) = average(training.fabric, [torch.tensor(float(need > left))])
+        if short == 0:  # in no process
+            return need
         least = memory_bytes(replace(training, protocol=replace(protocol, batch=2 * count)), left)
     except (RuntimeError, MemoryError) as error:
         if not ran_out(error):
             raise
         raise UserError(
-            f"This training does not fit into the {gib(free.bytes)} that {free.bound} leaves: try a smaller --batch than "
-            f"{protocol.batch}, or smaller images such as --set data.size=64."
+            f"{what} does not fit into the {gib(free.bytes)} that {free.bound} leaves: try a smaller {name} than "
+            f"{protocol.batch}, or {images.rstrip(',')}."
         ) from None
-    (short,) = average(training.fabric, [torch.tensor(float(need > left))])
-    if short == 0:  # in no process
-        return
     share = protocol.batch // count
     fits = count * (2 + int((0.8 * left - least) / max(need - least, 1.0) * (share - 2))) if left > least else 0
-    smaller = f"--batch {fits}" if 2 <= fits < protocol.batch else "smaller images such as --set data.size=64"
+    smaller = f"{option}{fits}" if 2 <= fits < protocol.batch else images.rstrip(",")
     raise UserError(
-        f"This training needs about {gib(need)} with a batch of {protocol.batch}, and {free.bound} leaves {gib(left)}: try {smaller}."
+        f"{what} needs about {gib(need)} with a batch of {protocol.batch}, and {free.bound} leaves {gib(left)}: try {smaller}."
     )
 
 
@@ -104,6 +114,33 @@ def twice(kept: Callable[[int], float], few: int, left: float) -> tuple[int, flo
     return images, small, large
 
 
+def least_kept(kept: Callable[[], float], size: tuple[int, int]) -> float:
+    """The bytes that two images of that size keep, from what their corners of `SIDE` pixels do; 0 for images that are measured whole.
+
+    Two photographs alone may keep more than there is.
+    """
+    height, width = size
+    if height * width <= 4 * SIDE * SIDE:
+        return 0.0
+    return kept() * height * width / (min(height, SIDE) * min(width, SIDE))
+
+
+def corner(batch: Batch, side: int | None) -> Batch:
+    """The images' corners of so many pixels, and those of their masks; None leaves them whole."""
+    targets = batch.targets[..., :side, :side] if batch.targets.dim() == 3 else batch.targets
+    return Batch(batch.images[..., :side, :side], targets)
+
+
+def smaller_images(data: Data) -> str:
+    """What to try where images take too much, as part of a sentence that goes on with "or"."""
+    if data.things != "images":
+        return f"shorter {data.things},"
+    side = min(data.size)
+    if side <= 64:
+        return "a smaller network, such as --set space.channels=8,"
+    return f"smaller images, such as --set data.size={224 if side > 448 else 64},"
+
+
 def free_room(device: torch.device) -> Room:
     """What a new allocation could get: the accelerator's memory, or this process's."""
     return Room(float(torch.cuda.mem_get_info(device)[0]), str(device)) if device.type == "cuda" else room()
@@ -121,12 +158,12 @@ def gib(size: float) -> str:
     return f"{size / 2**30:.1f} GiB"
 
 
-def _kept(training: Training, batch: int) -> float:
-    """What the loss of a step on so many images keeps."""
+def _kept(training: Training, batch: int, side: int | None = None) -> float:
+    """What the loss of a step on so many images keeps, or on their corners of `side` pixels."""
     fabric, protocol = training.fabric, training.protocol
     training = replace(training, protocol=replace(protocol, batch=batch * fabric.world_size))
     state, task = begin(training), training.task.smoothed(protocol.label_smoothing)
-    network, given = state.network.train(), stream_of(training).at(0)
+    network, given = state.network.train(), corner(stream_of(training).at(0), side)
     draw = Draw(training.seed, 0, "train", part=Part(fabric.global_rank, fabric.world_size))
 
     def loss() -> Tensor:
