@@ -40,7 +40,7 @@ def values(result: BenchResult) -> list[tuple[Value, ...]]:
     """The rows of the result under COLUMNS."""
     return [
         (
-            r.space, r.data, r.budget, r.metric, r.method, r.summary.n, r.summary.mean, r.summary.std, r.summary.best,
+            r.space, r.data, r.budget, r.metric, result.called(r.method), r.summary.n, r.summary.mean, r.summary.std, r.summary.best,
             *(r.summary.interval or (None, None)), r.picked, r.rank, r.regret, r.improvement, *(r.improvement_interval or (None, None)),
             *((d.mean, *(d.interval or (None, None)), d.t_p, d.holm, d.rank_p) if (d := r.difference) else (None,) * 6),
             r.seconds, r.train_seconds, r.memory_mib, r.device, r.over_largest, r.over_size,
@@ -52,7 +52,19 @@ def values(result: BenchResult) -> list[tuple[Value, ...]]:
 def pair_values(result: BenchResult) -> list[tuple[Value, ...]]:
     """The pairs of the result under PAIRS."""
     return [
-        (*place, metric, a, b, d.n, d.mean, *(d.interval or (None, None)), d.t_p, d.holm, d.rank_p, d.verdict)
+        (
+            *place,
+            metric,
+            result.called(a),
+            result.called(b),
+            d.n,
+            d.mean,
+            *(d.interval or (None, None)),
+            d.t_p,
+            d.holm,
+            d.rank_p,
+            d.verdict,
+        )
         for place, metric, found in by_pair(result)
         for (a, b), d in found.items()
     ]
@@ -84,7 +96,7 @@ def latex(sheet: Sheet) -> str:
     \\end{table}
     """
     title, headings, rows = sheet
-    lines = [" & ".join(map(_tex, row)) + r" \\" for row in rows]
+    lines = [_first(" & ".join(map(_tex, row))) + r" \\" for row in rows]
     return "\n".join(
         [
             r"\begin{table}",
@@ -92,7 +104,7 @@ def latex(sheet: Sheet) -> str:
             rf"  \caption{{{_tex(title)}}}",
             rf"  \begin{{tabular}}{{{'l' * len(headings)}}}",
             r"    \toprule",
-            "    " + " & ".join(map(_tex, headings)) + r" \\",
+            "    " + _first(" & ".join(map(_tex, headings))) + r" \\",
             r"    \midrule",
             *("    " + line for line in lines),
             r"    \bottomrule",
@@ -104,17 +116,22 @@ def latex(sheet: Sheet) -> str:
 
 SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", "−": "$-$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": "$|$", "−": "$-$", "±": r"$\pm$",
 }  # fmt: skip
 
 
 def _tex(text: str) -> str:
-    """The text with what LaTeX reads as commands taken literally; `1.00 ± 0.50` as mathematics."""
-    parts = re.split(r"([-+]?\d+(?:\.\d+)? ± \d+(?:\.\d+)?)", text)
+    """The text with what LaTeX reads as commands taken literally; `1.00 ± 0.50` and signed numbers as mathematics."""
+    parts = re.split(r"([-+]?\d+(?:\.\d+)? ± \d+(?:\.\d+)?|(?<![\w.])[-+]\d+(?:\.\d+)?)", text)
     return "".join(
         "$" + part.replace("±", r"\pm") + "$" if i % 2 else "".join(SPECIAL.get(letter, letter) for letter in part)
         for i, part in enumerate(parts)
     )
+
+
+def _first(line: str) -> str:
+    """A line of a table, which must not begin as the options of the \\\\ before it do."""
+    return "{}" + line if line.startswith(("[", "*")) else line
 
 
 def _csv(columns: tuple[str, ...], rows: list[tuple[Value, ...]]) -> str:

@@ -69,10 +69,11 @@ class Seeds:
 
 @dataclass(frozen=True)
 class Look:
-    """A method's colour and marker, the same in every picture of a bench."""
+    """A method's colour, marker and name, the same in every picture of a bench."""
 
     colour: str
     marker: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def pictures(result: BenchResult, form: str = "svg") -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     several = sum(1 for _ in result.places()) > 1
     run = {trial.method for trial in result.finished}
-    look = looks([method for method in result.matrix.searched if method in run])
+    look = looks([method for method in result.matrix.searched if method in run], result.names)
     for (space, data, budget), here in result.places():
         suffix = f"_{space}_{data.rpartition('/')[2]}_{budget}" if several else ""
         for name, plot in _plots(result, here):
@@ -108,15 +109,18 @@ def pictures(result: BenchResult, form: str = "svg") -> dict[str, bytes]:
     return found
 
 
-def looks(methods: Sequence[str]) -> dict[str, Look]:
+def looks(methods: Sequence[str], names: Mapping[str, str] | None = None) -> dict[str, Look]:
     """A colour and a marker for each, by their order; no two of forty look alike.
 
     >>> found = looks([str(n) for n in range(40)])
-    >>> len(set(found.values()))
+    >>> len({(look.colour, look.marker) for look in found.values()})
     40
     """
     count = len(COLOURS)
-    return {m: Look(COLOURS[i % count], MARKERS[i // count % len(MARKERS)]) for i, m in enumerate(methods)}
+    called = names or {}
+    return {
+        m: Look(COLOURS[i % count], MARKERS[i // count % len(MARKERS)], called.get(m, m)) for i, m in enumerate(methods)
+    }
 
 
 def drawn(plot: Panels | Seeds | Pareto | Ranks, look: Mapping[str, Look], form: str = "svg") -> bytes:
@@ -164,7 +168,7 @@ def _plots(result: BenchResult, here: Sequence[Finished]) -> Iterator[tuple[str,
         if (value := trial.values.get(metric)) is not None:
             final.setdefault(trial.method, []).append(value)
     if base := final.get(result.matrix.baseline):
-        levels.append((f"{result.matrix.baseline}, mean", float(np.mean(base))))
+        levels.append((f"{result.called(result.matrix.baseline)}, mean", float(np.mean(base))))
     if final:
         yield "seeds", Seeds(f"{metric} of each seed's cell", f"{metric}, %", final, tuple(levels))
     if ranked := stats.mean_ranks(by_seed(here, metric)):
@@ -227,7 +231,7 @@ def _panels(figure: Figure, plot: Panels, look: Mapping[str, Look]) -> None:
         axes.set_axis_off()
     for i, (axes, (method, values)) in enumerate(zip(panels, plot.values.items(), strict=False)):
         epochs, colour = plot.epochs[method], look[method].colour
-        axes.set_title(method + ", queries" * (mixed and method in asked), fontsize=7.5, fontweight="normal")
+        axes.set_title(look[method].name + ", queries" * (mixed and method in asked), fontsize=7.5, fontweight="normal")
         axes.plot(epochs, values, color=colour, linewidth=0.8, alpha=0.55)
         axes.plot(epochs, values.mean(axis=1), color=colour, linewidth=1.9)
         axes.grid(axis="y")
@@ -253,7 +257,7 @@ def _seeds(figure: Figure, plot: Seeds, look: Mapping[str, Look]) -> None:
         axes.plot(values, [y] * len(values), "o", color=colour, markersize=5, alpha=0.6, markeredgewidth=0)
     for (name, value), line in zip(plot.levels, DASHES.values(), strict=False):
         axes.axvline(value, color=GREY, linewidth=0.9, linestyle=line, label=name)
-    axes.set_yticks(range(len(order)), order)
+    axes.set_yticks(range(len(order)), [look[method].name for method in order])
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.set_xlabel(f"{plot.unit}; dots: seeds, bar: their mean")
     axes.grid(axis="x")
@@ -271,7 +275,7 @@ def _pareto(figure: Figure, plot: Pareto, look: Mapping[str, Look]) -> None:
     named = [method for method, points in plot.points.items() if len(plot.points) <= NAMED or set(points) & set(best)]
     for method, points in plot.points.items():
         of = look[method]
-        label = method if method in named else None
+        label = of.name if method in named else None
         axes.plot(*zip(*points, strict=True), of.marker, color=of.colour, markersize=4.5, alpha=0.8, label=label)
     axes.set_xlabel(plot.x)
     axes.set_ylabel(plot.y)
@@ -290,7 +294,7 @@ def _ranks(figure: Figure, plot: Ranks, look: Mapping[str, Look]) -> None:
     for y, method in enumerate(order):
         axes.plot(plot.ranks[method], y, "o", color=look[method].colour, markersize=5)
         axes.plot([plot.ranks[method], plot.ranks[method] + plot.critical], [y, y], color=LINE, linewidth=2.2, zorder=0)
-    axes.set_yticks(range(len(order)), order)
+    axes.set_yticks(range(len(order)), [look[method].name for method in order])
     axes.set_ylim(-0.6, len(order) - 0.4)
     axes.set_xlim(0.8, len(order) + 0.2)
     axes.set_xlabel(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean
@@ -31,9 +32,9 @@ def to_markdown(result: BenchResult, notes: Sequence[str] = (), own: Sequence[Sh
 
     `notes` and the tables `own` come before the bench's.
     """
-    lines = [f"# {result.matrix.name}", "", *(f"- {note}" for note in (*notes, *result.notes)), ""]
+    lines = [f"# {_literal(result.matrix.name)}", "", *(f"- {_literal(note)}" for note in (*notes, *result.notes)), ""]
     for title, headings, rows in [*own, *sheets(result), *pairs(result), *searches(result)]:
-        lines += [f"## {title}", "", *table_lines(headings, rows), ""]
+        lines += [f"## {_literal(title)}", "", *table_lines(headings, rows), ""]
     headings, body = trial_table(result)
     lines += ["## Every trial", "", *table_lines(headings, body), "", *(f"- {line}" for line in legend(result)), ""]
     return "\n".join(lines)
@@ -63,7 +64,7 @@ def overview(result: BenchResult) -> Sheet:
         mine = sorted((t for t in result.finished if t.method == method), key=lambda t: t.seed)
         rows.append(
             [
-                method,
+                result.called(method),
                 *([_seeds(result, method, count)] if alone else []),
                 *(_together(result, r, counted=not alone) if r else NOT_RUN for r in told[method]),
                 *([*_beside(result, first), _improvement(first), skips_of(mine), _search(first)] if alone else []),
@@ -96,7 +97,7 @@ def tables(result: BenchResult) -> list[Sheet]:
             run = [r for r in here if not r.fixed]
             rows = [cells(result, r) for r in run]
             rows += [
-                [method, _seeds(result, method, 0), NOT_RUN, *[""] * (len(headings) - 3)]
+                [result.called(method), _seeds(result, method, 0), NOT_RUN, *[""] * (len(headings) - 3)]
                 for method in result.matrix.searched
                 if method not in {r.method for r in run}
             ]
@@ -120,7 +121,13 @@ def pairs(result: BenchResult) -> list[Sheet]:
     for place, metric, found in by_pair(result):
         tests = sum(d.t_p is not None for d in found.values())
         apart = [
-            [f"{a} − {b}", str(d.n), f"{d.mean:+.2f}", _interval(d.interval, "+.2f"), p_values(d)]
+            [
+                f"{result.called(a)} − {result.called(b)}",
+                str(d.n),
+                f"{d.mean:+.2f}",
+                _interval(d.interval, "+.2f"),
+                p_values(d),
+            ]
             for (a, b), d in found.items()
             if d.verdict in ("better", "worse")
         ]
@@ -151,7 +158,7 @@ def searches(result: BenchResult) -> list[Sheet]:
             chosen = [Genotype.parse(t.genotype, t.space) for t in mine]
             rows.append(
                 [
-                    method,
+                    result.called(method),
                     _seeds(result, method, len(mine)),
                     *(
                         _spread([v for t in mine if (v := t.values.get(key)) is not None])
@@ -171,7 +178,7 @@ def cells(result: BenchResult, row: Row) -> list[str]:
     """A row as text, under the headings of `tables`."""
     s, apart = row.summary, row.difference
     return [
-        row.method,
+        result.called(row.method),
         _seeds(result, row.method, s.n) if s.n else "",
         _mean(row),
         *_beside(result, row),
@@ -194,7 +201,7 @@ def trial_table(result: BenchResult) -> tuple[list[str], list[list[str]]]:
     done = {trial.name: trial for trial in result.finished}
     rows = []
     for planned in sorted(result.planned, key=lambda t: result.matrix.searched.index(t.method)):
-        first = [planned.method if places == 1 else planned.name, str(planned.seed)]
+        first = [result.called(planned.method) if places == 1 else planned.name, str(planned.seed)]
         if (trial := done.get(planned.name)) is None:
             said = f"failed: {result.failures[planned.name]}" if planned.name in result.failures else NOT_RUN
             rows.append([*first, *[""] * (len(metrics) + 2), said, ""])
@@ -208,6 +215,7 @@ def trial_table(result: BenchResult) -> tuple[list[str], list[list[str]]]:
 
 def legend(result: BenchResult) -> list[str]:
     """Explanations of the columns."""
+    baseline = result.called(result.matrix.baseline)
     return [
         f"interval: Student's, of the mean; none below {FEWEST} seeds, nor where all are equal; docs/bench.md",
         f"picked: the value of the seed that is best by {result.matrix.selector}",
@@ -215,9 +223,9 @@ def legend(result: BenchResult) -> list[str]:
         f"- as large: each seed's value less that of the best by validation of {RIVALS} random cells with as many parameters, on average",
         "best of n random cells: by the metric that selects, mean ± deviation; n is 5, 10, 50 and the seeds and queries of methods",
         "regret: the table's optimum less the mean",
-        f"RI: relative improvement over {result.matrix.baseline}, 100 (mean - its mean) / its mean, over the seeds both have",
-        f"p: two-sided, against {result.matrix.baseline}, over the seeds both have: paired t, that with Holm's correction, Wilcoxon",
-        f"that is: better or worse than {result.matrix.baseline} where the corrected p is below 0.05",
+        f"RI: relative improvement over {baseline}, 100 (mean - its mean) / its mean, over the seeds both have",
+        f"p: two-sided, against {baseline}, over the seeds both have: paired t, that with Holm's correction, Wilcoxon",
+        f"that is: better or worse than {baseline} where the corrected p is below 0.05",
         "search: the median time of a search on one device, without what is measured beside it",
         "skips: of each seed's cell, normal+reduction where there are two; warned: searches in which the monitor saw a collapse",
     ]
@@ -234,7 +242,16 @@ def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> list[
 
 
 def _line(texts: Sequence[str]) -> str:
-    return "| " + " | ".join(text.replace("|", r"\|") for text in texts) + " |"
+    return "| " + " | ".join(_literal(text).replace("|", r"\|") for text in texts) + " |"
+
+
+def _literal(text: str) -> str:
+    """The text with what Markdown would pass on as HTML taken literally.
+
+    >>> _literal("<b>, p < 0.001")
+    '\\\\<b>, p < 0.001'
+    """
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\<", text)
 
 
 def _number(value: float | None, form: str) -> str:

@@ -116,7 +116,10 @@ class Row:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """A bench as its files tell it: all trials in the matrix's order, those of them that are done and that are `missing`, and the rows."""
+    """A bench as its files tell it: all trials in the matrix's order, those of them that are done and that are `missing`, and the rows.
+
+    `names` are what methods and arms are called in tables and pictures, where that is not their own name.
+    """
 
     folder: BenchFolder
     matrix: Matrix
@@ -125,6 +128,11 @@ class BenchResult:
     facts: Facts
     planned: tuple[Planned, ...] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def called(self, method: str) -> str:
+        """What a method is called in tables and pictures."""
+        return self.names.get(method, method)
 
     @cached_property
     def rows(self) -> tuple[Row, ...]:

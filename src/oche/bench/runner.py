@@ -103,25 +103,41 @@ def _kept(
             yield trial.name, str(outcome)
 
 
-def show(path: str | Path, baseline: str | None = None, figures: str = "svg") -> BenchResult:
+def show(
+    path: str | Path, baseline: str | None = None, figures: str = "svg", names: Mapping[str, str] | None = None
+) -> BenchResult:
     """Renders a bench's tables, pictures and page anew, from its files alone.
 
     Args:
         path: the bench's folder.
         baseline: the method or arm that the others are compared with; the bench's own by default.
         figures: `pdf` writes the pictures as PDF, too.
+        names: what methods and arms are called in tables and pictures, `{"rf_darts": "RF-DARTS"}`.
 
-    Raises UserError where there is no bench, or no such baseline in it.
+    Raises UserError where there is no bench, no such baseline or method in it, or two would be called the same.
     """
     result = read(Path(path))
     if baseline is not None:
         if baseline not in result.matrix.searched:
             raise unknown("baseline", baseline, result.matrix.searched)
         result = replace(result, matrix=replace(result.matrix, baseline=baseline))
+    result = replace(result, names=_called(result, names or {}))
     if result.folder.has(BenchFolder.STUDY):
         raise UserError(f"{str(path)!r} holds a study, whose page says more: `oche study show {path}`.")
     write(result, pdf=figures == "pdf")
     return result
+
+
+def _called(result: BenchResult, names: Mapping[str, str]) -> Mapping[str, str]:
+    """The names, if each is a method's and no two methods are called the same. Raises UserError."""
+    searched = result.matrix.searched
+    for method in names:
+        if method not in searched:
+            raise unknown("method", method, searched)
+    called = [names.get(method, method) for method in searched]
+    if same := [name for name in called if called.count(name) > 1 or not name.strip()]:
+        raise UserError(f"Each method needs a name of its own; {same[0]!r} would be none.")
+    return dict(names)
 
 
 # ------------------------------------------------------------------ before the trials

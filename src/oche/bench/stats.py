@@ -16,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
+from oche.report import claims
+
 LEVEL = 0.95
-FEWEST = 3
-"""Seeds below which there is no interval and no test: Student's interval of two numbers is 13 times as wide as they are apart."""
+FEWEST = claims.FEWEST
 
 Interval = tuple[float, float]
 Key = TypeVar("Key")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -134,6 +134,9 @@ def show(
         typer.Option("--format", help="What is printed: markdown, latex (booktabs), csv, or pairs (CSV of all pairs)."),
     ] = "markdown",
     figures: Annotated[str, typer.Option(help="svg, or pdf to have the pictures as PDF, too.")] = "svg",
+    names: Annotated[
+        list[str] | None, typer.Option("--name", help="METHOD=NAME: what a method is called; as often as you like.")
+    ] = None,
 ) -> None:
     """Render a bench anew, from its files alone."""
     from oche.bench import show as render
@@ -144,7 +147,7 @@ def show(
         raise unknown("format", format_, formats)
     if figures not in ("svg", "pdf"):
         raise unknown("form of figures", figures, ("svg", "pdf"))
-    result = render(folder, baseline, figures)
+    result = render(folder, baseline, figures, _names(names or ()))
     match format_:
         case "latex":
             typer.echo("% \\usepackage{booktabs}\n" + "\n\n".join(map(latex, sheets(result))))
@@ -152,6 +155,14 @@ def show(
             typer.echo(to_csv(result) if format_ == "csv" else pairs_csv(result), nl=False)
         case _:
             _print(result)
+
+
+def _names(given: Sequence[str]) -> dict[str, str]:
+    """Raises UserError for what is no METHOD=NAME."""
+    for text in given:
+        if "=" not in text:
+            raise UserError(f"--name {text} is no METHOD=NAME: write --name rf_darts=RF-DARTS.")
+    return {method: name for method, _, name in (text.partition("=") for text in given)}
 
 
 @bench.command()

@@ -169,7 +169,11 @@ def _comparison(found: Found) -> Table:
     for name, values in rows.items():
         low, high = interval(values)
         least = low if name_of in UNITS else max(low, 0)
-        spread = f"[{in_words(name_of, least)}, {in_words(name_of, min(high, 1))}]" if len(values) > 1 else "one seed"
+        spread = (
+            f"[{in_words(name_of, least)}, {in_words(name_of, min(high, 1))}]"
+            if len(values) >= claims.FEWEST
+            else "too few seeds"
+        )
         table.add_row(
             name,
             in_words(name_of, float(np.mean(values))),

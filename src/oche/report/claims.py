@@ -31,6 +31,9 @@ MOST = 24
 CHEAPER = 0.9
 """Share of a rival's cost from which on a network that is as good is worth its search."""
 
+FEWEST = 3
+"""Seeds below which there is no interval and no verdict: Student's interval of two numbers is 13 times as wide as they are apart."""
+
 UNITS = ("r2", "rmse", "mae")
 """Metrics that are no shares."""
 
@@ -75,9 +78,21 @@ def improvement(record: Mapping[str, object]) -> str:
     if not isinstance(ends, list | tuple):
         return f"{mean:+.2f} %"
     low, high = ends
-    if record.get("seeds") == 1:
-        return f"{mean:+.2f} % with one seed, which says nothing about chance"
+    if few := _few(record):
+        return f"{mean:+.2f} % {few}"
     return f"{mean:+.2f} % [{low:+.2f}, {high:+.2f}]: {better((low, high))} random cells with these seeds"
+
+
+def _few(record: Mapping[str, object]) -> str:
+    """What to say in the place of an interval where there are too few seeds, else "".
+
+    >>> _few({"seeds": 1}), _few({"seeds": 2}), _few({"seeds": 3}), _few({})
+    ('with one seed, which says nothing about chance', 'with two seeds, which say nothing about chance', '', '')
+    """
+    return {
+        1: "with one seed, which says nothing about chance",
+        2: "with two seeds, which say nothing about chance",
+    }.get(int(_number(record.get("seeds", FEWEST))), "")
 
 
 def against_rivals(record: Mapping[str, object]) -> list[str]:
@@ -98,8 +113,8 @@ take ResNet-8, which needs no search: oche train resnet8 --set space.channels=61
         )
         costs = f"{rival['parameters']:,} parameters, {rival['multiply_adds']:,} multiply-adds"
         lead = f"against {rival['title']} ({costs}) {mean:+.2f}{unit}"
-        if record.get("seeds") == 1:
-            said.append(f"{lead} with one seed, which says nothing about chance")
+        if few := _few(record):
+            said.append(f"{lead} {few}")
             continue
         take = (
             f"take {rival['title']}, which needs no search: oche train {name} --set space.channels={rival['channels']}"
@@ -185,17 +200,37 @@ def warnings(records: Sequence[Mapping[str, object]]) -> list[str]:
     """
     found = [str(r["warning"]) for r in records if r.get("warning")][-1:]
     found += [said for said in [unmoved(records)] if said]
+    who, prefixes = {"supernet": "The supernet"}, {"supernet": "val_", "network": "test_", "test": ""}
     for record in records:
-        kind, prefix = record.get("kind"), {"supernet": "val_", "network": "test_", "trained": "test_", "test": ""}
-        if kind in prefix and (said := beside(record, prefix[str(kind)])).startswith("no better"):
-            who = {
-                "supernet": "The supernet",
-                "trained": f"A trained network ({record.get('cell')}, seed {record.get('seed')})",
-            }
-            found.append(f"{who.get(str(kind), 'The network')} is {said}: it has not learned.")
+        kind = str(record.get("kind"))
+        if kind in prefixes and (said := beside(record, prefixes[kind])).startswith("no better"):
+            found.append(f"{who.get(kind, 'The network')} is {said}: it has not learned.")
         if kind == "confusion" and (said := one_class(record)) and "iou" in _keys(records, "class"):
             found.append(said)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys([*found, *unlearned(records)]))
+
+
+def unlearned(records: Sequence[Mapping[str, object]]) -> list[str]:
+    """A sentence on the networks of a comparison that have not learned; none where all have.
+
+    >>> one = {"kind": "trained", "cell": "found", "seed": 0, "test_accuracy": 0.2, "floor": 0.2, "classes": 5, "predicted": 1}
+    >>> print(*unlearned([one]))
+    A trained network (found, seed 0) is no better than always naming the commonest class (20.00 %); it names 1 of 5 classes: \
+it has not learned.
+    >>> print(*unlearned([one, one | {"test_accuracy": 0.9}, one | {"cell": "random 1"}]))
+    2 of 3 trained networks (found, random 1) are no better than always naming the commonest class (20.00 %): they have not learned.
+    """
+    trained = [r for r in records if r.get("kind") == "trained"]
+    low = [(r, said) for r in trained if (said := beside(r, "test_")).startswith("no better")]
+    if len(low) < 2:
+        return [
+            f"A trained network ({r.get('cell')}, seed {r.get('seed')}) is {said}: it has not learned."
+            for r, said in low
+        ]
+    cells = ", ".join(dict.fromkeys(str(r.get("cell")) for r, _ in low))
+    return [
+        f"{len(low)} of {len(trained)} trained networks ({cells}) are {low[0][1].partition(';')[0]}: they have not learned."
+    ]
 
 
 def unmoved(records: Sequence[Mapping[str, object]]) -> str:

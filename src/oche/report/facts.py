@@ -99,12 +99,12 @@ def costs(card: Mapping[str, object]) -> list[tuple[str, str]]:
     """What a network costs, (value, what it is), as its card tells; nothing of an empty one.
 
     >>> costs({"parameters": 78042, "memory": 131072})
-    [('78,042', 'parameters'), ('131.1 KB', 'peak memory of activations')]
+    [('78,042', 'parameters'), ('131.1 KB', 'peak memory of one image')]
     """
     forms = {
         "parameters": ("{:,.0f}", "parameters", 1.0),
         "multiply_adds": ("{:,.2f} M", "multiply-adds per image", 1e-6),
-        "memory": ("{:,.1f} KB", "peak memory of activations", 1e-3),
+        "memory": ("{:,.1f} KB", "peak memory of one image", 1e-3),
         "size": ("{:,.1f} KB", "size as a file", 1e-3),
     }
     found = [
@@ -172,8 +172,6 @@ def facts(run: Run, records: Sequence[Record]) -> list[tuple[str, str]]:
     add("test", "rmse", "{:.4g}", "test RMSE")
     add("test", "mae", "{:.4g}", "test MAE")
     facts += costs(card_of(run))
-    for record in [r for r in records if r.get("kind") == "fitted"][-1:]:
-        facts += [(f"{100 * share:.0f} %", f"of the limit of {name}") for name, share in claims.shares(record)]
     add("comparison", "found_mean", share, f"test {compared}, found cell", by)
     add("comparison", "random_mean", share, f"test {compared}, random cells", by)
     add("comparison", "relative_improvement", "{:+.2f} %", "relative improvement over random")
@@ -188,10 +186,26 @@ def facts(run: Run, records: Sequence[Record]) -> list[tuple[str, str]]:
     if epochs:
         facts.append((str(len(epochs)), "epochs"))
     if seconds:
-        facts.append((duration(seconds), "in epochs"))
+        facts.append((duration(seconds), "spent in these epochs"))
     if memory:
-        facts.append((f"{memory:,.0f} MiB", "peak memory"))
+        facts.append((f"{memory:,.0f} MiB", "peak memory while it ran"))
     return facts
+
+
+def limits(records: Sequence[Record]) -> list[tuple[str, float]]:
+    """(cost and limit in words, how full it is) of each limit that the network keeps; 1 is full.
+
+    >>> said = "60,000 of 80,000 parameters (75 %), 8 of 10 multiply-adds (80 %)"
+    >>> limits([{"kind": "fitted", "words": said, "shares": {"parameters": 0.75, "multiply_adds": 0.8}}])
+    [('60,000 of 80,000 parameters (75 %)', 0.75), ('8 of 10 multiply-adds (80 %)', 0.8)]
+    """
+    for record in [r for r in records if r.get("kind") == "fitted"][-1:]:
+        shares = claims.shares(record)
+        words = str(record.get("words", "")).split(", ")
+        if len(words) != len(shares):  # a log from before
+            words = [f"{100 * share:.0f} % of the limit of {name}" for name, share in shares]
+        return [(said, share) for said, (_, share) in zip(words, shares, strict=True)]
+    return []
 
 
 def duration(seconds: float) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from oche.errors import UserError
+from oche.report.claims import FEWEST
 
 Record = Mapping[str, object]
 Points = list[tuple[float, float]]
@@ -167,7 +168,7 @@ def _comparison(records: Sequence[Record]) -> Comparison | None:
             points[kind] = (*points.get(kind, ()), 100 * score)
     intervals = {}
     for record in records:
-        if record.get("kind") == "comparison":
+        if record.get("kind") == "comparison" and (number(record.get("seeds")) or FEWEST) >= FEWEST:
             rivals = record.get("rivals")
             beside: Record = rivals if isinstance(rivals, dict) else {}
             for kind in points:

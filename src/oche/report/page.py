@@ -16,8 +16,8 @@ from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.report import claims, samples
 from oche.report.draw import draw, draw_text
-from oche.report.facts import facts, frames, headline
-from oche.report.figures import Curves, Record, Strips, plots
+from oche.report.facts import facts, frames, headline, limits
+from oche.report.figures import Comparison, Curves, Record, Strips, plots
 from oche.report.interactive import spec
 from oche.report.sections import citations, class_scores, confused, data_facts
 from oche.report.static import GREY, INK, LINE, PAPER, SOFT, svg
@@ -142,6 +142,7 @@ def made(run: Run) -> tuple[str, dict[str, bytes]]:
         state=state(run, records),
         headline=headline(run, records),
         facts=facts(run, records),
+        limits=limits(records),
         warnings=claims.warnings(records),
         verdicts=next((claims.verdicts(r) for r in records if r.get("kind") == "comparison"), []),
         genotype=genotype,
@@ -153,6 +154,7 @@ def made(run: Run) -> tuple[str, dict[str, bytes]]:
         curves=curves,
         strips=strips,
         seeds=_table(records, "seed", SEED),
+        intervals=isinstance(found := shown.get("comparison"), Comparison) and bool(found.intervals),
         trained=_table(records, "trained", TRAINED),
         by_class=_table(records, "class", BY_CLASS) or class_scores(records),
         augmented=samples.augmented(run),

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from oche.errors import UserError
 from oche.report import claims
 from oche.report.draw import draw
-from oche.report.facts import facts, headline
+from oche.report.facts import facts, headline, limits
 from oche.report.page import config_of, genotype_of, inline, state, subtitle, template
 from oche.run import Run
 
@@ -25,6 +25,8 @@ def compared(runs: Sequence[Run]) -> str:
         columns.append({"name": str(run.path), "what": subtitle(_asked(config)), "state": state(run, records)})
         for value, what in facts(run, records):
             rows.setdefault(what, {}).setdefault(n, value)
+        if kept := limits(records):
+            rows.setdefault("limits", {})[n] = "; ".join(said for said, _ in kept)
         genotype = genotype_of(run, records)
         cells.append(
             {
@@ -54,4 +56,6 @@ MARK = "runs side by side · oche"
 def _asked(config: Mapping[str, object]) -> Mapping[str, object]:
     """Method, space and data as they were asked for, where the run says so."""
     asked = config.get("request")
-    return asked if isinstance(asked, dict) else config
+    if not isinstance(asked, dict):
+        return config
+    return {**asked, "data": Path(str(asked.get("data", ""))).name}

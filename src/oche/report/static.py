@@ -166,6 +166,7 @@ def _comparison(plot: Comparison) -> Figure:
         range(len(plot.points)), [f"{kind} ({len(points)})" for kind, points in plot.points.items()], color=INK
     )
     axes.set_ylim(len(plot.points) - 0.5, -0.5)
+    axes.margins(x=0.06)
     axes.set_xlabel(f"{plot.title.partition(',')[0]}, %" + ("; bars: mean and interval" if plot.intervals else ""))
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)

@@ -6,7 +6,9 @@ import csv
 import io
 import itertools
 import json
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 from oche.bench.formats import COLUMNS, frame, latex, values
 from oche.bench.matrix import Matrix
-from oche.bench.render import overview, pairs
+from oche.bench.render import overview, pairs, tables
 from oche.bench.result import BenchResult
 from oche.bench.runner import run_bench, show
 from oche.cli.main import app
@@ -114,3 +116,67 @@ def test_pictures_as_pdf(result: BenchResult, monkeypatch: pytest.MonkeyPatch) -
     assert first.startswith(b"%PDF")
     show(result.folder.path, figures="pdf")
     assert (figures / "ranks.pdf").read_bytes() == first
+
+
+HOSTILE = ("<script>alert(1)</script>", "$_{", "[/red] 50 % & co", "\u05e9\u05dc\u05d5\u05dd a|b")
+
+
+@pytest.fixture
+def hostile(matrix: Matrix, table: ToyTable, tmp_path: Path) -> BenchResult:
+    arms = {name: {"method": "darts"} for name in HOSTILE}
+    return run_bench(replace(matrix, methods=(), arms=arms), tmp_path / "b", table=table, work=pretend)
+
+
+def test_names_from_outside_are_literal_in_every_format(hostile: BenchResult) -> None:
+    """On the page, in Markdown, in LaTeX and in the CSV files; a parser of our own reads the LaTeX."""
+    page, text = (hostile.folder.file(name).read_text() for name in ("report.html", "results.md"))
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    assert not re.search(r"(?<!\\)<script", text)
+    assert r"a\|b" in text
+    found = {row["method"] for row in csv.DictReader(io.StringIO(hostile.folder.file("results.csv").read_text()))}
+    assert found >= set(HOSTILE)
+    for sheet in (overview(hostile), *tables(hostile), *pairs(hostile)):
+        _title, headings, rows = sheet
+        lines = latex(sheet).splitlines()
+        body = lines[lines.index(r"    \midrule") + 1 : lines.index(r"    \bottomrule")]
+        assert [_cells(line) for line in body] == [len(headings)] * len(rows)
+        assert not [line for line in body if line.lstrip().startswith(("[", "*"))]  # options of the \\ before it
+
+
+def _cells(line: str) -> int:
+    """Cells of a line of a table that ends in two backslashes; every brace and dollar sign has its partner."""
+    assert line.endswith(r"\\")
+    bare = re.sub(r"\\(?:[&%$#_{}]|[A-Za-z]+(?:\{\})?)", "", line.removesuffix(r"\\"))
+    assert bare.count("$") % 2 == 0
+    assert bare.count("{") == bare.count("}")
+    assert not set(bare) & set("%#~^\\")
+    return bare.count("&") + 1
+
+
+def test_methods_are_called_as_is_asked(result: BenchResult) -> None:
+    """In tables, files and pictures; what was computed stays, and nothing of it is kept in the folder's own files."""
+    shown = show(result.folder.path, names={"darts": "DARTS (ours)"})
+    assert {row[4] for row in values(shown)} - {row[4] for row in values(result)} == {"DARTS (ours)"}
+    assert [row[6] for row in values(shown)] == [row[6] for row in values(result)]
+    for file in ("results.csv", "pairs.csv", "results.md", "report.html"):
+        assert "DARTS (ours)" in result.folder.file(file).read_text(), file
+    assert latex(overview(shown)).count("DARTS (ours)") == 1
+    assert "DARTS (ours)" not in result.folder.file("trials.jsonl").read_text()
+    with pytest.raises(UserError, match=r"method 'dart'.*darts"):
+        show(result.folder.path, names={"dart": "x"})
+    for names in ({"darts": "pcdarts"}, {"darts": "x", "pcdarts": "x"}, {"darts": " "}):
+        with pytest.raises(UserError, match="a name of its own"):
+            show(result.folder.path, names=names)
+    ran = CliRunner().invoke(app, ["bench", "show", str(result.folder.path), "--name", "pcdarts=PC-DARTS"])
+    assert "| PC-DARTS | 3 |" in ran.stdout
+    ran = CliRunner().invoke(app, ["bench", "show", str(result.folder.path), "--name", "pcdarts"])
+    assert isinstance(ran.exception, UserError)
+    assert "METHOD=NAME" in str(ran.exception)
+
+
+def test_signed_numbers_are_mathematics() -> None:
+    """A hyphen is no minus sign."""
+    row = latex(("", ["a"], [["-3.30"], ["[-5.1, +20.5]"], ["rf-2"], ["- largest"], ["1.0 ± 0.2"]]))
+    for said in ("$-3.30$", "{}[$-5.1$, $+20.5$]", "rf-2", "- largest", r"$1.0 \pm 0.2$"):
+        assert rf"    {said} \\" in row

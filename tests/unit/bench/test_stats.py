@@ -157,6 +157,14 @@ def test_holm_against_its_definition() -> None:
         assert {i for i, q in enumerate(stats.holm(p.tolist())) if q <= level} == rejected
 
 
+def test_holm_against_statsmodels() -> None:
+    theirs = pytest.importorskip("statsmodels.stats.multitest", reason="statsmodels is not installed")
+    rng = np.random.default_rng(7)
+    for size in (1, 2, 9):
+        p = rng.uniform(0, 0.3, size)
+        assert stats.holm(p.tolist()) == pytest.approx(theirs.multipletests(p, method="holm")[1])
+
+
 def test_pairs_and_baseline_are_corrected_for_as_many_as_were_tested() -> None:
     rng = np.random.default_rng(3)
     values = {name: dict(enumerate(rng.normal(mu, 1, 5))) for name, mu in (("a", 3), ("b", 0), ("c", 0))}

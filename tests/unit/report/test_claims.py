@@ -26,6 +26,7 @@ def test_a_difference_counts_where_its_interval_excludes_zero(interval: tuple[fl
 def test_one_seed_says_nothing_and_old_logs_have_no_interval() -> None:
     record = {"relative_improvement": 4.96, "relative_improvement_interval": [4.96, 4.96]}
     assert improvement({**record, "seeds": 1}) == "+4.96 % with one seed, which says nothing about chance"
+    assert improvement({**record, "seeds": 2}) == "+4.96 % with two seeds, which say nothing about chance"
     assert improvement({"relative_improvement": 4.96}) == "+4.96 %"
 
 

@@ -16,7 +16,7 @@ from oche.cli.report import show_reports
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.report import render
-from oche.report.facts import frames, headline, wilson
+from oche.report.facts import frames, headline, limits, wilson
 from oche.report.sections import citations, class_scores, data_facts
 from oche.report.side_by_side import compared, write_compared
 from oche.report.watch import policy, server
@@ -81,6 +81,24 @@ def test_costs_stand_on_the_first_screen(tmp_path: Path) -> None:
     page = render(new_run(tmp_path / "run")).read_text()
     for figure in ("73,000", "12.50 M", "310.0 KB"):
         assert figure in page[: page.index('<section id="genotype">')]
+
+
+def test_limits_are_bars_on_the_first_screen_and_a_row_side_by_side(tmp_path: Path) -> None:
+    run, words = new_run(tmp_path / "run"), "61,000 of 100,000 parameters (61 %), 12 of 10 multiply-adds (120 %)"
+    run.log({"kind": "fitted", "words": words, "shares": {"parameters": 0.61, "multiply_adds": 1.2}})
+    assert limits(run.records()) == [
+        ("61,000 of 100,000 parameters (61 %)", 0.61),
+        ("12 of 10 multiply-adds (120 %)", 1.2),
+    ]
+    page = render(run).read_text()
+    first = page[: page.index('<section id="genotype">')]
+    assert re.findall(r'class="(bar[^"]*)"><i style="width: ([\d.]+)%"></i></span>([^<]+)', first) == [
+        ("bar", "61.0", "61,000 of 100,000 parameters (61 %)"),
+        ("bar over", "100", "12 of 10 multiply-adds (120 %)"),
+    ]
+    both = write_compared([run, new_run(tmp_path / "free")], tmp_path / "both.html").read_text()
+    assert "<td>61,000 of 100,000 parameters (61 %); 12 of 10 multiply-adds (120 %)</td><td></td>" in both
+    assert 'class="bar' not in render(new_run(tmp_path / "other")).read_text()
 
 
 @pytest.mark.slow
