@@ -184,6 +184,7 @@ def detailed(title: str, results: Sequence[BenchResult], page: str, drawn: Mappi
 def summary(result: BenchResult) -> Iterator[str]:
     """Command, budget, what the log holds, and what has to be known to read the table."""
     m, done = result.matrix, result.finished
+    yield "<!-- not run: takes hours or days -->"
     yield "```sh"
     yield f"oche bench --config benchmarks/{m.name}.toml --out {Path(result.folder.path).name}"
     yield "```"

@@ -27,7 +27,7 @@ PAGE = Path(__file__).parent / "published_cells.md"
 
 TEXT = """# Published cells
 
-<!-- not run: trains for hours on CIFAR-10 -->
+<!-- run small -->
 ```sh
 oche list genotypes                       # names, sources, costs
 oche train PC-DARTS --data cifar10.npz --protocol darts_cifar
