@@ -133,12 +133,13 @@ def test_number_of_threads_changes_rounding_only() -> None:
     tensors = arguments(3, (20, 21), 48, 32)
     before, found = torch.get_num_threads(), []
     try:
-        for threads in (1, 3):
+        for threads in (1, 3, 3):
             torch.set_num_threads(threads)
             found.append(product(compiled, tensors, set(NAMES), set(NAMES)))
     finally:
         torch.set_num_threads(before)
     assert_close(found[1], found[0], 1e-13)
+    assert all(torch.equal(t, found[2][name]) for name, t in found[1].items())
 
 
 @pytest.mark.parametrize("asked", NAMES)

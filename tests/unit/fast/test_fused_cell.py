@@ -287,10 +287,11 @@ def test_number_of_threads_changes_rounding_only() -> None:
     one = outcome(f, s)
     try:
         torch.set_num_threads(3)
-        three = outcome(f, s)
+        three, again = outcome(f, s), outcome(f, s)
     finally:
         torch.set_num_threads(before)
     assert_same(three, one, 1e-12)
+    assert all(torch.equal(t, again[name]) for name, t in three.items())
 
 
 def test_a_buffer_in_use_is_not_lent_again() -> None:

@@ -59,7 +59,7 @@ void moments(const T* x, int64_t ld, int64_t rows, int64_t c, int64_t threads, d
 // out (rows, c) = sum_t a_t x_t + b
 template <class T>
 void weighted(int64_t n, const Rows<T>* x, const T* a, const T* b, int64_t rows, int64_t c, int64_t threads, T* out) {
-#pragma omp parallel for schedule(static) num_threads(int(threads))
+#pragma omp parallel for schedule(dynamic, 4) num_threads(int(threads))
     for (int64_t k = 0; k < (rows + BLOCK - 1) / BLOCK; ++k)
         by_lanes<T>(c, [&](auto zero, int64_t l) {
             typedef decltype(zero) U;
@@ -107,7 +107,7 @@ void dot_products(int64_t n, const Rows<T>* x, const T* pivot, const T* g, int64
 // dx_t (rows, c) = a_t g + b_t + e_t x_t, where it is wanted
 template <class T>
 void maps(int64_t n, const Rows<T>* x, const T* a, const T* b, const T* e, const T* g, int64_t rows, int64_t c, int64_t threads, T* const* dx) {
-#pragma omp parallel for schedule(static) num_threads(int(threads))
+#pragma omp parallel for schedule(dynamic, 4) num_threads(int(threads))
     for (int64_t k = 0; k < (rows + BLOCK - 1) / BLOCK; ++k)
         for (int64_t t = 0; t < n; ++t) {
             if (!dx[t]) continue;

@@ -57,20 +57,25 @@ template <class T> struct DenseBack : Dense<T> {
             if (units[i].kind == POINT) load_matrix(units[i].conv, false, matrix[units[i].conv]), load_matrix(units[i].conv, true, turned[units[i].conv]);
         for (int j = states() - 1; j >= 0; --j) {
             std::vector<double> parts(j + 1 < states() ? groups * p.units * 2 * c : 0, 0.0);
-            if (j + 1 < states()) parallel([&](int64_t g) { measure(j, g, parts.data() + g * p.units * 2 * c); });
+            if (j + 1 < states()) parallel(groups, [&](int64_t g) { measure(j, g, parts.data() + g * p.units * 2 * c); });
             for (int i = 0; i < p.units; ++i)
                 if (units[i].src == j) coefficients(i, parts.data() + i * 2 * c);
             const bool wanted = j >= p.inputs || dinput[j];
             const std::vector<int> wide = from(j, WIDE), point = from(j, POINT);
             if (j + 1 < states() && (wanted || dfilter)) {
                 const int64_t size = (wide.size() * 16 + point.size()) * c * c;
-                std::vector<Buffer<T>> sums(dfilter ? p.threads : 0, Buffer<T>(size));
+                const Parts parts(groups, p.threads, dfilter);
+                std::vector<Buffer<T>> sums(dfilter ? parts.count : 0);
                 if (!wide.empty()) load_wide(wide, true);
-                parallel([&](int64_t g) { descend(j, g, wide, point, turned, wanted, dfilter ? sums[omp_get_thread_num()].data() : nullptr); });
+                parallel(parts.count, [&](int64_t part) {
+                    if (dfilter) sums[part].assign(size, T(0));
+                    for (int64_t g = parts.begin(part); g < parts.end(part); ++g)
+                        descend(j, g, wide, point, turned, wanted, dfilter ? sums[part].data() : nullptr);
+                });
                 if (dfilter) store(wide, point, sums);
             }
             if (j >= p.inputs && reaches(j, POOL))
-                parallel([&](int64_t g) {
+                parallel(groups, [&](int64_t g) {
                     T* line = scratch(p.width * c);
                     for (int64_t n = begin(g); n < begin(g) + this->size(g); ++n) {
                         T* to = pooled(j) + n * plane;
@@ -204,10 +209,10 @@ template <class T> struct DenseBack : Dense<T> {
         sum(x, a.data(), static_cast<const T*>(nullptr), pixels(), c, to, true);
     }
 
-    // the threads' sums into the gradients of the weights
+    // the parts' sums into the gradients of the weights
     void store(const std::vector<int>& wide, const std::vector<int>& point, const std::vector<Buffer<T>>& sums) const {
         const int64_t e = wide.size(), square = int64_t(c) * c, convs = e + int64_t(point.size());
-#pragma omp parallel for schedule(static) num_threads(int(p.threads))
+#pragma omp parallel for schedule(dynamic, 4) num_threads(int(p.threads))
         for (int64_t k = 0; k < convs * p.channels; ++k) {
             const int64_t mine = k / p.channels, i = k % p.channels;
             const bool is_wide = mine < e;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <vector>
+#include "../pieces.h"
 #include "image.h"
 #include "winograd.h"
 
@@ -110,10 +111,11 @@ template <class T> struct Dense {
         return to;
     }
 
-    // f(group) over all groups, the same groups for the same thread whenever it is run
-    template <class F> void parallel(F f) {
-#pragma omp parallel for schedule(static) num_threads(int(p.threads))
-        for (int64_t g = 0; g < groups; ++g) f(g);
+    // f(piece) for each of `count` pieces
+    template <class F> void parallel(int64_t count, F f) {
+        Pieces pieces(p.threads, count);
+#pragma omp parallel num_threads(int(p.threads))
+        for (int64_t piece; pieces.take(piece);) f(piece);
     }
 
     // weight of a 1x1 convolution in blocks of columns (c / 16, c, 16); turned: out and in exchanged
@@ -132,7 +134,7 @@ template <class T> struct Dense {
     void load_wide(const std::vector<int>& mine, bool back) {
         const int64_t e = mine.size(), rows = back ? e * c : c, step = 16 * rows * BLOCK;
         u.assign(size_t(16) * e * c * c, T(0));
-#pragma omp parallel for schedule(static) num_threads(int(p.threads))
+#pragma omp parallel for schedule(dynamic, 4) num_threads(int(p.threads))
         for (int64_t k = 0; k < e * p.channels; ++k) {
             const Filter<const T>& f = filter[units[mine[k / p.channels]].conv];
             const int64_t o = k % p.channels;
@@ -162,7 +164,7 @@ template <class T> struct Dense {
             if (!wide.empty()) load_wide(wide, false);
             const int64_t convs = wide.size() + point.size();
             Buffer<T> sums(groups * convs * 2 * c, T(0));
-            parallel([&](int64_t g) {
+            parallel(groups, [&](int64_t g) {
                 if (j >= p.inputs)
                     for (int64_t n = begin(g); n < begin(g) + size(g); ++n) gather(j, n);
                 T* s = sums.data() + g * convs * 2 * c;

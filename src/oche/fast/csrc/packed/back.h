@@ -2,12 +2,13 @@
 
 #pragma once
 
+#include "../pieces.h"
 #include "cell.h"
 
 namespace {
 
 // Backward: states from the last to the first; a state's gradient is complete when all its out-edges are done. Weight gradients
-// are added up by thread: images go to threads in a fixed way, so that a run can be repeated bit for bit.
+// are added up by parts of the images, whichever thread has them, so that a run can be repeated bit for bit.
 template <class T, class S = T> struct Back : Cell<T, S> {
     using Base = Cell<T, S>;
     using Base::c; using Base::ho; using Base::wo; using Base::nt; using Base::p; using Base::units;
@@ -21,7 +22,7 @@ template <class T, class S = T> struct Back : Cell<T, S> {
     Buffer<T> flipped, turned;                           // reversed taps, transposed matrices
     Buffer<T> slope, level, tilt;                        // per unit: dT = slope G + level + tilt T
     std::vector<double> dots;                            // (n, units + 1, lanes): sum G T, last sum G
-    std::vector<Buffer<T>> local;                        // per thread: weight gradients
+    std::vector<Buffer<T>> local;                        // per part of the images: weight gradients
 
     Back(const Plan& plan, const Unit* u) : Base(plan, u) {}
 
@@ -49,10 +50,13 @@ template <class T, class S = T> struct Back : Cell<T, S> {
         flipped.resize(p.depth), turned.resize(size_t(p.points) * c * c);
         reverse(this->depth, this->point, flipped, turned);
         slope.assign(size_t(p.units) * c, T(0)), level = slope, tilt = slope;
-        local.resize(nt);
-        if (learn)
-            for (auto& l : local) l.assign(size_t(p.depth) + size_t(p.points) * c * c, T(0));
+        if (!learn) return;
+        local.resize(parts().count);
+#pragma omp parallel for schedule(dynamic) num_threads(nt)
+        for (size_t i = 0; i < local.size(); ++i) local[i].assign(size_t(p.depth) + size_t(p.points) * c * c, T(0));
     }
+
+    Parts parts() const { return Parts(p.n, nt, learn); }
 
     void run_backward() {
         prepare();
@@ -66,10 +70,11 @@ template <class T, class S = T> struct Back : Cell<T, S> {
 
     void add_local() {
         if (!learn) return;
-        for (auto& l : local) {
-            for (int64_t i = 0; i < p.depth; ++i) ddepth[i] += l[i];
-            for (int64_t i = 0; i < p.points * c * c; ++i) dpoint[i] += l[p.depth + i];
-        }
+        const int64_t size = p.depth + p.points * c * c, some = 1 << 14;
+#pragma omp parallel for schedule(dynamic) num_threads(nt)
+        for (int64_t first = 0; first < size; first += some)
+            for (const auto& l : local)
+                for (int64_t i = first; i < std::min(size, first + some); ++i) (i < p.depth ? ddepth[i] : dpoint[i - p.depth]) += l[i];
     }
 
     struct Scratch {
@@ -77,8 +82,8 @@ template <class T, class S = T> struct Back : Cell<T, S> {
     };
 
     // from dy (ho, wo, c) of y = (depthwise of tile) matrix: dx (h, w, c), added or set, and weight gradients
-    void separable_back(Scratch& s, int h, int wd, int k, int d, int st, int64_t taps, int64_t matrix, T* dx, bool add) {
-        const int tw = wd + 2 * PAD, thread = omp_get_thread_num();
+    void separable_back(Scratch& s, int h, int wd, int k, int d, int st, int64_t taps, int64_t matrix, T* dx, bool add, int64_t part) {
+        const int tw = wd + 2 * PAD;
         const T* turn = turned.data() + matrix * c * c;
         for (int oy = 0; oy < ho; ++oy) {
             T* to = s.dz.data() + (int64_t(oy * st + PAD) * tw + PAD) * c;
@@ -88,8 +93,8 @@ template <class T, class S = T> struct Back : Cell<T, S> {
         if (!learn) return;
         for (int oy = 0; oy < ho; ++oy)
             depthwise<T>(k, d, st, s.tile.data(), tw, c, oy, wo, this->depth + taps, s.z.data() + int64_t(oy) * wo * c, false);
-        outer<T>(s.z.data(), s.dy.data(), ho * wo, c, local[thread].data() + p.depth + matrix * c * c);
-        T* dd = local[thread].data() + taps;
+        outer<T>(s.z.data(), s.dy.data(), ho * wo, c, local[part].data() + p.depth + matrix * c * c);
+        T* dd = local[part].data() + taps;
 #define CALL(K, D, S) BY_LANES(c, taps_gradient, (s.tile.data(), s.dz.data(), tw, c, ho, wo, dd), T, K, D, S)
         BY_SHAPE(k, d, st, CALL);
 #undef CALL
@@ -112,22 +117,24 @@ template <class T, class S = T> struct Back : Cell<T, S> {
         const size_t plane = size_t(p.n) * this->pixels() * c;
         std::vector<double> both(size_t(p.n) * mine.size() * 2 * c);
         const int tw = wo + 2 * PAD;
+        const Parts parts = this->parts();
+        Pieces pieces(nt, int64_t(mine.size()) * parts.count);
 #pragma omp parallel num_threads(nt)
         {
             Scratch s;
             s.tile.assign(size_t(ho + 2 * PAD) * tw * c, T(0)), s.dz = s.tile;
             s.dy.resize(this->pixels() * c), s.z.resize(this->pixels() * c), s.total.resize(2 * c);
             Buffer<T> a(c), b(c);
-            for (size_t k = 0; k < mine.size(); ++k) {
+            for (int64_t piece; pieces.take(piece);) {
+                const int64_t k = piece / parts.count, part = piece % parts.count;
                 const Unit& u = units[mine[k]];
                 this->first_norm(u, a.data(), b.data());
-#pragma omp for schedule(static) nowait
-                for (int64_t n = 0; n < p.n; ++n) {
+                for (int64_t n = parts.begin(part); n < parts.end(part); ++n) {
                     const S* y1 = this->kept(u.y1, n);
                     affine(gradient(int(u.dst), n), this->kept(u.term, n), c, &slope[mine[k] * c], &level[mine[k] * c], &tilt[mine[k] * c], s.dy.data());
                     if (learn) fill<T>(y1, c, ho, wo, c, a.data(), b.data(), s.tile.data());
                     T* v = dv + k * plane + n * this->pixels() * c;
-                    separable_back(s, ho, wo, int(u.k), 1, 1, u.d2, u.p2, v, false);
+                    separable_back(s, ho, wo, int(u.k), 1, 1, u.d2, u.p2, v, false, part);
                     const V<T> zero = {};
                     for (int l = 0; l < c; l += Vector<T>::width) {
                         V<T> s1 = {}, s2 = {};
@@ -162,44 +169,49 @@ template <class T, class S = T> struct Back : Cell<T, S> {
     Buffer<T> first;  // per separable unit of the present source: the map of its first batch norm
 
     void sources_back(int j) {
-        const int h = this->height(j), wd = this->width(j), st = this->stride(j);
         const bool convolving = this->convolves(j);
-        const size_t plane = size_t(p.n) * this->pixels() * c;
-        const int64_t own = int64_t(h) * wd;
         if (j >= p.inputs) dots.assign(size_t(p.n) * (p.units + 1) * c, 0.0);
+        const Parts parts = this->parts();
+        Pieces pieces(nt, parts.count);
 #pragma omp parallel num_threads(nt)
         {
             Scratch s;
             if (convolving) s.tile.assign(this->tile_size(j), T(0)), s.dz = s.tile;
-            s.dy.resize(this->pixels() * c), s.z.resize(this->pixels() * c), s.row.resize(size_t(std::max<int64_t>(wo, wd)) * c), s.dx.resize(own * c);
-#pragma omp for schedule(static)
-            for (int64_t n = 0; n < p.n; ++n) {
-                const T* x = this->state(j, n);
-                T* g = gradient(j, n);
-                std::memset(s.dx.data(), 0, s.dx.size() * sizeof(T));
-                if (convolving) fill<T>(x, this->ld(j), h, wd, c, nullptr, nullptr, s.tile.data());
-                size_t k = 0;
-                for (int i = 0; i < p.units; ++i) {
-                    const Unit& u = units[i];
-                    if (u.src != j) continue;
-                    if (u.kind == SEP) {
-                        const T* f = first.data() + k * 3 * c;
-                        affine(dv + k * plane + n * this->pixels() * c, this->kept(u.y1, n), c, f, f + c, f + 2 * c, s.dy.data());
-                        separable_back(s, h, wd, int(u.k), 1, st, u.d1, u.p1, s.dx.data(), true);
-                        ++k;
-                    } else if (u.kind == DIL || u.kind == HALVE) {
-                        affine(gradient(int(u.dst), n), this->kept(u.term, n), c, &slope[i * c], &level[i * c], &tilt[i * c], s.dy.data());
-                        if (u.kind == DIL) separable_back(s, h, wd, int(u.k), 2, st, u.d1, u.p1, s.dx.data(), true);
-                        else halve_back(s, u, h, wd);
-                    }
-                }
-                finish(j, n, x, g, own, convolving, s);
-                if (j >= p.inputs) measure_gradient(j, n, g);
-            }
+            s.dy.resize(this->pixels() * c), s.z.resize(this->pixels() * c), s.row.resize(size_t(std::max(wo, this->width(j))) * c);
+            s.dx.resize(size_t(this->height(j)) * this->width(j) * c);
+            for (int64_t part; pieces.take(part);)
+                for (int64_t n = parts.begin(part); n < parts.end(part); ++n) source_back(j, n, part, convolving, s);
         }
     }
 
-    void halve_back(Scratch& s, const Unit& u, int h, int wd) {
+    // one image, and what it adds to the weights' gradients of its part
+    void source_back(int j, int64_t n, int64_t part, bool convolving, Scratch& s) {
+        const int h = this->height(j), wd = this->width(j), st = this->stride(j);
+        const size_t plane = size_t(p.n) * this->pixels() * c;
+        const T* x = this->state(j, n);
+        T* g = gradient(j, n);
+        std::memset(s.dx.data(), 0, s.dx.size() * sizeof(T));
+        if (convolving) fill<T>(x, this->ld(j), h, wd, c, nullptr, nullptr, s.tile.data());
+        size_t k = 0;
+        for (int i = 0; i < p.units; ++i) {
+            const Unit& u = units[i];
+            if (u.src != j) continue;
+            if (u.kind == SEP) {
+                const T* f = first.data() + k * 3 * c;
+                affine(dv + k * plane + n * this->pixels() * c, this->kept(u.y1, n), c, f, f + c, f + 2 * c, s.dy.data());
+                separable_back(s, h, wd, int(u.k), 1, st, u.d1, u.p1, s.dx.data(), true, part);
+                ++k;
+            } else if (u.kind == DIL || u.kind == HALVE) {
+                affine(gradient(int(u.dst), n), this->kept(u.term, n), c, &slope[i * c], &level[i * c], &tilt[i * c], s.dy.data());
+                if (u.kind == DIL) separable_back(s, h, wd, int(u.k), 2, st, u.d1, u.p1, s.dx.data(), true, part);
+                else halve_back(s, u, h, wd, part);
+            }
+        }
+        finish(j, n, x, g, int64_t(h) * wd, convolving, s);
+        if (j >= p.inputs) measure_gradient(j, n, g);
+    }
+
+    void halve_back(Scratch& s, const Unit& u, int h, int wd, int64_t part) {
         const int tw = wd + 2 * PAD;
         const int64_t matrices[2] = {u.p1, u.p2};
         for (int from = 0; from < 2; ++from) {
@@ -214,7 +226,7 @@ template <class T, class S = T> struct Back : Cell<T, S> {
             }
             if (!learn) continue;
             for (int oy = 0; oy < ho; ++oy) this->gather(s.tile.data(), tw, oy, from, s.z.data() + int64_t(oy) * wo * c);
-            outer<T>(s.z.data(), s.dy.data(), ho * wo, c, local[omp_get_thread_num()].data() + p.depth + matrices[from] * c * c);
+            outer<T>(s.z.data(), s.dy.data(), ho * wo, c, local[part].data() + p.depth + matrices[from] * c * c);
         }
     }
 

@@ -169,7 +169,7 @@ template <class T, class S = T> struct Cell {
 
     // pools of all states, computed once more: cheaper than to keep them
     void pool_again() {
-#pragma omp parallel for schedule(static) num_threads(nt)
+#pragma omp parallel for schedule(dynamic) num_threads(nt)
         for (int64_t n = 0; n < p.n; ++n)
             for (int i = 0; i < p.units; ++i) {
                 const Unit& u = units[i];

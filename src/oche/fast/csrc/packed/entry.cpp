@@ -2,6 +2,7 @@
 //
 // Rows are pixels, channels side by side, their numbers multiples of 16. Formulas: the docstring of `entry.py`.
 
+#include "../pieces.h"
 #include "pixels.h"
 
 namespace {
@@ -51,7 +52,7 @@ void enter(const T* x, const T* p, int64_t rows, int64_t ci, int64_t co, int64_t
 #pragma omp parallel num_threads(int(threads))
     {
         Buffer<T> z(CHUNK * panel);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (int64_t k = 0; k < blocks; ++k)
             for (int64_t i = k * BLOCK; i < std::min(rows, (k + 1) * BLOCK); i += CHUNK) {
                 const int n = int(std::min<int64_t>(CHUNK, rows - i));
@@ -75,27 +76,29 @@ template <class T>
 void leave(const T* x, const T* y, const T* g, const T* turned, const T* a, const T* b, const T* e, int64_t rows, int64_t ci,
            int64_t co, int64_t threads, T* dx, T* dp) {
     const int panel = panel_of(ci), c_ = int(co);
-    std::vector<Buffer<T>> local(dp ? threads : 0, Buffer<T>(ci * co, T(0)));
+    const Parts parts((rows + CHUNK - 1) / CHUNK, threads, dp);
+    std::vector<Buffer<T>> local(dp ? parts.count : 0, Buffer<T>(ci * co, T(0)));
+    Pieces pieces(threads, parts.count);
 #pragma omp parallel num_threads(int(threads))
     {
         Buffer<T> z(CHUNK * panel), dy(CHUNK * co);
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < (rows + CHUNK - 1) / CHUNK; ++k) {
-            const int64_t first = k * CHUNK;
-            const int n = int(std::min<int64_t>(CHUNK, rows - first));
-            for (int64_t i = 0; i < n; ++i)
-                for (int64_t l = 0; l < co; l += Vector<T>::width)
-                    at(dy.data() + i * co + l) = at(a + l) * at(g + (first + i) * co + l) + at(b + l) + at(e + l) * at(y + (first + i) * co + l);
-            for (int64_t c = 0; dp && c < ci; c += panel) {
-                gate(x + first * ci + c, x + first * ci + c, ci, n, panel, z.data());
-                T* to = local[omp_get_thread_num()].data() + c * co;
-                BY_LANES(panel, outer_of, (z.data(), dy.data(), n, panel, c_, to), T);
+        for (int64_t part; pieces.take(part);)
+            for (int64_t k = parts.begin(part); k < parts.end(part); ++k) {
+                const int64_t first = k * CHUNK;
+                const int n = int(std::min<int64_t>(CHUNK, rows - first));
+                for (int64_t i = 0; i < n; ++i)
+                    for (int64_t l = 0; l < co; l += Vector<T>::width)
+                        at(dy.data() + i * co + l) = at(a + l) * at(g + (first + i) * co + l) + at(b + l) + at(e + l) * at(y + (first + i) * co + l);
+                for (int64_t c = 0; dp && c < ci; c += panel) {
+                    gate(x + first * ci + c, x + first * ci + c, ci, n, panel, z.data());
+                    T* to = local[part].data() + c * co;
+                    BY_LANES(panel, outer_of, (z.data(), dy.data(), n, panel, c_, to), T);
+                }
+                if (!dx) continue;
+                T* to = dx + first * ci;
+                BY_LANES(c_, product_of, (dy.data(), n, c_, turned, int(ci), to, nullptr, false), T);
+                gate(x + first * ci, to, ci, n, int(ci), to);
             }
-            if (!dx) continue;
-            T* to = dx + first * ci;
-            BY_LANES(c_, product_of, (dy.data(), n, c_, turned, int(ci), to, nullptr, false), T);
-            gate(x + first * ci, to, ci, n, int(ci), to);
-        }
     }
     for (const auto& part : local)
         for (int64_t i = 0; i < ci * co; ++i) dp[i] += part[i];
@@ -112,7 +115,7 @@ void enter_tangent(const T* x, const T* x_t, const T* p, const T* p_t, const T* 
 #pragma omp parallel num_threads(int(threads))
     {
         Buffer<T> z(CHUNK * panel);
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic)
         for (int64_t k = 0; k < blocks; ++k)
             for (int64_t i = k * BLOCK; i < std::min(rows, (k + 1) * BLOCK); i += CHUNK) {
                 const int n = int(std::min<int64_t>(CHUNK, rows - i));
@@ -151,38 +154,40 @@ template <class T>
 void leave_tangent(const T* x, const T* x_t, const T* y, const T* g, const T* turned, const T* turned_t, const T* map, int64_t rows,
                    int64_t ci, int64_t co, int64_t threads, T* y_t, T* dx, T* dp) {
     const int panel = panel_of(ci), c_ = int(co);
-    std::vector<Buffer<T>> local(dp ? threads : 0, Buffer<T>(ci * co, T(0)));
+    const Parts parts((rows + CHUNK - 1) / CHUNK, threads, dp);
+    std::vector<Buffer<T>> local(dp ? parts.count : 0, Buffer<T>(ci * co, T(0)));
+    Pieces pieces(threads, parts.count);
 #pragma omp parallel num_threads(int(threads))
     {
         Buffer<T> z(CHUNK * panel), dy(CHUNK * co), dy_t(CHUNK * co);
-#pragma omp for schedule(static)
-        for (int64_t k = 0; k < (rows + CHUNK - 1) / CHUNK; ++k) {
-            const int64_t first = k * CHUNK;
-            const int n = int(std::min<int64_t>(CHUNK, rows - first));
-            for (int64_t i = 0; i < n; ++i)
-                for (int64_t l = 0; l < co; l += Vector<T>::width) {
-                    const T* m = map + l;
-                    const int64_t to = i * co + l, from = first * co + to;
-                    const V<T> v = at(g + from), u = at(y + from), t = at(y_t + from);
-                    at(dy.data() + to) = at(m) * v + at(m + co) + at(m + 2 * co) * u;
-                    at(dy_t.data() + to) = at(m + 3 * co) * v + at(m + 4 * co) + at(m + 5 * co) * u + at(m + 2 * co) * t;
-                    at(y_t + from) = at(m) * t + at(m + 3 * co) * u + at(m + 6 * co);
+        for (int64_t part; pieces.take(part);)
+            for (int64_t k = parts.begin(part); k < parts.end(part); ++k) {
+                const int64_t first = k * CHUNK;
+                const int n = int(std::min<int64_t>(CHUNK, rows - first));
+                for (int64_t i = 0; i < n; ++i)
+                    for (int64_t l = 0; l < co; l += Vector<T>::width) {
+                        const T* m = map + l;
+                        const int64_t to = i * co + l, from = first * co + to;
+                        const V<T> v = at(g + from), u = at(y + from), t = at(y_t + from);
+                        at(dy.data() + to) = at(m) * v + at(m + co) + at(m + 2 * co) * u;
+                        at(dy_t.data() + to) = at(m + 3 * co) * v + at(m + 4 * co) + at(m + 5 * co) * u + at(m + 2 * co) * t;
+                        at(y_t + from) = at(m) * t + at(m + 3 * co) * u + at(m + 6 * co);
+                    }
+                for (int64_t c = 0; dp && c < ci; c += panel) {
+                    const T* from = x + first * ci + c;
+                    T* to = local[part].data() + c * co;
+                    gate(from, from, ci, n, panel, z.data());
+                    BY_LANES(panel, outer_of, (z.data(), dy_t.data(), n, panel, c_, to), T);
+                    if (!x_t) continue;
+                    gate(from, x_t + first * ci + c, ci, n, panel, z.data());
+                    BY_LANES(panel, outer_of, (z.data(), dy.data(), n, panel, c_, to), T);
                 }
-            for (int64_t c = 0; dp && c < ci; c += panel) {
-                const T* from = x + first * ci + c;
-                T* to = local[omp_get_thread_num()].data() + c * co;
-                gate(from, from, ci, n, panel, z.data());
-                BY_LANES(panel, outer_of, (z.data(), dy_t.data(), n, panel, c_, to), T);
-                if (!x_t) continue;
-                gate(from, x_t + first * ci + c, ci, n, panel, z.data());
-                BY_LANES(panel, outer_of, (z.data(), dy.data(), n, panel, c_, to), T);
+                if (!dx) continue;
+                T* to = dx + first * ci;
+                BY_LANES(c_, product_of, (dy_t.data(), n, c_, turned, int(ci), to, nullptr, false), T);
+                if (turned_t) BY_LANES(c_, product_of, (dy.data(), n, c_, turned_t, int(ci), to, nullptr, true), T);
+                gate(x + first * ci, to, ci, n, int(ci), to);
             }
-            if (!dx) continue;
-            T* to = dx + first * ci;
-            BY_LANES(c_, product_of, (dy_t.data(), n, c_, turned, int(ci), to, nullptr, false), T);
-            if (turned_t) BY_LANES(c_, product_of, (dy.data(), n, c_, turned_t, int(ci), to, nullptr, true), T);
-            gate(x + first * ci, to, ci, n, int(ci), to);
-        }
     }
     for (const auto& part : local)
         for (int64_t i = 0; i < ci * co; ++i) dp[i] += part[i];

@@ -178,7 +178,7 @@ template <class T, class S> struct PartialCell : Cell<T, S> {
     void run() {
         const Plan& p = this->p;
         const int64_t own = p.height * p.width, C = whole.channels;
-#pragma omp parallel for collapse(2) schedule(static) num_threads(this->nt)
+#pragma omp parallel for collapse(2) schedule(dynamic) num_threads(this->nt)
         for (int64_t j = 0; j < p.inputs; ++j)
             for (int64_t n = 0; n < p.n; ++n) {
                 if (p.lanes > p.fold * p.channels) std::fill_n(heads[j] + n * own * p.lanes, own * p.lanes, T(0));
@@ -199,7 +199,7 @@ template <class T, class S> struct PartialCell : Cell<T, S> {
 #pragma omp parallel num_threads(this->nt)
         {
             Buffer<T> sum(chunk * C);
-#pragma omp for collapse(2) schedule(static)
+#pragma omp for collapse(2) schedule(dynamic)
             for (int64_t n = 0; n < p.n; ++n)
                 for (int64_t from = 0; from < pixels; from += chunk) {
                     const int64_t size = std::min(chunk, pixels - from);

@@ -42,7 +42,7 @@ template <class T> struct Second : Tangent<T> {
     };
 
     // from dy and dy_t: dx_t (h, w, c), added or set, dx where it is wanted, and the tangents of the weight gradients
-    void separable_back_t(Scratch& s, int h, int wd, int k, int d, int st, int64_t taps, int64_t matrix, T* dx, T* dx_t, bool add) {
+    void separable_back_t(Scratch& s, int h, int wd, int k, int d, int st, int64_t taps, int64_t matrix, T* dx, T* dx_t, bool add, int64_t part) {
         const int tw = wd + 2 * PAD;
         const int64_t square = int64_t(c) * c;
         const T *turn = this->turned.data() + matrix * square, *flip = this->flipped.data() + taps;
@@ -66,7 +66,7 @@ template <class T> struct Second : Tangent<T> {
             depthwise<T>(k, d, st, s.tile_t.data(), tw, c, oy, wo, this->depth + taps, &s.z_t[to], false);
             if (depth_t) depthwise<T>(k, d, st, s.tile.data(), tw, c, oy, wo, depth_t + taps, &s.z_t[to], true);
         }
-        T* mine = local[omp_get_thread_num()].data();
+        T* mine = local[part].data();
         outer<T>(s.z.data(), s.dy_t.data(), ho * wo, c, mine + p.depth + matrix * square);
         outer<T>(s.z_t.data(), s.dy.data(), ho * wo, c, mine + p.depth + matrix * square);
         T* dd = mine + taps;
@@ -78,7 +78,7 @@ template <class T> struct Second : Tangent<T> {
 #undef CALL
     }
 
-    void halve_back_t(Scratch& s, const Unit& u, int h, int wd) {
+    void halve_back_t(Scratch& s, const Unit& u, int h, int wd, int64_t part) {
         const int tw = wd + 2 * PAD;
         const int64_t matrices[2] = {u.p1, u.p2}, square = int64_t(c) * c;
         for (int from = 0; from < 2; ++from) {
@@ -94,7 +94,7 @@ template <class T> struct Second : Tangent<T> {
                 }
             }
             if (!learn) continue;
-            T* dp = local[omp_get_thread_num()].data() + p.depth + matrices[from] * square;
+            T* dp = local[part].data() + p.depth + matrices[from] * square;
             for (int oy = 0; oy < ho; ++oy) {
                 this->gather(s.tile.data(), tw, oy, from, &s.z[int64_t(oy) * wo * c]);
                 this->gather(s.tile_t.data(), tw, oy, from, &s.z_t[int64_t(oy) * wo * c]);
@@ -150,22 +150,24 @@ template <class T> struct Second : Tangent<T> {
         const size_t plane = size_t(p.n) * this->pixels() * c;
         std::vector<double> all(size_t(p.n) * mine.size() * 5 * c);
         const int tw = wo + 2 * PAD;
+        const Parts parts = this->parts();
+        Pieces pieces(nt, int64_t(mine.size()) * parts.count);
 #pragma omp parallel num_threads(nt)
         {
             Scratch s;
             s.dz.assign(size_t(ho + 2 * PAD) * tw * c, T(0)), s.dz_t = s.dz;
             if (learn) s.tile = s.dz, s.tile_t = s.dz;
             s.dy.resize(this->pixels() * c), s.dy_t = s.dy, s.z = s.dy, s.z_t = s.dy;
-            for (size_t k = 0; k < mine.size(); ++k) {
+            for (int64_t piece; pieces.take(piece);) {
+                const int64_t k = piece / parts.count, part = piece % parts.count;
                 const Unit& u = units[mine[k]];
                 first_map(u, s.map);
-#pragma omp for schedule(static) nowait
-                for (int64_t n = 0; n < p.n; ++n) {
+                for (int64_t n = parts.begin(part); n < parts.end(part); ++n) {
                     const T *y1 = this->kept(u.y1, n), *y1_t = kept_t(u.y1, n);
                     affine_of(mine[k], n, s);
                     if (learn) fill_both<T>(y1, y1_t, c, ho, wo, c, s.map.data(), s.tile.data(), s.tile_t.data());
                     T *v = this->dv + k * plane + n * this->pixels() * c, *v_t = dv_t + k * plane + n * this->pixels() * c;
-                    separable_back_t(s, ho, wo, int(u.k), 1, 1, u.d2, u.p2, v, v_t, false);
+                    separable_back_t(s, ho, wo, int(u.k), 1, 1, u.d2, u.p2, v, v_t, false, part);
                     const V<T> zero = {};
                     for (int l = 0; l < c; l += Vector<T>::width) {
                         V<T> r[5] = {}, m = zero, m_t = zero;
@@ -214,6 +216,8 @@ template <class T> struct Second : Tangent<T> {
         const size_t plane = size_t(p.n) * this->pixels() * c;
         const int64_t own = int64_t(h) * wd;
         if (j >= p.inputs) dots.assign(size_t(p.n) * (p.units + 1) * 3 * c, 0.0);
+        const Parts parts = this->parts();
+        Pieces pieces(nt, parts.count);
 #pragma omp parallel num_threads(nt)
         {
             Scratch s;
@@ -221,31 +225,31 @@ template <class T> struct Second : Tangent<T> {
             if (convolving && learn) s.tile = s.dz, s.tile_t = s.dz;
             s.dy.resize(this->pixels() * c), s.dy_t = s.dy, s.z = s.dy, s.z_t = s.dy;
             s.row.resize(size_t(std::max<int64_t>(wo, wd)) * c), s.dx_t.resize(own * c);
-#pragma omp for schedule(static)
-            for (int64_t n = 0; n < p.n; ++n) {
-                const T* x = this->state(j, n);
-                std::fill(s.dx_t.begin(), s.dx_t.end(), T(0));
-                if (convolving && learn) fill_both<T>(x, state_t(j, n), this->ld(j), h, wd, c, nullptr, s.tile.data(), s.tile_t.data());
-                size_t k = 0;
-                for (int i = 0; i < p.units; ++i) {
-                    const Unit& u = units[i];
-                    if (u.src != j) continue;
-                    if (u.kind == SEP) {
-                        const T *f = first.data() + k * 3 * c, *f_t = first_t.data() + k * 3 * c;
-                        const T* const maps[6] = {f, f + c, f + 2 * c, f_t, f_t + c, f_t + 2 * c};
-                        const int64_t o = k * plane + n * this->pixels() * c;
-                        affine_both(this->dv + o, dv_t + o, this->kept(u.y1, n), kept_t(u.y1, n), maps, s.dy.data(), s.dy_t.data());
-                        separable_back_t(s, h, wd, int(u.k), 1, st, u.d1, u.p1, nullptr, s.dx_t.data(), true);
-                        ++k;
-                    } else if (u.kind == DIL || u.kind == HALVE) {
-                        affine_of(i, n, s);
-                        if (u.kind == DIL) separable_back_t(s, h, wd, int(u.k), 2, st, u.d1, u.p1, nullptr, s.dx_t.data(), true);
-                        else halve_back_t(s, u, h, wd);
+            for (int64_t part; pieces.take(part);)
+                for (int64_t n = parts.begin(part); n < parts.end(part); ++n) {
+                    const T* x = this->state(j, n);
+                    std::fill(s.dx_t.begin(), s.dx_t.end(), T(0));
+                    if (convolving && learn) fill_both<T>(x, state_t(j, n), this->ld(j), h, wd, c, nullptr, s.tile.data(), s.tile_t.data());
+                    size_t k = 0;
+                    for (int i = 0; i < p.units; ++i) {
+                        const Unit& u = units[i];
+                        if (u.src != j) continue;
+                        if (u.kind == SEP) {
+                            const T *f = first.data() + k * 3 * c, *f_t = first_t.data() + k * 3 * c;
+                            const T* const maps[6] = {f, f + c, f + 2 * c, f_t, f_t + c, f_t + 2 * c};
+                            const int64_t o = k * plane + n * this->pixels() * c;
+                            affine_both(this->dv + o, dv_t + o, this->kept(u.y1, n), kept_t(u.y1, n), maps, s.dy.data(), s.dy_t.data());
+                            separable_back_t(s, h, wd, int(u.k), 1, st, u.d1, u.p1, nullptr, s.dx_t.data(), true, part);
+                            ++k;
+                        } else if (u.kind == DIL || u.kind == HALVE) {
+                            affine_of(i, n, s);
+                            if (u.kind == DIL) separable_back_t(s, h, wd, int(u.k), 2, st, u.d1, u.p1, nullptr, s.dx_t.data(), true, part);
+                            else halve_back_t(s, u, h, wd, part);
+                        }
                     }
+                    finish_t(j, n, x, own, convolving, s);
+                    if (j >= p.inputs) measure_gradient_t(j, n);
                 }
-                finish_t(j, n, x, own, convolving, s);
-                if (j >= p.inputs) measure_gradient_t(j, n);
-            }
         }
     }
 
