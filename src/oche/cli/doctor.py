@@ -11,6 +11,7 @@ from typing import TypedDict
 
 import torch
 
+from oche.cli.waiting import CHOSEN
 from oche.fast.backends.native import cache, compiler_path, load, switched_off
 
 TIERS = {
@@ -74,7 +75,7 @@ def examine() -> Examined:
     }
 
 
-READ = ("CXX", "OCHE_CACHE", "OCHE_DATA", "OCHE_FAST", "OCHE_KERNELS", "OMP_NUM_THREADS", "XDG_CACHE_HOME")
+READ = ("CXX", "OCHE_CACHE", "OCHE_DATA", "OCHE_FAST", "OCHE_KERNELS", "OMP_NUM_THREADS", "XDG_CACHE_HOME", *CHOSEN)
 """Environment variables that change what oche does."""
 
 

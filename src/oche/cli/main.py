@@ -29,6 +29,7 @@ from oche.cli.lists import LISTS
 from oche.cli.show import show_found, show_latency, show_score, show_trained
 from oche.cli.study import study
 from oche.cli.typed import goes_alone, is_given, speak_aside
+from oche.cli.waiting import wait_briefly
 from oche.config import assignment
 from oche.errors import UserError, unknown
 from oche.plan.processes import FOLLOWS, rank
@@ -386,6 +387,7 @@ app.add_typer(study, name="study")
 
 def main() -> None:
     """Runs the command line; see `boundary` for how it ends."""
+    wait_briefly()
     console.quiet = rank() != 0  # of several processes, one speaks
     guarded(app)
 
