@@ -27,6 +27,7 @@ def check_data(source: str, settings: Mapping[str, object], as_json: bool) -> No
     """
     from oche import config
     from oche.data import load
+    from oche.data.facts import fine_tuning
     from oche.data.problems import problems_of
 
     if other := [path for path in settings if not path.startswith("data.")]:
@@ -45,12 +46,15 @@ def check_data(source: str, settings: Mapping[str, object], as_json: bool) -> No
     if as_json:
         print(json.dumps(plain(data)))
         return
-    console.print(rows_table([*data_rows(data), *ledger_rows(data)]))
+    advice = fine_tuning(data)
+    console.print(rows_table([*data_rows(data), *ledger_rows(data), *([("advice", advice)] if advice else [])]))
     console.print(counts_table(data))
 
 
 def plain(data: Data) -> dict[str, object]:
     """All that is known of a data set, for JSON."""
+    from oche.data.facts import fine_tuning
+
     return {
         "name": data.name,
         "problems": [],
@@ -58,6 +62,7 @@ def plain(data: Data) -> dict[str, object]:
         "contract": data.contract.plain(),
         **data.ledger.plain(),
         "notes": list(data.notes),
+        "advice": fine_tuning(data),
     }
 
 

@@ -18,6 +18,9 @@ LEAST = 1e-6
 RARE = 0.02
 """Share of the train pixels below which a class is rare."""
 
+PHOTOGRAPH, PRETRAINED = 128, "5 M"
+"""Pixels per side from which on the advice is given (our choice; pre-trained networks have seen 224), and what small ones of them weigh."""
+
 
 def mean_and_std(train: ImageSet) -> tuple[tuple[float, ...], tuple[float, ...], tuple[str, ...]]:
     """Mean and standard deviation of each channel, pixels in [0, 1], over all images; and a note if over some only.
@@ -89,6 +92,16 @@ def shares_of(train: ImageSet, classes: Sequence[str]) -> dict[str, float]:
     """Each class's share of the train pixels."""
     counts = pixel_counts(train, len(classes)).double()
     return dict(zip(classes, (counts / counts.sum().clamp_min(1)).tolist(), strict=True))
+
+
+def fine_tuning(data: Data) -> str:
+    """Advice where a network that others have trained on photographs would win; "" where none is made for such images."""
+    if data.things != "images" or data.channels != 3 or min(data.size) < PHOTOGRAPH:
+        return ""
+    return (
+        f"these are colour images of {data.size[0]}x{data.size[1]}: if they are photographs and more than {PRETRAINED} parameters are "
+        "allowed, fine-tuning a pre-trained network wins; a search pays where a limit lies below that (docs/limits.md)"
+    )
 
 
 def _chunks(part: ImageSet, positions: Tensor | None = None) -> Iterator[Tensor]:

@@ -139,3 +139,18 @@ def test_a_run_begins_with_it_and_keeps_it(tmp_path: Path, capsys: pytest.Captur
     kept = json.loads((tmp_path / "run" / "ledger.json").read_text())
     assert kept == {name: found[name] for name in kept if name != "notes"} | {"notes": kept["notes"]}
     assert set(kept["notes"]) <= set(found["notes"])
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "advised"), [((128, 160), 3, True), ((127, 160), 3, False), ((128, 160), 1, False)]
+)
+def test_large_photographs_get_advice_about_pre_trained_networks(
+    size: tuple[int, int], channels: int, advised: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shape = (12, *size, channels)[: 4 if channels > 1 else 3]
+    np.savez(tmp_path / "a.npz", x=np.random.default_rng(0).integers(0, 255, shape, np.uint8), y=np.arange(12) % 2)
+    check_data(str(tmp_path / "a.npz"), {}, True)
+    advice = json.loads(capsys.readouterr().out)["advice"]
+    check_data(str(tmp_path / "a.npz"), {}, False)
+    shown = "fine-tuning a pre-trained network wins" in " ".join(capsys.readouterr().out.split())
+    assert (bool(advice), shown) == (advised, advised)
