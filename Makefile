@@ -1,4 +1,4 @@
-# `make demo` searches a first cell on scikit-learn's digits; `make test` is what has to be green before a commit; `make bench` measures
+# `make demo` searches a small network for digits that are hard to read, in three minutes; `make test` is what has to be green before a commit; `make bench` measures
 # what docs/results/performance.md lacks (on a quiet machine, half an hour; it carries on where it was stopped) and writes that page.
 # `make chaos` kills runs 200 times, wherever they write, import or compile, and fills their disk (half an hour; it goes on where it was stopped),
 # then damages each kind of file 250 times (ten minutes).
@@ -20,7 +20,7 @@ PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist workstea
 .PHONY: docs demo test test-all chaos fuzz bench mutants lint clean
 
 demo: $(INSTALLED)
-	$(BIN)/oche search
+	$(BIN)/oche search --data digits_hard --max-params 20k --max-macs 1M --time 3m
 
 test: lint
 	$(PYTEST) -m "not slow"

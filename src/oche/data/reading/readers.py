@@ -13,6 +13,7 @@ from oche.data.contract import Contract
 from oche.data.images import Data
 from oche.data.reading.arrays import has_idx, read_digits, read_idx, read_npz
 from oche.data.reading.digit_masks import read_digits_masks
+from oche.data.reading.digit_scenes import read_digits_hard
 from oche.data.reading.files import folders_in, holds_images
 from oche.data.reading.folders import read_folder
 from oche.data.reading.found import ALIASES, Parts, Wish
@@ -48,6 +49,7 @@ SETS: dict[str, Reader] = {
     "imagenet": read_imagenet,
     "camvid": read_camvid,
     "digits_masks": read_digits_masks,
+    "digits_hard": read_digits_hard,
 }
 """Data sets that have a name. Where a folder here has it too, `./digits` is the folder and `builtin:digits` the set."""
 
