@@ -98,3 +98,14 @@ def test_the_coarsest_map_has_two_rows_and_little_padding() -> None:
                 if min(height, width) // stride >= 2 and 4 * added <= height * width:
                     fits.append(levels)
             assert levels_for((height, width)) == max(fits, default=1)
+
+
+def test_few_images_get_more_epochs_unless_they_are_given() -> None:
+    """1,200 batches of 8 images, by hand: 24 images are 3 batches, 480 are 60."""
+    few = tiny_masks(24)
+    assert [resolve(Request(data=data)).epochs for data in (few, tiny_masks(480))] == [400, 60]
+    assert resolve(Request(data=few, epochs=7)).epochs == 7
+    plan = resolve(Request(data=few, batch=16))
+    assert plan.epochs == 600
+    recorded = {**plan.table(), "resolved": {"epochs": 500, "batch": 16}}
+    assert resolve(Request(data=few, batch=16), recorded).epochs == 500

@@ -68,9 +68,13 @@ def convolved(inputs: int, outputs: int, kernel: int) -> int:
 
 
 def in_grid(c: int, inputs: int, classes: int, levels: int) -> int:
-    """Weights of what every grid has: three 3x3 convolutions to `c` channels, a 1x1 per level to 2 c, and 3x3 to the classes."""
+    """Weights of what every grid has: three 3x3 convolutions to `c` channels, a 1x1 per level to 2 c, and 3x3 to `c`.
+
+    Then a 3x3 of the image to `c`, a 3x3 of both to `c`, and a 1x1 to the classes.
+    """
     stem = convolved(inputs, c, 3) + 2 * convolved(c, c, 3)
-    return stem + sum(convolved(c << level, 2 * c, 1) for level in range(levels)) + 9 * 2 * c * classes + classes
+    coarse = sum(convolved(c << level, 2 * c, 1) for level in range(levels)) + 9 * 2 * c * c + c
+    return stem + coarse + convolved(inputs, c, 3) + convolved(2 * c, c, 3) + c * classes + classes
 
 
 @pytest.mark.parametrize("c", [4, 16, 21])

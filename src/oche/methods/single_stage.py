@@ -98,7 +98,7 @@ BUDGETS = {
         "nb201": Budget(200, 64, {"space.cells": 5, "space.channels": 16}, _OURS),
     },
     "quick": {
-        "grid": Budget(60, 8, {"space.layers": 6, "space.channels": 8, "weight_lr.start": 0.02}),
+        "grid": Budget(60, 8, {"space.layers": 6, "space.channels": 8, "weight_lr.start": 0.1}, steps=1200),
         "darts": Budget(40, 64, {"space.cells": 5, "space.channels": 8}),
         "nb201": Budget(60, 64, {"space.cells": 1, "space.channels": 16}),
     },

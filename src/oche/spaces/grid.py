@@ -73,7 +73,7 @@ class GridSpace(Space):
     reach: int = 1
     keep: int = 2
     stem: Literal["plain", "separable"] = "plain"
-    head: Literal["fine", "topdown", "aspp"] = "topdown"
+    head: Literal["fine", "topdown", "aspp"] = "fine"
     paths: float = 1.0
     checkpoint: bool = False
 
