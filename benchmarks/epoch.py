@@ -35,6 +35,7 @@ def networks() -> dict[str, tuple[Space, Genotype]]:
     return {
         "ResNet-8": RIVALS["resnet8"].network(like),
         "NAS-Bench-201's best cell, C=8 N=1": (SPACES["nb201"](channels=8, cells=1), Genotype.parse(best, "nb201")),
+        "NAS-Bench-201's best cell, C=16 N=1": (SPACES["nb201"](cells=1), Genotype.parse(best, "nb201")),
         "MobileNetV2, 0.4 as wide": RIVALS["mobilenetv2"].network(like, 128),
         "DARTS_V2, C=8 L=8": (SPACES["darts"](channels=8, cells=8), Genotype.parse("DARTS_V2", "darts")),
     }

@@ -8,14 +8,20 @@ of `kernels.stages`, of any number of channels; a cell sums its edges, each time
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from oche.fast.backends.buffers import shared
 from oche.fast.backends.native import kernels, switched_off
+from oche.fast.kernels.chains import ACTIVATIONS, Chain, projects, segments, several
+from oche.fast.kernels.dense import DenseLayout
+from oche.fast.kernels.dense_found import found_layout, run_found
 from oche.fast.kernels.entry import single
-from oche.fast.kernels.stages import Chain, Term, joined, segments, several
+from oche.fast.kernels.node import Term, joined
+from oche.spaces.blocks import MBConv, Residual
+from oche.spaces.nb201 import ResidualReduction
 from oche.spaces.networks import Cell, Chosen, Paths, Through
 from oche.spaces.ops import ReLUConvBN
 
@@ -28,10 +34,12 @@ def quicken(network: nn.Module) -> None:
         if type(module) in QUICK:
             parts = segments(list(module.children()))
             if any(isinstance(part, tuple) for part in parts):
-                module.parts, module.pool = parts, shared()  # type: ignore[assignment]
+                module.parts, module.pool = parts, shared()
                 module.__class__ = QUICK[type(module)]
-        elif type(module) is Cell and all(type(edge) is Chosen for edge in module.edges.values()):
-            module.__class__ = QuickCell
+        elif type(module) in SUMS and _sums(module):
+            if isinstance(module, Cell):
+                module.dense, module.pool = found_layout(module), shared()
+            module.__class__ = SUMS[type(module)]  # type: ignore[assignment]
 
 
 def ordinary(network: nn.Module) -> None:
@@ -39,9 +47,10 @@ def ordinary(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, Quick):
             del module.parts, module.pool
+        if isinstance(module, QuickCell):
+            del module.dense, module.pool
+        if type(module) in ORDINARY:
             module.__class__ = ORDINARY[type(module)]  # type: ignore[assignment]
-        elif type(module) is QuickCell:
-            module.__class__ = Cell  # type: ignore[assignment]
 
 
 class Quick(nn.Sequential):
@@ -54,8 +63,15 @@ class Quick(nn.Sequential):
         if not (self.training and torch.is_grad_enabled()):
             out: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
             return out
-        for part in self.parts:
-            x = _chained(part, x) if isinstance(part, tuple) else part(x)
+        rest = list(self.parts)
+        while rest:
+            part = rest.pop(0)
+            if not isinstance(part, tuple):
+                x = part(x)
+                continue
+            behind = rest[0] if rest and not isinstance(rest[0], tuple) and type(rest[0]) in ACTIVATIONS else None
+            del rest[: int(behind is not None)]
+            x = _chained(part, behind, x)
         return x
 
 
@@ -63,8 +79,54 @@ class QuickEntry(Quick, ReLUConvBN):
     """A ReLUConvBN whose training steps do."""
 
 
+class QuickSum(nn.Module):
+    """A block that sums two branches: in a training step one sum of chains, identities and what other branches give."""
+
+    activation: ClassVar[int] = 0
+
+    def branches(self) -> tuple[nn.Module, nn.Module]:
+        """The modules whose outputs are summed."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled() and _suits(x):
+            chains, wide = [_whole(module) for module in self.branches()], single(x)
+            if any(chain and _runs(chain, wide) for chain in chains):
+                return joined([_branch(module, wide) for module in self.branches()], self.activation)
+        out: Tensor = super().forward(x)  # type: ignore[misc]
+        return out
+
+
+class QuickResidual(QuickSum, Residual):
+    """A residual block."""
+
+    activation = ACTIVATIONS[nn.ReLU]
+
+    def branches(self) -> tuple[nn.Module, nn.Module]:
+        return self.deep, self.short
+
+
+class QuickReduction(QuickSum, ResidualReduction):
+    """The block between two stages of NAS-Bench-201."""
+
+    def branches(self) -> tuple[nn.Module, nn.Module]:
+        return self.deep, self.short
+
+
+class QuickBottleneck(QuickSum, MBConv):
+    """An inverted bottleneck with a way past it."""
+
+    def branches(self) -> tuple[nn.Module, nn.Module]:
+        return self.layers, nn.Identity()
+
+
 class QuickCell(Cell):
-    """A cell of a network: in a training step a node is one sum of its chains, identities and other operations."""
+    """A cell of a network: in a training step one operator, where its convolutions are dense; or else one sum per node.
+
+    A node sums chains, identities and what other operations give.
+    """
+
+    dense: DenseLayout | None
 
     def forward(self, inputs: Sequence[Tensor], through: Through) -> Tensor:
         quick = self.training and torch.is_grad_enabled() and isinstance(through, Paths) and not through.serial
@@ -72,6 +134,8 @@ class QuickCell(Cell):
             return super().forward(inputs, through)
         assert isinstance(through, Paths)
         states = {i: entry(x) for i, (entry, x) in enumerate(zip(self.entries, inputs, strict=True))}
+        if self.dense is not None and not through.factors and _takes(self.dense, list(states.values())):
+            return run_found(self.dense, [single(h) for h in states.values()])
         for target, incoming in enumerate(self._into, start=len(states)):
             terms = [_term(e, self.edges[key], states[source], through) for e, source, key in incoming]
             if terms:
@@ -82,13 +146,39 @@ class QuickCell(Cell):
 
 
 QUICK: dict[type[nn.Module], type[Quick]] = {nn.Sequential: Quick, ReLUConvBN: QuickEntry}
-ORDINARY: dict[type[nn.Module], type[nn.Module]] = {quick: plain for plain, quick in QUICK.items()}
+SUMS: dict[type[nn.Module], type[nn.Module]] = {
+    Residual: QuickResidual,
+    ResidualReduction: QuickReduction,
+    MBConv: QuickBottleneck,
+    Cell: QuickCell,
+}
+ORDINARY: dict[type[nn.Module], type[nn.Module]] = {quick: plain for plain, quick in [*QUICK.items(), *SUMS.items()]}
 
 # ------------------------------------------------------------------ helpers
 
 
+def _sums(module: nn.Module) -> bool:
+    """True if a training step of the block is a sum that the kernels know."""
+    if isinstance(module, Cell):
+        return all(type(edge) is Chosen for edge in module.edges.values())
+    return not isinstance(module, MBConv) or module.residual
+
+
 def _suits(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and x.numel() > 0
+
+
+def _takes(dense: DenseLayout, states: list[Tensor]) -> bool:
+    """True if the kernels can take the cell with these states."""
+    first = states[0]
+    alike = all(_suits(h) and h.shape == first.shape and h.dtype == first.dtype for h in states)
+    weights = [w for unit in dense.units if unit.conv for w in unit.conv.parameters()]
+    return (
+        alike
+        and len(first) * first.shape[2] * first.shape[3] > 1
+        and all(w.dtype == first.dtype for w in weights)
+        and all(unit.norm.training for unit in dense.units if unit.norm)
+    )
 
 
 def _runs(chain: Chain, x: Tensor) -> bool:
@@ -97,14 +187,13 @@ def _runs(chain: Chain, x: Tensor) -> bool:
     return _suits(x) and same and all(stage.norm.training for stage in chain) and several(chain, x)
 
 
-def _chained(chain: Chain, x: Tensor) -> Tensor:
-    """The chain on x, on the kernels or by torch."""
+def _chained(chain: Chain, behind: nn.Module | None, x: Tensor) -> Tensor:
+    """The chain and the activation behind it on x, on the kernels or by torch."""
     wide = single(x)
     if _runs(chain, wide):
-        return joined([Term(wide, chain)])
-    for stage in chain:
-        for module in stage.modules:
-            x = module(x)
+        return joined([Term(wide, chain)], ACTIVATIONS[type(behind)] if behind is not None else 0)
+    for module in [*(module for stage in chain for module in stage.modules), *([] if behind is None else [behind])]:
+        x = module(x)
     return x
 
 
@@ -113,11 +202,28 @@ def _term(e: int, edge: nn.Module, h: Tensor, through: Paths) -> Term:
     assert isinstance(edge, Chosen)
     (op,) = edge.ops.values()
     factor = through.factors.get(e)
-    wide = single(h)
-    if isinstance(op, Quick) and len(op.parts) == 1 and isinstance(op.parts[0], tuple) and _runs(op.parts[0], wide):
-        return Term(wide, op.parts[0], factor)
+    chain, wide = _whole(op), single(h)
+    if chain and _runs(chain, wide):
+        return Term(wide, chain, factor)
     out: Tensor = edge(h, through.draw)
     return Term(single(out), (), None if out is h else factor)
+
+
+def _branch(module: nn.Module, x: Tensor) -> Term:
+    """What a module adds to a sum: its chain, where all of it is one that the kernels can take, or what it gives."""
+    chain = _whole(module)
+    if chain and _runs(chain, x):
+        return Term(x, chain)
+    if projects(module) and all(w.dtype == x.dtype for w in module.parameters()):
+        assert isinstance(module, nn.Conv2d)
+        return Term(x, projection=module)
+    return Term(single(module(x)).to(x.dtype))
+
+
+def _whole(module: nn.Module) -> Chain:
+    """The one chain that the module is, or none."""
+    parts = module.parts if isinstance(module, Quick) else []
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], tuple) else ()
 
 
 def _plain(term: Term) -> Tensor:

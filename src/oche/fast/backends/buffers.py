@@ -6,8 +6,9 @@ nothing refers to it any more, which is as soon as autograd has let go of it.
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -38,6 +39,16 @@ class Buffers:
             self.free.pop(old, None)
             del self.asked[old]
         return self._lend(key, size)
+
+    def lasting(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor with any content that may be handed out: its memory is lent for as long as any tensor lies in it."""
+        size = math.prod(shape)
+        if not size:
+            return torch.empty(shape, dtype=dtype)
+        lent = self.take(size, dtype)
+        array = lent.numpy().view()  # lives as long as a storage refers to it
+        weakref.finalize(array, _let, lent).atexit = False
+        return torch.from_numpy(array).view(shape)
 
     def scratch(self, size: int, dtype: torch.dtype) -> Tensor:
         """A buffer for one call: the first elements of a larger buffer if one is free and none of this size is."""
@@ -73,6 +84,10 @@ class Buffers:
     def _back(self, key: _Key, own: Tensor) -> None:
         if key in self.asked:
             self.free.setdefault(key, []).append(own)
+
+
+def _let(lent: Tensor) -> None:
+    """Keeps what is lent alive until it is called."""
 
 
 def _key(lent: Tensor) -> _Key:

@@ -20,7 +20,7 @@ Neither relu(h) nor anything normalised, weighted or pooled is stored. The secon
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -78,7 +78,7 @@ def dense_layout(cell: Cell) -> DenseLayout | str:
             for o, (name, op) in enumerate(edge.ops.items()):
                 if isinstance(op, Zero) and op.stride == 1:
                     continue
-                unit = _unit(op)
+                unit = unit_of(op)
                 if unit is None:
                     return f"operation {name}"
                 units.append(replace(unit, source=source, target=target, edge=e, column=o))
@@ -90,8 +90,8 @@ def dense_layout(cell: Cell) -> DenseLayout | str:
     return DenseLayout(tuple(units), len(cell.entries), len(cell._into), norms[0].eps, norms[0].affine)
 
 
-def _unit(op: nn.Module) -> Unit | None:
-    """Returns the kind of unit that an operation is, or None."""
+def unit_of(op: nn.Module, known: Callable[[nn.Module], bool] = of_batch) -> Unit | None:
+    """Returns the kind of unit that an operation is, or None; `known` says whether a batch norm will do."""
     if isinstance(op, nn.Identity):
         return Unit(SKIP)
     if isinstance(op, nn.AvgPool2d):
@@ -100,14 +100,14 @@ def _unit(op: nn.Module) -> Unit | None:
     if not (isinstance(op, nn.Sequential) and len(op) == 3):
         return None
     relu, conv, norm = op
-    if not (isinstance(relu, nn.ReLU) and isinstance(conv, nn.Conv2d) and of_batch(norm)):
+    if not (isinstance(relu, nn.ReLU) and isinstance(conv, nn.Conv2d) and known(norm)):
         return None
     k = conv.kernel_size[0]
     if k not in (1, 3) or conv.bias is not None or conv.groups != 1 or conv.in_channels != conv.out_channels:
         return None
     if (conv.kernel_size, conv.stride, conv.dilation, conv.padding) != ((k, k), (1, 1), (1, 1), (k // 2, k // 2)):
         return None
-    return Unit(WIDE if k == 3 else POINT, conv=conv, norm=norm)
+    return Unit(WIDE if k == 3 else POINT, conv=conv, norm=norm)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------ what the kernels are given
@@ -147,6 +147,7 @@ class CPlan(ctypes.Structure):
     _fields_ = [*((name, ctypes.c_int64) for name in NAMES), ("eps", ctypes.c_double)]
 
 
+_Kept = tuple[Tensor, Tensor, Tensor, Tensor]
 _Given = tuple[Tensor, list[int], float, Tensor, Tensor | None, Tensor | None, list[Tensor], list[Tensor]]
 _GIVEN = "Tensor table, int[] plan, float eps, Tensor w, Tensor? gamma, Tensor? beta, Tensor[] states, Tensor[] filters"
 
@@ -186,6 +187,11 @@ class _Dense(NamedTuple):
 
 def run_dense(cell: DenseLayout, states: Sequence[Tensor], w: Tensor, zero: set[tuple[int, int]]) -> Tensor:
     """The cell's output (B, C, H, W) in channels_last from its states after the entries, each (B, C, H, W); w (E, O)."""
+    return run_units(cell, states, w, zero)[0]
+
+
+def run_units(cell: DenseLayout, states: Sequence[Tensor], w: Tensor, zero: set[tuple[int, int]]) -> _Kept:
+    """The same, what is kept, and by convolution the means and 1/deviations (convs, lanes) of its batch norm."""
     units = tuple(unit for unit in cell.units if (unit.edge, unit.column) not in zero)
     batch, channels, height, width = states[0].shape
     place = Lanes.of(batch, channels)
@@ -213,7 +219,7 @@ def run_dense(cell: DenseLayout, states: Sequence[Tensor], w: Tensor, zero: set[
     if cell.affine and norms:
         gamma, beta = torch.stack([norm.weight for norm in norms]), torch.stack([norm.bias for norm in norms])
     table = torch.tensor(rows, dtype=torch.int64) if rows else torch.zeros(0, 6, dtype=torch.int64)
-    return DENSE(table, list(plan), cell.eps, w, gamma, beta, list(states), filters)[0]
+    return DENSE(table, list(plan), cell.eps, w, gamma, beta, list(states), filters)
 
 
 def _packed(h: Tensor, place: Lanes) -> Tensor:
@@ -238,14 +244,13 @@ def _filters(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_int64]:
 
 # ------------------------------------------------------------------ the operators
 
-_Kept = tuple[Tensor, Tensor, Tensor, Tensor]
-
 
 def _forward(*given: *_Given) -> _Kept:
     """The last node (B, C, H, W), what is kept, means and deviations."""
     cell = _Dense(*given)
     plan = cell.plan
-    out, kept = cell.room(plan.n, plan.height, plan.width, plan.lanes), shared().take(plan.saved, cell.states[0].dtype)
+    size, dtype = (plan.n, plan.height, plan.width, plan.lanes), cell.states[0].dtype
+    out, kept = shared().lasting(size, dtype), shared().take(plan.saved, dtype)
     mean, rstd = cell.moments()
     invoke("dense_forward", out.dtype, *cell.passed(), kept, out, mean, rstd)
     return _unpacked(out, plan.place), kept, mean, rstd
@@ -310,7 +315,7 @@ def _gradient(
     plane = plan.n * plan.height * plan.width * plan.lanes
     dfilters = [torch.empty_like(t) for t in cell.filters] if learn else []
     size = (plan.n, plan.height, plan.width, plan.lanes)
-    dstates = [cell.room(*size) if one else None for one in wanted]
+    dstates = [shared().lasting(size, dtype) if one else None for one in wanted]
     work = shared().scratch((2 * plan.nodes - 1) * plane, dtype)
     dw = cell.w.new_zeros(cell.w.shape, dtype=torch.float64)
     dnorms = [torch.empty(max(plan.convs, 1), plan.channels, dtype=torch.float64) for _ in range(2)]

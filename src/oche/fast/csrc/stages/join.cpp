@@ -1,14 +1,14 @@
 // A node: the sum of stages' outputs after their batch norms, and what its gradient is multiplied by.
 
-#include "../past.h"
+#include "stage.h"
 
 namespace {
 
 struct Node {
-    int64_t n, pixels, channels, terms, threads;
+    int64_t n, pixels, channels, terms, activation, threads;
 };
 
-// out = sum over terms of f (a x + b), a and b (terms, channels), f (terms, n) or null
+// out = the activation of the sum over terms of f (a x + b), a and b (terms, channels), f (terms, n) or null
 template <class T> void join(const Node& s, const T* const* x, const T* a, const T* b, const T* f, T* out) {
     const int64_t period = period_of<T>(s.channels), size = s.pixels * s.channels;
 #pragma omp parallel num_threads(int(s.threads))
@@ -26,17 +26,21 @@ template <class T> void join(const Node& s, const T* const* x, const T* a, const
             const T *scale_ = scale.data(), *shift_ = shift.data();
             const int64_t terms = s.terms, first = n * size;
             const bool past = past_caches(out + first, s.n * size);
-            along<T>(size, period, [=](int64_t i, int64_t place, int lanes) {
-                V<T> v = at(shift_ + place);
-                for (int64_t t = 0; t < terms; ++t) v += at(scale_ + t * period + place) * take(x[t] + first + i, lanes);
-                put(out + first + i, v, lanes, past);
+            by_kind(s.activation, false, [&](auto kind, auto) {
+                along<T>(size, period, [=](int64_t i, int64_t place, int lanes) {
+                    V<T> v = at(shift_ + place);
+                    for (int64_t t = 0; t < terms; ++t) v += at(scale_ + t * period + place) * take(x[t] + first + i, lanes);
+                    put(out + first + i, activated<T, kind()>(v), lanes, past);
+                });
             });
         }
     }
 }
 
-// sums (terms + 1, channels): of f g (x - pivot) for each term, last unused; and of f g: (terms, channels) behind
-template <class T> void dots(const Node& s, const T* const* x, const T* pivot, const T* f, const T* g, double* sums) {
+// sums (terms + 1, channels): of f g (x - pivot) for each term, last unused; and of f g: (terms, channels) behind. Behind an activation, g
+// is what passes it where it gave `out`, and is left in `passing`
+template <class T>
+void dots(const Node& s, const T* const* x, const T* pivot, const T* f, const T* g, const T* out, T* passing, double* sums) {
     const int64_t period = period_of<T>(s.channels), size = s.pixels * s.channels, width = (s.terms + 1) * s.channels;
     Buffer<T> about(s.terms * period);
     for (int64_t t = 0; t < s.terms; ++t) spread(pivot + t * s.channels, s.channels, about.data() + t * period);
@@ -45,9 +49,16 @@ template <class T> void dots(const Node& s, const T* const* x, const T* pivot, c
     {
         Buffer<T> total(period);
 #pragma omp for schedule(static)
-        for (int64_t n = 0; n < s.n; ++n)
+        for (int64_t n = 0; n < s.n; ++n) {
+            if (out)
+                by_kind(s.activation, false, [&](auto kind, auto) {
+                    along<T>(size, period, [=](int64_t i, int64_t, int lanes) {
+                        const int64_t at_ = n * size + i;
+                        store_some(passing + at_, passed<T, kind()>(take(out + at_, lanes), take(g + at_, lanes)), lanes);
+                    });
+                });
             for (int64_t t = 0; t <= s.terms; ++t) {
-                const T *from = g + n * size, *other = t < s.terms ? x[t] + n * size : nullptr;
+                const T *from = (out ? passing : g) + n * size, *other = t < s.terms ? x[t] + n * size : nullptr;
                 std::fill(total.begin(), total.end(), T(0));
                 by_place<T>(size, period, [&](int64_t v) {
                     V<T> sum[2] = {};
@@ -63,6 +74,7 @@ template <class T> void dots(const Node& s, const T* const* x, const T* pivot, c
                 });
                 gathered(total.data(), s.channels, &each[n * width + t * s.channels]);
             }
+        }
     }
     for (int64_t n = 0; n < s.n; ++n)
         for (int64_t t = 0; t < s.terms; ++t)
@@ -79,8 +91,9 @@ template <class T> void dots(const Node& s, const T* const* x, const T* pivot, c
     extern "C" void oche_join_##NAME(const Node* s, const T* const* x, const T* a, const T* b, const T* f, T* out) {           \
         join<T>(*s, x, a, b, f, out);                                                                                          \
     }                                                                                                                          \
-    extern "C" void oche_join_dots_##NAME(const Node* s, const T* const* x, const T* pivot, const T* f, const T* g, double* sums) { \
-        dots<T>(*s, x, pivot, f, g, sums);                                                                                     \
+    extern "C" void oche_join_dots_##NAME(const Node* s, const T* const* x, const T* pivot, const T* f, const T* g, \
+                                           const T* out, T* passing, double* sums) { \
+        dots<T>(*s, x, pivot, f, g, out, passing, sums);                                                                                     \
     }
 EXPORT_JOIN(float, f32)
 EXPORT_JOIN(double, f64)

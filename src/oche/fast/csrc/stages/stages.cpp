@@ -82,16 +82,16 @@ template <class T> void turned_back(const Shape<T>& s, Work<T>& w, int64_t y, T*
     }
 }
 
-// dx (set, or added to) from the gradient behind the activation; s1, s2: sums of it and of it times x - pivot, where there is a pivot
-template <class T> void through(const Shape<T>& s, Work<T>& w, const T* d, const T* x, int64_t length, bool add, const T* pivot, T* dx) {
-    const bool past = !add && past_caches(dx, s.n * s.height * s.width * s.ci);
+// dx from the gradient behind the activation, plus `also`; s1, s2: sums of it and of it times x - pivot, where there is a pivot
+template <class T> void through(const Shape<T>& s, Work<T>& w, const T* d, const T* x, int64_t length, const T* also, const T* pivot, T* dx) {
+    const bool past = past_caches(dx, s.n * s.height * s.width * s.ci);
     T *w1 = w.s1.data(), *w2 = w.s2.data();
     const int64_t step = s.in;
     s.with_activation([&](auto kind, auto before) {
         if (!pivot) {
             along<T>(length, step, [=](int64_t i, int64_t place, int lanes) {
                 V<T> v = passed<T, kind()>(before(load_some(x + i, lanes), place), load_some(d + i, lanes));
-                if (add) v += load_some(dx + i, lanes);
+                if (also) v += load_some(also + i, lanes);
                 put(dx + i, v, lanes, past);
             });
             return;
@@ -114,7 +114,10 @@ template <class T> void through(const Shape<T>& s, Work<T>& w, const T* d, const
 template <class T> struct Back {
     const T *x, *g, *y, *map, *factor, *pivot;  // map (3, co): slope, level, tilt; factor (n) or null; pivot (ci) or null
     T* dx;                                      // or null
-    bool add, learn;
+    const T* also;                              // what is added to dx, or null; may be dx itself
+    bool learn;
+
+    const T* also_at(const T* to) const { return also ? also + (to - dx) : nullptr; }
 };
 
 // one image whose depthwise convolution reaches over rows
@@ -136,7 +139,7 @@ template <class T> void image_back(const Shape<T>& s, const Back<T>& t, Work<T>&
     }
     for (int64_t r = 0; dx && r < s.height; ++r) {
         turned_back(s, w, r, w.dx.data());
-        through(s, w, w.dx.data(), x + r * s.width * s.ci, s.width * s.ci, t.add, pivot, dx + r * s.width * s.ci);
+        through(s, w, w.dx.data(), x + r * s.width * s.ci, s.width * s.ci, t.also_at(dx + r * s.width * s.ci), pivot, dx + r * s.width * s.ci);
     }
 }
 
@@ -151,7 +154,7 @@ template <class T> void pixels_back(const Shape<T>& s, const Back<T>& t, Work<T>
         }
         if (!dx) continue;
         product(w.dy.data(), some, s.co, s.turned.data(), s.ci, w.dz.data());
-        through(s, w, w.dz.data(), x + i * s.ci, some * s.ci, t.add, pivot, dx + i * s.ci);
+        through(s, w, w.dz.data(), x + i * s.ci, some * s.ci, t.also_at(dx + i * s.ci), pivot, dx + i * s.ci);
     }
 }
 
@@ -199,8 +202,8 @@ void backward(const Stage& given, const T* a, const T* b, const T* taps, const T
     }                                                                                                                          \
     extern "C" void oche_stage_backward_##NAME(const Stage* s, const T* x, const T* a, const T* b, const T* taps,              \
                                                const T* matrix, const T* g, const T* y, const T* map, const T* factor,         \
-                                               const T* pivot, int64_t add, T* dx, double* sums, T* dtaps, T* dmatrix) {       \
-        backward<T>(*s, a, b, taps, matrix, {x, g, y, map, factor, pivot, dx, add != 0, dtaps || dmatrix}, sums, dtaps, dmatrix); \
+                                               const T* pivot, const T* also, T* dx, double* sums, T* dtaps, T* dmatrix) {       \
+        backward<T>(*s, a, b, taps, matrix, {x, g, y, map, factor, pivot, dx, also, dtaps || dmatrix}, sums, dtaps, dmatrix); \
     }
 EXPORT_STAGES(float, f32)
 EXPORT_STAGES(double, f64)
