@@ -77,12 +77,12 @@ def test_what_the_kernels_do_not_know_stays() -> None:
     others = nn.ModuleList(
         [
             nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=2, bias=False), nn.BatchNorm2d(4)),
-            nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)),  # a bias
+            nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.BatchNorm2d(4)),
             nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4, momentum=None)),
             nn.Sequential(nn.Conv2d(4, 4, 1, bias=False), nn.ReLU(), nn.BatchNorm2d(4)),
             OPS["conv_7x1_1x7"](16, 1, True),
-            ReLUConvBN(16, 16, 3, 1, True),
-            ReLUConvBN(16, 16, 1, 2, True),
+            nn.Sequential(nn.Conv2d(4, 4, 4, padding=2), nn.BatchNorm2d(4)),
+            ReLUConvBN(144, 128, 3, 1, True),
             nn.Sequential(nn.ReLU()),
         ]
     )

@@ -150,8 +150,8 @@ def test_memory_that_is_handed_out_is_not_used_again_while_a_tensor_lies_in_it()
 
 NETWORKS = {
     "resnet8": lambda: RIVALS["resnet8"].network(SPACES["darts"](), 16),
-    "resnet20": lambda: RIVALS["resnet20"].network(SPACES["darts"](), 16),
-    "mobilenetv2": lambda: RIVALS["mobilenetv2"].network(SPACES["darts"](), 8),
+    "resnet20": lambda: RIVALS["resnet20"].network(SPACES["darts"](), 8),
+    "mobilenetv2": lambda: RIVALS["mobilenetv2"].network(SPACES["darts"](), 2),
     "nb201": lambda: (SPACES["nb201"](channels=4, cells=1), Genotype.parse(CELL, "nb201")),
 }
 CELL = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|avg_pool_3x3~1|nor_conv_3x3~2|"
@@ -164,7 +164,7 @@ def test_a_whole_network_takes_the_same_step(name: str) -> None:
     own = copy.deepcopy(op)
     quicken(own)
     assert sum(isinstance(module, QuickSum) for module in own.modules()) >= 2
-    x = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+    x = torch.randn(3, 3, 12, 12, dtype=torch.float64)
     for n, error in errors(step(own, x), step(op, x)).items():
         assert error < 1e-9, n
     torch.testing.assert_close(own.eval()(x), op.eval()(x))
