@@ -34,12 +34,12 @@ def quicken(network: nn.Module) -> None:
         if type(module) in QUICK:
             parts = segments(list(module.children()))
             if any(isinstance(part, tuple) for part in parts):
-                module.parts, module.pool = parts, shared()
+                module.parts, module.pool = parts, shared()  # type: ignore[assignment]
                 module.__class__ = QUICK[type(module)]
         elif type(module) in SUMS and _sums(module):
             if isinstance(module, Cell):
-                module.dense, module.pool = found_layout(module), shared()
-            module.__class__ = SUMS[type(module)]  # type: ignore[assignment]
+                module.dense, module.pool = found_layout(module), shared()  # type: ignore[assignment]
+            module.__class__ = SUMS[type(module)]
 
 
 def ordinary(network: nn.Module) -> None:
@@ -50,7 +50,7 @@ def ordinary(network: nn.Module) -> None:
         if isinstance(module, QuickCell):
             del module.dense, module.pool
         if type(module) in ORDINARY:
-            module.__class__ = ORDINARY[type(module)]  # type: ignore[assignment]
+            module.__class__ = ORDINARY[type(module)]
 
 
 class Quick(nn.Sequential):
@@ -93,7 +93,7 @@ class QuickSum(nn.Module):
             chains, wide = [_whole(module) for module in self.branches()], single(x)
             if any(chain and _runs(chain, wide) for chain in chains):
                 return joined([_branch(module, wide) for module in self.branches()], self.activation)
-        out: Tensor = super().forward(x)  # type: ignore[misc]
+        out: Tensor = super().forward(x)
         return out
 
 
