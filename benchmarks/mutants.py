@@ -20,11 +20,13 @@ import hashlib
 import json
 import os
 import py_compile
+import random
 import shutil
 import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mutant_tests import KILLED, SURVIVED, TIMEOUT, UNSURE, WORDS, Found, Server, forked
@@ -38,6 +40,15 @@ RULES = ROOT / "tests" / "mutants" / "rules.toml"
 REASONS = ROOT / "tests" / "mutants" / "survivors.toml"
 LARGEST = 0.03
 """Share of mutants that may survive."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """(mutant, survived) of those that were tried, of so many that a file has."""
+
+    rows: list[tuple[Mutant, bool]]
+    of: int
+
 
 Row = dict[str, object]
 Reasons = Sequence[dict[str, str]]
@@ -98,13 +109,11 @@ def passes_from_the_start(mutant: Mutant, tests: Sequence[str], seconds: float) 
         target.write_text(before, encoding="utf-8")
 
 
-def run(
-    method: str, table: Mapping[str, object], ends: float, sure: bool, grown: bool
-) -> list[tuple[Mutant, bool]] | None:
-    """(mutant, survived) of each mutant of a method; None where the time is over before the last. Raises SystemExit if it fails whole.
+def run(method: str, table: Mapping[str, object], ends: float, sure: bool, grown: bool, most: int) -> Tried | None:
+    """What became of a method's mutants; None where the time is over before the last. Raises SystemExit if it fails whole.
 
     Unless `sure`, a mutant counts as a survivor where only a trial from the start would tell. If `grown`, one that an earlier state of the
-    tests killed counts as killed.
+    tests killed counts as killed. Of the mutants that are left to try, `most` are drawn at most, with the file's name as the seed.
     """
     source = (TREE / METHODS / f"{method}.py").read_text(encoding="utf-8")
     tests: list[str] = table["tests"]  # type: ignore[assignment]
@@ -127,7 +136,12 @@ def run(
         with kept.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row | {"tests": found.tests if outcome == UNSURE else []}) + "\n")
 
+    of = len(everything)
     left = [mutant for mutant in everything if mutant.key not in known()]
+    if len(left) > most:
+        drawn = set(random.Random(method).sample(range(len(left)), most))
+        gone = {mutant.key for n, mutant in enumerate(left) if n not in drawn}
+        everything, left = ([m for m in some if m.key not in gone] for some in (everything, left))
     if left and time.monotonic() < ends:
         file = TREE / METHODS / f"{method}.py"
         server = Server(method, file, KEPT, left, ends, lambda found: keep(left[found.number], found.outcome, found))
@@ -146,7 +160,7 @@ def run(
     if undone:
         print(f"{method}: {undone} of {len(everything)} mutants are left for another run.", flush=True)
         return None
-    return [(mutant, rows[mutant.key]["outcome"] in (SURVIVED, UNSURE)) for mutant in everything]
+    return Tried([(mutant, rows[mutant.key]["outcome"] in (SURVIVED, UNSURE)) for mutant in everything], of)
 
 
 def reason(mutant: Mutant, reasons: Reasons) -> str | None:
@@ -172,6 +186,8 @@ def main() -> int:
     parser.add_argument(
         "--grown", action="store_true", help="tests were only added since the last run: try its survivors alone"
     )
+    several = "draw so many at most of a file's mutants that are left to try; 0 shows what was tried"
+    parser.add_argument("--sample", type=int, default=sys.maxsize, help=several)
     parser.add_argument("--page", type=Path, help="where to write the whole as a page")
     asked = parser.parse_args()
     rules = tomllib.loads(RULES.read_text(encoding="utf-8"))
@@ -179,21 +195,22 @@ def main() -> int:
     prepare()
     preload()
     ends = time.monotonic() + 60 * asked.minutes
-    results, whole = dict[str, list[tuple[Mutant, bool]]](), True
+    results, whole = dict[str, Tried](), True
     print("| method | mutants | survive | without a reason |\n|---|---|---|---|")
     for method in asked.methods or rules:
-        found = run(method, rules[method], ends, not asked.rough, asked.grown)
+        found = run(method, rules[method], ends, not asked.rough, asked.grown, asked.sample)
         if found is None:
             whole = False
             continue
         results[method] = found
-        lost = [mutant for mutant, survived in found if survived]
+        lost = [mutant for mutant, survived in found.rows if survived]
         bare = [mutant for mutant in lost if reason(mutant, reasons) is None]
-        print(f"| {method} | {len(found)} | {len(lost)} | {len(bare)} |", flush=True)
+        print(f"| {method} | {len(found.rows)} | {len(lost)} | {len(bare)} |", flush=True)
         for mutant in bare:
             print(f"    no reason: {mutant.change}   in {mutant.first}: {mutant.line}", flush=True)
-    lost = [mutant for rows in results.values() for mutant, survived in rows if survived]
-    tried, bare = sum(map(len, results.values())), sum(reason(mutant, reasons) is None for mutant in lost)
+    lost = [mutant for found in results.values() for mutant, survived in found.rows if survived]
+    tried = sum(len(found.rows) for found in results.values())
+    bare = sum(reason(mutant, reasons) is None for mutant in lost)
     share = len(lost) / max(tried, 1)
     print(f"\n{tried} mutants, {len(lost)} survive ({share:.1%}), {bare} of them without a reason.")
     if asked.page:
@@ -202,24 +219,30 @@ def main() -> int:
     return int(not whole or bare > 0 or share > LARGEST)
 
 
-def page(results: Mapping[str, Sequence[tuple[Mutant, bool]]], reasons: Reasons, missing: Sequence[str]) -> str:
+def page(results: Mapping[str, Tried], reasons: Reasons, missing: Sequence[str]) -> str:
     """A table of files and all survivors with their reasons; `missing` are the files that were not tried to the end."""
-    tried = sum(map(len, results.values()))
-    lost = [mutant for rows in results.values() for mutant, survived in rows if survived]
+    tried, of = sum(len(found.rows) for found in results.values()), sum(found.of for found in results.values())
+    lost = [mutant for found in results.values() for mutant, survived in found.rows if survived]
+    drawn = (
+        f" Where the table has two numbers, those tried were drawn by chance: {of - tried} were not."
+        if of > tried
+        else ""
+    )
     text = [
         "# Which breaks of a method no test notices",
         "",
         "Written by `make mutants PAGE=docs/results/mutants.md`. Every number in a method's file was doubled, every comparison turned",
         "round, every + and - exchanged, and rules were broken by hand (tests/mutants/rules.toml), one at a time; a mutant is killed",
         f"if one of the method's tests fails. Of {tried} mutants {tried - len(lost)} were killed, {len(lost)} survive "
-        f"({len(lost) / tried:.1%}). A mutant that an earlier, smaller set of the tests killed was not tried again (`--grown`).",
+        f"({len(lost) / tried:.1%}). A mutant that an earlier, smaller set of the tests killed was not tried again (`--grown`).{drawn}",
         "",
         "| file | tried | killed | survive |",
         "| --- | --- | --- | --- |",
     ]
-    for method, rows in results.items():
-        survive = sum(survived for _, survived in rows)
-        text.append(f"| {method} | {len(rows)} | {len(rows) - survive} | {survive} |")
+    for method, found in results.items():
+        count, survive = len(found.rows), sum(survived for _, survived in found.rows)
+        tried_of = f"{count}" if count == found.of else f"{count} of {found.of}"
+        text.append(f"| {method} | {tried_of} | {count - survive} | {survive} |")
     if missing:
         text += ["", f"Not tried to the end with the tests as they are: {', '.join(missing)}."]
     text += ["", "## Survivors", "", "| file | line | change | why no test need notice |", "| --- | --- | --- | --- |"]

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from contracts.registry import SMALL
+from oche.base import counted
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods import METHODS
@@ -19,6 +20,7 @@ from oche.methods.dnas import Controlled, Dense, controller, dnas, factors, obje
 from oche.methods.sequences import Coder
 from oche.methods.tokens import Tokens
 from oche.spaces import SPACES
+from oche.spaces.sampling import sample
 from oche.spaces.toy import ToySpace
 from oche.testing import check_searcher
 
@@ -97,6 +99,41 @@ def test_a_direction_with_one_value_has_no_say() -> None:
     assert (low[0], high[0]) == (0.0, 0.0)
 
 
+def test_a_bin_without_cells_is_never_the_best() -> None:
+    """Of six equal values and two more, the lower two of four bins are empty."""
+    low, high = promising(np.array([[0.0]] * 6 + [[1.0], [2.0]]), np.array([5.0] * 6 + [1.0] * 2), 4)
+    assert (low[0], high[0]) == (0.0, 0.25)
+
+
+def test_the_controller_is_told_standardised_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One factor deviates by much, one by little and one not at all."""
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def told(cell: Genotype) -> tuple[float, float, float]:
+        return 3.0 * cell.count("nor_conv_3x3"), 0.25 * cell.count("skip_connect"), 7.0
+
+    def noted(
+        coder: Coder, numbers: torch.Tensor, wanted: torch.Tensor, beta: float, noise: torch.Tensor
+    ) -> torch.Tensor:
+        seen.append((numbers, wanted))
+        return coder.loss(numbers, noise).mean()
+
+    monkeypatch.setattr(sys.modules[Dense.__module__], "factors", told)
+    monkeypatch.setattr(sys.modules[Dense.__module__], "objective", noted)
+    space = ToySpace()
+    controller(space, Controlled(cells=20, steps=2, batch=30, size=4, units=6))
+    rng = counted(0, "dnas", "cells")
+    cells = [sample(space, rng) for _ in range(20)]
+    found = np.array([told(cell) for cell in cells])
+    deviation = found.std(0)
+    assert deviation[0] > 1 > deviation[1] > deviation[2] == 0
+    expected = np.column_stack([(found[:, :2] - found[:, :2].mean(0)) / deviation[:2], np.zeros(20)])
+    by_numbers = {Tokens(space).encode(cell): row for cell, row in zip(cells, expected, strict=True)}
+    assert len(seen) == 2
+    for numbers, wanted in seen:
+        assert wanted.numpy() == pytest.approx(np.array([by_numbers[tuple(row)] for row in numbers.tolist()]))
+
+
 @pytest.mark.slow
 def test_the_first_directions_mean_what_they_were_told() -> None:
     torch.set_default_dtype(torch.float32)
@@ -128,6 +165,8 @@ def test_what_comes_next_depends_on_the_arguments_alone() -> None:
     again = [Dense(TINY, 6, 3).ask(ToySpace(), told[:n], 0) for n in (0, 3, 6, 13)]
     assert again == [told[n].genotype for n in (0, 3, 6, 13)]
     assert len({t.genotype.hash for t in told}) == 14
+    assert [t.genotype for t in told[:6]] == rule.round(ToySpace(), [], 0)
+    assert [t.genotype for t in told[6:9]] == rule.round(ToySpace(), told[:6], 0)
     assert asked(rule, 8, seed=1) != told[:8]
     assert rule == Dense(TINY, 6, 3)
     assert "_rounds" not in repr(rule)
@@ -145,13 +184,19 @@ def test_a_round_writes_from_the_box(monkeypatch: pytest.MonkeyPatch) -> None:
 
     box = (np.array([0.5, -np.inf, -2.0, -np.inf]), np.array([0.75, np.inf, -1.0, np.inf]))
     monkeypatch.setattr(Coder, "write", write)
-    monkeypatch.setattr(sys.modules[Dense.__module__], "promising", lambda means, scores, bins: box)
+    given: list[np.ndarray] = []
+    monkeypatch.setattr(
+        sys.modules[Dense.__module__], "promising", lambda means, scores, bins: (given.append(means), box)[1]
+    )
     rule = Dense(TINY, first=6, batch=3, tries=100)
     first = rule.round(ToySpace(), [], 0)
     assert len(first) == 6
     told = [Told(cell, float(n)) for n, cell in enumerate(first)]
     second = rule.round(ToySpace(), told, 0)
     assert not {c.hash for c in first} & {c.hash for c in second}
+    coder, tokens = controller(ToySpace(), TINY), Tokens(ToySpace())
+    means = coder.encode(torch.tensor([tokens.encode(c) for c in first]))[0]
+    assert given[0] == pytest.approx(means.detach().numpy())
     assert (len(seen[0]), len(seen[1])) == (600, 300)
     assert seen[0].std() == pytest.approx(1, abs=0.1)
     z = seen[1]
@@ -186,7 +231,8 @@ def test_what_the_docstring_says_of_the_constants() -> None:
 
 
 def test_bad_settings_are_a_sentence() -> None:
-    assert Controlled(size=3).size == 3
+    assert Controlled(cells=2, steps=0, batch=1, size=3, units=1).size == 3
+    assert Dense(first=2, bins=2, batch=1, tries=1).bins == 2
     for wrong in ({"cells": 1}, {"steps": -1}, {"batch": 0}, {"rate": 0.0}, {"size": 2}, {"units": 0}):
         with pytest.raises(UserError, match="A controller needs"):
             Controlled(**wrong)  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ import torch
 from contracts.registry import SMALL
 from oche.base import counted
 from oche.errors import UserError
+from oche.genotype import Genotype
 from oche.methods import METHODS
 from oche.methods.ask_tell import AskTell, Told
 from oche.methods.oncenas import (
@@ -166,6 +167,72 @@ def test_the_loss_counts_what_is_known() -> None:
     ]
     expected = model.coder.loss(numbers, z).mean() + 3 * sum(squares) / 5
     assert torch.allclose(model.loss(numbers, known), expected, rtol=1e-12)
+    known.fill_(float("nan"))
+    assert torch.allclose(model.loss(numbers, known), model.coder.loss(numbers, z).mean(), rtol=1e-12)
+    known[1, 2] = 0.3
+    assert torch.allclose(model.loss(numbers, known), model.coder.loss(numbers, z).mean() + 3 * squares[4], rtol=1e-12)
+
+
+class Noted(Joint):
+    """Notes what it is trained on."""
+
+    def loss(self, numbers: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        self.seen = [*getattr(self, "seen", []), known]
+        return super().loss(numbers, known)
+
+
+def test_half_of_a_batch_is_of_known_accuracy() -> None:
+    """Of forty cells with known costs, two with a known accuracy."""
+    torch.manual_seed(0)
+    model, numbers = Noted((3, 3), 4, 6), torch.randint(3, (40, 2))
+    known = torch.zeros(40, 3)
+    known[:38, 0] = float("nan")
+    Learned(batch=8, size=4, units=6).train(model, numbers, known, 5)
+    assert all(rows[:4, 0].isfinite().all() for rows in model.seen)
+    assert not torch.stack(model.seen)[:, 4:, 0].isfinite().all()
+    before = [w.clone() for w in model.parameters()]
+    Learned(batch=8, size=4, units=6).train(model, numbers, torch.full((40, 3), float("nan")), 1)
+    assert any(not torch.equal(w, b) for w, b in zip(model.parameters(), before, strict=True)), "none need be known"
+
+
+@pytest.mark.parametrize("most", [1.0, 0.1])
+def test_costs_are_standardised_logarithms(most: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cost that all cells share has no deviation, and a cost of nothing a logarithm all the same."""
+
+    def costly(space: object, cell: Genotype, device: str | None) -> tuple[float, float]:
+        return (most < 1) + most * cell.count("nor_conv_3x3"), 5.0
+
+    monkeypatch.setattr(sys.modules[Ascent.__module__], "costs", costly)
+    base = begun(ToySpace(), Learned(cells=12, steps=0, size=4, units=6), None)
+    tokens = Tokens(ToySpace())
+    found = [costly(None, tokens.decode(row), None)[0] for row in base.numbers.tolist()]
+    logs = np.log([max(value, 1e-9) for value in found])
+    assert (min(found) == 0) == (most == 1)
+    mean, deviation = logs.mean(), logs.std()
+    assert deviation > 0
+    assert (deviation < 1) == (most < 1)
+    assert base.costs.numpy() == pytest.approx(np.stack([(logs - mean) / deviation, np.zeros(12)], 1), abs=1e-12)
+    told = base.standard([(0.0, 5.0), (7.0, 10.0)]).numpy()
+    assert told[:, 0] == pytest.approx([(math.log(1e-9) - mean) / deviation, (math.log(7) - mean) / deviation])
+    assert told[:, 1] == pytest.approx([0.0, math.log(2)], abs=1e-12)
+
+
+@pytest.mark.parametrize(("count", "best"), [(12, 3), (45, 4)])
+def test_ascents_begin_at_the_best_tenth_but_at_three_cells(
+    count: int, best: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space, rng = SPACES["nb201"](**SMALL["nb201"]), torch.Generator().manual_seed(0)  # type: ignore[arg-type]
+    told = [Told(sample(space, rng), float(7 * n % count)) for n in range(count)]
+    begins: list[torch.Tensor] = []
+
+    def noted(model: Joint, numbers: torch.Tensor, others: torch.Tensor, trade: float) -> torch.Tensor:
+        begins.append(numbers)
+        return model.coder.encode(numbers)[0].detach()
+
+    monkeypatch.setattr(sys.modules[Ascent.__module__], "uphill", noted)
+    Ascent(Learned(cells=3, steps=0, tuning=0, size=4, units=6), trades=(0.1,)).round(space, told, 0)
+    wanted = sorted(told, key=lambda t: t.score)[::-1][:best]
+    assert begins[0].tolist() == [list(Tokens(space).encode(t.genotype)) for t in wanted]
 
 
 def test_points_climb_what_is_predicted_by_equal_steps() -> None:
@@ -257,6 +324,8 @@ def test_what_the_docstring_says_of_the_constants() -> None:
 
 
 def test_bad_settings_are_a_sentence() -> None:
+    assert Learned(cells=2, steps=0, tuning=0, batch=1, size=1, units=1).cells == 2
+    assert Ascent(first=2, batch=1, trades=(0.0,)).first == 2
     for wrong in ({"cells": 1}, {"steps": -1}, {"tuning": -1}, {"batch": 0}, {"rate": 0.0}, {"size": 0}, {"units": 0}):
         with pytest.raises(UserError, match="A latent space needs"):
             Learned(**wrong)  # type: ignore[arg-type]

@@ -168,8 +168,7 @@ def begun(space: Space, learned: Learned, device: str | None) -> Begun:
     tokens, rng = Tokens(space), counted(learned.seed, "oncenas", "cells")
     cells = [sample(space, rng) for _ in range(learned.cells)]
     logs = np.log(np.maximum([costs(space, cell, device) for cell in cells], 1e-9))
-    deviation = logs.std(0)
-    scale = logs.mean(0), np.where(deviation > 0, deviation, 1.0)
+    scale = logs.mean(0), np.where(np.ptp(logs, 0) > 0, logs.std(0), 1.0)  # equal numbers may deviate by rounding
     numbers = torch.tensor([tokens.encode(cell) for cell in cells])
     found = torch.tensor((logs - scale[0]) / scale[1]).to(torch.get_default_dtype())
     with seeded(learned.seed, "oncenas", "weights"):
