@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,11 +18,12 @@ pytest.importorskip("botorch", reason="the extra `latent` is not installed")
 
 from oche.base import counted
 from oche.errors import UserError
+from oche.genotype import Genotype
 from oche.methods import METHODS
 from oche.methods.ask_tell import AskTell, Told
 from oche.methods.graph_vae import GraphVAE, layer_of, reverse
 from oche.methods.graphs import Graphs
-from oche.methods.svge import Optimised, Training, embedding, improved, predictor, svge
+from oche.methods.svge import Embedding, Optimised, Training, embedding, improved, predictor, svge
 from oche.spaces import SPACES
 from oche.spaces.sampling import sample
 from oche.spaces.toy import ToySpace
@@ -240,6 +242,34 @@ def test_a_step_descends_the_loss_at_a_rate_that_falls() -> None:
         assert torch.allclose(mine, w, rtol=1e-7, atol=1e-9)
 
 
+def test_a_predictor_descends_a_tenth_of_the_loss_and_nine_of_the_error() -> None:
+    """Against Adam on the loss written out, on 40 cells in batches of 32; the head by its matrices."""
+    found = embedding(ToySpace(), TINY)
+    cells, scores = found.cells * 2, torch.randn(40, generator=torch.Generator().manual_seed(5))
+    types, edges = found.graphs.encode(cells)
+    tuned = predictor(found, cells, scores, 2, 7)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(counted(7, "svge", "predictor").initial_seed())
+        model = deepcopy(found.model)
+        one, two, three, last = (m for m in model.head if isinstance(m, torch.nn.Linear))
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.001)
+        for _ in range(2):
+            order = torch.randperm(40)
+            for chosen in (order[:32], order[32:]):
+                again, divergence, mean = model.losses(types[chosen], edges[chosen], torch.randn(len(chosen), 4))
+                h = mean
+                for layer in (one, two, three):
+                    h = (h @ layer.weight.T + layer.bias).clamp_min(0)
+                told = h @ last.weight[0] + last.bias[0]
+                assert torch.allclose(model.score(mean), told, rtol=1e-12)
+                loss = 0.1 * (again.mean() + 0.005 * divergence.mean()) + 0.9 * ((told - scores[chosen]) ** 2).mean()
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+    for mine, w in zip(tuned.model.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(mine, w, rtol=1e-7, atol=1e-10)
+
+
 def test_decodings_come_the_most_frequent_first() -> None:
     found = embedding(ToySpace(), TINY)
     types, edges = found.graphs.encode(found.cells[:3])
@@ -302,6 +332,36 @@ def test_what_comes_next_depends_on_the_arguments_alone() -> None:
     assert len(asked(Optimised(TINY, first=26, batch=1, decodings=2), 99)) == 27
 
 
+def test_a_round_decodes_points_of_the_box_of_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the optimisation is given and gives, by hand; a point whose decodings are all known gives nothing."""
+    found = embedding(ToySpace(), TINY)
+    told = [Told(cell, 80.0 + n % 4) for n, cell in enumerate(found.cells[:6])]
+    first, second = found.cells[8:10]
+    seen: list[tuple[Tensor, Tensor, int]] = []
+    decoded: list[tuple[Tensor, int]] = []
+
+    def noted(x: Tensor, y: Tensor, count: int) -> Tensor:
+        seen.append((x, y, count))
+        return torch.tensor([[0.0] * 4, [0.25] * 4, [1.0] * 4])
+
+    def decode(self: Embedding, c: Tensor, times: int, rng: torch.Generator) -> list[list[Genotype]]:
+        decoded.append((c, times))
+        return [[told[0].genotype, first], [told[1].genotype, first, second], [first, told[2].genotype]]
+
+    monkeypatch.setattr(sys.modules[Optimised.__module__], "improved", noted)
+    monkeypatch.setattr(Embedding, "decode", decode)
+    assert Optimised(TINY, 4, 3, 6).round(ToySpace(), told, 0) == [first, second]
+    low, high = found.means.numpy().min(0), found.means.numpy().max(0)
+    ((x, y, count),) = seen
+    assert count == 3
+    assert x.numpy() == pytest.approx((found.means[:6].numpy() - low) / (high - low))
+    scores = np.array([t.score for t in told])
+    assert y.numpy() == pytest.approx((scores - scores.mean()) / scores.std())
+    ((c, times),) = decoded
+    assert times == 6
+    assert c.numpy() == pytest.approx(np.stack([low, 0.75 * low + 0.25 * high, high]))
+
+
 @pytest.mark.slow
 def test_a_point_that_is_known_gives_the_next_decoding() -> None:
     found = embedding(ToySpace(), TINY)
@@ -337,10 +397,16 @@ def test_what_the_docstring_says_of_the_constants() -> None:
     model = GraphVAE(7, 8)
     assert len(model.encoder.messages.along) == len(model.decoder.messages.against) == 2
     assert model.encoder.embed.weight.shape == (7, 125)
-    assert model.decoder.source[0].weight.shape == (306, 612)
+    assert [model.decoder.source[n].weight.shape for n in (0, 2)] == [(306, 612), (1, 306)]
+    assert [m.weight.shape for m in GraphVAE(7, 8, 4, size=3).head if isinstance(m, torch.nn.Linear)] == [
+        (1, 3),
+        *[(1, 1)] * 3,
+    ]
 
 
 def test_bad_settings_are_a_sentence() -> None:
+    assert Training(cells=1, steps=0, batch=1, units=2, size=1).units == 2
+    assert Optimised(first=2, batch=1, decodings=1).first == 2
     for wrong in ({"cells": 0}, {"batch": 0}, {"units": 1}, {"size": 0}, {"steps": -1}, {"rate": 0.0}):
         with pytest.raises(UserError, match="An embedding needs"):
             Training(**wrong)  # type: ignore[arg-type]
