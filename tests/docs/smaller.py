@@ -15,7 +15,7 @@ TINY = ("--set", "train.cells=2", "--set", "train.channels=4")
 ADDED: dict[str, tuple[str, ...]] = {
     "search": ("--budget", "smoke", "--compare-seeds", "1", "--rivals", "none", *BRIEFLY),
     "train": ("--batch", "8"),
-    "bench": ("--seeds", "1", "--epochs", "1", *BRIEFLY),
+    "bench": ("--budget", "smoke", "--seeds", "1", "--epochs", "1", *BRIEFLY),
     "study": ("--budget", "smoke", "--seeds", "1", "--epochs", "3", "--decoding", "op", *BRIEFLY),
 }
 """Command -> options that it gets where they are not given."""
@@ -31,6 +31,8 @@ def smaller(words: Sequence[str]) -> list[str]:
     'search darts --rivals resnet8 --budget smoke --compare-seeds 1 --set train.epochs=1'
     """
     found = [re.sub(r"^queries=\d+$", "queries=3", word) for word in words]
+    if "--seeds" in found:
+        found[found.index("--seeds") + 1] = "1"
     command = found[0] if found else ""
     if command == "export" and "int8" in found:
         return [*found, "--allow-loss"]  # of a dozen images one counts many points

@@ -51,6 +51,8 @@ def test_calibration_images_are_those_of_the_train_part() -> None:
 def test_allow_loss_without_int8(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--allow-loss is for --format int8"):
         int8.export(Run(tmp_path), ["onnx"], allow_loss=True)
+    with pytest.raises(UserError, match="no export format 'in8'; did you mean 'int8'"):
+        int8.export(Run(tmp_path), ["in8"])
 
 
 @pytest.fixture(scope="module")

@@ -432,6 +432,8 @@ def test_devices() -> None:
     for wrong in ("cpu:x", "cuda:99"):
         with pytest.raises(UserError, match="no device"):
             fabric_for(wrong)
+    with pytest.raises(UserError, match="did you mean 'cuda'"):
+        fabric_for("gpu")
     for devices in (0, -1):
         with pytest.raises(UserError, match="At least one process"):
             fabric_for("cpu", devices)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from oche.api.own_data import data_of
 from oche.data import Data
-from oche.errors import UserError
+from oche.errors import UserError, unknown
 from oche.report.claims import TITLES
 from oche.run import Run
 from oche.training.evaluate import evaluate
@@ -32,6 +32,9 @@ def export(
     """Writes the network in these formats, "pt2", "onnx" and "int8". Raises UserError; see `export_network` and `export_int8`."""
     if allow_loss and INT8 not in formats:
         raise UserError("--allow-loss is for --format int8: leave it out.")
+    for name in formats:
+        if name not in (*FORMATS, INT8):
+            raise unknown("export format", name, (*FORMATS, INT8))
     plain = [name for name in formats if name != INT8]
     if INT8 in formats and "onnx" not in plain:
         plain.append("onnx")  # which it is made from

@@ -46,6 +46,8 @@ def fabric_for(device: str, devices: int = 1, precision: str = "32") -> Fabric:
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "cpu"
     if kind not in ("cpu", "cuda", "mps"):
+        if kind == "gpu":  # the nearest name would be cpu
+            raise UserError(f"There is no device {device!r}; did you mean 'cuda' (NVIDIA, AMD) or 'mps' (Apple)?")
         raise unknown("device", device, ["auto", "cpu", "cuda", "cuda:0", "mps"])
     if devices < 1:
         raise UserError(f"At least one process is needed; given {devices}.")
