@@ -14,6 +14,7 @@ from oche import config, own
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.run import Run
+from oche.run.bounded import read_bounded
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -73,7 +74,9 @@ def genotype_of(text: str | Path, space: str | None = None) -> tuple[Genotype, R
     if run:
         genotype = Genotype.from_json(run.read(Run.GENOTYPE).decode(errors="replace"))
     else:
-        genotype = Genotype.parse(path.read_text(errors="replace") if path and path.is_file() else str(text), space)
+        genotype = Genotype.parse(
+            read_bounded(path).decode(errors="replace") if path and path.is_file() else str(text), space
+        )
     if space and genotype.space != space:
         raise UserError(f"The genotype is of the space {genotype.space!r}, not of {space!r}: leave `--space` out.")
     return genotype, run

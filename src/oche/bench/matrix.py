@@ -12,6 +12,7 @@ from oche.bench.tables import known
 from oche.errors import UserError, unknown
 from oche.plan.options import Limited
 from oche.plan.request import AUTO
+from oche.run.bounded import read_bounded
 from oche.spaces import named as spaces_named
 from oche.tables import TableLike
 from oche.training.protocols import PROTOCOLS
@@ -138,7 +139,7 @@ def matrix_from(path: Path | None, overrides: Mapping[str, object] | None = None
     if path is not None:
         if not path.is_file():
             raise UserError(f"There is no file {str(path)!r}; expected a TOML file that describes a bench.")
-        table = config.loads(path.read_text(), str(path))
+        table = config.loads(read_bounded(path).decode(errors="replace"), str(path))
         bench = table.get("bench")
         table = bench if isinstance(bench, dict) else {"name": path.stem, **table}
     return matrix_in(table, str(path or "bench"), overrides)

@@ -15,6 +15,7 @@ from oche.config import assignment
 from oche.errors import RunFailed, UserError, unknown
 from oche.report import attempt
 from oche.run import Run
+from oche.run.bounded import read_bounded
 
 if TYPE_CHECKING:
     from oche.bench import BenchResult
@@ -185,7 +186,7 @@ def query(
     short = len(genotype) < 250
     if short and path.is_dir():
         path = Run.open(path).file(Run.GENOTYPE)
-    text = path.read_text(errors="replace") if short and path.is_file() else genotype
+    text = read_bounded(path).decode(errors="replace") if short and path.is_file() else genotype
     answer = TABLES[benchmark](folder).answer(Genotype.parse(text), metric)
     if as_json:
         typer.echo(json.dumps(answer))

@@ -17,6 +17,7 @@ from oche import config, own
 from oche.errors import UserError
 from oche.plan.options import Limited, option, words
 from oche.run import Listener, Run, silent
+from oche.run.bounded import read_bounded
 
 if TYPE_CHECKING:
     from oche.data.reading.readers import Source
@@ -311,7 +312,7 @@ def recorded_request(path: Path) -> tuple[Request, Mapping[str, object] | None]:
     """
     if not path.is_file():
         raise UserError(f"There is no file {str(path)!r}; expected the run.toml of a search.")
-    request, table = request_in(path.read_bytes(), str(path))
+    request, table = request_in(read_bounded(path), str(path))
     if not isinstance(request, Request):
         raise UserError(f"{path} is of a training; `oche train --resume {path.parent}` carries on with it.")
     return request, table if set(table) > {"request"} else None

@@ -43,10 +43,15 @@ def compared(runs: Sequence[Run]) -> str:
 
 def write_compared(runs: Sequence[Run], out: Path) -> Path:
     """Writes the page. Raises UserError as `compared`, and where the file is there and was not written by oche."""
-    if out.exists() and MARK not in out.read_text(encoding="utf-8", errors="replace")[:2000]:
+    if out.exists() and MARK not in _beginning(out):
         raise UserError(f"{out} exists already and is none of oche's pages; choose another file, with `--out FILE`.")
     out.write_text(compared(runs), encoding="utf-8")
     return out
+
+
+def _beginning(path: Path) -> str:
+    with path.open("rb") as file:
+        return file.read(2000).decode(errors="replace")
 
 
 MARK = "runs side by side · oche"

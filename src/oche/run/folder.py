@@ -22,6 +22,7 @@ from typing import ClassVar, TypeVar
 
 from oche.errors import UserError
 from oche.run import digests, records
+from oche.run.bounded import SUFFIXES, read_bounded
 
 UNREADABLE = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
@@ -169,7 +170,9 @@ class Run:
 
     def _bytes(self, name: str) -> bytes:
         try:
-            return self.file(name).read_bytes()
+            path = self.file(name)
+            most = SUFFIXES.get(path.suffix)
+            return path.read_bytes() if most is None else read_bounded(path, most)
         except FileNotFoundError:
             raise UserError(f"The run {str(self.path)!r} has no {name}; it may not have come that far.") from None
 
@@ -187,7 +190,7 @@ class Run:
     def _digests(self) -> digests.Digests:
         if not self.has(digests.FILE):
             return {}
-        return digests.parse(self.file(digests.FILE).read_bytes(), str(self.file(digests.FILE)))
+        return digests.parse(read_bounded(self.file(digests.FILE), SUFFIXES[".json"]), str(self.file(digests.FILE)))
 
     def _replace(self, name: str, data: bytes, durable: bool = True) -> None:
         """Replaces a file atomically; `durable`: it is on the disk afterwards, even if the power fails."""

@@ -21,6 +21,7 @@ from oche.bench.trial import run_trial
 from oche.errors import UserError
 from oche.plan.resolve import resolve
 from oche.run import Listener, Run, silent
+from oche.run.bounded import read_bounded
 from oche.search.searcher import as_searcher
 from oche.spaces import SPACES
 from oche.study.claims import Roles, judged
@@ -62,7 +63,7 @@ def study_from(name: str, path: Path | None = None, overrides: Mapping[str, obje
     if path is not None:
         if not path.is_file():
             raise UserError(f"There is no file {str(path)!r}; expected a TOML file that describes a study.")
-        table = {"name": path.stem, **config.loads(path.read_text(), str(path))}
+        table = {"name": path.stem, **config.loads(read_bounded(path).decode(errors="replace"), str(path))}
     given = {key: value for key, value in (overrides or {}).items() if value is not None}
     own = {**_table(table.pop("measure", {}), where), **_table(given.pop("measure", {}), where)}
     parts = _table(table.pop("roles", {}), where)

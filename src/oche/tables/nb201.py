@@ -31,6 +31,8 @@ from oche.tables.official import cells
 from oche.tables.tabular import Column, Table
 
 CELLS = len(NB201_OPS) ** 6
+LARGEST = 2**28
+"""Bytes that a compact file may unpack to."""
 MAIN, LATENCY, ZEROCOST = "nb201.csv.gz", "nb201_latency.csv.gz", "nb201_zerocost.csv.gz"
 DATA = {"cifar10": "c10", "cifar100": "c100", "imagenet16-120": "in16"}
 MEASURES = {  # metric of a data set -> (column, what one unit of it is)
@@ -156,7 +158,13 @@ class Sheet:
 
 def _text(path: Path) -> str:
     try:
-        return gzip.decompress(path.read_bytes()).decode("ascii")
+        with gzip.open(path) as stream:
+            data = stream.read(LARGEST + 1)
+        if len(data) > LARGEST:
+            raise UserError(
+                f"{path} unpacks to more than {LARGEST:,} bytes, which this table does not: fetch it again."
+            )
+        return data.decode("ascii")
     except FileNotFoundError:
         raise UserError(f"There is no file {path}; the table needs it for this metric.") from None
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

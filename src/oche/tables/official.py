@@ -20,11 +20,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import cast
+from typing import IO, cast
 
 import numpy as np
 import torch
 
+from oche.data.memory import room
 from oche.errors import UserError
 
 Node = Mapping[object, object]
@@ -137,7 +138,7 @@ def _saved(path: Path) -> object:
 def _pickled(path: Path) -> Node:
     try:
         with bz2.open(path) as stream:
-            table = Plain(stream).load()
+            table = Plain(Within(stream, room().bytes, path)).load()
     except FileNotFoundError:
         raise UserError(f"There is no file {path}; expected a NATS-Bench topology download.") from None
     except (
@@ -156,6 +157,25 @@ def _pickled(path: Path) -> Node:
     if not isinstance(table, Mapping):
         raise UserError(f"{path} holds no table: it is no NATS-Bench download.")
     return cast(Node, table)
+
+
+class Within:
+    """A packed stream that is read up to `most` bytes, as many as there is memory for."""
+
+    def __init__(self, stream: IO[bytes], most: float, path: Path) -> None:
+        self.stream, self.left, self.path = stream, most, path
+
+    def read(self, size: int = -1) -> bytes:
+        return self._counted(self.stream.read(size) if 0 <= size <= self.left else self.stream.read(int(self.left) + 1))
+
+    def readline(self) -> bytes:
+        return self._counted(self.stream.readline(int(self.left) + 1))
+
+    def _counted(self, data: bytes) -> bytes:
+        self.left -= len(data)
+        if self.left < 0:
+            raise UserError(f"{self.path} unpacks to more than there is memory for: convert it on a larger machine.")
+        return data
 
 
 class Plain(pickle.Unpickler):

@@ -48,7 +48,7 @@ def read_npz(path: Path, wish: Wish) -> Parts:
     """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            _check_size(path)
+            refuse_bomb(path)
             arrays = {key: archive[key] for key in archive.files}
     except UserError:
         raise
@@ -107,14 +107,14 @@ def read_idx_file(path: Path) -> NDArray[np.uint8]:
     return np.frombuffer(bytearray(raw), np.uint8).reshape(shape)
 
 
-def _check_size(path: Path) -> None:
+def refuse_bomb(path: Path) -> None:
     """Raises UserError for an archive that claims to be far larger than itself and than the memory of most machines."""
     with zipfile.ZipFile(path) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
     if size > BOMB_BYTES and size > BOMB_RATIO * path.stat().st_size:
         raise UserError(
             f"{path} holds {size / 2**30:.1f} GiB packed into {path.stat().st_size / 2**20:.1f} MiB, as a decompression bomb does; "
-            "write it with numpy.savez if it is what you want."
+            "pack it without compression if it is what you want."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oche.data.problems import refuse
+from oche.data.reading.arrays import refuse_bomb
 from oche.data.reading.files import Head, folders_in, images_below, values_of
 from oche.data.reading.folders import folder_fates
 from oche.data.reading.found import ALIASES, Parts, Wish
@@ -113,9 +115,10 @@ def read_camvid_archives(root: Path, wish: Wish) -> Parts:
 def _archive(path: Path) -> Listing:
     """image/NAME.webp with label/NAME.png; a name is SEQUENCE_FRAME, and a sequence is a group."""
     try:
+        refuse_bomb(path)
         with zipfile.ZipFile(path) as archive:
             held = {name: archive.read(name) for name in archive.namelist()}
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read: {error}; fetch it again.") from error
     names = sorted(Path(name).stem for name in held if name.startswith("image/"))
     for name in names:
