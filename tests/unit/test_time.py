@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 import oche
 from oche import config
 from oche.api import expected as module
+from oche.api import rounds as rounds_module
 from oche.api import search as api
 from oche.api.expected import Clock, Expected, in_time, timed
 from oche.api.problems import training_of
 from oche.api.resume import reopen, resume
+from oche.api.rounds import Rounds
 from oche.api.terminal import Show
 from oche.api.train import plan_training
 from oche.data import Stream
@@ -28,6 +30,7 @@ from oche.plan.resolve import Plan, resolve
 from oche.plan.within import OVER, Parts, epochs_within, nearest, seconds_of
 from oche.run import Run
 from oche.search.preflight import Estimate
+from oche.spaces import Network
 from oche.training import pace as measuring
 from oche.training.pace import Pace, pace
 from oche.training.protocols import PROTOCOLS
@@ -273,6 +276,51 @@ def test_the_trainings_epochs_are_chosen_anew_when_the_search_has_ended(tmp_path
         assert in_time(plan, training, clock).epochs == 7
     given = plan_for(time="100s", settings={"train.epochs": 3})
     assert in_time(given, replace(training, run=None), Clock(100, 1000.0)).epochs == 3
+
+
+LOADS = {  # seconds per epoch of a training, by the seconds since the command began, and the epochs with each of three seeds
+    "steady": (lambda t: 1.0, [60, 60, 60]),
+    "a little slower": (lambda t: 1.03, [60, 60, 60]),
+    "slower from the first seed on": (lambda t: 1.0 if t < 90 else 2.0, [60, 30, 15]),
+    "slower for the first seed alone": (lambda t: 2.0 if t < 360 else 1.0, [60, 15, 45]),
+    "quicker from the second seed on": (lambda t: 1.0 if t < 180 else 0.5, [60, 60, 180]),
+}
+
+
+@pytest.mark.parametrize("load", LOADS)
+def test_the_epochs_follow_a_load_that_changes(load: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock of our own: three networks and three seeds are to take 540 s, and do within a tenth, where fixed epochs would not."""
+    seconds_at, expected = LOADS[load]
+    now = [0.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(rounds_module, "ENDING", 0.0)
+    plan = plan_for(compare=1, compare_seeds=3)
+    run = api.start(plan, tmp_path / "run")
+    training = training_of(plan, plan.space, Genotype.parse(CELL, "toy"), run)
+    training = replace(training, protocol=replace(training.protocol, epochs=60))
+    rounds, epochs = Rounds(plan, training, Clock(540, 0.0)), list[int]()
+    for n in range(3):
+        epochs.append(rounds(n))
+        for _ in range(3 * epochs[-1]):
+            now[0] += seconds_at(now[0])
+    assert epochs == expected
+    assert abs(now[0] - 540) <= 54
+    resumed = Rounds(plan, training, None)  # what was chosen stays
+    assert [resumed(n) for n in range(3)] == expected
+
+
+def test_all_networks_of_a_seed_have_as_many_epochs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from oche.training import compare as comparing
+
+    asked: list[tuple[int, int]] = []
+
+    def counting(training: Training) -> Network:
+        asked.append((training.seed, training.protocol.epochs))
+        return training.space.network(training.genotype).eval()
+
+    monkeypatch.setattr(comparing, "retrain", counting)
+    comparing.compare(training_for(), cells=1, seeds=3, keep=lambda *_: None, epochs=lambda n: 7 + n)
+    assert asked == [(5, 7), (5, 7), (6, 8), (6, 8), (7, 9), (7, 9)]
 
 
 @pytest.mark.slow

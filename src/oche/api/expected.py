@@ -188,7 +188,7 @@ def timed(plan: Plan, clock: Clock | None, trainings: bool = True) -> tuple[Plan
             f"(--set queries={plan.searcher.queries})."
         )
     expected, paces = _measured(plan)
-    begun, given = clock.seconds - clock.left, (plan.request.epochs is not None, _given(plan))
+    begun, given = clock.seconds - clock.left, (plan.request.epochs is not None, given_epochs(plan))
     possible = [_with(plan, cells, seeds) for cells, seeds in _comparisons(plan)]
 
     def fill(n: int) -> tuple[int, int]:
@@ -266,9 +266,9 @@ def in_time(plan: Plan, training: Training, clock: Clock | None) -> Protocol:
     run, protocol = training.run, plan.protocol
     records: Sequence[Mapping[str, object]] = run.records() if run else ()
     for record in records:
-        if record.get("kind") == "time":
+        if record.get("kind") == "time" and "seed" not in record:
             return replace(protocol, epochs=int(str(record["train_epochs"])))
-    if clock is None or _given(plan) or any(record.get("kind") == "trained" for record in records):
+    if clock is None or given_epochs(plan) or any(record.get("kind") == "trained" for record in records):
         return protocol
     cells = [replace(training, genotype=cell, space=space) for _, cell, space in random_cells(training, plan.compare)]
     one = replace(plan, request=replace(plan.request, seeds=1))  # several seeds' cells have been trained by now
@@ -296,6 +296,6 @@ def _fewest(plan: Plan) -> int:
     return next((n for n in range(1, plan.epochs) if n - 1 >= start * n), plan.epochs)
 
 
-def _given(plan: Plan) -> bool:
+def given_epochs(plan: Plan) -> bool:
     """True if the epochs of the comparison's trainings were given."""
     return "train.epochs" in plan.request.settings

@@ -20,6 +20,7 @@ from oche.api.limits import alone, cpu_threads, gradients, out_of_memory, togeth
 from oche.api.pick import picked
 from oche.api.pinned import pin
 from oche.api.problems import problem_of, training_of
+from oche.api.rounds import Rounds
 from oche.api.telling import asked, telling
 from oche.api.terminal import Show
 from oche.api.train import Trained, log_test, train
@@ -165,7 +166,10 @@ def _carried_out(plan: Plan, run: Run, listener: Listener, clock: Clock | None) 
                     log_test(run, plan.data, test, plan.task)
                     keep_mistakes(run, network, plan.data, plan.fabric, plan.task)
 
-            comparison = compare(training, cells=plan.compare, seeds=plan.compare_seeds, keep=keep, rivals=plan.rivals)
+            rounds = Rounds(plan, training, clock)
+            comparison = compare(
+                training, cells=plan.compare, seeds=plan.compare_seeds, keep=keep, rivals=plan.rivals, epochs=rounds
+            )
             if plan.fabric.is_global_zero and not _logged(run, "comparison"):
                 said = with_verdicts(comparison.record())
                 if run.has(CARD):

@@ -272,6 +272,10 @@ def _value(record: Mapping[str, Any]) -> str:
     return in_words(name, record[name], 0)
 
 
+def _from_seed(record: Mapping[str, Any]) -> str:
+    return f" from seed {record['seed']} on" if "seed" in record else ""
+
+
 def _said(record: Mapping[str, Any], prefix: str, digits: int = 1) -> str:
     name = _metric(record, prefix)
     return in_words(name, record[prefix + name], digits) + (f" {TITLES.get(name, name)}" if name != "accuracy" else "")
@@ -289,7 +293,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "seed": lambda r: seed_line(r),
     "processes": lambda r: str(r["note"]),
     "time": lambda r: (
-        f"time: {spoken(r['left'])} left; epochs of each training: {r['train_epochs']}"
+        f"time: {spoken(r['left'])} left; epochs of each training{_from_seed(r)}: {r['train_epochs']}"
         + (f" instead of {r['planned']}" if r["planned"] != r["train_epochs"] else "")
     ),
     "trained": lambda r: (

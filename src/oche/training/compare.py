@@ -35,6 +35,9 @@ DRAWN = 50
 Keep = Callable[[Network, Score], None]
 """Takes a trained network and its test score."""
 
+Epochs = Callable[[int], int]
+"""The epochs of the trainings with a seed, by its number from 0, asked before the first of them."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -110,9 +113,18 @@ class Comparison:
         }
 
 
-def compare(training: Training, *, cells: int, seeds: int, keep: Keep, rivals: tuple[str, ...] = ()) -> Comparison:
+def compare(
+    training: Training,
+    *,
+    cells: int,
+    seeds: int,
+    keep: Keep,
+    rivals: tuple[str, ...] = (),
+    epochs: Epochs | None = None,
+) -> Comparison:
     """Trains `training.genotype`, `cells` random cells and the `rivals`, names or `("auto",)`, `seeds` times each, on the same seeds.
 
+    One seed follows the other, so that all networks of a seed are trained for as many `epochs`, the protocol's unless told otherwise.
     `keep` is handed the found cell's first network with its test score. What the run's log already holds is not trained again.
     """
     run, name_of_score = training.run, f"test_{training.task.metric}"
@@ -123,8 +135,11 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep, rivals: t
     costs: Mapping[str, float] = {}
     floors = [r["floor"] for r in (run.records() if run else []) if r.get("kind") == "trained" and "floor" in r]
     chosen = ((name, genotype, space) for name, (space, genotype) in beside.networks.items())
-    for name, genotype, space in (*_cells(training, cells), *chosen):
-        prices = priced(training.limits)(space, genotype)
+    networks = [*_cells(training, cells), *chosen]
+    price = priced(training.limits)
+    of_networks = {name: price(space, genotype) for name, genotype, space in networks}
+    for name, _, space in networks:
+        prices = of_networks[name]
         if name == FOUND:
             costs = prices
         elif name in beside.networks:
@@ -133,11 +148,14 @@ def compare(training: Training, *, cells: int, seeds: int, keep: Keep, rivals: t
                 "channels": width_of(space),
                 **prices,
             }
-        for seed in range(training.seed, training.seed + seeds):
+    for n in range(seeds):
+        seed = training.seed + n
+        protocol = replace(training.protocol, epochs=epochs(n)) if epochs else training.protocol
+        once = replace(training, protocol=protocol, seed=seed, run=None, listener=silent)
+        for name, genotype, space in networks:
+            prices = of_networks[name]
             if (name, seed) not in done:
-                network = retrain(
-                    replace(training, space=space, genotype=genotype, seed=seed, run=None, listener=silent)
-                )
+                network = retrain(replace(once, space=space, genotype=genotype))
                 test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
                 if name == FOUND and seed == training.seed:
                     keep(network, test)
