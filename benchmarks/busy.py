@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 
 from supernet import Work, apart
 
@@ -108,7 +109,7 @@ def main() -> None:
     )
     told = measured(work, ["python", "oche", *a.spin], a.repeats, core)
     if a.json:
-        print(json.dumps({"sides": told, "load": load, "space": a.space, "batch": a.batch, "threads": a.threads}))
+        print(json.dumps({"waiting": told, "load": load, **asdict(work)}))
         return
     print(f"{a.space}, batch {a.batch}, {a.threads} threads, load before: {load:.2f}")
     for side, found in told.items():

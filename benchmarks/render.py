@@ -50,14 +50,20 @@ ABOUT = {
     "also/pcdarts-portable": "PC-DARTS, batch 16, portable tier (no compiler) against plain cells in channels_last",
     "also/darts-channels-last": "DARTS space, batch 16, against plain cells in channels_last",
     "also/darts-portable": "DARTS space, batch 16, portable tier (no compiler) against plain cells in channels_last",
-    "also/darts-peer": "DARTS space, batch 16, against a literal DARTS without oche",
+    "also/darts-nhwc": "DARTS space, batch 64, against the published step in channels_last",
+    "also/pcdarts-nhwc": "PC-DARTS, batch 64, against the published step in channels_last",
+    "also/nb201-nhwc": "NAS-Bench-201, batch 64, against the published step in channels_last",
+    "also/exact-nhwc": "second order, batch 16: exact product against the published finite difference in channels_last",
     "also/darts-bf16": "DARTS space, batch 16, bf16 against fp32 reference",
     "also/darts-recompute": "DARTS space, batch 16, recomputed cells against kept ones",
     "also/portable-recompute": "the same on the portable tier",
     "also/nb201-compile": "NAS-Bench-201, batch 64, portable tier, cells by torch.compile against cells as they are",
     "also/nb201-bf16": "NAS-Bench-201, batch 64, bf16 against fp32 reference",
     "also/nb201-channels-last": "NAS-Bench-201, batch 64, against plain cells in channels_last",
-    **{f"also/{s}": f"{s.upper()} of RobustDARTS, batch 8" for s in ("s1", "s2", "s3", "s4")},
+    **{
+        f"also/{s}": f"{s.upper()} of RobustDARTS, batch 8, against plain cells in channels_last"
+        for s in ("s1", "s2", "s3", "s4")
+    },
 }
 SCALES = ("batch", "size", "channels", "cells", "edges", "ops", "threads")
 BASE = {"batch": "8", "size": "32", "channels": "16", "cells": "4", "edges": "14", "ops": "8"}
@@ -97,8 +103,8 @@ def page(latest: dict[str, Result], rows: dict[str, Result], pictures: Sequence[
         f"Measured by `make bench` on {'; '.join(machines)}, torch {', '.join(versions)}, fp32 unless said; every answer is a line of "
         "[performance.jsonl](performance.jsonl). Ratios are of medians of fresh processes in turn, with few iterations each: "
         "read them to about 15 %. "
-        "`reference` is the plain supernet with the field's own amount of work: NCHW, all gradients, `none` computed "
-        "([field.py](../../benchmarks/field.py)).",
+        "`reference` is the published step, literally and without oche ([peers](../../benchmarks/peers)), in NCHW; `reference-nhwc` the "
+        "same with channels_last put on it; `reference-channels-last` oche's plain cells without gradients that nobody uses.",
     ]
     if peaks:
         gflops, gbytes = (max(p[key] for p in peaks) for key in ("gflops", "gbytes"))
@@ -115,6 +121,8 @@ def page(latest: dict[str, Result], rows: dict[str, Result], pictures: Sequence[
         start = rows["goal/start"]
         said += ["", f"`import oche` takes {start['seconds']:.3f} s beyond torch (goal: under 0.2 s), "
                  f"`import oche.api.search`, all that a search needs, another {start['api_seconds']:.2f} s."]  # fmt: skip
+    if "goal/busy" in rows:
+        said += ["", "## Busy machines", "", *busy(rows["goal/busy"])]
     if "also/retrain" in rows:
         said += ["", "## Training the found network", "", *retraining(rows["also/retrain"])]
     if "also/epoch" in rows:
@@ -158,6 +166,37 @@ def goals(rows: dict[str, Result]) -> list[str]:
         stretch = f"{goal.stretch:g}x" if goal.stretch else ""
         body.append([goal.work, f"{goal.ratio:g}x", stretch, f"**{ratio:.2f}x**", verdict, less, asked])
     return _table(["work", "goal", "stretch", "measured", "", "memory", "goal"], body)
+
+
+BUSY = (1.6, 1.4)
+"""Goal and stretch: busy seconds over the quiet ones of threads that wait as by default."""
+
+
+def busy(row: Result) -> list[str]:
+    """Seconds of an iteration, quiet and with one core taken."""
+    first = next(iter(row["waiting"]))
+    body = []
+    for side, found in row["waiting"].items():
+        verdict = next(
+            (
+                word
+                for word, goal in zip(("stretch reached", "reached"), BUSY[::-1], strict=True)
+                if found["goal"] <= goal
+            ),
+            "missed",
+        )
+        times = f"{found['busy']:.3f} s ({found['busy_least']:.3f} to {found['busy_most']:.3f})"
+        body.append(
+            [side, f"{found['quiet']:.3f} s", times, f"{found['slowdown']:.2f}x", f"**{found['goal']:.2f}x**", verdict]
+        )
+    about = (
+        f"An iteration ({row['space']}, batch {row['batch']}, {row['threads']} threads) on a quiet machine and beside a process that "
+        f"counts on one core, by how threads wait: `{first}` as PyTorch has them, `oche` as the command sets them "
+        f"([busy.py](../../benchmarks/busy.py)). Load before: {row['load']:.2f}. Goal: {BUSY[0]:g} times the quiet time of `{first}`, "
+        f"stretch {BUSY[1]:g}."
+    )
+    header = ["waiting", "quiet", "one core taken", "to its own quiet time", f"to that of {first}", ""]
+    return [about, "", *_table(header, body)]
 
 
 def comparisons(latest: dict[str, Result]) -> list[str]:

@@ -3,7 +3,7 @@
     python benchmarks/supernet.py --space darts --batch 16 --against reference --json
     python benchmarks/supernet.py --method pcdarts --against reference-channels-last --set channels=24
     python benchmarks/supernet.py --method rf_darts --against all-weights
-    python benchmarks/supernet.py --against benchmarks/peers/darts_nchw.py
+    python benchmarks/supernet.py --against official.py
 
 An iteration is an architecture step and a weight step with their optimisers, on random images. Of oche it is one step of
 `oche.search.loop.search` itself, augmentation included. Each side runs in fresh processes, in turn (A B A B); seconds are medians over all
@@ -14,12 +14,13 @@ Sides, for `--tier` (what is measured) and `--against` (what it is compared with
     fast                      what oche runs on this machine
     portable                  the same without compiled kernels (OCHE_KERNELS=off)
     reference-channels-last   plain cells in channels_last, no gradient that nobody uses (OCHE_FAST=off)
-    reference                 plain cells as the field writes them (benchmarks/field.py)
+    reference                 the published step, literally, without oche (benchmarks/peers), in NCHW
+    reference-nhwc            the same with channels_last put on it
     all-weights               like --tier, but every weight learns: what random features save
     kept                      like --tier, without --recompute
     eager                     like --tier, without --compile
     fp32                      like --tier, without --precision bf16
-    PATH.py                   a peer: a file with `build(batch, size)` and `step(built)`, see benchmarks/peers/darts_nchw.py
+    PATH.py                   a peer of your own: a file with `build(batch, size)` and `step(built)`, see docs/performance.md
 
 `--json` prints one object: `ratio` and `memory_ratio` (against by tier), `seconds` and `peak_mib` of the tier, `peaks` of the machine,
 `useful` work of an iteration, and for each side under `sides`: operators that torch launched, calls and seconds of compiled
@@ -47,7 +48,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import field
 import torch
 from counting import Operators, calls, peaks
 
@@ -74,7 +74,15 @@ ENVIRONMENTS: dict[str, dict[str, str]] = {
 """What oche's own sides need in a process's environment."""
 
 ORDERS: dict[str, ArchGradient] = {"first": FirstOrder(), "finite": FiniteDifference(), "exact": Unrolled()}
-"""Architecture gradients by the name of `--order`; `field.ORDERS` has what each is compared with."""
+"""Architecture gradients by the name of `--order`."""
+
+PEERS = Path(__file__).parent / "peers"
+PUBLISHED = {("darts", "darts"): "darts.py", ("darts", "pcdarts"): "pcdarts.py", ("nb201", "darts"): "nb201.py"}
+"""The peer of a space and a method."""
+
+LAYOUTS = {"reference": "nchw", "reference-nhwc": "channels_last"}
+PUBLISHED_ORDERS = {"first": "first", "finite": "second", "exact": "second"}
+"""What an order is compared with: no published code computes the exact product."""
 
 
 @dataclass(frozen=True)
@@ -243,36 +251,40 @@ def of_oche(work: Work) -> dict[str, Any]:
     }
 
 
-def of_field(work: Work) -> dict[str, Any]:
-    """Times the field's form of the same search."""
-    space, method = work.parts()
-    device = fabric_for(work.device).device
+def of_published(layout: str, work: Work) -> dict[str, Any]:
+    """Times the published form of the same search."""
+    space, _ = work.parts()
+    told = {name: getattr(space, name) for name in ("channels", "cells", "nodes")}
+    peer = loaded(PEERS / PUBLISHED[work.space, work.method])
+    sizes = {**told, "ops": space.groups[0].ops[0], "order": PUBLISHED_ORDERS[work.order], "layout": layout}
 
-    def built(batch: int) -> field.Field:
-        return field.build(space, method, work.order, batch, device)
+    def built(batch: int) -> Callable[[], None]:
+        return partial(peer.step, peer.build(batch, work.size, **sizes))
 
-    parameters = sum(p.numel() for p in built(2).supernet.parameters())
-    return {
-        **stepped(lambda batch: built(batch).step, work, device),
-        "cells": ["plain: as the field writes them"],
-        "parameters": parameters,
-    }
+    parameters = sum(p.numel() for p in peer.build(2, work.size, **sizes).network.parameters())
+    return {**stepped(built, work, torch.device("cpu")), "cells": ["plain: as published"], "parameters": parameters}
 
 
 def of_peer(path: str, work: Work) -> dict[str, Any]:
     """Times a peer's `step(build(batch, size))`."""
-    spec = importlib.util.spec_from_file_location("peer", path)
-    assert spec is not None
-    assert spec.loader is not None
-    peer = importlib.util.module_from_spec(spec)
-    sys.modules["peer"] = peer
-    spec.loader.exec_module(peer)
-    device = fabric_for(work.device).device
+    peer = loaded(Path(path))
 
     def built(batch: int) -> Callable[[], None]:
         return partial(peer.step, peer.build(batch, work.size))
 
-    return {**stepped(built, work, device), "cells": [f"peer: {Path(path).name}"]}
+    return {**stepped(built, work, fabric_for(work.device).device), "cells": [f"peer: {Path(path).name}"]}
+
+
+def loaded(path: Path) -> Any:
+    """The module in a peer's file, which may import from its own folder."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    peer = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = peer
+    sys.path.insert(0, str(path.parent.resolve()))
+    spec.loader.exec_module(peer)
+    return peer
 
 
 @contextmanager
@@ -317,8 +329,8 @@ def resident(device: torch.device) -> float:
 def here(what: str, work: Work) -> dict[str, Any]:
     """One side's numbers, measured in this process, whose environment is the side's."""
     torch.set_num_threads(work.threads)
-    if what == "reference":
-        return of_field(work)
+    if what in LAYOUTS:
+        return of_published(LAYOUTS[what], work)
     return of_peer(what, work) if what.endswith(".py") else of_oche(work)
 
 
@@ -456,9 +468,12 @@ def main() -> None:
         given = json.loads(a.work)
         print(json.dumps(here(a.here, Work(**{**given, "settings": tuple(given["settings"])}))))
         return
-    if a.against not in (*ENVIRONMENTS, *WITHOUT, "reference") and not Path(a.against).is_file():
-        known = ", ".join(("reference", *ENVIRONMENTS, *WITHOUT))
+    if a.against not in (*ENVIRONMENTS, *WITHOUT, *LAYOUTS) and not Path(a.against).is_file():
+        known = ", ".join((*LAYOUTS, *ENVIRONMENTS, *WITHOUT))
         parser.error(f"--against {a.against}: expected {known}, or a peer's file")
+    if a.against in LAYOUTS and ((a.space, a.method) not in PUBLISHED or a.device != "cpu"):
+        known = ", ".join(f"--space {space} --method {method}" for space, method in PUBLISHED)
+        parser.error(f"--against {a.against} is there for {known}, on the CPU: use --against reference-channels-last")
     work = Work(
         a.space,
         a.method,

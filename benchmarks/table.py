@@ -30,10 +30,11 @@ FEW = ("--repeats", "2", "--iterations", "2")
 ONE = ("--repeats", "2", "--iterations", "1")
 ONCE = ("--repeats", "1", "--iterations", "1")
 SMALL = ("--batch", "8", "--set", "cells=4", "--repeats", "1", "--iterations", "2")
+PLAIN = ("--against", "reference-channels-last")
 CHANNELS_LAST = ("--tier", "portable", "--against", "reference-channels-last")
 COMPILED = ("--tier", "portable", "--compile", "--against", "eager")
 LONGEST = 900
-PEER = "benchmarks/peers/darts_nchw.py"
+NHWC = ("--against", "reference-nhwc")
 
 
 @dataclass(frozen=True)
@@ -74,6 +75,11 @@ ROWS: list[Row] = [
     _supernet("goal/pcdarts", "--method", "pcdarts", "--batch", "64", *FEW),
     _supernet("goal/nb201", "--space", "nb201", "--batch", "64", *FEW),
     _supernet("goal/rf", "--method", "rf_darts", "--against", "all-weights", "--batch", "64", *FEW),
+    _supernet("also/darts-nhwc", "--batch", "64", *NHWC, *FEW),
+    _supernet("also/pcdarts-nhwc", "--method", "pcdarts", "--batch", "64", *NHWC, *FEW),
+    _supernet("also/nb201-nhwc", "--space", "nb201", "--batch", "64", *NHWC, *FEW),
+    _supernet("also/exact-nhwc", "--order", "exact", "--batch", "16", *NHWC, *ONCE),
+    Row("goal/busy", "busy.py"),
     Row("goal/augment", "augment.py"),
     Row("also/augment-one-thread", "augment.py", ("--threads", "1")),
     Row("goal/start", "start.py"),
@@ -86,7 +92,6 @@ ROWS: list[Row] = [
     ),
     _supernet("also/nb201-bf16", "--space", "nb201", "--batch", "64", "--precision", "bf16", *ONCE),
     _supernet("also/darts-bf16", "--batch", "16", "--precision", "bf16", *ONCE),
-    _supernet("also/darts-peer", "--batch", "16", "--against", PEER, *ONCE),
     Row("also/retrain", "retrain.py", ("--repeats", "3")),
     Row("also/epoch", "epoch.py", ("--repeats", "3", "--threads", "1")),
     _supernet("scaling/batch=8", *SMALL),
@@ -103,7 +108,7 @@ ROWS: list[Row] = [
         "also/portable-recompute", "--batch", "16", "--tier", "portable", "--recompute", "--against", "kept", *ONCE
     ),
     _supernet("also/nb201-compile", "--space", "nb201", "--batch", "64", *COMPILED, *ONE),
-    *[_supernet(f"also/{s}", "--space", s, "--batch", "8", *ONCE) for s in ("s1", "s2", "s3", "s4")],
+    *[_supernet(f"also/{s}", "--space", s, "--batch", "8", *PLAIN, *ONCE) for s in ("s1", "s2", "s3", "s4")],
 ]
 """By value: what has a goal, what each tier gains, how it grows, the rest."""
 
