@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -261,7 +262,56 @@ class Regress(Vectors):
         return 0.0
 
 
-TASKS: dict[str, type[Task]] = {"classify": Classify, "segment": Segment, "multilabel": MultiLabel, "regress": Regress}
+@dataclass(frozen=True)
+class Count(Vectors):
+    """How many objects an image shows: outputs and targets (B, K) are their density, a number for each of K places (or for the image, K=1).
+
+    In standardised units, in which one is `scale` objects, and with the error e = output - target of a place:
+
+        loss = mean over images and places of e^2  +  total  mean over images of |sum over places of e| / sqrt(K)
+
+    `confusion` (1, 5) float64 is that of `Regress` for the counts, in objects: an image's count is the sum over its places, less what is
+    the same for all images. mae and rmse are in objects (the literature on crowds calls the latter MSE), r2 is 0 for always naming the
+    images' mean count.
+    """
+
+    name: ClassVar[str] = "count"
+    metric: ClassVar[str] = "r2"
+    scale: float = 1.0
+    total: float = 0.1
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        error = outputs - targets.to(outputs)
+        whole: Tensor = error.sum(1).abs().mean() / math.sqrt(error.shape[1])
+        return error.square().mean() + self.total * whole
+
+    def confusion(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        counts = [t.double().sum(1, keepdim=True) * self.scale for t in (outputs, targets)]
+        return Regress().confusion(*counts)
+
+    def score(self, confusion: Tensor) -> float:
+        return Regress().score(confusion)
+
+    def metrics(self, confusion: Tensor) -> dict[str, float]:
+        return Regress().metrics(confusion)
+
+    def smoothed(self, label_smoothing: float) -> Count:
+        if label_smoothing:
+            raise UserError("Counts have no labels to smooth: set train.label_smoothing=0.")
+        return self
+
+    def floor(self, counts: Tensor) -> float:
+        """0: the score of always answering the mean."""
+        return 0.0
+
+
+TASKS: dict[str, type[Task]] = {
+    "classify": Classify,
+    "segment": Segment,
+    "multilabel": MultiLabel,
+    "regress": Regress,
+    "count": Count,
+}
 """By name, for `--task NAME`: what the data have decides which of them fits."""
 
 TASK: Kind[Task] = Kind(

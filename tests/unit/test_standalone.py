@@ -115,7 +115,7 @@ def of_space(name: str, how: str, folder: Path) -> tuple[Run, torch.Tensor]:
 
 
 @pytest.mark.parametrize("how", ["discrete", "cell", KEPT, KEPT_NORMED])
-@pytest.mark.parametrize("name", sorted(SPACES.keys() - {"sase"}))
+@pytest.mark.parametrize("name", sorted(SPACES))
 def test_every_space_in_every_form(name: str, how: str, tmp_path: Path) -> None:
     if name == "grid" and how == "cell":
         pytest.skip("the nodes of a grid have alphas of their own already")
@@ -123,13 +123,32 @@ def test_every_space_in_every_form(name: str, how: str, tmp_path: Path) -> None:
     assert torch.equal(in_process(run, images), in_full(run, images))
 
 
-def test_attention_blocks_are_refused_in_a_sentence() -> None:
-    space = SPACES["sase"]()
-    assert "sase" in refusal(space, sample(space, counted(0)))
+@pytest.mark.parametrize("backbone", ["resnet", "mobile"])
+def test_every_operation_of_attention_blocks(backbone: str, tmp_path: Path) -> None:
+    data, size = tiny_data(12, (64, 68)), (64, 68)
+    space = tiny_space("sase", data, channels=4, layers=(1,) * 5, backbone=backbone, sharing="cell")
+    groups = {
+        group.name: tuple(Choice(*edge, ops[n % len(ops)]) for edge, ops in zip(group.edges, group.ops, strict=True))
+        for n, group in enumerate(space.groups)
+    }
+    run = exported(tmp_path / "run", space, Genotype("sase", groups, "cell"), data)
+    images = torch.rand(2, 2, *size)
+    assert torch.equal(in_process(run, images), in_full(run, images))
+
+
+@pytest.mark.parametrize("name", ["toy", "stages", "chain", "sase"])
+def test_networks_that_count(name: str, tmp_path: Path) -> None:
+    """The density of 3x4 places, of features of another size."""
+    data = tiny_data(12, (9, 13))
+    space = replace(tiny_space(name, data, **SMALL[name]), outputs=12, density=(3, 4))
+    run = exported(tmp_path / "run", space, sample(space, counted(4)), data)
+    images = torch.rand(2, 2, 9, 13)
+    assert in_process(run, images).shape == (2, 12)
+    assert torch.equal(in_process(run, images), in_full(run, images))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(SPACES.keys() - {"sase"}))
+@pytest.mark.parametrize("name", sorted(SPACES))
 def test_every_space_without_oche(name: str, tmp_path: Path) -> None:
     run, images = of_space(name, "discrete", tmp_path / "run")
     torch.testing.assert_close(outputs_aside(run, images, tmp_path), in_full(run, images), atol=1e-6, rtol=1e-6)

@@ -149,6 +149,9 @@ def _predicted(file: Path, odd: str, outputs: Tensor, contract: Contract) -> Pre
     numbers = outputs.double()
     if contract.target_mean is not None and contract.target_std is not None:
         numbers = numbers * numbers.new_tensor(contract.target_std) + numbers.new_tensor(contract.target_mean)
+    if contract.task == "count":
+        count = float(numbers.sum())
+        return Prediction(file, f"{count:.1f}", nan, odd, {contract.classes[0]: count})
     values = dict(zip(contract.classes, numbers.tolist(), strict=True))
     return Prediction(file, ", ".join(f"{name} {n:.5g}" for name, n in values.items()), nan, odd, values)
 

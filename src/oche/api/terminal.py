@@ -325,7 +325,10 @@ def data_rows(data: Data) -> list[tuple[str, str]]:
         names += f"; {in_words('accuracy', float(counts[most]) / len(data.train), 1)} of the train {data.things} are {data.classes[most]!r}"
     return [
         ("data", f"{data.name}: {parts}"),
-        ({"multilabel": "labels", "regress": "numbers"}.get(data.task, "classes"), f"{len(data.classes)}: {names}"),
+        (
+            {"multilabel": "labels", "regress": "numbers", "count": "counts"}.get(data.task, "classes"),
+            f"{len(data.classes)}: {names}",
+        ),
         *(("", note) for note in data.notes),
     ]
 

@@ -87,9 +87,9 @@ def counts_table(data: Data) -> Table:
     from oche.data.facts import RARE
 
     ledger = data.ledger
-    rows = ("images",) if data.task == "regress" else data.classes
+    rows = ("images",) if data.task in ("regress", "count") else data.classes
     table = Table(box=None, pad_edge=False)
-    table.add_column({"multilabel": "label", "regress": ""}.get(data.task, "class"))
+    table.add_column({"multilabel": "label", "regress": "", "count": ""}.get(data.task, "class"))
     if ledger.shares:
         table.add_column("train pixels", justify="right")
         for name, share in list(ledger.shares.items())[:MOST]:

@@ -74,7 +74,7 @@ def _settings(space: str, data: Data) -> Sequence[tuple[str, object]]:
     """The settings that are changed most often, with their defaults for these data."""
     from oche.spaces import SPACES
 
-    bound = SPACES[space](inputs=data.channels, outputs=len(data.classes), size=data.size)
+    bound = SPACES[space](inputs=data.channels, outputs=data.outputs, size=data.size)
     known = {f.name for f in fields(bound)}
     named = [n for n in ("channels", "cells", "layers", "levels", "sharing") if n in known]
     return [

@@ -122,6 +122,7 @@ class Contract:
         palette: colours of the masks' classes, where they had some.
         ignore: the label of mask pixels that count nowhere.
         target_mean, target_std: numbers are outputs times target_std plus target_mean.
+        grid: rows and columns of the places that objects are counted in; the sum of their numbers is the count.
     """
 
     task: str
@@ -136,6 +137,7 @@ class Contract:
     ignore: int | None = None
     target_mean: tuple[float, ...] | None = None
     target_std: tuple[float, ...] | None = None
+    grid: tuple[int, int] | None = None
 
     @property
     def signal(self) -> bool:
@@ -170,6 +172,7 @@ class Contract:
                 ignore=None if table.get("ignore") is None else int(table["ignore"]),
                 target_mean=_numbers(table.get("target_mean")),
                 target_std=_numbers(table.get("target_std")),
+                grid=None if table.get("grid") is None else (int(table["grid"][0]), int(table["grid"][1])),
             )
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise UserError(f"The contract of a data set is damaged ({error!r}): train the network again.") from None

@@ -142,6 +142,7 @@ class Data:
         notes: sentences about how it was read, and what to beware of, for the table printed before a run.
         target_mean, target_std: what was subtracted from the numbers that are targets, and what they were divided by; None where targets
             are as they were given.
+        grid: rows and columns of the places that objects are counted in, row by row in the targets; None for all other tasks.
     """
 
     name: str
@@ -163,6 +164,12 @@ class Data:
     identities: Mapping[str, Identity] = field(default_factory=dict)
     target_mean: tuple[float, ...] | None = None
     target_std: tuple[float, ...] | None = None
+    grid: tuple[int, int] | None = None
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network says of an image, or of a pixel: one per class, label or number, or per place of the grid."""
+        return len(self.classes) if self.grid is None else self.grid[0] * self.grid[1]
 
     @property
     def contract(self) -> Contract:
@@ -182,6 +189,7 @@ class Data:
             self.ignore,
             self.target_mean,
             self.target_std,
+            self.grid,
         )
 
     @property
@@ -190,11 +198,14 @@ class Data:
         return "signals" if self.size[0] == 1 else "images"
 
     @property
-    def task(self) -> Literal["classify", "segment", "multilabel", "regress"]:
+    def task(self) -> Literal["classify", "segment", "multilabel", "regress", "count"]:
         """The task that the data are for.
 
-        "classify" (one class per image), "segment" (one per pixel), "multilabel" (any number of labels) or "regress" (numbers).
+        "classify" (one class per image), "segment" (one per pixel), "multilabel" (any number of labels), "regress"
+        (numbers) or "count" (how many objects there are).
         """
+        if self.grid is not None:
+            return "count"
         if self.ignore is not None:
             return "segment"
         if self.train.targets.ndim == 1:

@@ -18,23 +18,29 @@ from oche.spaces import Space
 from oche.spaces import named as spaces
 from oche.spaces.latency import read_table
 from oche.spaces.limits import LIMITED, Limits, limit
-from oche.tasks import TASK, TASKS, Classify, MultiLabel, Regress, Segment, Task, balanced
+from oche.tasks import TASK, TASKS, Classify, Count, MultiLabel, Regress, Segment, Task, balanced
 from oche.training.latencies import this_machine
 
 SPACE = {"classify": "nb201", "segment": "grid"}
 """The space that "auto" stands for, by what the data can teach."""
+
+COUNTING = "stages"
+"""The same for counts."""
 
 TEACHES = {
     "classify": "one class per image",
     "segment": "masks",
     "multilabel": "several labels per image",
     "regress": "numbers for each image",
+    "count": "counts",
 }
 """What data of a task have for each image, in words."""
 
 
 def usual_space(data: Data) -> str:
     """The name of the space that "auto" stands for."""
+    if data.task == "count":
+        return COUNTING
     return "signal" if data.things == "signals" else SPACE[form_of(data)]
 
 
@@ -104,6 +110,7 @@ def task_for(
         "classify": Classify(),
         "multilabel": MultiLabel(),
         "regress": Regress(data.target_std or ()),
+        "count": Count((data.target_std or (1.0,))[0]),
     }
     task = Segment(data.ignore) if data.ignore is not None else usual[data.task]
     if given is not None and (own.is_foreign(given) or given not in TASKS):
@@ -170,8 +177,8 @@ def space_for(
             f"{data.name} has {data.things}, which the space {name} is not for; choose `--space {usual_space(data)}`"
             + (", or say `--set data.signals=true` if its arrays hold signals." if kind.flat else ".")
         )
-    bound = kind(inputs=data.channels, outputs=len(data.classes), size=data.size)
-    known = {f.name for f in fields(bound)} - {"name", "inputs", "outputs", "size"}
+    bound = kind(inputs=data.channels, outputs=data.outputs, size=data.size, density=data.grid)
+    known = {f.name for f in fields(bound)} - {"name", "inputs", "outputs", "size", "density"}
     for path in {**(lower or {}), **given}:
         if path not in known:
             raise unknown(f"setting of the space {name}", path, known)

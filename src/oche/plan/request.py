@@ -70,7 +70,7 @@ class Request(Limited):
         "--data",
     )
     task: str | Task | None = option(
-        None, "classify, segment, multilabel, regress or FILE.py:NAME. Default: what the data is for.", "--task"
+        None, "classify, segment, multilabel, regress, count or FILE.py:NAME. Default: what the data is for.", "--task"
     )
     budget: str = option("quick", "paper, quick or smoke.", "--budget")
     epochs: int | None = option(None, "Default: the budget's.", "--epochs")

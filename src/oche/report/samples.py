@@ -24,6 +24,7 @@ HEADINGS = {
         "The test images with most wrong pixels: the image, the classes that are there, and what the network paints.",
     ),
     "multilabel": ("Worst mistakes", "{wrong} of {of} test images have a wrong label. Shown are those with most."),
+    "count": ("Largest errors", "The test images whose counts are furthest from those that the network says."),
     "regress": ("Largest errors", "The test images whose numbers are furthest from those that the network says."),
 }
 """Task -> heading and note."""

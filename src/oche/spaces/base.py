@@ -33,6 +33,7 @@ class Space(ABC):
     `without` names candidates that are left out on every edge, where there are any (DARTS without `none`).
     `task` says what its networks do: "classify" gives outputs (B, classes), "segment" (B, classes, H, W).
     `flat` spaces are for signals: images of height 1, along whose width all kernels lie.
+    `density` is the grid (rows, columns) of places that objects are counted in: outputs are as many numbers; None for all other tasks.
     """
 
     task: ClassVar[Literal["classify", "segment"]] = "classify"
@@ -44,6 +45,7 @@ class Space(ABC):
     size: tuple[int, int] = (32, 32)
     sharing: Literal["type", "cell"] = "type"
     without: tuple[str, ...] = ()
+    density: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         if self.flat and self.size[1] < 8:

@@ -19,6 +19,7 @@ from oche.errors import UserError
 from oche.spaces.base import BuildEdge, Space
 from oche.spaces.blocks import BLOCKS, Place
 from oche.spaces.edges import EdgeFactory, whole
+from oche.spaces.heads import head
 from oche.spaces.networks import Body, Cell, RunCell
 
 CHAIN_OPS = (
@@ -172,7 +173,7 @@ class ChainSpace(Space):
 
 
 class ChainBody(Body):
-    """stem -> layers -> perhaps a 1x1 convolution -> global average -> linear."""
+    """stem -> layers -> perhaps a 1x1 convolution -> head."""
 
     serial: ClassVar[bool] = True
 
@@ -199,7 +200,7 @@ class ChainBody(Body):
             wide = space.width(space.head)
             self.last = nn.Sequential(*around.normed(channels, wide, 1), nn.ReLU())
             channels = wide
-        self.classifier = nn.Linear(channels, space.outputs)
+        self.classifier = head(channels, space.outputs, space.density)
 
     def forward(self, x: Tensor, run_cell: RunCell) -> tuple[Tensor, dict[str, Tensor]]:
         x = self.stem(x)
@@ -207,4 +208,4 @@ class ChainBody(Body):
         for name, cell in self.cells.items():
             assert isinstance(cell, Cell)
             observed[name] = x = run_cell(name, cell, (x,))
-        return self.classifier(self.last(x).mean((2, 3))), observed
+        return self.classifier(self.last(x)), observed

@@ -18,6 +18,7 @@ from oche.base import Group
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.spaces.base import BuildEdge, Space, with_pool_norm
+from oche.spaces.heads import head
 from oche.spaces.networks import Body, Cell, RunCell
 from oche.spaces.ops import FactorizedReduce, ReLUConvBN
 
@@ -190,7 +191,7 @@ class PublishedSpace(DartsSpace):
 
 
 class DartsBody(Body):
-    """stem -> cells, each reading the two before it -> global average -> linear."""
+    """stem -> cells, each reading the two before it -> head."""
 
     def __init__(self, space: DartsSpace, build: BuildEdge, affine: bool) -> None:
         super().__init__()
@@ -213,7 +214,7 @@ class DartsBody(Body):
             entries = [entry(), ReLUConvBN(last, channels, 1, 1, affine)]
             self.cells[name] = Cell(entries, group, edges, concat=True, outputs=outputs)
             before, last, was_reduction = last, len(outputs) * channels, reduction
-        self.classifier = nn.Linear(last, space.outputs)
+        self.classifier = head(last, space.outputs, space.density)
 
     def forward(self, x: Tensor, run_cell: RunCell) -> tuple[Tensor, dict[str, Tensor]]:
         before = self.stem(x)
@@ -223,7 +224,7 @@ class DartsBody(Body):
             assert isinstance(cell, Cell)
             before, last = last, run_cell(name, cell, (before, last))
             observed[name] = last
-        return self.classifier(last.mean((2, 3))), observed
+        return self.classifier(last), observed
 
 
 def _entry(inputs: int, channels: int, halve: bool, affine: bool) -> Callable[[], nn.Module]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from oche.base import Group
 from oche.errors import UserError
 from oche.spaces.base import BuildEdge, Space
+from oche.spaces.heads import head
 from oche.spaces.networks import Body, Cell, RunCell
 from oche.spaces.ops import ReLUConvBN
 
@@ -62,7 +63,7 @@ class NB201Body(Body):
             edges = [build(group, e, channels, 1) for e in range(len(group.edges))]
             self.cells[name] = Cell([nn.Identity()], group, edges, concat=False)
         self.last = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
-        self.classifier = nn.Linear(channels, space.outputs)
+        self.classifier = head(channels, space.outputs, space.density)
 
     def forward(self, x: Tensor, run_cell: RunCell) -> tuple[Tensor, dict[str, Tensor]]:
         x = self.stem(x)
@@ -72,7 +73,7 @@ class NB201Body(Body):
             if name in self.reductions:
                 x = self.reductions[name](x)
             observed[name] = x = run_cell(name, cell, (x,))
-        return self.classifier(self.last(x).mean((2, 3))), observed
+        return self.classifier(self.last(x)), observed
 
 
 class ResidualReduction(nn.Module):

@@ -50,7 +50,7 @@ class Rival:
         if like.flat and not self.space.flat:
             return self.form(True).network(like, channels)
         width = {} if channels is None else {"channels": channels}
-        bound = self.space(inputs=like.inputs, outputs=like.outputs, size=like.size)
+        bound = self.space(inputs=like.inputs, outputs=like.outputs, size=like.size, density=like.density)
         return replace(bound, **{**self.fields, **width}), self.genotype  # type: ignore[arg-type]
 
 

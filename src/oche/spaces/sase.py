@@ -29,6 +29,7 @@ from oche.errors import UserError
 from oche.spaces.base import BuildEdge, Space
 from oche.spaces.blocks import Place
 from oche.spaces.edges import EdgeFactory, whole
+from oche.spaces.heads import head
 from oche.spaces.networks import Body, Cell, RunCell, Through
 from oche.spaces.slots import CHANNEL_EXCITE, CHANNEL_SQUEEZE, SLOT_OPS, SPATIAL_EXCITE, SPATIAL_SQUEEZE
 
@@ -127,7 +128,7 @@ class AttentionCell(Cell):
 
 
 class SaseBody(Body):
-    """stem -> blocks, each with its attention -> global average -> linear."""
+    """stem -> blocks, each with its attention -> head."""
 
     def __init__(self, space: SaseSpace, build: BuildEdge, affine: bool) -> None:
         super().__init__()
@@ -141,14 +142,14 @@ class SaseBody(Body):
         for layer in space.blocks():
             place, group = Place(layer.inputs, layer.outputs, layer.stride), groups[layer.name]
             wide = layer.outputs if space.backbone == "resnet" else EXPANSION * layer.inputs
-            first, last = _resnet(place) if space.backbone == "resnet" else _mobile(place, wide)
+            first, last = resnet_block(place) if space.backbone == "resnet" else mobile_block(place, wide)
             self.before[layer.name], self.behind[layer.name] = nn.Sequential(*first), nn.Sequential(*last)
             self.shortcuts[layer.name] = place.shortcut()
             self.cells[layer.name] = AttentionCell(
                 group, [build(group, e, wide, 1) for e in range(len(group.edges))], affine
             )
         self.last = nn.Identity() if space.backbone == "mobile" else nn.ReLU()
-        self.classifier = nn.Linear(layer.outputs, space.outputs)
+        self.classifier = head(layer.outputs, space.outputs, space.density)
 
     def forward(self, x: Tensor, run_cell: RunCell) -> tuple[Tensor, dict[str, Tensor]]:
         x = self.stem(x)
@@ -157,16 +158,16 @@ class SaseBody(Body):
             assert isinstance(cell, Cell)
             observed[name] = h = run_cell(name, cell, (self.before[name](x),))
             x = self.last(self.behind[name](h) + self.shortcuts[name](x))
-        return self.classifier(x.mean((2, 3))), observed
+        return self.classifier(x), observed
 
 
-def _resnet(place: Place) -> tuple[list[nn.Module], list[nn.Module]]:
+def resnet_block(place: Place) -> tuple[list[nn.Module], list[nn.Module]]:
     """Two 3x3 convolutions before the attention, nothing behind it."""
     first = place.normed(place.inputs, place.outputs, 3, place.stride)
     return [*first, nn.ReLU(), *place.normed(place.outputs, place.outputs, 3)], []
 
 
-def _mobile(place: Place, wide: int) -> tuple[list[nn.Module], list[nn.Module]]:
+def mobile_block(place: Place, wide: int) -> tuple[list[nn.Module], list[nn.Module]]:
     """1x1 to `wide` channels and a depthwise 3x3 before the attention, 1x1 to the block's width behind it."""
     first = [*place.normed(place.inputs, wide, 1), nn.ReLU()]
     first += [*place.normed(wide, wide, 3, place.stride, groups=wide), nn.ReLU()]

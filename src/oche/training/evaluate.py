@@ -12,7 +12,19 @@ from torch import nn
 
 from oche.config import describe
 from oche.data import Augmentation, ImageSet, batches
-from oche.tasks import Classify, MultiLabel, Regress, Segment, Task, Vectors, accuracy, class_iou, label_f1, named
+from oche.tasks import (
+    Classify,
+    Count,
+    MultiLabel,
+    Regress,
+    Segment,
+    Task,
+    Vectors,
+    accuracy,
+    class_iou,
+    label_f1,
+    named,
+)
 
 BATCH, PIXELS = 256, 2**22
 """Images and pixels in one batch of an evaluation, at most."""
@@ -85,7 +97,7 @@ def records_of(score: Score, task: Task | None, classes: Sequence[str], teaches:
     if teaches == Segment.name:
         for name, iou in zip(classes, score.iou, strict=True):
             records.append({"kind": "class", "class": name, "iou": None if isnan(iou) else iou})
-    if teaches not in (MultiLabel.name, Regress.name):
+    if teaches not in (MultiLabel.name, Regress.name, Count.name):
         rows = [list(row) for row in score.confusion]
         records.append({"kind": "confusion", "classes": list(classes), "matrix": rows})
     return records

@@ -150,6 +150,8 @@ def badness(outputs: Tensor, targets: Tensor, data: Data) -> Tensor:
         return off.flatten(1).sum(1) / valid.flatten(1).sum(1).clamp_min(1)
     if data.task == "multilabel":
         return ((outputs >= 0) != (targets > 0)).sum(1).float()
+    if data.task == "count":
+        return (outputs - targets.to(outputs)).sum(1).abs()
     return (outputs - targets.to(outputs)).square().mean(1)
 
 
@@ -180,6 +182,8 @@ def _listed(flags: Sequence[bool], names: Sequence[str]) -> str:
 def _numbers(values: Tensor, data: Data) -> str:
     if data.target_mean is not None and data.target_std is not None:
         values = values.double() * values.new_tensor(data.target_std) + values.new_tensor(data.target_mean)
+    if data.task == "count":
+        return f"{float(values.sum()):.4g}"
     pairs = list(zip(data.classes, values.tolist(), strict=True))
     return ", ".join(f"{name} {value:.4g}" for name, value in pairs[:NAMED])
 

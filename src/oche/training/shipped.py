@@ -19,6 +19,7 @@ OUTPUTS = {
     "classify": "logits (batch, classes): softmax over axis 1 gives probabilities",
     "segment": "logits (batch, classes, height, width): argmax over axis 1 gives the mask",
     "multilabel": "logits (batch, labels): the sigmoid gives each label's probability",
+    "count": "density (batch, places): the sum of it times target_std plus target_mean under contract is the number of objects",
     "regress": "numbers (batch, targets): times target_std plus target_mean under contract, where it has them",
 }
 
@@ -106,6 +107,10 @@ def main(paths):
             chance = 1 / (1 + np.exp(-logits.astype(np.float64)))
             named = [name for name, p in zip(contract["classes"], chance) if p >= 0.5]
             print(path, ", ".join(named) or "(none)", " ".join(f"{p:.7f}" for p in chance))
+            continue
+        if contract["task"] == "count":
+            places = logits.astype(np.float64) * np.array(contract["target_std"]) + np.array(contract["target_mean"])
+            print(path, f"{places.sum():.7g}")
             continue
         if contract["task"] == "regress":
             numbers = logits * np.array(contract.get("target_std", 1.0)) + np.array(contract.get("target_mean", 0.0))

@@ -24,13 +24,15 @@ from oche.spaces import ChainSpace, DartsSpace, GridSpace, NB201Space, Network, 
 from oche.spaces.blocks import BLOCKS
 from oche.spaces.edges import EDGES, KEPT_NORMED, TRAINED
 from oche.spaces.grid import GridBody, GridCell
+from oche.spaces.heads import Density, Pooled
 from oche.spaces.networks import Cell, Chosen, Kept
 from oche.spaces.ops import OPS
+from oche.spaces.slots import SLOT_OPS
 from oche.training.source import Gathered, module, names_in
 
 NETWORK_NAME = "network.py"
 
-HOMES = ("oche.spaces.ops", "oche.spaces.blocks", "oche.spaces.segmentation")
+HOMES = ("oche.spaces.ops", "oche.spaces.blocks", "oche.spaces.segmentation", "oche.spaces.heads", "oche.spaces.slots")
 """Modules that have what operations and heads are made of."""
 
 Rows = Sequence[tuple[object, ...]]
@@ -40,9 +42,7 @@ Rows = Sequence[tuple[object, ...]]
 def refusal(space: Space, genotype: Genotype) -> str:
     """Why no such file can be written, in one sentence, or "" if it can: parts of the user's own are not ours to copy."""
     fitted = space.fitted(genotype)
-    if isinstance(fitted, SaseSpace):
-        return "network.py is not written for attention blocks (the space sase): take model.onnx or model.pt2 instead."
-    known = (ChainSpace, DartsSpace, GridSpace, NB201Space)
+    known = (ChainSpace, DartsSpace, GridSpace, NB201Space, SaseSpace)
     if not isinstance(fitted, known) or not type(fitted).__module__.startswith("oche."):
         return f"network.py is written for the spaces of oche; {space.name!r} is not one of them."
     for op in sorted({c.op for choices in genotype.groups.values() for c in choices}):
@@ -53,7 +53,7 @@ def refusal(space: Space, genotype: Genotype) -> str:
     return ""
 
 
-BUILT_IN = frozenset(OPS)
+BUILT_IN = frozenset((*OPS, *SLOT_OPS))
 """Operations of oche's own, before any of a user's are registered."""
 
 
@@ -124,20 +124,22 @@ class Parts:
 
 def _parts(network: Network, space: Space, genotype: Genotype) -> Parts:
     build = _build(network, space, genotype)
+    classifier = _classifier(network)
     if isinstance(space, NB201Space):
-        sizes = _sizes(space, "inputs", "outputs", "channels", "cells", "stages")
-        arguments = {**sizes, "genotype": "GENOTYPE", "build": "operation"}
+        sizes = _sizes(space, "inputs", "channels", "cells", "stages")
+        arguments = {**sizes, "genotype": "GENOTYPE", "build": "operation", "classifier": classifier}
         return Parts("nb201", "NB201Network", arguments, {"GENOTYPE": _groups(network, space)}, build)
     if isinstance(space, DartsSpace):
-        sizes = _sizes(space, "inputs", "outputs", "channels", "cells")
+        sizes = _sizes(space, "inputs", "channels", "cells")
         sizes |= {"stem": str(space.stem_multiplier * space.channels), "imagenet": str(space.imagenet_stem)}
         arguments = {**sizes, "genotype": "GENOTYPE", "concat": "CONCAT", "build": "operation"}
+        arguments["classifier"] = classifier
         concat = {name: cell._outputs for name, cell in _first_cells(network, space).items()}
         tables = {"GENOTYPE": _groups(network, space), "CONCAT": repr(concat).replace("'", '"')}
         return Parts("darts", "DartsNetwork", arguments, tables, build)
     if isinstance(space, ChainSpace):
         arguments = {
-            **_sizes(space, "inputs", "outputs"),
+            **_sizes(space, "inputs"),
             "stem": str(space.width(space.stem)),
             "stem_kernel": str(space.stem_kernel),
             "stem_stride": str(space.reduction),
@@ -146,12 +148,15 @@ def _parts(network: Network, space: Space, genotype: Genotype) -> Parts:
             "bias": str(space.bias),
             "flat": str(space.flat),
             "build": "operation",
+            "classifier": classifier,
         }
         layers = {
             place.name: f"({place.inputs}, {place.outputs}, {place.stride}, {_line(_rows(_cell(network, place.name)))})"
             for place in space.places()
         }
         return Parts("chain", "ChainNetwork", arguments, {"LAYERS": _table(layers)}, build)
+    if isinstance(space, SaseSpace):
+        return _sase(network, space, build, classifier)
     assert isinstance(space, GridSpace)
     return _grid(network, space, build)
 
@@ -182,6 +187,30 @@ def _grid(network: Network, space: GridSpace, build: str) -> Parts:
     return Parts("grid", "GridNetwork", arguments, {"NODES": _table(nodes)}, build)
 
 
+def _sase(network: Network, space: SaseSpace, build: str, classifier: str) -> Parts:
+    blocks = {
+        layer.name: f"({layer.inputs}, {layer.outputs}, {layer.stride}, {_line(_rows(_cell(network, layer.name)))})"
+        for layer in space.blocks()
+    }
+    arguments = {
+        **_sizes(space, "inputs", "channels"),
+        "stem_stride": str(space.reduction),
+        "blocks": "BLOCKS",
+        "mobile": str(space.backbone == "mobile"),
+        "build": "operation",
+        "classifier": classifier,
+    }
+    return Parts("sase", "SaseNetwork", arguments, {"BLOCKS": _table(blocks)}, build)
+
+
+def _classifier(network: Network) -> str:
+    """The code that makes what reads the features; "" in a grid, whose heads are others."""
+    found = network.body.classifier if hasattr(network.body, "classifier") else None
+    if isinstance(found, Density):
+        return f"Density({found.in_channels}, {found.grid})"
+    return f"Pooled({found.in_features}, {found.out_features})" if isinstance(found, Pooled) else ""
+
+
 def _sizes(space: Space, *names: str) -> dict[str, str]:
     return {name: repr(getattr(space, name)) for name in names}
 
@@ -191,6 +220,9 @@ def _build(network: Network, space: Space, genotype: Genotype) -> str:
     if isinstance(space, ChainSpace):
         head = "def operation(op: str, place: Place) -> nn.Module:"
         made, channels = "BLOCKS[op](place)", "place.outputs"
+    elif isinstance(space, SaseSpace):
+        head = "def operation(op: str, channels: int) -> nn.Module:"
+        made, channels = "OPS[op](channels)", "channels"
     else:
         head = "def operation(op: str, channels: int, stride: int) -> nn.Module:"
         made, channels = "OPS[op](channels, stride, True)", "channels"
@@ -214,20 +246,25 @@ def _expression(op: str, chain: bool) -> str:
         return _call(BLOCKS[op])
     if chain and op == "skip_connect":
         return "lambda place: place.shortcut()"
+    if op in SLOT_OPS:
+        return _listed(op, "oche.spaces.slots", *SLOT_TABLES)
     zero = "lambda channels, stride, affine: Zero(stride)"  # a network at work draws no noise: its mean is left
-    code = zero if op == "noise" else _listed(op) or _call(OPS[op])
+    code = zero if op == "noise" else _listed(op, "oche.spaces.ops", "OPS") or _call(OPS[op])
     return f"lambda place: ({code})(place.outputs, place.stride, True)" if chain else code
 
 
-def _listed(op: str) -> str:
-    """The code that stands beside an operation's name in `OPS`, "" if the name is made by a comprehension."""
-    here = module("oche.spaces.ops")
-    node = here.definitions["OPS"]
-    assert isinstance(node, ast.AnnAssign)
-    assert isinstance(node.value, ast.Dict)
-    for key, value in zip(node.value.keys, node.value.values, strict=True):
-        if isinstance(key, ast.Constant) and key.value == op:
-            return ast.unparse(value)
+SLOT_TABLES = ("CHANNEL_SQUEEZE", "CHANNEL_EXCITE", "SPATIAL_SQUEEZE", "SPATIAL_EXCITE")
+
+
+def _listed(op: str, where: str, *tables: str) -> str:
+    """The code that stands beside an operation's name in these tables of a module, "" if the name is made by a comprehension."""
+    for table in tables:
+        node = module(where).definitions[table]
+        assert isinstance(node, ast.AnnAssign)
+        assert isinstance(node.value, ast.Dict)
+        for key, value in zip(node.value.keys, node.value.values, strict=True):
+            if isinstance(key, ast.Constant) and key.value == op:
+                return ast.unparse(value)
     return ""
 
 
@@ -243,7 +280,7 @@ def _call(factory: Callable[..., object]) -> str:
 def _operations(network: Network) -> list[str]:
     """The operations that a network has, in the order of `OPS`."""
     used = {row[2] for cell in network.body.cells.values() if isinstance(cell, Cell) for row in _rows(cell)}
-    return [op for op in OPS if op in used]
+    return [op for op in (*OPS, *SLOT_OPS) if op in used]
 
 
 def _rows(cell: Cell) -> Rows:

@@ -55,13 +55,17 @@ class Wish:
 
 @dataclass(frozen=True, eq=False)
 class Filled:
-    """Image sets by part, of one size, the rule that their values follow, notes, and how often each shape and type occurs."""
+    """Image sets by part, of one size, the rule that their values follow, notes, and how often each shape and type occurs.
+
+    `grid` is what counts are placed in.
+    """
 
     sets: Mapping[str, ImageSet]
     rule: PixelRule
     notes: tuple[str, ...] = ()
     shapes: tuple[tuple[str, int], ...] = ()
     identities: Mapping[str, Identity] = field(default_factory=dict)
+    grid: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from oche.data.entries import Ledger
 from oche.data.facts import imbalance, mean_and_std, rare
 from oche.data.images import Data
 from oche.data.ledger import measured
+from oche.data.reading.counts import notes_on_counts, standardised_counts
 from oche.data.reading.found import ALIASES, Parts, Wish
 from oche.data.reading.vectors import notes_on, standardised
 from oche.data.splits import stratified
@@ -71,7 +72,10 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
             part: filled.identities["train"].subset(positions[part]) if part in positions else filled.identities[part]
             for part in (ALIASES if filled.identities else ())
         },
+        grid=filled.grid,
     )
+    if data.grid is not None:
+        return standardised_counts(replace(data, notes=(*data.notes, *notes_on_counts(data))), wish)
     if vector:
         data = replace(data, notes=(*data.notes, *notes_on(data)))
     return standardised(data, wish) if data.task == "regress" else data

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 from oche.data.contract import Contract
 from oche.data.images import Data
 from oche.data.reading.arrays import has_idx, read_digits, read_idx, read_npz
+from oche.data.reading.counts import POINTS, read_points
 from oche.data.reading.digit_masks import read_digits_masks
 from oche.data.reading.digit_scenes import read_digits_hard
 from oche.data.reading.files import folders_in, holds_images
@@ -65,7 +66,7 @@ def load(
     test: float = 0.2,
     channels: int | None = None,
     flip: bool | None = None,
-    task: Literal["classify", "segment", "multilabel", "regress"] | None = None,
+    task: Literal["classify", "segment", "multilabel", "regress", "count"] | None = None,
     labels: str | tuple[str, ...] | None = None,
     missing: bool = False,
     signals: bool | None = None,
@@ -92,7 +93,8 @@ def load(
         range: the values that become 0 and 1; without it they are decided on the train images, for all files alike (`contract.decided`).
         contract: of a trained network, whose classes, channels, size and rule for values hold for these data too.
         task: what is to be learned; without it, what the images come with. "classify" takes folders called images and masks for classes;
-            "multilabel" and "regress" are for arrays and Datasets.
+            "multilabel" and "regress" are for arrays and Datasets, "count" for arrays and for folders of images with points
+            (`read_points`).
 
     Raises:
         UserError: nothing there, or something that cannot be read, split or converted; one sentence says which.
@@ -124,6 +126,7 @@ def load(
         has = {
             "classify": "a class for each image, no masks" if task == "segment" else "a class for each image",
             "segment": "masks, not one class for each image",
+            "count": "counts",
         }.get(data.task, "several labels or numbers for each image")
         raise UserError(
             f"{data.name} has {has}, so it cannot be used to {task}: leave the task out, or give other data."
@@ -173,6 +176,11 @@ def _read_path(path: Path, given: str, wish: Wish) -> Parts:
 
 def _read_root(root: Path, given: str, wish: Wish) -> Parts:
     """A folder, by the first layout that fits: those with masks, idx files, class folders, a table."""
+    counting = wish.task == "count" or (wish.contract is not None and wish.contract.task == "count")
+    if (root / POINTS).is_file() and (counting or wish.task is None):
+        return read_points(root, wish)
+    if counting:
+        raise UserError(f"{given} holds no {POINTS} of file, x and y beside its images; to count takes one.")
     if wish.task != "classify":
         if has_cityscapes(root):
             return read_cityscapes(root, wish)

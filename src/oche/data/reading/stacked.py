@@ -17,6 +17,7 @@ from oche.data.facts import CHUNK
 from oche.data.images import Identity, ImageSet
 from oche.data.problems import refuse
 from oche.data.reading.classes import classes_of, label_keys, numbered
+from oche.data.reading.counts import NAMES, array_places, grid_of, placed
 from oche.data.reading.found import Filled, Pair, Parts, Wish
 from oche.data.reading.pixels import channels_last, common_size, resized, with_channels
 from oche.data.reading.signals import are_signals, as_signals, settled_signals, values_as_they_are
@@ -47,6 +48,10 @@ def from_arrays(
     refuse(_not_finite(name, images, things))
     flip = flip and not flat
     task = taught(arrays["train"][1], wish)
+    if task == "count":
+        if flat:
+            raise UserError(f"{name} holds signals; to count takes images: `--set data.signals=false` if it does.")
+        return _count_parts(name, arrays, images, wish, flip, layout)
     if task in VECTORS:
         return _vector_parts(name, arrays, images, wish, classes, flip, layout, task, flat)
     keys = {part: label_keys(y, len(images[part]), f"{name} ({part} labels)") for part, (_, y) in arrays.items()}
@@ -93,6 +98,26 @@ def _vector_parts(
 
     fates = tuple(Fate("used", f"{part} {'signals' if flat else 'images'}", len(y)) for part, y in targets.items())
     return Parts(name, targets, fill, names, flip, fates=fates, layout=layout)
+
+
+def _count_parts(
+    name: str,
+    arrays: Mapping[str, Pair],
+    images: Mapping[str, NDArray[np.generic]],
+    wish: Wish,
+    flip: bool,
+    layout: str,
+) -> Parts:
+    """Parts whose targets are counts, by place where there are density maps."""
+    places, counts, mapped = array_places(name, arrays, images, wish)
+
+    def fill(train: Tensor) -> Filled:
+        found = _arrays_filled(name, images, counts, wish, NAMES, train, False)
+        height, width = found.sets["train"].take(torch.zeros(1, dtype=torch.int64))[0].shape[1:3]
+        return placed(found, places, (height, width), grid_of((height, width), wish) if mapped else (1, 1))
+
+    fates = tuple(Fate("used", f"{part} images", len(y)) for part, y in counts.items())
+    return Parts(name, counts, fill, NAMES, flip, fates=fates, layout=layout)
 
 
 def _not_finite(name: str, images: Mapping[str, NDArray[np.generic]], things: str) -> list[str]:

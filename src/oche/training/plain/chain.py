@@ -11,17 +11,17 @@ from oche.training.plain.cells import Cell, Choices
 
 
 class ChainNetwork(nn.Module):
-    """stem -> layers -> perhaps a 1x1 convolution -> global average -> linear.
+    """stem -> layers -> perhaps a 1x1 convolution -> classifier.
 
     `layers` has by name: channels in and out, stride, choices. `stem` is the first convolution's channels, `stem_kernel` its kernel,
-    `stem_stride` 1, 2 or 4 (a pool behind it), `head` the channels of the 1x1 convolution, 0 for none; `flat` networks are for signals,
+    `stem_stride` 1, 2 or 4 (a pool behind it), `head` the channels of the 1x1 convolution, 0 for none, `classifier` what
+    reads the features; `flat` networks are for signals,
     images of height 1; `build(op, place)` makes an operation.
     """
 
     def __init__(
         self,
         inputs: int,
-        outputs: int,
         stem: int,
         stem_kernel: int,
         stem_stride: int,
@@ -30,6 +30,7 @@ class ChainNetwork(nn.Module):
         bias: bool,
         flat: bool,
         build: Callable[[str, Place], nn.Module],
+        classifier: nn.Module,
     ) -> None:
         super().__init__()
         around = Place(stem, stem, bias=bias, flat=flat)
@@ -48,11 +49,11 @@ class ChainNetwork(nn.Module):
         self.last = nn.Sequential()
         if head:
             self.last = nn.Sequential(*around.normed(last, head, 1), nn.ReLU())
-        self.classifier = nn.Linear(head or last, outputs)
+        self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for cell in self.cells.values():
             x = cell({0: x})
-        out: Tensor = self.classifier(self.last(x).mean((2, 3)))
+        out: Tensor = self.classifier(self.last(x))
         return out

@@ -12,7 +12,7 @@ from oche.training.plain.cells import Cell, Choices
 
 
 class DartsNetwork(nn.Module):
-    """stem -> cells, each reading the two before it -> global average -> linear. Cells at 1/3 and 2/3 of the depth halve the resolution.
+    """stem -> cells, each reading the two before it -> classifier. Cells at 1/3 and 2/3 of the depth halve the resolution.
 
     `genotype` and `concat` have the cells "normal" and "reduce", or one for each, "cell_0" and so on; `build(op, channels, stride)` makes
     an operation; `imagenet` is the stem of three convolutions with stride 2.
@@ -21,7 +21,6 @@ class DartsNetwork(nn.Module):
     def __init__(
         self,
         inputs: int,
-        outputs: int,
         channels: int,
         cells: int,
         stem: int,
@@ -29,6 +28,7 @@ class DartsNetwork(nn.Module):
         genotype: Mapping[str, Choices],
         concat: Mapping[str, Sequence[int]],
         build: Callable[[str, int, int], nn.Module],
+        classifier: nn.Module,
     ) -> None:
         super().__init__()
         self.stem, self.stem1 = stems(inputs, stem, imagenet)
@@ -49,14 +49,14 @@ class DartsNetwork(nn.Module):
             nodes = concat[name] if name in concat else concat[kind]
             self.cells[name] = Cell(entries, choices, operation, nodes)
             before, last, was_reduction = last, len(nodes) * channels, reduction
-        self.classifier = nn.Linear(last, outputs)
+        self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
         before = self.stem(x)
         last = before if self.stem1 is None else self.stem1(before)
         for cell in self.cells.values():
             before, last = last, cell({0: before, 1: last})
-        out: Tensor = self.classifier(last.mean((2, 3)))
+        out: Tensor = self.classifier(last)
         return out
 
 

@@ -11,7 +11,7 @@ from oche.training.plain.cells import Cell, Choices
 
 
 class NB201Network(nn.Module):
-    """stem -> `stages` stages of `cells` cells with residual reductions between -> batch norm, ReLU, global average -> linear.
+    """stem -> `stages` stages of `cells` cells with residual reductions between -> batch norm, ReLU, classifier.
 
     `genotype` has the cell of all, "cell", or one for each, "cell_0" and so on; `build(op, channels, stride)` makes an operation.
     """
@@ -19,12 +19,12 @@ class NB201Network(nn.Module):
     def __init__(
         self,
         inputs: int,
-        outputs: int,
         channels: int,
         cells: int,
         stages: int,
         genotype: Mapping[str, Choices],
         build: Callable[[str, int, int], nn.Module],
+        classifier: nn.Module,
     ) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(inputs, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
@@ -41,11 +41,11 @@ class NB201Network(nn.Module):
             choices = genotype[name] if name in genotype else genotype["cell"]
             self.cells[name] = Cell([nn.Identity()], choices, operation)
         self.last = nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
-        self.classifier = nn.Linear(channels, outputs)
+        self.classifier = classifier
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         for name, cell in self.cells.items():
             x = cell({0: self.reductions[name](x) if name in self.reductions else x})
-        out: Tensor = self.classifier(self.last(x).mean((2, 3)))
+        out: Tensor = self.classifier(self.last(x))
         return out
