@@ -16,6 +16,7 @@ from oche.plan.request import Request, TrainRequest
 from oche.plan.settings import Change, layered
 from oche.spaces import Space
 from oche.spaces import named as spaces
+from oche.spaces.base import BOUND
 from oche.spaces.latency import read_table
 from oche.spaces.limits import LIMITED, Limits, limit
 from oche.tasks import TASK, TASKS, Classify, Count, MultiLabel, Regress, Segment, Task, balanced
@@ -178,7 +179,7 @@ def space_for(
             + (", or say `--set data.signals=true` if its arrays hold signals." if kind.flat else ".")
         )
     bound = kind(inputs=data.channels, outputs=data.outputs, size=data.size, density=data.grid)
-    known = {f.name for f in fields(bound)} - {"name", "inputs", "outputs", "size", "density"}
+    known = {f.name for f in fields(bound)} - set(BOUND)
     for path in {**(lower or {}), **given}:
         if path not in known:
             raise unknown(f"setting of the space {name}", path, known)

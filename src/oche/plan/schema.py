@@ -23,6 +23,7 @@ from oche.plan.options import words
 from oche.plan.request import AUTO, Request, TrainRequest, options
 from oche.search.method import Method
 from oche.spaces import SPACES
+from oche.spaces.base import BOUND
 from oche.spaces.ops import OPS
 from oche.spaces.slots import SLOT_OPS
 from oche.tasks import TASKS
@@ -144,7 +145,7 @@ def _settings() -> Schema:
                 paths.setdefault(f"{prefix}.{name}", []).append(made)
 
     for space in SPACES.values():
-        add("space", _fields(space), ("name", "inputs", "outputs", "size"))
+        add("space", _fields(space), BOUND)
     for task in TASKS.values():
         add("task", _fields(task))
     add("task", {"balanced": bool})

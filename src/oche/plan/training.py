@@ -28,6 +28,7 @@ from oche.plan.request import (
 from oche.plan.settings import by_part, layered
 from oche.spaces import Space
 from oche.spaces import named as spaces
+from oche.spaces.base import BOUND
 from oche.spaces.cost import priced
 from oche.spaces.edges import TRAINED
 from oche.spaces.fit import widest
@@ -160,7 +161,7 @@ def training_table(request: TrainRequest, training: Training) -> dict[str, objec
 
 def searched_size(table: Mapping[str, object]) -> dict[str, object]:
     """The fields of a run.toml's space that a training takes over: all but what the data decides."""
-    return {k: v for k, v in part_of(table, "space").items() if k not in ("type", "name", "inputs", "outputs", "size")}
+    return {k: v for k, v in part_of(table, "space").items() if k not in ("type", *BOUND)}
 
 
 def limits_in(table: Mapping[str, object]) -> Mapping[str, object]:

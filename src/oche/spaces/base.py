@@ -22,6 +22,9 @@ from oche.spaces.edges import EDGES, TRAINED, EdgeFactory, plain_name
 from oche.spaces.networks import Body, Chosen, Kept, Network, Supernet, estimate_statistics
 from oche.spaces.ops import OPS, TWO_DIMENSIONAL, PoolBN, Zero
 
+BOUND = ("name", "inputs", "outputs", "size", "density")
+"""Fields of a space that the data decide, besides its name: no settings."""
+
 BuildEdge = Callable[[Group, int, int, int], nn.Module | None]
 """(group, edge number, channels, stride) -> the edge's module, or None where the genotype leaves the edge out."""
 

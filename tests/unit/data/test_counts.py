@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from oche.spaces import SPACES, SignalSpace
 from oche.spaces.heads import Density
 from oche.spaces.sampling import sample
 from oche.tasks import Count, Regress
+from oche.training.export import export_network
 
 
 def scene(root: Path, count: int = 24, size: tuple[int, int] = (16, 20)) -> Path:
@@ -214,11 +217,30 @@ def test_every_space_of_whole_images_counts(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_counts_end_to_end(tmp_path: Path) -> None:
-    """Searched, trained, scored, predicted, exported: the numbers are those of the images, whoever says them."""
-    root = scene(tmp_path / "scene", 60)
-    run = oche.search("darts", data=root, budget="smoke", space="toy", compare=1, compare_seeds=1, out=tmp_path / "run")
-    trained = oche.train(run.path, epochs=2, out=tmp_path / "trained")
-    scores = oche.evaluate(trained.path) if hasattr(oche, "evaluate") else None
-    assert scores is None or {"r2", "mae", "rmse"} <= set(scores.metrics)
-    predictions = list(oche.predict(trained.path, [root / "00.png", root / "04.png"]))
-    assert all(set(p.values or {}) == {"count"} for p in predictions)
+    """Searched, killed, resumed, trained, scored, exported: the same count from the network, network.py and the shipped script."""
+    root = scene(tmp_path / "scene", 30)
+    asked = {"data": root, "space": "toy", "budget": "smoke", "batch": 8, "compare": 0}
+    whole = oche.search("darts", **asked, out=tmp_path / "whole")
+
+    def dying(event: str, record: object) -> None:
+        if event == "epoch":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        oche.search("darts", **asked, out=tmp_path / "killed", listener=dying)
+    again = oche.resume(tmp_path / "killed")
+    assert again.genotype == whole.genotype
+    with np.load(whole.run.file("alphas.npz")) as one, np.load(again.run.file("alphas.npz")) as other:
+        assert all(np.array_equal(one[name], other[name]) for name in one.files)
+    trained = oche.train(whole.run.path, epochs=1, settings={"train.steps": 1}, out=tmp_path / "trained")
+    assert {"r2", "mae", "rmse"} <= set(oche.evaluate_run(trained.run.path).metrics)
+    (said,) = oche.predict(trained.run.path, [root / "04.png"])
+    assert said.label == f"{said.values['count']:.1f}"
+    assert said.values["count"] > -50
+    export_network(trained.run, ("onnx",))
+    shipped = [sys.executable, str(trained.run.file("network/predict.py")), str(root / "04.png")]
+    answer = subprocess.run(shipped, capture_output=True, text=True, check=True).stdout.split()
+    assert float(answer[1]) == pytest.approx(said.values["count"], abs=1e-3)
+    report = (trained.run.path / "report.html").read_text()
+    assert "test MAE" in report
+    assert "Largest errors" in report
