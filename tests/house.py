@@ -37,7 +37,7 @@ INSIDE = {  # a module imports from those before it; in folders that are not lis
             "shipped",
             "quantize",
         ),
-        *("plain", "plain.cells", "plain.nb201", "plain.darts", "plain.chain", "plain.grid"),
+        *("plain", "plain.cells", "plain.nb201", "plain.darts", "plain.chain", "plain.sase", "plain.grid"),
         *("source", "standalone", "plausible", "export"),
     ],
     "search": [
