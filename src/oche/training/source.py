@@ -92,3 +92,23 @@ def _import(origin: str, there: str, name: str) -> str:
     what = there or origin
     as_name = "" if what == name else f" as {name}"
     return f"from {origin} import {there}{as_name}" if there else f"import {origin}{as_name}"
+
+
+def sorted_imports(found: set[str]) -> list[str]:
+    """The imports of the file, torch's and the standard library's, names of one module on one line."""
+    named: dict[str, list[str]] = {}
+    plain = {"import hashlib", "import torch"}
+    for line in found | {
+        "from torch import nn",
+        "from pathlib import Path",
+        "from safetensors.torch import load as weights_in",
+    }:
+        words = line.split()
+        if words[0] == "import":
+            plain.add(line)
+        else:
+            named.setdefault(words[1], []).append(" ".join(words[3:]))
+    lines = [*plain, *(f"from {origin} import {', '.join(sorted(set(names)))}" for origin, names in named.items())]
+    third = [line for line in lines if line.split()[1].split(".")[0] in ("torch", "safetensors")]
+    ordered = sorted(set(lines), key=lambda line: (line.startswith("from"), line.split()[1]))
+    return [*(line for line in ordered if line not in third), "", *(line for line in ordered if line in third)]

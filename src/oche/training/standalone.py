@@ -28,7 +28,7 @@ from oche.spaces.heads import Density, Pooled
 from oche.spaces.networks import Cell, Chosen, Kept
 from oche.spaces.ops import OPS
 from oche.spaces.slots import SLOT_OPS
-from oche.training.source import Gathered, module, names_in
+from oche.training.source import Gathered, module, names_in, sorted_imports
 
 NETWORK_NAME = "network.py"
 
@@ -74,7 +74,7 @@ def script(network: Network, space: Space, genotype: Genotype, contract: Contrac
     return FILE.format(
         version=version("oche"),
         space=space.name,
-        imports="\n".join(_sorted_imports(gathered.imports)),
+        imports="\n".join(sorted_imports(gathered.imports)),
         definitions="\n\n\n".join(gathered.definitions.values()),
         table="BLOCKS" if parts.module == "chain" else "OPS",
         operations=operations,
@@ -329,26 +329,6 @@ def _line(rows: Rows) -> str:
 
 def _row(row: tuple[object, ...]) -> str:
     return repr(row).replace("'", '"')
-
-
-def _sorted_imports(found: set[str]) -> list[str]:
-    """The imports of the file, torch's and the standard library's, names of one module on one line."""
-    named: dict[str, list[str]] = {}
-    plain = {"import hashlib", "import torch"}
-    for line in found | {
-        "from torch import nn",
-        "from pathlib import Path",
-        "from safetensors.torch import load as weights_in",
-    }:
-        words = line.split()
-        if words[0] == "import":
-            plain.add(line)
-        else:
-            named.setdefault(words[1], []).append(" ".join(words[3:]))
-    lines = [*plain, *(f"from {origin} import {', '.join(sorted(set(names)))}" for origin, names in named.items())]
-    third = [line for line in lines if line.split()[1].split(".")[0] in ("torch", "safetensors")]
-    ordered = sorted(set(lines), key=lambda line: (line.startswith("from"), line.split()[1]))
-    return [*(line for line in ordered if line not in third), "", *(line for line in ordered if line in third)]
 
 
 FILE = '''\
