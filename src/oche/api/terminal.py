@@ -320,15 +320,12 @@ def data_rows(data: Data) -> list[tuple[str, str]]:
     names = ", ".join(data.classes[:8]) + (", ..." if len(data.classes) > 8 else "")
     parts = f"{len(data.train)} train, {len(data.val)} validation, {len(data.test)} test {data.things} of {size}"
     if data.task == "classify":
-        counts = data.train.targets.bincount(minlength=len(data.classes))
-        most = int(counts.argmax())
-        names += f"; {in_words('accuracy', float(counts[most]) / len(data.train), 1)} of the train {data.things} are {data.classes[most]!r}"
+        count, most = map(int, data.train.targets.bincount(minlength=len(data.classes)).max(0))
+        names += f"; {in_words('accuracy', count / len(data.train), 1)} of the train {data.things} are {data.classes[most]!r}"
+    kind = {"multilabel": "labels", "regress": "numbers", "count": "counts"}.get(data.task, "classes")
     return [
         ("data", f"{data.name}: {parts}"),
-        (
-            {"multilabel": "labels", "regress": "numbers", "count": "counts"}.get(data.task, "classes"),
-            f"{len(data.classes)}: {names}",
-        ),
+        (kind, f"{len(data.classes)}: {names}"),
         *(("", note) for note in data.notes),
     ]
 
