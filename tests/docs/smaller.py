@@ -59,6 +59,6 @@ def smaller(words: Sequence[str]) -> list[str]:
 if __name__ == "__main__":
     from oche.__main__ import main
 
-    words = sys.argv[1:]
-    sys.argv = ["oche", *(smaller(words) if os.environ.get("OCHE_PAGES") == "small" else words)]
+    if os.environ.pop("OCHE_PAGES", "") == "small":  # once: further processes get these words
+        sys.argv[1:] = smaller(sys.argv[1:])
     main()
