@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import re
 import runpy
@@ -35,8 +36,10 @@ def lay(page: Path, folder: Path) -> None:
             shutil.copy(file, folder)
     if page.stem == "bench":  # which takes the table of another page
         files_of(ROOT / "docs" / "add_a_table.md", folder)
-        runpy.run_path(str(folder / "make_cells.py"))
     files_of(page, folder)
+    if (folder / "make_cells.py").exists():  # which makes what a table reads
+        with contextlib.chdir(folder):
+            runpy.run_path("make_cells.py")
 
 
 def files_of(page: Path, folder: Path) -> None:
