@@ -4,7 +4,8 @@
 
 p = softmax(alpha). At the end of each epoch after the share `start` an edge loses the operations with p_eo < share / K of K left, and
 beyond these its weakest until n(t) are left; n goes down in equal steps from all to `left` in the last epoch. The strongest always stays.
-What was lost is no longer computed. Candidates on signals: separable and dilated convolutions of kernels 3, 5, 7 and 15, pools, skip.
+What was lost is no longer computed. Where a node keeps some of its edges, the strongest but for `none` stays too. Candidates on signals:
+separable and dilated convolutions of kernels 3, 5, 7 and 15, pools, skip.
 
 From its abstract and a public summary alone: DARTS cells on vibration signals, penalties for complexity and for the discretisation error in
 the outer loss, candidates pruned while the search runs. The forms are our notes' (the threshold, 0.1 / K, too), all other constants ours:
@@ -97,8 +98,10 @@ class PruneOperations(Callback):
         for group, strength in state.strengths():
             alive = state.alive(group)
             if progress >= self.start:
-                alive = self.pruned(strength, alive, [self.most(len(ops), progress) for ops in group.ops])
-                state.mask[group.name] = alive
+                kept = self.pruned(strength, alive, [self.most(len(ops), progress) for ops in group.ops])
+                if group.keep is not None:  # an edge that its node may keep needs an operation
+                    kept |= leading(strength, alive & ~group.named("none").to(alive.device), 1)
+                alive = state.mask[group.name] = kept
             fullest = max(fullest, int(alive.sum(-1).max()))
         record["operations_left"] = fullest
 

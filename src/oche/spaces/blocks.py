@@ -230,15 +230,21 @@ def pooled(pool: nn.Module, place: Place) -> nn.Module:
 
 
 def max_pool(kernel: int) -> Block:
-    """`max_pool_k` along a signal."""
-    return lambda place: pooled(nn.MaxPool2d((1, kernel), (1, place.stride), (0, kernel // 2)), place)
+    """`max_pool_k`: along a signal, or over both axes of an image."""
+    return lambda place: pooled(nn.MaxPool2d(*_window(place, kernel)), place)
 
 
 def avg_pool(kernel: int) -> Block:
-    """`avg_pool_k` along a signal; what lies beyond its ends does not count."""
-    return lambda place: pooled(
-        nn.AvgPool2d((1, kernel), (1, place.stride), (0, kernel // 2), count_include_pad=False), place
-    )
+    """`avg_pool_k`, likewise; what lies beyond the ends does not count."""
+    return lambda place: pooled(nn.AvgPool2d(*_window(place, kernel), count_include_pad=False), place)
+
+
+def _window(place: Place, kernel: int) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+    """Kernel, stride and padding of a pool."""
+    half = kernel // 2
+    if place.flat:
+        return (1, kernel), (1, place.stride), (0, half)
+    return (kernel, kernel), (place.stride, place.stride), (half, half)
 
 
 SHARES = (25, 50, 75)
