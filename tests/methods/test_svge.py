@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +35,7 @@ TINY = Training(cells=20, steps=2, batch=4, units=6, size=4)
 @pytest.fixture(autouse=True)
 def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A cache of the test's own, and double precision."""
-    monkeypatch.setenv("OCHE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("OCHE_CACHE", str(tmp_path / "a" / "cache"))
     embedding.cache_clear()
     torch.set_default_dtype(torch.float64)
     yield
@@ -210,12 +210,33 @@ def test_an_embedding_is_learned_once_and_kept() -> None:
     again = embedding(ToySpace(), TINY)
     assert torch.equal(again.means, found.means)
     assert torch.equal(again.means, again.encode(again.cells))
+    assert torch.equal(again.means, again.model.encoder(*again.graphs.encode(again.cells))[0])
     kept.write_bytes(b"damaged")
     embedding.cache_clear()
     assert torch.equal(embedding(ToySpace(), TINY).means, found.means)
     assert not torch.equal(embedding(ToySpace(), replace(TINY, seed=1)).means, found.means)
     assert not torch.equal(embedding(ToySpace(), replace(TINY, steps=3)).means, found.means)
     assert len(embedding(ToySpace(), replace(TINY, cells=99)).cells) == 27
+    assert len([*kept.parent.iterdir()]) == 4, "one file for each, and nothing half written"
+
+
+def test_many_cells_have_a_mean_each() -> None:
+    found = embedding(SPACES["nb201"](), Training(cells=520, steps=0, batch=1, units=2, size=1))
+    assert found.means.shape == (520, 1)
+    assert torch.equal(found.means[515:], found.encode(found.cells[515:]))
+
+
+def test_a_cache_that_takes_nothing_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    found = embedding(ToySpace(), TINY)
+    embedding.cache_clear()
+    (kept,) = (Path(sys.modules["os"].environ["OCHE_CACHE"])).iterdir()
+    kept.unlink()
+    monkeypatch.setattr(sys.modules[Optimised.__module__], "save_file", full)
+    assert torch.equal(embedding(ToySpace(), TINY).means, found.means)
+    assert not [*kept.parent.iterdir()]
 
 
 def test_a_step_descends_the_loss_at_a_rate_that_falls() -> None:
@@ -277,14 +298,14 @@ def test_decodings_come_the_most_frequent_first() -> None:
 
     class Stub:
         def draw(self, c: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-            rows = [2, 0, 1, 1, 0, 1]
-            return (
-                torch.cat([*(types[r : r + 1] for r in rows), bad[0], bad[0], *[bad[0]] * 8]),
-                torch.cat([*(edges[r : r + 1] for r in rows), bad[1], bad[1], *[bad[1]] * 8]),
-            )
+            assert c.tolist() == [[0.0, 1.0]] * 8 + [[2.0, 3.0]] * 8
+            rows = [2, 0, 1, 1, 0, 1, None, None, *[0] * 3, *[None] * 5]
+            own = [bad if r is None else (types[r : r + 1], edges[r : r + 1]) for r in rows]
+            return torch.cat([t for t, _ in own]), torch.cat([e for _, e in own])
 
     stub = replace(found, model=Stub())  # type: ignore[arg-type]
-    assert stub.decode(torch.zeros(2, 4), 8, counted(0, "x")) == [[found.cells[1], found.cells[0], found.cells[2]], []]
+    decoded = stub.decode(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), 8, counted(0, "x"))
+    assert decoded == [[found.cells[1], found.cells[0], found.cells[2]], [found.cells[0]]]
 
 
 # ---------------------------------------------------------------------- the search
@@ -390,6 +411,8 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPat
 def test_what_the_docstring_says_of_the_constants() -> None:
     assert Training() == Training(4000, 800, 128, 2e-3, 0.005, 48, 56, 0)
     assert svge().strategy == Optimised(Training(), first=10, batch=10, decodings=50) == Optimised()
+    assert [f.name for f in fields(Optimised) if f.init] == ["training", "first", "batch", "decodings"]
+    assert "_rounds" not in repr(Optimised())
     assert svge().queries == 100
     assert METHODS["svge"]() == svge()
     head = [m for m in GraphVAE(7, 8).head if isinstance(m, torch.nn.Linear)]
