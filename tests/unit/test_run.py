@@ -209,3 +209,19 @@ def test_two_processes_never_mix_their_lines(run: Run) -> None:
     for thread in threads:
         thread.join()
     assert len(run.records()) == 400
+
+
+def test_a_process_that_was_killed_is_told_to_the_next_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And to no other: not after an end in good order, an error or Ctrl-C, nor a second time."""
+    run = Run.create(tmp_path / "run")
+    with run.lock():
+        assert run.has(Run.RUNNING)
+    with pytest.raises(KeyboardInterrupt), run.lock():
+        raise KeyboardInterrupt
+    assert not run.has(Run.RUNNING)
+    told = f"import os\nfrom pathlib import Path\nfrom oche.run import Run\nwith Run(Path({str(run.path)!r})).lock():\n    os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", told], check=False).returncode == 9
+    for killed in (True, False):
+        caplog.clear()
+        with run.lock():
+            assert ("was ended abruptly: killed, perhaps for want of memory" in caplog.text) == killed

@@ -10,12 +10,13 @@ against its digest (`digests`), and each line of the log against its checksum (`
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pickle
 import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -23,6 +24,8 @@ from typing import ClassVar, TypeVar
 from oche.errors import UserError
 from oche.run import digests, records
 from oche.run.bounded import SUFFIXES, read_bounded
+
+log = logging.getLogger(__name__)
 
 UNREADABLE = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
@@ -61,6 +64,7 @@ class Run:
     AUGMENTED: ClassVar[str] = "samples/augmented.json"
     MISTAKES: ClassVar[str] = "samples/mistakes.json"
     LOCK: ClassVar[str] = ".lock"
+    RUNNING: ClassVar[str] = ".running"
 
     @staticmethod
     def genotype(epoch: int) -> str:
@@ -109,7 +113,10 @@ class Run:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes from writing to the run meanwhile; a killed process lets go of it. Raises UserError where one does."""
+        """Keeps other processes from writing to the run meanwhile; a killed process lets go of it. Raises UserError where one does.
+
+        A killed process leaves the file `RUNNING` behind, by which the next one knows and says so.
+        """
         from filelock import FileLock, Timeout  # here: the rest of this folder needs the standard library alone
 
         lock = FileLock(self.file(Run.LOCK))
@@ -119,9 +126,20 @@ class Run:
             raise UserError(
                 f"Another process is writing to the run {str(self.path)!r}: wait until it ends, or stop it, then try again."
             ) from None
+        mark = self.file(Run.RUNNING)
+        if mark.exists():
+            log.warning(
+                "The process that wrote to %r before was ended abruptly: killed, perhaps for want of memory, or the power failed. This one "
+                "goes on from what is there; if it ends so again, it needs more memory, or a new run with a smaller --batch.",
+                str(self.path),
+            )
         try:
+            with suppress(OSError):  # a full disk: the lock holds all the same
+                mark.touch()
             yield
         finally:
+            with suppress(OSError):
+                mark.unlink(missing_ok=True)
             lock.release()
 
     # ------------------------------------------------------------------ files
