@@ -31,13 +31,20 @@ from supernet import Work, apart
 
 from oche.cli.waiting import BRIEF
 
-LOAD = "import os; os.sched_setaffinity(0, {int(os.environ['CORE'])})\nwhile True: pass"
+LOAD = """
+import os, sys
+core, parent = map(int, sys.argv[1:])
+os.sched_setaffinity(0, {core})
+while os.getppid() == parent:  # ends with the benchmark, however that ends
+    for _ in range(10**6):
+        pass
+"""
 
 
 @contextmanager
 def loaded(core: int) -> Iterator[None]:
     """A process that counts on a core while inside."""
-    child = subprocess.Popen([sys.executable, "-c", LOAD], env={**os.environ, "CORE": str(core)})
+    child = subprocess.Popen([sys.executable, "-c", LOAD, str(core), str(os.getpid())])
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -103,7 +104,7 @@ def test_a_peer_is_the_same_function(name: str) -> None:
 def test_a_peer_does_the_published_work(name: str, parameters: int, operators: int, million: int, layout: str) -> None:
     """Parameters and multiply-adds of the official codes: two steps of three passes each, on two images.
 
-    Operators are those that the dispatcher counts in the literal step; docs/performance.md says what a profiler counts besides.
+    Operators are what the dispatcher counts in the literal step; see the next test.
     """
     peer = module(name)
     built = peer.build(2, 32, layout=layout)
@@ -117,6 +118,34 @@ def test_a_peer_does_the_published_work(name: str, parameters: int, operators: i
     last = layout == "channels_last"
     assert weight.is_contiguous(memory_format=torch.channels_last) == last
     assert built.val[0].is_contiguous(memory_format=torch.channels_last) == last
+
+
+QUIET = {
+    *("view", "as_strided", "as_strided_", "transpose", "select", "slice", "expand", "permute", "reshape", "t", "detach", "alias"),
+    *("unsqueeze", "squeeze", "split", "split_with_sizes", "unbind", "narrow", "_unsafe_view", "view_as", "to", "_to_copy"),
+    *("contiguous", "chunk", "flatten", "expand_as", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided"),
+    *("resize_", "set_", "_local_scalar_dense", "item", "result_type", "is_nonzero", "_nnpack_available", "resolve_conj", "resolve_neg"),
+}  # fmt: skip
+"""Operators that compute nothing: views, questions, allocations, and what is made of these."""
+
+
+def works(event: torch.autograd.profiler_util.FunctionEvent) -> bool:
+    """True if an operator calls another that computes something."""
+    own = [e for e in event.cpu_children if e.name.startswith("aten::")]
+    return any(e.name[6:] not in QUIET or works(e) for e in own)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "official"), [("darts", 40_200), ("pcdarts", 44_100), ("nb201", 12_000)])
+def test_a_peer_launches_what_the_official_code_does(name: str, official: int) -> None:
+    """By PyTorch's profiler, as the official codes' operators were counted; NASLib's for NAS-Bench-201."""
+    peer = module(name)
+    built = peer.build(2, 32)
+    peer.step(built)
+    with torch.profiler.profile(acc_events=True) as profile:
+        peer.step(built)
+    events = [e for e in profile.events() if e.name.startswith("aten::") and e.name[6:] not in QUIET]
+    assert sum(not works(e) for e in events) == pytest.approx(official, rel=0.05)
 
 
 def test_the_published_finite_difference_is_ours() -> None:
@@ -305,3 +334,29 @@ def test_the_page_says_what_a_training_costs_per_multiply_add() -> None:
     said = module("render").epochs(row)[-4:]
     assert [line.split(" | ")[-1].strip("| ") for line in said] == ["", "stretch reached", "reached", "missed"]
     assert "| a | 10.0 M | 3.000 s | 1.200 s | 3.00x | **1.20x** |" in said[1]
+
+
+def test_the_page_says_what_a_busy_core_costs() -> None:
+    times = {"quiet": 0.5, "busy_least": 0.6, "busy_most": 2.0}
+    waiting = {
+        "python": {**times, "busy": 1.5, "slowdown": 3.0, "goal": 3.0},
+        "oche": {**times, "busy": 0.75, "slowdown": 1.5, "goal": 1.5},
+        "1000": {**times, "busy": 0.65, "slowdown": 1.3, "goal": 1.3},
+    }
+    row = {"waiting": waiting, "space": "nb201", "batch": 64, "threads": 2, "load": 0.02}
+    said = module("render").busy(row)
+    assert [line.split(" | ")[-1].strip("| ") for line in said[-3:]] == ["missed", "reached", "stretch reached"]
+    assert "| oche | 0.500 s | 0.750 s (0.600 to 2.000) | 1.50x | **1.50x** |" in said[-2]
+
+
+def test_a_sides_waiting_lasts_as_long_as_its_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = module("busy")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "5")
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    found = {}
+    for side in ("python", "oche", "77"):
+        with busy.waiting(side):
+            found[side] = os.environ.get("GOMP_SPINCOUNT")
+        assert os.environ["GOMP_SPINCOUNT"] == "5"
+        assert "KMP_BLOCKTIME" not in os.environ
+    assert found == {"python": None, "oche": busy.BRIEF["GOMP_SPINCOUNT"], "77": "77"}
