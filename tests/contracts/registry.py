@@ -97,6 +97,7 @@ SMALL: dict[str, dict[str, object]] = {
 """Each space in a size for tests."""
 
 OPTIONS: dict[str, dict[str, object]] = {
+    "distilled_darts": {"lessons": 1},
     "pcdarts": {"K": 2},
     "rf_pcdarts": {"K": 2},
     **{name: {"queries": 5} for name in ("svge", "oncenas", "dnas")},

@@ -29,6 +29,7 @@ from oche.methods.darts_minus import darts_minus
 from oche.methods.darts_plus import darts_plus
 from oche.methods.darts_pt import darts_pt
 from oche.methods.ddpnas import ddpnas
+from oche.methods.distilled_darts import distilled_darts
 from oche.methods.drnas import Progressive as Widening
 from oche.methods.drnas import drnas, drnas_progressive
 from oche.methods.fair_darts import fair_darts
@@ -115,6 +116,7 @@ ROWS: dict[str, Row] = {
         replace(darts(), weight_optimizer=SGD(weight_decay=5e-4)),
         None,
     ),
+    "distilled_darts": Row(distilled_darts(weight=0.0, lessons=1), darts(), distilled_darts(lessons=1), ROUNDING),
     "drnas": Row(without(drnas(), "relaxation"), darts(), drnas()),
     "fair_darts": Row(
         without(fair_darts(0.0), "relaxation", "arch_optimizer", "weight_lr"),

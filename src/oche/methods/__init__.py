@@ -41,6 +41,7 @@ from oche.methods.darts_pt import BUDGETS as DARTS_PT
 from oche.methods.darts_pt import darts_pt
 from oche.methods.ddpnas import BUDGETS as DDPNAS
 from oche.methods.ddpnas import ddpnas
+from oche.methods.distilled_darts import distilled_darts
 from oche.methods.dnas import dnas
 from oche.methods.drnas import BUDGETS as DRNAS
 from oche.methods.drnas import PROGRESSIVE_BUDGETS as DRNAS_PROGRESSIVE
@@ -130,6 +131,7 @@ ENTRIES: dict[str, Entry] = {
     "darts_plus": Entry(darts_plus, DARTS_PLUS),
     "darts_pt": Entry(darts_pt, DARTS_PT),
     "ddpnas": Entry(ddpnas, DDPNAS),
+    "distilled_darts": Entry(distilled_darts),
     "drnas": Entry(drnas, DRNAS),
     "drnas_progressive": Entry(drnas_progressive, DRNAS_PROGRESSIVE),
     "fair_darts": Entry(fair_darts, FAIR_DARTS),

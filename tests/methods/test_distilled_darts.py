@@ -1,0 +1,96 @@
+"""Distillation: the term against its formula written out, the teacher's training, a run as the teacher, counts, and what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from contracts.same import problem_of
+from oche.base import Batch
+from oche.data import none
+from oche.errors import UserError
+from oche.methods.darts import darts
+from oche.methods.distilled_darts import WEIGHT, Taught, distilled_darts
+from oche.search.begin import begin
+from oche.search.state import Problem, SearchState
+from oche.spaces import SPACES
+from oche.spaces.rivals import RIVALS
+from oche.tasks import Count
+from reference.tiny import tiny_data
+
+NOTHING = torch.zeros(1)
+
+
+def taught(space: str = "toy", method: object = None) -> tuple[SearchState, Batch]:
+    state = begin(problem_of(space), distilled_darts(lessons=1))
+    images, targets = state.problem.data.train.take(torch.arange(6))
+    return state, Batch(none(state.problem.data).normalise(images), targets)
+
+
+def test_the_term_is_its_formula() -> None:
+    state, batch = taught()
+    term = Taught(weight=3.0, temperature=2.0, lessons=1)
+    found = term(state, state.weights.tensors, state.alpha, batch)
+    space, genotype = RIVALS["resnet8"].network(state.space)
+    teacher = space.network(genotype).eval()
+    teacher.load_state_dict({n.removeprefix(WEIGHT): t for n, t in state.memory.items() if n.startswith(WEIGHT)})
+    draw = state.draw("weight")
+    with torch.no_grad():
+        z_t = teacher(batch.images)
+        z_s = state.supernet(batch.images, state.op_weights(state.alpha, draw), draw)[0]
+        p, q = (z_t / 2).softmax(1), (z_s / 2).softmax(1)
+        expected = 3.0 * 4 * (p * (p / q).log()).sum(1).mean()
+    assert float(found.detach()) == pytest.approx(float(expected), rel=1e-4)
+    assert float(found.detach()) > 0
+
+
+def test_the_teacher_has_learned_and_is_kept() -> None:
+    state, _ = taught()
+    one = Taught(lessons=1)
+    one.on_epoch_start(state)
+    kept = {name: t.clone() for name, t in state.memory.items()}
+    one.on_epoch_start(state)
+    assert all(torch.equal(kept[name], t) for name, t in state.memory.items())
+    other, _ = taught()
+    one.on_epoch_start(other)
+    assert all(torch.equal(kept[name], t) for name, t in other.memory.items())
+    assert int(kept[f"{WEIGHT}body.stem.1.num_batches_tracked"]) > 0
+
+
+def test_counts_are_distilled_by_their_squares() -> None:
+    data = tiny_data(12)
+    numbers = torch.rand(12, 4)
+    parts = {name: replace(getattr(data, name), targets=numbers) for name in ("train", "val", "test")}
+    data = replace(data, **parts, grid=(2, 2), target_mean=(0.0,) * 4, target_std=(1.0,) * 4)
+    space = SPACES["stages"](channels=2, cells=5, nodes=1, inputs=2, outputs=4, size=(8, 8), density=(2, 2))
+    problem = Problem(space, data, Count(), none(data), epochs=1, batch=4)
+    state = begin(problem, distilled_darts(lessons=1))
+    images, targets = data.train.take(torch.arange(4))
+    batch = Batch(none(data).normalise(images), targets)
+    found = Taught(lessons=1)(state, state.weights.tensors, state.alpha, batch)
+    rival, genotype = RIVALS["resnet8"].network(space)
+    teacher = rival.network(genotype).eval()
+    teacher.load_state_dict({n.removeprefix(WEIGHT): t for n, t in state.memory.items() if n.startswith(WEIGHT)})
+    draw = state.draw("weight")
+    with torch.no_grad():
+        off = teacher(batch.images) - state.supernet(batch.images, state.op_weights(state.alpha, draw), draw)[0]
+    assert off.shape == (4, 4)
+    assert float(found.detach()) == pytest.approx(float((off * off).mean()), rel=1e-4)
+
+
+def test_the_constants_and_what_is_refused(tmp_path: Path) -> None:
+    assert distilled_darts().inner_terms == (Taught("auto", 1.0, 2.0, 10),)
+    assert distilled_darts().outer_terms == darts().outer_terms == ()
+    for wrong in ({"temperature": 0.0}, {"lessons": 0}):
+        with pytest.raises(UserError, match="at least one epoch"):
+            distilled_darts(**wrong)  # type: ignore[arg-type]
+    state, _ = taught()
+    with pytest.raises(UserError, match="no teacher"):
+        Taught("nobody").on_epoch_start(state)
+    with pytest.raises(UserError, match="not for the space toy: choose resnet8"):
+        Taught("unet").on_epoch_start(state)
+    with pytest.raises(UserError):
+        Taught(str(tmp_path)).on_epoch_start(state)
