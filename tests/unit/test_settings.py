@@ -67,7 +67,7 @@ def options() -> Iterator[tuple[str, str, object]]:
             yield name, parameter.name, other(hints[parameter.name], parameter.default)
 
 
-WITHOUT = {("cdarts", "cells"), ("oncenas", "device")}
+WITHOUT = {("cdarts", "cells"), ("distilled_darts", "teacher"), ("oncenas", "device")}
 """Options of other types, which tests of their methods set."""
 
 
