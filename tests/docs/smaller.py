@@ -16,7 +16,7 @@ ADDED: dict[str, tuple[str, ...]] = {
     "search": ("--budget", "smoke", "--compare-seeds", "1", "--rivals", "none", *BRIEFLY),
     "train": ("--batch", "8"),
     "bench": ("--budget", "smoke", "--seeds", "1", "--epochs", "1", *BRIEFLY),
-    "study": ("--budget", "smoke", "--seeds", "1", "--epochs", "3", "--decoding", "op", *BRIEFLY),
+    "study": ("--budget", "smoke", "--seeds", "1", "--epochs", "5", "--decoding", "op", *BRIEFLY),
 }
 """Command -> options that it gets where they are not given."""
 
