@@ -70,7 +70,7 @@ def test_commands_that_are_wrong_are_found() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("page", RUN, ids=lambda page: page.name)
 def test_pages_run(page: Path, tmp_path: Path) -> None:
     """All blocks of a page that are marked, in order, in one folder that has what they name."""
