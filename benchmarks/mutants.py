@@ -157,7 +157,7 @@ def run(method: str, table: Mapping[str, object], ends: float, sure: bool, grown
             keep(mutant, SURVIVED if survived else KILLED, Found(0, "", own, time.monotonic() - began))
     rows = known()
     undone = sum(mutant.key not in rows or (sure and rows[mutant.key]["outcome"] == UNSURE) for mutant in everything)
-    if undone:
+    if undone or not everything:
         print(f"{method}: {undone} of {len(everything)} mutants are left for another run.", flush=True)
         return None
     return Tried([(mutant, rows[mutant.key]["outcome"] in (SURVIVED, UNSURE)) for mutant in everything], of)
@@ -224,7 +224,7 @@ def page(results: Mapping[str, Tried], reasons: Reasons, missing: Sequence[str])
     tried, of = sum(len(found.rows) for found in results.values()), sum(found.of for found in results.values())
     lost = [mutant for found in results.values() for mutant, survived in found.rows if survived]
     drawn = (
-        f" Where the table has two numbers, those tried were drawn by chance: {of - tried} were not."
+        f" Where the table has two numbers, the rest awaits a trial (drawn files, or survivors of earlier tests): {of - tried} mutants."
         if of > tried
         else ""
     )
