@@ -30,6 +30,7 @@ from oche.search.searcher import SearcherLike
 from oche.search.state import SearchState
 from oche.spaces import SPACES, Space
 from oche.spaces.base import BuildEdge
+from oche.spaces.heads import Pooled
 from oche.spaces.nb201 import NB201Body
 from oche.spaces.networks import Body
 from oche.spaces.toy import ToySpace
@@ -277,7 +278,7 @@ class Square(ToySpace):
 
     def body(self, build: BuildEdge, *, affine: bool) -> Body:  # type: ignore[override]
         body = super().body(build, affine=affine)
-        body.classifier = nn.Linear(body.classifier.in_features, 2)
+        body.classifier = Pooled(body.classifier.in_features, 2)
         return body
 
 

@@ -297,7 +297,7 @@ def test_a_single_path_is_a_chain_and_costs_a_chain() -> None:
 def test_checkpointing_changes_neither_outputs_nor_gradients_but_what_is_kept() -> None:
     x, kept, results = torch.randn(2, 3, 16, 24), {}, {}
     for on in (False, True):
-        space = small(checkpoint=on)
+        space = small(checkpoint=on, head="topdown")
         torch.manual_seed(0)
         supernet = space.supernet(WeightedSum(), affine=True)
         theta = {name: p.detach().requires_grad_() for name, p in supernet.named_parameters()}

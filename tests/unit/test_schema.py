@@ -24,6 +24,7 @@ from oche.plan.resolve import resolve
 from oche.plan.schema import schema
 from oche.plan.training import training_table
 from oche.spaces import SPACES
+from oche.spaces.base import BOUND
 from reference.tiny import tiny_data
 
 RUNS = Path(__file__).parents[1] / "fixtures" / "runs"
@@ -64,7 +65,7 @@ def test_the_fields_of_every_space_are_settings(name: str, valid: jsonschema.Dra
     """Each as it is in the space, described as run.toml describes it."""
     described = config.describe(SPACES[name]())
     assert fits(valid, {**request(), "space": described})
-    settings = {f"space.{k}": v for k, v in described.items() if k not in ("type", "name", "inputs", "outputs", "size")}
+    settings = {f"space.{k}": v for k, v in described.items() if k not in ("type", *BOUND)}
     assert not [e.message for e in valid.iter_errors(request(space=name, settings=settings))]
     assert not fits(valid, {**request(), "space": {**described, "chanels": 3}})
 

@@ -6,6 +6,7 @@ import ast
 import bz2
 import gzip
 import pickle
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -170,3 +171,12 @@ def test_an_archive_of_images_that_unpacks_to_far_more_than_it_has(
         archive.writestr("image/a_1.webp", bytes(10**6))
     with pytest.raises(UserError, match=r"camvid_train\.zip holds .* as a decompression bomb does"):
         read_camvid_archives(tmp_path, Wish())
+
+
+def test_reading_takes_the_memory_of_what_is_there(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_bytes(b"x" * 1000)
+    tracemalloc.start()
+    read_bounded(tmp_path / "log.jsonl", LOG)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * bounded.PART

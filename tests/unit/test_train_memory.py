@@ -106,7 +106,7 @@ def test_a_search_counts_the_trainings_of_its_comparison(
     progress: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A search that fits, whose comparison does not, is refused before there is a folder."""
-    monkeypatch.setattr(memory, "free_room", lambda device: Room(4e7, "`ulimit -v`"))
+    monkeypatch.setattr(memory, "free_room", lambda device: Room(3e7, "`ulimit -v`"))
     options = {"data": DATA, "space": "toy", "budget": "smoke", "device": "cpu", "progress": progress, "rivals": "none"}
     with pytest.raises(
         UserError, match=r"A training of the comparison \(--compare, --rivals\) .*: try .*train\.batch"
@@ -116,7 +116,7 @@ def test_a_search_counts_the_trainings_of_its_comparison(
     fits = re.search(r"--set train\.batch=(\d+)", str(told.value))
     assert fits
     plan = resolve(Request("darts", compare=1, settings={"train.batch": int(fits[1])}, **options))  # type: ignore[arg-type]
-    assert expected_of(plan).memory_mib * 2**20 <= 4e7
+    assert expected_of(plan).memory_mib * 2**20 <= 3e7
 
 
 def test_the_memory_that_is_told_is_the_largest() -> None:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.run import Run
+from oche.run.bounded import parts_of
 from oche.spaces.nb201 import NB201_OPS
 from oche.tables.official import cells
 from oche.tables.tabular import Column, Table
@@ -159,7 +160,7 @@ class Sheet:
 def _text(path: Path) -> str:
     try:
         with gzip.open(path) as stream:
-            data = stream.read(LARGEST + 1)
+            data = b"".join(parts_of(stream, LARGEST))
         if len(data) > LARGEST:
             raise UserError(
                 f"{path} unpacks to more than {LARGEST:,} bytes, which this table does not: fetch it again."
