@@ -13,8 +13,8 @@ Published: no figure was at hand.
 Deviations from the paper: not known. The answers are distilled, not features behind a 1x1 convolution, and into the weights alone: alpha
 sees its own images as they are. The teacher learns from all train images, alpha's among them.
 Deviations from the script of the published numbers: no code is public.
-Cost against DARTS: a second forward and backward pass of the weights' batch, one of the teacher without a backward pass, and its training;
-a run's checkpoint has the teacher's weights in it.
+Cost against DARTS: a second forward and backward pass of the weights' batch, one of the teacher without a backward pass, and its training,
+which the estimate before the search does too (a run as the teacher needs none); a run's checkpoint has the teacher's weights in it.
 """
 
 from __future__ import annotations
