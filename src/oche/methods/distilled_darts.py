@@ -24,6 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from oche.base import Alpha, Batch, Params
@@ -111,8 +112,23 @@ class Taught(Callback):
                 raise UserError(f"The teacher {name} was trained on other images: train one on the data of the search.")
             return loaded.network
         protocol = Protocol(self.lessons, problem.batch, Triangle(0.2), auxiliary=0.0, lr_by_step=True)
-        lesson = Training(space, genotype, problem.data, protocol, problem.seed, problem.fabric, task=problem.task)
-        return retrain(lesson)
+        lesson = Training(
+            space, genotype, problem.data, protocol, problem.seed, alone(problem.fabric), task=problem.task
+        )
+        usual = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float32)  # as all trainings are
+        try:
+            return retrain(lesson)
+        finally:
+            torch.set_default_dtype(usual)
+
+
+def alone(fabric: Fabric) -> Fabric:
+    """A fabric of this process by itself: each trains the same teacher, from all images, as one process does."""
+    if fabric.world_size == 1:
+        return fabric
+    devices = 1 if fabric.device.index is None else [fabric.device.index]
+    return Fabric(accelerator=fabric.device.type, devices=devices, precision=fabric._precision.precision)
 
 
 @lru_cache(maxsize=4)
