@@ -121,7 +121,7 @@ SINGLE = ("ddpnas", "rdarts_pick")
 
 
 PRUNING = ("fault_darts",)
-"""Methods that drop operations: what is dropped has no part in anything, and fused cells leave its weights where plain ones let them decay."""
+"""Methods that drop operations: what is dropped plays no part, and fused cells leave its weights where plain ones let them decay."""
 
 
 @pytest.mark.slow

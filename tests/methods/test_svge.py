@@ -264,7 +264,7 @@ def test_a_step_descends_the_loss_at_a_rate_that_falls() -> None:
 
 
 def test_a_predictor_descends_a_tenth_of_the_loss_and_nine_of_the_error() -> None:
-    """Against Adam on the loss written out, on 40 cells in batches of 32; the head by its matrices, all of whose units let values through."""
+    """Against Adam on the loss written out, on 40 cells in batches of 32; the head by its matrices, no unit of which is off."""
     found = embedding(ToySpace(), TINY)
     found = replace(found, model=deepcopy(found.model))
     for name, parameter in found.model.head.named_parameters():
