@@ -64,8 +64,14 @@ def on_ray(trials: Sequence[Trial], folder: Path, work: Work, cpus: float, gpus:
         trial = pending.pop(first)
         try:
             done: Outcome | BaseException = ray.get(first)
-        except RayTaskError as error:  # raised inside the trial
-            done = _expected(error.cause) or error
+        except RayTaskError as error:  # raised inside the trial, or where the worker could not read what it is to do
+            if isinstance(error.cause, RayError):
+                why = str(error.cause).partition("\n")[0]
+                done = UserError(
+                    f"A Ray worker could not begin ({why}): its machine needs the modules of this program."
+                )
+            else:
+                done = _expected(error.cause) or error
         except RayError as error:  # the machine was lost once too often
             done = error
         yield trial, done

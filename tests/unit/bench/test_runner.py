@@ -400,12 +400,28 @@ def test_worker_processes_give_the_same_table(unbroken: BenchResult, tmp_path: P
     assert table_of(show(tmp_path / "b")) == table_of(unbroken)
 
 
+def importable() -> dict[str, str]:
+    """The environment with the tests' modules on the path, for Ray's workers too."""
+    paths = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": paths}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'oche[ray]'")
 def test_a_ray_cluster_gives_the_same_table(unbroken: BenchResult, tmp_path: Path) -> None:
-    subprocess.run(command(tmp_path, str(tmp_path / "b"), "1", "local"), check=True, capture_output=True)
+    call = command(tmp_path, str(tmp_path / "b"), "1", "local")
+    done = subprocess.run(call, capture_output=True, text=True, env=importable())
+    assert done.returncode == 0, done.stderr
     assert table_of(show(tmp_path / "b")) == table_of(unbroken)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install 'oche[ray]'")
+def test_what_a_ray_worker_cannot_import_is_told(tmp_path: Path) -> None:
+    done = subprocess.run(command(tmp_path, str(tmp_path / "b"), "1", "local"), capture_output=True, text=True)
+    assert done.stdout.count("A Ray worker could not begin (System error: No module named 'reference')") == 4
 
 
 ON_RAY = """
@@ -430,9 +446,8 @@ def test_a_ray_worker_that_is_lost_is_replaced_and_one_that_fails_is_told(
 ) -> None:
     """In one cluster. What does not fit into it is refused in `test_cluster`."""
     (tmp_path / "program.py").write_text(ON_RAY)
-    paths = os.pathsep.join([str(TESTS), str(TESTS.parent / "src"), os.environ.get("PYTHONPATH", "")])
     call = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
-    done = subprocess.run(call, check=True, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": paths})
+    done = subprocess.run(call, check=True, capture_output=True, text=True, env=importable())
     assert (tmp_path / "bench" / "trials" / "darts-toy-digits-smoke-0" / "tried").exists()
     found = show(tmp_path / "bench")
     assert found.missing == ("pcdarts-toy-digits-smoke-0",)
