@@ -66,9 +66,22 @@ def _recorded(program: fx.GraphModule, image: Tensor, weights: set[int]) -> list
             shapes = "zeros_like" in name
             given = [] if shapes else [t for a in n.all_input_nodes for t in _tensors(self.env[a])]
             reads = {_place(t) for t in given} - weights
-            first = _tensors(out)[:1] if "indices" in name or "norm" in name else _tensors(out)
+            first = _tensors(out)[:1] if "indices" in name or "norm" in name or "max.dim" in name else _tensors(out)
             made = {_place(t): _bytes(t) for t in first if _place(t) not in reads | weights}
-            simple = ("batch_norm", "relu", "hardtanh", "sigmoid", "clone", "div", "mul", "clamp", "leaky")
+            simple = (
+                "batch_norm",
+                "relu",
+                "hardtanh",
+                "sigmoid",
+                "clone",
+                "div",
+                "mul",
+                "clamp",
+                "leaky",
+                "pow",
+                "sqrt",
+                "add",
+            )
             if made:
                 found.append((any(word in name for word in simple), reads, made))
             return out

@@ -108,7 +108,7 @@ class Tracer(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.found.calls += 1
         known = {_key(t) for t in (*reads, *tensors_in(given))} | self.weights
         made = [t for t in tensors_in(out) if _key(t) not in known]
-        if "norm" in name or name.endswith("_with_indices"):
+        if "norm" in name or name.endswith("_with_indices") or name in ("max", "min"):
             made = made[:1]  # what they return beside it is for a backward pass
         if made or reads:
             over = "batch_norm" in name or (torch.Tag.pointwise in func.tags and len(reads) == 1)
