@@ -20,7 +20,7 @@ CANVAS, SIDE = 16, 8
 """Pixels a side of an image, and of the digits that are drawn on it."""
 
 PARTS = {"train": (0, 957, 2), "val": (957, 1197, 1), "test": (1197, 1797, 3)}
-"""The digits of each part, from and until, and how often each is drawn; those of a part were written by others than those of the next."""
+"""The digits of each part, from and until, and how often each is drawn: stretches of the set, so that no digit is in two parts."""
 
 TURN, SCALE, INK = 30.0, (0.8, 1.2), (0.7, 1.0)
 """Degrees to either side, sizes relative to the digit's own, and the strengths of what is drawn; each uniform."""
