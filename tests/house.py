@@ -48,6 +48,7 @@ INSIDE = {  # a module imports from those before it; in folders that are not lis
             "state",
             "bilevel",
             "callbacks",
+            "patience",
             "terms",
             "selection",
             "trainable",

@@ -151,7 +151,7 @@ def _carried_out(plan: Plan, run: Run, listener: Listener, clock: Clock | None) 
 
             genotype = picked(plan, run, one, listener)
         else:
-            genotype, state = as_searcher(plan.searcher).run(problem, plan.watch.callbacks())
+            genotype, state = as_searcher(plan.searcher).run(problem, plan.callbacks)
             if keeps and state:
                 keep_supernet(run, state, genotype)
         comparison, space = None, built(plan.space, fitted(run))

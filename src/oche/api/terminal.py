@@ -215,7 +215,8 @@ class Show:
         elif event in _LINES:
             line = _LINES[event](record)
             self.bar.update(self.task, said=line)
-            if "epoch" not in record or record["epoch"] % self.every == self.every - 1 or "warning" in record:
+            told = "epoch" not in record or bool({"warning", "settled"} & set(record))
+            if told or record["epoch"] % self.every == self.every - 1:
                 self.bar.console.print(line, soft_wrap=True)
             if event == "train_epoch":
                 done, count = record["epoch"] + 1, self.counts.get("train", 0)
@@ -240,7 +241,7 @@ def _epoch_line(r: Mapping[str, Any]) -> str:
     return (
         f"{r['epoch']:3d} {r['phase']:7s} w {r['weight_loss']:.3f} {in_words(metric, r['weight_' + metric], 0):>4}  alpha {alpha}  "
         f"entropy {r['entropy']:.3f}  skips {skips}  {cell}".rstrip()
-        + (f"\n    WARNING  {r['warning']}" if "warning" in r else "")
+        + "".join(f"\n    {name.upper()}  {r[name]}" for name in ("warning", "settled") if name in r)
     )
 
 
@@ -296,9 +297,8 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"time: {spoken(r['left'])} left; epochs of each training{_from_seed(r)}: {r['train_epochs']}"
         + (f" instead of {r['planned']}" if r["planned"] != r["train_epochs"] else "")
     ),
-    "trained": lambda r: (
-        f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images"
-    ),  # the table after them has the floor
+    # the table after the trainings has the floor
+    "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images",
     "train_epoch": lambda r: (
         f"{r['epoch']:3d} train {r['loss']:.3f} {_value(r):>4}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
     ),

@@ -177,7 +177,7 @@ def _searched(plan: Plan, run: Run, table: TableLike | None = None) -> tuple[Gen
             mark = time.perf_counter()
 
     problem = replace(problem_of(plan, run, listen), literal=True)  # a method is judged by its own rule
-    genotype, _ = as_searcher(asking(plan.searcher, table)).run(problem, plan.watch.callbacks())
+    genotype, _ = as_searcher(asking(plan.searcher, table)).run(problem, plan.callbacks)
     return genotype, time.perf_counter() - mark
 
 

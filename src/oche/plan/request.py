@@ -80,6 +80,11 @@ class Request(Limited):
     time: str | int | None = option(
         None, "How long the whole command may take: 20m. Chooses the epochs of search and comparison.", "--time"
     )
+    patience: int | None = option(
+        None,
+        "End the search when its cell has not changed for that many epochs. Default: never.",
+        "--patience",
+    )
     seed: int = option(0, "Everything random depends on this number.", "--seed")
     device: str = option("auto", "auto, cpu, cuda, cuda:0 or mps.", "--device")
     devices: int | None = option(

@@ -35,6 +35,7 @@ from oche.plan.parts import (
     task_for,
     usual_space,
 )
+from oche.plan.patience import patience_of
 from oche.plan.processes import processes, shared_out
 from oche.plan.request import (
     AUTO,
@@ -49,6 +50,7 @@ from oche.plan.request import (
     written,
 )
 from oche.plan.settings import PARTS, Change, by_part, differing, layered, reached
+from oche.search.callbacks import Callback
 from oche.search.method import Method
 from oche.search.searcher import SearcherLike, around, as_searcher
 from oche.spaces import Space
@@ -108,6 +110,11 @@ class Plan:
     def rivals(self) -> tuple[str, ...]:
         """The rivals that are trained beside it, `auto` for the one that fits the limits or the found network's cost best."""
         return names(self.request.rivals)
+
+    @property
+    def callbacks(self) -> tuple[Callback, ...]:
+        """What stands beside the method's own callbacks: what is watched, and what ends the search early."""
+        return (*self.watch.callbacks(), *patience_of(self.request, self.searcher))
 
     def table(self) -> dict[str, object]:
         """run.toml: the request, every resolved value, and the versions."""
@@ -192,6 +199,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     epochs, batch = _length(request, row_of, table_of(recorded, "resolved"), len(data.train))
     were = earlier_share(recorded, "request")
     batch, protocol = batch * were, replace(protocol, batch=protocol.batch * were)
+    patience_of(request, searcher)
     compare = cells_of(request, searcher)
     rivals = rivals_of(request, recorded, form, compare)
     for shared in (batch, *([protocol.batch] if compare or rivals != NONE else [])):

@@ -150,7 +150,7 @@ def measured(trial: Trial, plan: Plan, run: Run, genotype: Genotype, measure: Me
     searcher = as_searcher(plan.searcher)
     method, (_, state) = (
         searcher.method,
-        searcher.run(replace(problem_of(plan, run), literal=True), plan.watch.callbacks()),
+        searcher.run(replace(problem_of(plan, run), literal=True), plan.callbacks),
     )
     if method is None or state is None:  # a cell drawn at random: there is nothing to decode
         scores, training, seconds = trained_network(plan, run, genotype)
