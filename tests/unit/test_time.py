@@ -278,6 +278,21 @@ def test_the_trainings_epochs_are_chosen_anew_when_the_search_has_ended(tmp_path
     assert in_time(given, replace(training, run=None), Clock(100, 1000.0)).epochs == 3
 
 
+def test_what_comes_last_takes_longer_where_the_processor_is_shared(
+    tmp_path: Path, paces: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This thread worked for 12 of 60 s: 2 s of exports will take 10, and of the 40 s left 30 are for 6 trainings of 1 s per epoch."""
+    monkeypatch.setattr(module, "ENDING", 2.0)
+    monkeypatch.setattr(module.time, "thread_time", lambda: 12.0)
+    clock = Clock(100, 1000.0 - 60)
+    assert clock.loaded(2.0) == pytest.approx(10.0)
+    assert Clock(100, 1000.0 - 60, worked=11.5).loaded(2.0) == 2.0  # half a second of work tells nothing
+    assert Clock(100, 1000.0 - 6).loaded(2.0) == 2.0  # several threads may work longer than the time that passed
+    plan, paces[0] = plan_for(time="100s"), 1.0
+    training = training_of(plan, plan.space, Genotype.parse(CELL, "toy"), api.start(plan, tmp_path / "run"))
+    assert in_time(plan, training, clock).epochs == 5
+
+
 LOADS = {  # seconds per epoch of a training, by the seconds since the command began, and the epochs with each of three seeds
     "steady": (lambda t: 1.0, [60, 60, 60]),
     "a little slower": (lambda t: 1.03, [60, 60, 60]),

@@ -24,8 +24,10 @@ from oche.training.protocols import Protocol
 from oche.training.train import Training
 
 ENDING = 8.0
-"""Seconds for exporting the network and writing the report, about."""
+"""Seconds for exporting the network and writing the report on a quiet machine, about."""
 
+LONG_ENOUGH = 1.0
+"""Seconds of work from which on it is told how long a thread is kept waiting."""
 
 ENOUGH = 1 / 3
 """Share of the usual epochs that a time shall leave; a time that leaves less has less compared. Our choice."""
@@ -157,21 +159,32 @@ def _of_rivals(plan: Plan, found: Training) -> tuple[Pace, ...]:
 
 @dataclass(frozen=True)
 class Clock:
-    """A command that began at `begun` (`time.monotonic()`) and shall take `seconds`."""
+    """A command that began at `begun` (`time.monotonic()`) and shall take `seconds`; its thread had `worked` so long by then."""
 
     seconds: float
     begun: float
+    worked: float = 0.0
 
     @classmethod
     def of(cls, given: str | float | None, begun: float | None = None) -> Clock | None:
-        """The clock of an option `--time`, which runs from now on if not from `begun`; None without one. Raises UserError."""
+        """The clock of an option `--time`, which runs from now on, or since the process has `begun`; None without one. Raises UserError."""
         seconds = seconds_of(given)
-        return None if seconds is None else cls(seconds, time.monotonic() if begun is None else begun)
+        if seconds is None:
+            return None
+        return cls(seconds, begun, 0.0) if begun is not None else cls(seconds, time.monotonic(), time.thread_time())
 
     @property
     def left(self) -> float:
         """Seconds."""
         return self.seconds - (time.monotonic() - self.begun)
+
+    def loaded(self, quiet: float) -> float:
+        """Seconds for what takes `quiet` ones where nothing else runs: as much longer as this thread has been kept waiting so far.
+
+        What comes last, exports and the report, cannot be measured beforehand; a processor shared by ten makes it ten times as long.
+        """
+        passed, worked = time.monotonic() - self.begun, time.thread_time() - self.worked
+        return quiet * max(1.0, passed / worked) if worked >= LONG_ENOUGH else quiet
 
 
 def timed(plan: Plan, clock: Clock | None, trainings: bool = True) -> tuple[Plan, Expected]:
@@ -190,9 +203,10 @@ def timed(plan: Plan, clock: Clock | None, trainings: bool = True) -> tuple[Plan
     expected, paces = _measured(plan)
     begun, given = clock.seconds - clock.left, (plan.request.epochs is not None, given_epochs(plan))
     possible = [_with(plan, cells, seeds) for cells, seeds in _comparisons(plan)]
+    ending = clock.loaded(ENDING)
 
     def fill(n: int) -> tuple[int, int]:
-        parts = _parts(_compared(expected, possible[n], paces), begun)
+        parts = _parts(_compared(expected, possible[n], paces), begun, ending)
         return epochs_within(clock.seconds, parts, expected.epochs, given, _fewest(plan), _less(possible[n]))
 
     n, epochs = plan.fabric.broadcast(_enough(fill, len(possible), expected.epochs))
@@ -235,12 +249,12 @@ def _reduced(usual: Plan, n: int) -> str:
     )
 
 
-def _parts(expected: Expected, begun: float) -> Parts:
-    """Seconds per epoch of the search and of all trainings, and of all else, `begun` of which have passed."""
+def _parts(expected: Expected, begun: float, ending: float) -> Parts:
+    """Seconds per epoch of the search and of all trainings, and of all else: what has passed since it was `begun`, and the `ending`."""
     return Parts(
         expected.seconds[0] / expected.epochs[0],
         expected.training.epoch if expected.trainings else 0.0,
-        expected.training.once + ENDING * (expected.trainings > 0) + begun,
+        expected.training.once + ending * (expected.trainings > 0) + begun,
     )
 
 
@@ -274,7 +288,7 @@ def in_time(plan: Plan, training: Training, clock: Clock | None) -> Protocol:
     one = replace(plan, request=replace(plan.request, seeds=1))  # several seeds' cells have been trained by now
     found = Paces(pace(training), tuple(pace(cell) for cell in cells), _of_rivals(plan, training)).together(one)
     left = clock.left
-    epochs = nearest(found.epoch, left - found.once - ENDING, OVER * clock.seconds)
+    epochs = nearest(found.epoch, left - found.once - clock.loaded(ENDING), OVER * clock.seconds)
     epochs = plan.fabric.broadcast(epochs)
     record = {
         "kind": "time",

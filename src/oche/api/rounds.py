@@ -46,9 +46,10 @@ class Rounds:
         """The epochs with the seed number n, after as many as `before` took so many seconds with the one before."""
         assert self.clock is not None
         seconds, each = self.clock.seconds, took / before * (self.plan.compare_seeds - n)
-        if abs(each * before - (left - ENDING)) <= MISS * seconds:
+        trains = left - self.clock.loaded(ENDING)
+        if abs(each * before - trains) <= MISS * seconds:
             return before
-        epochs = self.plan.fabric.broadcast(nearest(each, left - ENDING, OVER * seconds))
+        epochs = self.plan.fabric.broadcast(nearest(each, trains, OVER * seconds))
         if epochs != before:
             record = {"kind": "time", "seconds": seconds, "left": left, "train_epochs": epochs, "planned": before}
             record["seed"] = self.training.seed + n

@@ -45,7 +45,7 @@ from oche.training.train import BEST, LAST, START, Training, retrain
 from oche.training.train import begin as begin_training
 
 ENDING = 2.0
-"""Seconds for writing the network and the report, about."""
+"""Seconds for writing the network and the report on a quiet machine, about."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,7 +109,7 @@ class TrainPlan:
             raise UserError("--time has no epochs left to choose: leave it out, or the number of epochs.")
         with gradients(), cpu_threads(self.request.threads):
             found = pace(self.training)
-        parts = Parts(training=found.epoch, rest=found.once + ENDING + clock.seconds - clock.left)
+        parts = Parts(training=found.epoch, rest=found.once + clock.loaded(ENDING) + clock.seconds - clock.left)
         epochs = epochs_within(clock.seconds, parts, (0, self.training.protocol.epochs))[1]
         epochs = self.training.fabric.broadcast(epochs)
         return replace(self, training=replace(self.training, protocol=replace(self.training.protocol, epochs=epochs)))
