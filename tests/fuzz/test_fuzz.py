@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.harness import Target, fuzz, targets, tried
+from fuzz.harness import FORGET, Target, fuzz, targets, tried
 from oche.errors import UserError
 
 NAMES = (
@@ -54,6 +54,16 @@ def test_the_harness_sees_what_goes_wrong(parse: Callable[[bytes], object], outc
 def test_the_harness_ends_what_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fuzz.harness.HANG", 0.05)
     assert tried(hang, b"x").startswith("hang")
+
+
+@pytest.mark.skipif(not FORGET.exists(), reason="the peak of memory cannot be forgotten here")
+def test_what_takes_memory_step_by_step_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each input by what it takes above the start, not above the largest one before it."""
+    monkeypatch.setattr("fuzz.harness.MEMORY", 60.0)
+    sizes = iter((0, *(40 + 10 * n for n in range(6))))
+    outcomes = fuzz("x", Target((b"seed",), lambda data: b"x" * (next(sizes) << 20)), 6, 0)
+    assert outcomes["memory: over 60 MiB above the start"] >= 3
+    assert outcomes["value"] >= 2
 
 
 def test_an_input_that_goes_wrong_is_kept(tmp_path: Path) -> None:

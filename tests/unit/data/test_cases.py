@@ -14,7 +14,7 @@ from PIL import Image
 from torch.testing import assert_close
 
 from oche.data import load
-from oche.data.reading.files import LARGEST, read_image
+from oche.data.reading.files import EMPTY, LARGEST, WIDE, head, read_image
 from oche.errors import UserError
 from reference.inputs import Array, R, blob, classes, everything, npz, pairs, png16, rgb, save, tiff
 
@@ -489,6 +489,26 @@ def test_a_bomb_is_refused(tmp_path: Path) -> None:
     (tmp_path / "idx" / "train-images-idx3-ubyte").write_bytes(raw)
     with pytest.raises(UserError, match=r"claims 1,099,511,627,776 values"):
         load(tmp_path / "idx")
+
+
+HOLLOW = "524946463600000057454250565038202a000000b001009d012ac2ef8a2f01402625a4000200e770af67c8007ffd6f0026017f79048237c2dc24c69660000200"
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # Pillow's, from half of the limit on
+def test_a_few_bytes_that_claim_half_the_allowed_pixels_are_a_bomb(tmp_path: Path) -> None:
+    """62 bytes of WebP for 12,226x12,170 pixels: found by fuzzing, when it took 570 MiB. Empty pictures of a PNG's kind stay readable."""
+    (tmp_path / "x.webp").write_bytes(bytes.fromhex(HOLLOW))
+    for read in (read_image, head):
+        with pytest.raises(UserError, match="or more than its bytes can hold"):
+            read(tmp_path / "x.webp")
+    Image.new("1", (9_000, 7_500)).save(
+        tmp_path / "empty.png", optimize=True
+    )  # 8,000 pixels per byte, as much as a PNG can
+    assert max(WIDE, 7_500 * (tmp_path / "empty.png").stat().st_size) < 9_000 * 7_500
+    assert head(tmp_path / "empty.png").shape == (7_500, 9_000, 1)
+    Image.new("L", (4_000, 4_000)).save(tmp_path / "empty.webp", lossless=True)
+    assert EMPTY * (tmp_path / "empty.webp").stat().st_size < 4_000 * 4_000
+    assert head(tmp_path / "empty.webp").shape[:2] == (4_000, 4_000)
 
 
 def test_large_images_are_said_to_be(tmp_path: Path) -> None:

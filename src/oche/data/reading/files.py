@@ -45,6 +45,9 @@ LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 PACKED = 4096
 """Pixels per byte of a file above which a TIFF, BMP or PPM file is refused."""
 
+EMPTY, WIDE = 10_000, 2**26
+"""Pixels per byte above which a file of more than so many pixels is refused in any format: a PNG holds 8,256, a WebP millions."""
+
 
 @dataclass(frozen=True)
 class Head:
@@ -186,7 +189,9 @@ def _opened(path: Path) -> Image.Image:
     image = Image.open(path)
     width, height = image.size
     bare = image.format in ("TIFF", "BMP", "PPM") and image.mode != "1"  # formats that cannot pack much into little
-    if width * height * _pages(image) > LARGEST or (bare and width * height > PACKED * path.stat().st_size):
+    pixels, held = width * height, path.stat().st_size
+    hollow = pixels > (PACKED * held if bare else max(WIDE, EMPTY * held))
+    if pixels * _pages(image) > LARGEST or hollow:
         image.close()
         raise Image.DecompressionBombError
     return image
