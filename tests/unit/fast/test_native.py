@@ -67,6 +67,44 @@ def test_nobody_else_may_write_to_the_folder(
         native.build("c++", "DEFAULT", tmp_path)
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+def test_a_library_of_another_user_s_is_compiled_again_whatever_its_seal(compiled: list[Path], tmp_path: Path) -> None:
+    """Anyone can seal what he puts into a folder that was open to him: owner and permissions decide, those of a link's target too."""
+    path = native.build("c++", "DEFAULT", tmp_path)
+    planted = tmp_path / "planted"
+    planted.write_bytes(path.read_bytes())
+
+    def open_to_others() -> None:
+        path.chmod(0o777)
+
+    def of_another() -> None:
+        os.chown(path, 4712, -1)
+
+    def linked() -> None:
+        planted.chmod(0o666)
+        path.unlink()
+        path.symlink_to(planted)
+
+    ways = [open_to_others, linked, *([of_another] if os.geteuid() == 0 else [])]
+    for n, plant in enumerate(ways, start=2):
+        plant()
+        native.build("c++", "DEFAULT", tmp_path)
+        assert len(compiled) == n
+        assert path.stat().st_mode & 0o777 == 0o755
+        assert not path.is_symlink()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX permissions")
+def test_a_user_whose_files_others_may_write_to_compiles_once(compiled: list[Path], tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        native.build("c++", "DEFAULT", tmp_path / "cache")
+        native.build("c++", "DEFAULT", tmp_path / "cache")
+    finally:
+        os.umask(before)
+    assert len(compiled) == 1
+
+
 # ---------------------------------------------------------------------- memory that runs out in a kernel
 
 

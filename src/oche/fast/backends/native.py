@@ -118,6 +118,7 @@ def build(compiler: str, instructions: str, folder: Path) -> Path:
                 stream.write(SEAL + hashlib.sha256(made.read_bytes()).digest())
                 stream.flush()
                 os.fsync(stream.fileno())
+            made.chmod(0o755)
             os.replace(made, path)  # two processes may both get here: the last one wins, both files are whole
     return path
 
@@ -134,8 +135,13 @@ def _guard(folder: Path) -> None:
 
 
 def _whole(path: Path) -> bool:
-    """True if the library is there and is what was compiled: damaged and foreign files are compiled anew."""
+    """True if the library is there and is what was compiled: damaged and foreign files are compiled anew.
+
+    Anyone can make a seal, so a file that others own or may write to is foreign: the folder may have been open to them before.
+    """
     if not path.is_file():
+        return False
+    if os.name == "posix" and ((found := path.stat()).st_uid not in (os.getuid(), 0) or found.st_mode & 0o022):
         return False
     data = path.read_bytes()
     body, seal, sealed = data[: -len(SEAL) - 32], data[-len(SEAL) - 32 : -32], data[-32:]
