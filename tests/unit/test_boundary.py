@@ -36,6 +36,10 @@ def raising(error: BaseException) -> Callable[[], None]:
         (OSError(errno.EROFS, "x", "runs"), 1, "Read-only file system: 'runs'"),
         (PermissionError(errno.EACCES, "x", "runs"), 1, "Permission denied: 'runs'"),
         (NotADirectoryError(errno.ENOTDIR, "x", "file/x"), 1, "Not a directory: 'file/x'"),
+        (OSError(errno.ESTALE, "x", "/share/a"), 1, "'/share/a': the disk or the shared folder is gone; bring it back and go on"),
+        (OSError(errno.ENOTCONN, "x", "/share/a"), 1, "the shared folder is gone"),
+        (OSError(errno.ENOLCK, "x", "/share/.lock"), 1, "the file system has no locks; choose a folder on another one"),
+        (OSError(errno.ELOOP, "x", "a"), 1, "its links lead in a circle"),
         (MemoryError("std::bad_alloc"), 1, "There is not enough memory (std::bad_alloc)"),
         (RuntimeError("[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried\nmore"), 1, "There is not enough memory"),
         (RuntimeError("can't start new thread"), 1, "There is not enough memory (can't start new thread)"),
@@ -64,6 +68,25 @@ def test_an_interruption_names_the_command_that_carries_on(
     with pytest.raises(SystemExit):
         guarded(command)
     assert "`oche train --resume 'runs/two words'` carries on" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="there is no SIGHUP here")
+@pytest.mark.parametrize(("number", "word"), [("SIGTERM", "143 terminated"), ("SIGHUP", "129 terminated")])
+def test_an_end_from_outside_is_told(number: str, word: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """SIGHUP, too, which a terminal that is closed sends; under nohup it is ignored."""
+    sent = getattr(signal, number)
+    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
+    said: list[str] = []
+    monkeypatch.setattr(boundary, "_end", lambda sentence, code: said.append(f"{code} {sentence}"))
+    try:
+        guarded(lambda: os.kill(os.getpid(), sent))
+        assert [line[:14] for line in said] == [word]
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        guarded(lambda: os.kill(os.getpid(), signal.SIGHUP))
+        assert len(said) == 1
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ RunFailed                           1   the sentence itself
 full disk, no permission, ...       1   what failed, on which path, what to do; what was written before is kept
 not enough memory                   1
 killed worker or process            1
-Ctrl-C, SIGTERM                   130, 143
+Ctrl-C, SIGTERM, SIGHUP      130, 143, 129
 a report that cannot be drawn       0   a warning: what is kept, and what draws it again
 anything else                       the traceback: a fault of oche's, to be reported
 """
@@ -44,7 +44,17 @@ _ADVICE = {
     errno.EISDIR: "it is a folder where a file is expected.",
     errno.ENAMETOOLONG: "choose a shorter name.",
     errno.EMFILE: "raise the limit of open files (`ulimit -n`).",
+    errno.ENFILE: "the whole machine has no files left to open: end other programs, or raise `fs.file-max`.",
+    errno.ELOOP: "its links lead in a circle; choose another path.",
+    errno.EBUSY: "something else holds it; choose another place, or wait.",
+    errno.EINVAL: "the file system takes no such name or file; choose another name or place.",
+    errno.EILSEQ: "the file system takes no such name; choose another one.",
+    errno.ENOLCK: "the file system has no locks; choose a folder on another one.",
     errno.EIO: f"the disk reported an error. {KEPT}",
+    **dict.fromkeys(
+        (errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN, errno.ENXIO, errno.ENODEV),
+        f"the disk or the shared folder is gone; bring it back and go on. {KEPT}",
+    ),
 }
 _FEWER = "a smaller `--batch`, smaller images (`--set data.size=64`) or a smaller space (`--set space.channels=8`) takes less."
 
@@ -63,15 +73,18 @@ def explained(error: BaseException) -> str | None:
 def guarded(command: Callable[[], None]) -> None:
     """Runs the command line. Exits as the module's table says."""
     signal.signal(signal.SIGTERM, _terminated)
+    if (hung_up := getattr(signal, "SIGHUP", None)) and signal.getsignal(hung_up) != signal.SIG_IGN:  # as under nohup
+        signal.signal(hung_up, _terminated)
     shown, warnings.showwarning = warnings.showwarning, _warned
+    warnings.filterwarnings("ignore", message=r"Image size \(\d+ pixels\) exceeds limit")  # oche has a limit of its own
     try:
         command()
     except UserError as error:
         _end(str(error), 2)
     except RunFailed as error:
         _end(str(error), 1)
-    except Terminated:
-        _end(f"terminated; what was done is kept, `{_resuming()}` carries on.", 143)
+    except Terminated as ended:
+        _end(f"terminated; what was done is kept, `{_resuming()}` carries on.", 128 + ended.number)
     except (KeyboardInterrupt, SystemExit) as stop:
         if isinstance(stop, SystemExit) and stop.code != 130:  # 130 is what typer makes of Ctrl-C
             raise
@@ -101,11 +114,15 @@ SPEAKS = 3.0
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived."""
+    """SIGTERM arrived, or SIGHUP: the terminal was closed."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+    raise Terminated(number)
 
 
 def _warned(
@@ -129,7 +146,7 @@ def _end(sentence: str, code: int) -> None:
     """Says the sentence and exits; of several processes the first speaks for all, unless it goes on or is gone."""
     if os.environ.get(FOLLOWS):
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(code))  # from the first, which has spoken
-        if code in (130, 143):
+        if code > 128:
             os._exit(code)
         time.sleep(SPEAKS)
     print(f"oche: {sentence}", file=sys.stderr, flush=True)
