@@ -38,8 +38,9 @@ def export(
     plain = [name for name in formats if name != INT8]
     if INT8 in formats and "onnx" not in plain:
         plain.append("onnx")  # which it is made from
-    written = export_network(run, plain)
-    return [*written, export_int8(run, allow_loss, data)] if INT8 in formats else written
+    with run.lock():  # the card is read and written, perhaps beside a search that still compares
+        written = export_network(run, plain)
+        return [*written, export_int8(run, allow_loss, data)] if INT8 in formats else written
 
 
 def export_int8(run: Run, allow_loss: bool = False, given: Data | None = None) -> Path:

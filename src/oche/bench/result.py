@@ -14,12 +14,12 @@ from typing import ClassVar
 
 from oche import config
 from oche.bench import stats
-from oche.bench.matrix import Matrix
+from oche.bench.matrix import Matrix, flat
 from oche.bench.planned import Planned, planned
 from oche.bench.tables import LARGEST, Facts
 from oche.bench.trial import BEST
 from oche.errors import UserError
-from oche.run import Run
+from oche.run import Run, records
 
 Place = tuple[str, str, str]
 """A space, the data searched on, and a budget."""
@@ -79,7 +79,7 @@ class Finished:
         """Epoch -> value of a number that was measured beside the search. Raises UserError where the line holds something else."""
         pairs = self.probes.get(key, [])
         try:
-            return {int(epoch): float(value) for epoch, value in pairs}  # type: ignore[attr-defined]
+            return {int(epoch): float(value) for epoch, value in pairs if value is not None}  # type: ignore[attr-defined]
         except (TypeError, ValueError):
             raise UserError(f"{self.name}: the numbers of {key!r} are damaged in {BenchFolder.TRIALS}.") from None
 
@@ -176,13 +176,12 @@ def matrix_of(folder: BenchFolder) -> Matrix:
 def finished(folder: BenchFolder) -> dict[str, Finished]:
     """The trials that are done, by name. Raises UserError for a damaged line."""
     found: dict[str, Finished] = {}
-    lines = folder.read(folder.TRIALS).decode().splitlines() if folder.has(folder.TRIALS) else []
+    lines = folder.read(folder.TRIALS).splitlines() if folder.has(folder.TRIALS) else []
     for n, line in enumerate(lines, start=1):
         where = f"Line {n} of {folder.file(folder.TRIALS)}"
-        try:
-            record = json.loads(line)
-        except ValueError:
-            raise UserError(f"{where} is damaged; remove that line and start the bench again.") from None
+        record = records.unseal(line)
+        if record is None:
+            raise UserError(f"{where} is damaged; remove that line and start the bench again.")
         trial = config.build(Finished, record, where)
         found[trial.name] = trial
     return found
@@ -283,8 +282,30 @@ def _picked(of_method: Sequence[Finished], select: str, metric: str) -> float | 
 # ------------------------------------------------------------------ notes
 
 
+def budgets_said(matrix: Matrix) -> Iterator[str]:
+    """Sentences about arms that search for other epochs, or whose networks train otherwise, than those beside them."""
+    epochs = {
+        name: count for name in matrix.searched if (count := matrix.arm(name).epochs) not in (None, matrix.epochs)
+    }
+    if epochs:
+        told = ", ".join(f"{name} for {count}" for name, count in epochs.items())
+        yield f"Budgets: not all search for as many epochs: {told}, the others for {matrix.epochs or 'those of their budget'}."
+    train = {name: _own_training(matrix, name) for name in matrix.searched} if matrix.evaluate != "table" else {}
+    usual = {path: value for path, value in matrix.settings.items() if path.startswith("train.")}
+    if others := {name: own for name, own in train.items() if {**usual, **own} != usual}:
+        told = "; ".join(f"{name} with {', '.join(f'{k}={v}' for k, v in own.items())}" for name, own in others.items())
+        yield f"Budgets: not all networks train alike, so their scores compare that, too: {told}."
+
+
+def _own_training(matrix: Matrix, name: str) -> dict[str, object]:
+    """A method's or arm's own settings of the training."""
+    own = {**flat(matrix.arm(name).settings), **flat(matrix.settings_of.get(name, {}))}
+    return {path: value for path, value in own.items() if path.startswith("train.")}
+
+
 def _notes(result: BenchResult) -> Iterator[str]:
     matrix = result.matrix
+    yield from budgets_said(matrix)
     if "smoke" in matrix.budgets:
         yield "The budget smoke is there to see that everything runs: its numbers mean nothing and back no claim."
     yield f"Selected by {matrix.selector} (the picked seed, and the oracle); no test metric selects anything."

@@ -27,7 +27,7 @@ from oche.genotype import Genotype
 from oche.plan.processes import launched
 from oche.plan.resolve import resolve
 from oche.report import attempt
-from oche.run import Listener, Run, silent
+from oche.run import Listener, Run, records, silent
 from oche.tables import TableLike, table_named
 
 Render = Callable[[BenchResult], object]
@@ -96,7 +96,7 @@ def _kept(
         if isinstance(outcome, Outcome):
             line = _line(trial, outcome, matrix, table)
             earlier = folder.read(folder.TRIALS) if folder.has(folder.TRIALS) else b""
-            folder.write(folder.TRIALS, earlier + json.dumps(asdict(line)).encode() + b"\n")
+            folder.write(folder.TRIALS, earlier + records.seal(asdict(line)))
             listener("trial", {**asdict(line), "metric": matrix.reported[0], "value": line.values[matrix.reported[0]]})
         else:
             listener("failed", {"name": trial.name, "reason": str(outcome)})

@@ -95,6 +95,9 @@ class Judged:
 BEST = "best_validation"
 """The best score so far, by query, among the numbers of a trial whose search asks for cells one by one."""
 
+PATIENCE = 100.0
+"""Seconds in which a server of shared folders finds out that a machine is lost and lets go of its lock, about."""
+
 After = Callable[[Trial, Plan, Run, Genotype], Judged]
 """Evaluates a search's cell in its run folder. Called again after a kill, it carries on."""
 
@@ -108,9 +111,9 @@ def trained(trial: Trial, plan: Plan, run: Run, genotype: Genotype) -> Judged:
 
 
 def run_trial(trial: Trial, folder: Path, after: After = trained) -> Outcome:
-    """Searches, then `after`, from wherever the folder stands. Raises UserError where the folder is of another trial."""
+    """Searches, then `after`, from wherever the folder stands. Raises UserError where the folder is another trial's, or written to."""
     plan, run = _opened(trial, folder)
-    with gradients(), out_of_memory(plan.batch), cpu_threads(plan.request.threads):
+    with gradients(), run.lock(PATIENCE), out_of_memory(plan.batch), cpu_threads(plan.request.threads):
         genotype, tail = _searched(plan, run, trial.objects.table)
         judged = after(trial, plan, run, genotype)
     records = run.records()

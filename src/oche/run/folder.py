@@ -24,6 +24,7 @@ from typing import ClassVar, TypeVar
 from oche.errors import UserError
 from oche.run import digests, records
 from oche.run.bounded import SUFFIXES, read_bounded
+from oche.run.mark import check_own, left, marked
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +113,10 @@ class Run:
         return run
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Keeps other processes from writing to the run meanwhile; a killed process lets go of it. Raises UserError where one does.
+    def lock(self, patience: float = 0.0) -> Iterator[None]:
+        """Keeps other processes from writing to the run meanwhile; a killed process lets go of it.
+
+        Raises UserError where one writes for so many seconds more.
 
         A killed process leaves the file `RUNNING` behind, by which the next one knows and says so.
         """
@@ -121,25 +124,24 @@ class Run:
 
         lock = FileLock(self.file(Run.LOCK))
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience)
         except Timeout:
             raise UserError(
                 f"Another process is writing to the run {str(self.path)!r}: wait until it ends, or stop it, then try again."
             ) from None
         mark = self.file(Run.RUNNING)
-        if mark.exists():
+        if (before := left(mark)) is not None:
             log.warning(
-                "The process that wrote to %r before was ended abruptly: killed, perhaps for want of memory, or the power failed. This one "
-                "goes on from what is there; if it ends so again, it needs more memory, or a new run with a smaller --batch.",
+                "In %r %s was ended abruptly: killed, perhaps for want of memory, or the power failed. This one "
+                "goes on from what is there; if it ends so again, it needs more memory, or a new run with a smaller --batch.%s",
                 str(self.path),
+                before,
+                " If it still runs there, end it first." if " on " in before else "",
             )
         try:
-            with suppress(OSError):  # a full disk: the lock holds all the same
-                mark.touch()
-            yield
+            with marked(mark):
+                yield
         finally:
-            with suppress(OSError):
-                mark.unlink(missing_ok=True)
             lock.release()
 
     # ------------------------------------------------------------------ files
@@ -212,6 +214,7 @@ class Run:
 
     def _replace(self, name: str, data: bytes, durable: bool = True) -> None:
         """Replaces a file atomically; `durable`: it is on the disk afterwards, even if the power fails."""
+        check_own(self.path, Run.RUNNING)
         target = self.file(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         _sweep(target.parent)
@@ -233,8 +236,9 @@ class Run:
     def log(self, record: Mapping[str, object]) -> None:
         """Appends one JSON line in a single system call, so that lines of two processes never mix.
 
-        Raises OSError, and leaves the log as it was, where the disk is full.
+        Raises OSError, and leaves the log as it was, where the disk is full, RunFailed where another machine's process writes there now.
         """
+        check_own(self.path, Run.RUNNING)
         line = records.seal(record)
         stream = os.open(self.file(Run.LOG), os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
@@ -325,11 +329,9 @@ def _not_made(folder: Path, error: OSError) -> UserError:
 def _sweep(folder: Path) -> None:
     """Removes temporaries that a killed process left; one that may still be in use is left alone."""
     for temporary in folder.glob(".*.tmp"):
-        try:
+        with suppress(OSError):  # another process was quicker, or the disk is read-only
             if time.time() - temporary.stat().st_mtime > STALE:
                 temporary.unlink()
-        except FileNotFoundError:  # another process was quicker
-            continue
 
 
 def _sync_folder(folder: Path) -> None:

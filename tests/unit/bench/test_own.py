@@ -17,6 +17,7 @@ from oche.bench.settled import settled
 from oche.cli.main import app
 from oche.errors import UserError
 from oche.plan.request import Request
+from oche.run import records
 from oche.tables import Table, table_named
 from reference.small_bench import ToyTable
 from unit.test_parts_of_your_own import blocks
@@ -93,7 +94,7 @@ def test_a_file_that_changed_since_is_refused_in_the_same_folder(file: str, fold
 
 def test_another_version_is_refused_in_the_same_folder(folder: Path) -> None:
     result = benched("b")
-    lines = [json.loads(line) for line in result.folder.read(result.folder.TRIALS).splitlines()]
+    lines = [records.unseal(line) or {} for line in result.folder.read(result.folder.TRIALS).splitlines()]
     result.folder.write(
         result.folder.TRIALS, b"".join(json.dumps({**r, "version": "0.0.9"}).encode() + b"\n" for r in lines)
     )
