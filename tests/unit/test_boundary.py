@@ -78,6 +78,8 @@ def test_an_end_from_outside_is_told(number: str, word: str, monkeypatch: pytest
     before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
     said: list[str] = []
     monkeypatch.setattr(boundary, "_end", lambda sentence, code: said.append(f"{code} {sentence}"))
+    for one in before:
+        signal.signal(one, lambda number, frame: None)
     try:
         guarded(lambda: os.kill(os.getpid(), sent))
         assert [line[:14] for line in said] == [word]
