@@ -27,7 +27,9 @@ class Fate:
         ('1 train image', '2 train masks')
         """
         what = (
-            re.sub(r"\b(image|signal|mask|label|key)s\b", r"\1", self.what, count=1) if self.count == 1 else self.what
+            re.sub(r"\b(image|signal|mask|label|key|table|column)s\b", r"\1", self.what, count=1)
+            if self.count == 1
+            else self.what
         )
         return f"{self.count} {what}"
 

@@ -26,6 +26,9 @@ IGNORE_NAME, REST = "ignore", "*"
 MOST = 1000
 """Different labels above which their number is compared with that of the images: more than half of it are no classes."""
 
+LACKING = frozenset(("", "nan", "none", "null", "na", "n/a", "nil", "?", "-"))
+"""What programs write where there is no label."""
+
 FILE = "classes.toml"
 LINES = ("classes.txt", "class_names.txt")
 
@@ -107,6 +110,35 @@ def mapped(
     classes = tuple(dict.fromkeys([*wanted.classes, *(name for name in said.values() if name != IGNORE_NAME)]))
     numbers_of = {name: n for n, name in enumerate(classes)} | {IGNORE_NAME: IGNORED}
     return classes, LabelMap(tuple((key, numbers_of[name]) for key, name in said.items()))
+
+
+def notes_on_names(classes: Sequence[str]) -> tuple[str, ...]:
+    """Notes about names that are one but for case or spelling, and about names that stand for a label that is missing.
+
+    >>> notes_on_names(("ant", "Ant", "bee"))
+    ('The classes \'ant\' and \'Ant\' differ in their spelling only: are they one?',)
+    """
+    alike: dict[str, list[str]] = {}
+    for name in classes:
+        alike.setdefault(_spelled(name), []).append(name)
+    same = [names for names in alike.values() if len(names) > 1]
+    found = [f"{' and '.join(map(repr, names[:3]))}" for names in same[:3]]
+    notes: tuple[str, ...] = ()
+    if same:
+        notes = (f"The classes {', '.join(found)} differ in their spelling only: are they one?",)
+    lacking = [repr(name) for name in classes if name.strip().lower() in LACKING]
+    if lacking:
+        notes += (f"The class {', '.join(lacking)} looks like a label that is missing: remove those images if it is.",)
+    return notes
+
+
+def _spelled(name: str) -> str:
+    """Lower case and single spaces; a number by its value."""
+    plain = " ".join(name.lower().replace("_", " ").replace("-", " ").split())
+    try:
+        return repr(float(name))
+    except ValueError:
+        return plain
 
 
 def bounded(occurring: Sequence[str], count: int, where: str) -> None:

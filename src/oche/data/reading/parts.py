@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from oche.data.images import Data
 from oche.data.ledger import measured
 from oche.data.reading.counts import notes_on_counts, standardised_counts
 from oche.data.reading.found import ALIASES, Parts, Wish
+from oche.data.reading.labels import notes_on_names
 from oche.data.reading.vectors import notes_on, standardised
 from oche.data.splits import stratified
 from oche.errors import UserError
@@ -32,6 +34,10 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
     """
     classes, notes = parts.classes, parts.notes
     vector = parts.targets["train"].ndim == 2
+    if twice := [name for name, count in Counter(classes).items() if count > 1]:
+        raise UserError(f"{parts.name}: {twice[0]!r} names two classes; give each a name of its own.")
+    if wish.labels is None and wish.contract is None:
+        notes += notes_on_names(classes)
     if parts.ignore is None and not vector:
         notes += _check_classes(parts, wish)
     positions, splitting = _split(parts, seed, val, test, classes)

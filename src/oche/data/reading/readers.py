@@ -32,7 +32,7 @@ from oche.data.reading.standards import (
     read_voc,
     voc_root,
 )
-from oche.data.reading.tables import read_table, table_in
+from oche.data.reading.tables import read_table, read_tables, tables_in
 from oche.data.reading.torchsets import read_cifar10, read_cifar100, read_datasets, read_imagenet, read_svhn
 from oche.errors import UserError, unknown
 
@@ -199,6 +199,6 @@ def _read_root(root: Path, given: str, wish: Wish) -> Parts:
     folders = folders_in(root)
     holding = [folder for folder in folders if not part_of(folder.name) and holds_images(folder)]
     divided = any(folders_in(folder) for folder in folders if part_of(folder.name))
-    if len(holding) < 2 and not divided and (table := table_in(root)):
-        return read_table(table, wish)
+    if len(holding) < 2 and not divided and (tables := tables_in(root)):
+        return read_tables(tables, wish)
     return read_folder(root, wish)
