@@ -174,7 +174,7 @@ def _rows(path: Path, text: str, skipped: int, delimiter: str) -> list[tuple[int
 def _files(names: Sequence[str], rows: Sequence[Sequence[str]], is_file: Callable[[str], bool]) -> int:
     """The column of files: of those that are called so, and then of all, the first whose values mostly are files."""
     looked = rows[:LOOKED]
-    called = [n for name in FILES for n in range(len(names)) if names[n] == name]
+    called: list[int] = [n for name in FILES for n in range(len(names)) if names[n] == name]
     for n in [*called, *range(len(names))]:
         if looked and sum(is_file(row[n].strip()) for row in looked) > len(looked) / 2:
             return n
