@@ -173,12 +173,13 @@ def _rows(path: Path, text: str, skipped: int, delimiter: str) -> list[tuple[int
 
 def _files(names: Sequence[str], rows: Sequence[Sequence[str]], is_file: Callable[[str], bool]) -> int:
     """The column of files: of those that are called so, and then of all, the first whose values mostly are files."""
-    looked = rows[:LOOKED]
-    called: list[int] = [n for name in FILES for n in range(len(names)) if names[n] == name]
-    for n in [*called, *range(len(names))]:
-        if looked and sum(is_file(row[n].strip()) for row in looked) > len(looked) / 2:
-            return n
-    return called[0] if called else 0
+    called = [n for name in FILES for n in range(len(names)) if names[n] == name]
+    holding = [0] * len(names)
+    for row in rows[:LOOKED]:
+        for n in range(len(names)):
+            holding[n] += is_file(row[n].strip())
+    most = len(rows[:LOOKED]) / 2
+    return next((n for n in [*called, *range(len(names))] if holding[n] > most), called[0] if called else 0)
 
 
 def _parts(sheet: Sheet, names: Sequence[str], rows: Sequence[Sequence[str]], file: int) -> tuple[int | None, str]:
