@@ -86,7 +86,8 @@ def a_search(name: str, space: str = "toy", *, epochs: int = 6, every: int | Non
     assert isinstance(method, Method)
 
     def work(run: Run) -> object:
-        return search(replace(problem, run=run), method)
+        with run.lock():
+            return search(replace(problem, run=run), method)
 
     return work
 
@@ -100,7 +101,8 @@ def a_training(epochs: int = 5, keep: str = "best") -> Work:
     protocol = replace(protocol, keep="best" if keep == "best" else "last")
 
     def work(run: Run) -> object:
-        return retrain(Training(space, genotype, data, protocol, 1, fabric_for("cpu"), run))
+        with run.lock():
+            return retrain(Training(space, genotype, data, protocol, 1, fabric_for("cpu"), run))
 
     return work
 
@@ -112,7 +114,12 @@ def _searched(name: str) -> Work:
 def _staged(name: str) -> Callable[[Path], object]:
     searcher = as_searcher(METHODS[name]())
     problem = replace(tiny_problem("toy", epochs=6, count=24), checkpoint_every=2)
-    return lambda path: searcher.run(replace(problem, run=Run(path)))
+
+    def work(path: Path) -> object:
+        with Run(path).lock():
+            return searcher.run(replace(problem, run=Run(path)))
+
+    return work
 
 
 def same_run(one: Path, other: Path) -> None:

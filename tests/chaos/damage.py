@@ -33,9 +33,11 @@ import oche.api.resume
 import oche.cli.predict
 import oche.cli.report
 import oche.report.draw  # here: else each child would load it anew
-from chaos.cases import _quick_compiler
+from chaos.cases import MATRIX, _quick_compiler
 from chaos.dying import assert_same_run, attempt
 from oche.api import expected, search, train
+from oche.bench import run_bench
+from oche.bench.result import BenchFolder
 from oche.cli.boundary import guarded
 from oche.cli.main import app
 from oche.fast.backends import native
@@ -79,8 +81,12 @@ TARGETS = {
     "genotype": Target("training", Run.GENOTYPE, ("draw", "{}")),
     "alphas": Target("search", Run.ALPHAS, ("report", "{}")),
     "digests": Target("stopped search", digests.FILE, RESUMED, ends=True),
+    "mark of a killed process": Target("stopped search", Run.RUNNING, RESUMED, ends=True),
+    "trials of a bench": Target("bench", BenchFolder.TRIALS, ("bench", "show", "{}")),
 }
 KERNEL = "cached kernel"
+MARK = b'{"machine": "node3", "process": 77, "word": "0123456789abcdef"}'
+"""What a killed process leaves behind; a run that was stopped in good order has none."""
 
 
 def changes(data: bytes, flips: int, cuts: int, rng: random.Random) -> Iterator[tuple[str, bytes]]:
@@ -106,6 +112,7 @@ def make(folder: Path, kinds: set[str]) -> None:
     makers: dict[str, Callable[[Path, Callable[..., None]], object]] = {
         "search": lambda out, listen: searching("darts", out=out, listener=listen),
         "stages": lambda out, listen: searching("drnas_progressive", out=out, listener=listen, epochs=6),
+        "bench": lambda out, listen: run_bench(MATRIX, out, render=lambda result: None),
         "training": lambda out, listen: oche.train(
             CELL, space="toy", data=str(folder / "noise.npz"), protocol="smoke", out=out, listener=listen, **SMALL
         ),
@@ -183,7 +190,10 @@ def damaged(folder: Path, name: str, flips: int, cuts: int, seed: int) -> Iterat
     """Damages one kind of file so many times; yields each with its end."""
     target = TARGETS[name]
     whole = folder / target.run
-    rng, data = random.Random(f"{seed} {name}"), (whole / target.file).read_bytes()
+    rng, data = (
+        random.Random(f"{seed} {name}"),
+        MARK if target.file == Run.RUNNING else (whole / target.file).read_bytes(),
+    )
     printed = "" if target.ends else read(folder, target.command, whole)[1]
     for what, content in changes(data, flips, cuts, rng):
         run = folder / "damaged"
