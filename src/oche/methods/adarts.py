@@ -18,8 +18,8 @@ Beside the code, a supernet of 8 cells in float64, its weights copied: logits, t
 
 Deviations from the paper: none known; its text was not at hand beyond what our notes have of it.
 Deviations from the script of the published numbers: halves are stratified by class, and alpha's half is walked through epoch by epoch,
-where the code draws a fresh batch of it at every step (train_search.py:149); the learning rate of epoch e is the schedule's value at e/80;
-at odd sizes the pool of what passes by has ceil(H/2) rows.
+where the code draws a fresh batch of it at every step (train_search.py:149); the learning rate of epoch e is the schedule's value at e/80,
+where the code steps it first (:117); at odd sizes the pool of what passes by has ceil(H/2) rows.
 Cost against DARTS: the same passes, with 1/K of the channels in every operation, and one attention per edge.
 """
 

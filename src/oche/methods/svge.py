@@ -17,7 +17,9 @@ all seeds (`strategy.training.seed`), and kept in the cache.
 
 Deviations from the paper: a point whose decodings are no cells or known ones is left out, and a random cell asked for in its place.
 Deviations from the authors' code: there the score of an edge is computed with another graph's embedding where a batch has several graphs,
-and the divergence grows with the batch; here neither. An exact Gaussian process (BoTorch) for the sparse one; the objective is validation.
+and the divergence grows with the batch; here neither. All graphs of a space have as many nodes, and the type of the last is drawn as those
+of the others are; there a graph ends with the first end that is drawn, and the last node possible is one (models/SVGe.py:356), which makes
+more of them valid. An exact Gaussian process (BoTorch) for the sparse one; the objective is validation.
 Cost against DARTS: that of its queries, a few minutes for the embedding, and a second or two per round.
 """
 

@@ -17,8 +17,8 @@ published cells are nodes 0 and 1. The code has the division by the sum, too, in
 
 Taken from code (XiaolongHan2000/SWD-NAS @ c1c46f8, model_search.py, train_search.py): K=16, 30 epochs, batch 64, SGD 0.025 -> 0.001, weight
 decay 3e-4, five cells of 16 channels, half of the train images. Retraining: 20 cells of 36 channels, the five cells over five ranges of
-depth, 600 epochs, batch 96, cutout, drop path 0.2; the published five make a network of 3.17 M parameters. NAS-Bench-201: nothing is
-published for it; the settings are ours.
+depth, 600 epochs, batch 96, cutout, drop path 0.2; the published five make a network of 3.17 M parameters. ImageNet: 20 cells of 48
+channels, 250 epochs, batch 256, rate 0.1 (not here). NAS-Bench-201: nothing is published for it; the settings are ours.
 Published: no figures are in the code, and the paper's were not at hand.
 
 Beside the code, a supernet of five cells in float64, its weights copied: logits and scores are the same, gradients to rounding; with one
@@ -28,7 +28,8 @@ its first cell's output is that of the others (below).
 Deviations from the paper: its text was not at hand beyond the abstract, which asks for a normalisation over the connecting edges.
 Deviations from the script of the published numbers: the pass that measures has no augmentation and batch statistics, where the code has
 augmented images and running statistics (train_search.py:165); the first cell's output is all of its nodes, where the code's has its second
-input in the place of the first node (model_search.py:160); at least one channel is searched, two where an edge halves the resolution.
+input in the place of the first node (model_search.py:160); at least one channel is searched, two where an edge halves the resolution;
+halves are stratified by class; the learning rate of epoch e is the schedule's value at e/30, where the code steps it first (:110).
 Cost against DARTS: no architecture steps, 1/16 of the channels in every operation, and after every epoch a pass over alpha's half.
 """
 
