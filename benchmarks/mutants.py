@@ -7,7 +7,7 @@ stops at the first failure (`mutant_tests.py`). What was tried is kept in build/
 changed file is tried anew.
 
 A survivor needs a written reason in tests/mutants/survivors.toml. The exit code is 1 where one has none, or more than 3 % survive.
-`--page FILE` writes the whole as a page.
+`--page FILE` writes it as a page; what was not tried this time stands there as it did, and the page says which files have changed since.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import json
 import os
 import py_compile
 import random
+import re
 import shutil
 import sys
 import time
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mutant_tests import KILLED, SURVIVED, TIMEOUT, UNSURE, WORDS, Found, Server, forked
-from mutations import Mutant, mutants
+from mutations import Mutant, bare, mutants
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "build" / "mutants"
@@ -117,22 +118,16 @@ def run(method: str, table: Mapping[str, object], ends: float, sure: bool, grown
     """
     source = (TREE / METHODS / f"{method}.py").read_text(encoding="utf-8")
     tests: list[str] = table["tests"]  # type: ignore[assignment]
-    stamp = hashlib.sha256(source.encode())
-    for test in sorted({test.split("::")[0] for test in tests}):
-        stamp.update((TREE / test).read_bytes())
+    stamp = state(TREE, method, tests)
     kept = KEPT / f"{method}.jsonl"
     everything = list(mutants(method, source, table.get("rules", [])))  # type: ignore[arg-type]
 
     def known() -> dict[str, Row]:
         rows = map(json.loads, kept.read_text(encoding="utf-8").splitlines() if kept.exists() else [])
-        return {
-            r["key"]: r
-            for r in rows
-            if r["stamp"] == stamp.hexdigest() or (grown and r["outcome"] in (KILLED, TIMEOUT))
-        }
+        return {r["key"]: r for r in rows if r["stamp"] == stamp or (grown and r["outcome"] in (KILLED, TIMEOUT))}
 
     def keep(mutant: Mutant, outcome: str, found: Found) -> None:
-        row = {"stamp": stamp.hexdigest(), "key": mutant.key, "outcome": outcome, "seconds": round(found.seconds, 2)}
+        row = {"stamp": stamp, "key": mutant.key, "outcome": outcome, "seconds": round(found.seconds, 2)}
         with kept.open("a", encoding="utf-8") as out:
             out.write(json.dumps(row | {"tests": found.tests if outcome == UNSURE else []}) + "\n")
 
@@ -161,6 +156,14 @@ def run(method: str, table: Mapping[str, object], ends: float, sure: bool, grown
         print(f"{method}: {undone} of {len(everything)} mutants are left for another run.", flush=True)
         return None
     return Tried([(mutant, rows[mutant.key]["outcome"] in (SURVIVED, UNSURE)) for mutant in everything], of)
+
+
+def state(tree: Path, method: str, tests: Sequence[str]) -> str:
+    """Changes with the code of a method's file, docstrings left out, and with the files of its tests."""
+    stamp = hashlib.sha256(bare((tree / METHODS / f"{method}.py").read_text(encoding="utf-8")).encode())
+    for test in sorted({test.split("::")[0] for test in tests}):
+        stamp.update((tree / test).read_bytes())
+    return stamp.hexdigest()[:8]
 
 
 def reason(mutant: Mutant, reasons: Reasons) -> str | None:
@@ -204,25 +207,62 @@ def main() -> int:
             continue
         results[method] = found
         lost = [mutant for mutant, survived in found.rows if survived]
-        bare = [mutant for mutant in lost if reason(mutant, reasons) is None]
-        print(f"| {method} | {len(found.rows)} | {len(lost)} | {len(bare)} |", flush=True)
-        for mutant in bare:
+        unexplained = [mutant for mutant in lost if reason(mutant, reasons) is None]
+        print(f"| {method} | {len(found.rows)} | {len(lost)} | {len(unexplained)} |", flush=True)
+        for mutant in unexplained:
             print(f"    no reason: {mutant.change}   in {mutant.first}: {mutant.line}", flush=True)
     lost = [mutant for found in results.values() for mutant, survived in found.rows if survived]
     tried = sum(len(found.rows) for found in results.values())
-    bare = sum(reason(mutant, reasons) is None for mutant in lost)
+    without = sum(reason(mutant, reasons) is None for mutant in lost)
     share = len(lost) / max(tried, 1)
-    print(f"\n{tried} mutants, {len(lost)} survive ({share:.1%}), {bare} of them without a reason.")
+    print(f"\n{tried} mutants, {len(lost)} survive ({share:.1%}), {without} of them without a reason.")
     if asked.page:
-        missing = [method for method in rules if method not in results]
-        asked.page.write_text(page(results, reasons, missing), encoding="utf-8")
-    return int(not whole or bare > 0 or share > LARGEST)
+        states = {method: state(TREE, method, table["tests"]) for method, table in rules.items()}
+        before = earlier(asked.page.read_text(encoding="utf-8")) if asked.page.exists() else {}
+        shown = before | {method: shown_as(found, reasons, states[method]) for method, found in results.items()}
+        asked.page.write_text(page({m: shown[m] for m in rules if m in shown}, states), encoding="utf-8")
+    return int(not whole or without > 0 or share > LARGEST)
 
 
-def page(results: Mapping[str, Tried], reasons: Reasons, missing: Sequence[str]) -> str:
-    """A table of files and all survivors with their reasons; `missing` are the files that were not tried to the end."""
-    tried, of = sum(len(found.rows) for found in results.values()), sum(found.of for found in results.values())
-    lost = [mutant for found in results.values() for mutant, survived in found.rows if survived]
+# ------------------------------------------------------------------ the page
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A file's row of the page: of how many mutants so many were tried and survive, in what state of it, and the survivors' rows."""
+
+    tried: int
+    of: int
+    survive: int
+    state: str
+    survivors: tuple[str, ...] = ()
+
+
+def shown_as(found: Tried, reasons: Reasons, state: str) -> Shown:
+    """What was tried now."""
+    lost = [mutant for mutant, survived in found.rows if survived]
+    survivors = []
+    for mutant in lost:
+        cells = [f"`{mutant.line}`", f"`{mutant.change}`", reason(mutant, reasons) or "none is known"]
+        survivors.append("| " + " | ".join([mutant.method, *(cell.replace("|", "\\|") for cell in cells)]) + " |")
+    return Shown(len(found.rows), found.of, len(lost), state, tuple(survivors))
+
+
+def earlier(page: str) -> dict[str, Shown]:
+    """File -> its row on a page that is there."""
+    found = {}
+    above, _, below = page.partition("## Survivors")
+    for name, tried, of, survive, state in re.findall(
+        r"^\| (\w+) \| (\d+)(?: of (\d+))? \| \d+ \| (\d+) \|(?: (\w*) \|)?$", above, re.MULTILINE
+    ):
+        rows = tuple(line for line in below.splitlines() if line.startswith(f"| {name} |"))
+        found[name] = Shown(int(tried), int(of or tried), int(survive), state, rows)
+    return found
+
+
+def page(shown: Mapping[str, Shown], states: Mapping[str, str]) -> str:
+    """A table of files and all survivors with their reasons; `states` are those of today."""
+    tried, of, lost = (sum(row) for row in zip(*((r.tried, r.of, r.survive) for r in shown.values()), strict=True))
     drawn = (
         f" Where the table has two numbers, the rest awaits a trial (drawn files, or survivors of earlier tests): {of - tried} mutants."
         if of > tried
@@ -233,22 +273,22 @@ def page(results: Mapping[str, Tried], reasons: Reasons, missing: Sequence[str])
         "",
         "Written by `make mutants PAGE=docs/results/mutants.md`. Every number in a method's file was doubled, every comparison turned",
         "round, every + and - exchanged, and rules were broken by hand (tests/mutants/rules.toml), one at a time; a mutant is killed",
-        f"if one of the method's tests fails. Of {tried} mutants {tried - len(lost)} were killed, {len(lost)} survive "
-        f"({len(lost) / tried:.1%}). A mutant that an earlier, smaller set of the tests killed was not tried again (`--grown`).{drawn}",
+        f"if one of the method's tests fails. Of {tried} mutants {tried - lost} were killed, {lost} survive "
+        f"({lost / tried:.1%}). A mutant that an earlier, smaller set of the tests killed was not tried again (`--grown`).{drawn}",
+        "A state is that of a file's code and of its tests when its mutants were tried.",
         "",
-        "| file | tried | killed | survive |",
-        "| --- | --- | --- | --- |",
+        "| file | tried | killed | survive | state |",
+        "| --- | --- | --- | --- | --- |",
     ]
-    for method, found in results.items():
-        count, survive = len(found.rows), sum(survived for _, survived in found.rows)
-        tried_of = f"{count}" if count == found.of else f"{count} of {found.of}"
-        text.append(f"| {method} | {tried_of} | {count - survive} | {survive} |")
-    if missing:
-        text += ["", f"Not tried to the end with the tests as they are: {', '.join(missing)}."]
+    for name, row in shown.items():
+        count = f"{row.tried}" if row.tried == row.of else f"{row.tried} of {row.of}"
+        text.append(f"| {name} | {count} | {row.tried - row.survive} | {row.survive} | {row.state} |")
+    if changed := [name for name, state in states.items() if name in shown and shown[name].state != state]:
+        text += ["", f"The code or its tests have changed since, or their state was not noted: {', '.join(changed)}."]
+    if missing := [name for name in states if name not in shown]:
+        text += ["", f"Not tried to the end: {', '.join(missing)}."]
     text += ["", "## Survivors", "", "| file | line | change | why no test need notice |", "| --- | --- | --- | --- |"]
-    for mutant in lost:
-        cells = [f"`{mutant.line}`", f"`{mutant.change}`", reason(mutant, reasons) or "none is known"]
-        text.append("| " + " | ".join([mutant.method, *(cell.replace("|", "\\|") for cell in cells)]) + " |")
+    text += [line for row in shown.values() for line in row.survivors]
     return "\n".join(text) + "\n"
 
 

@@ -35,8 +35,17 @@ class Mutant:
 
     @property
     def key(self) -> str:
-        """Changes with the text."""
-        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+        """Changes with the code."""
+        return hashlib.sha256(bare(self.text).encode()).hexdigest()[:16]
+
+
+def bare(source: str) -> str:
+    """The code without docstrings, comments and form."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(body := getattr(node, "body", None), list):
+            body[:] = [n for n in body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
+    return ast.dump(tree)
 
 
 def mutants(method: str, source: str, rules: Sequence[dict[str, str]]) -> Iterator[Mutant]:
