@@ -75,9 +75,19 @@ def rare(train: ImageSet, classes: Sequence[str]) -> tuple[str, ...]:
     shares = shares_of(train, classes)
     absent = [repr(name) for name, share in shares.items() if share == 0]
     few = [f"{name!r} {share:.1%}" for name, share in shares.items() if 0 < share < RARE]
-    notes = (f"No train pixel has the class {', '.join(absent)}.",) if absent else ()
+    notes: tuple[str, ...] = (f"No train pixel has the class {', '.join(absent)}.",) if absent else ()
+    ignored = 1 - float(pixel_counts(train, len(classes)).sum()) / max(1, _pixels(train))
+    if ignored > 0:
+        notes += (f"{ignored:.1%} of the train pixels are ignored: their label is no class.",)
     said = f"Rare classes, in share of the train pixels: {', '.join(few)}; `--set task.dice=1` gives them weight in the loss."
     return notes + ((said,) if few else ())
+
+
+def _pixels(train: ImageSet) -> int:
+    """How many mask pixels `pixel_counts` looks at."""
+    height, width = train.take(torch.zeros(1, dtype=torch.int64))[0].shape[1:3]
+    lazy = not isinstance(train.source, ArraySource)
+    return (min(len(train), SAMPLE) if lazy else len(train)) * height * width
 
 
 def rare_classes(data: Data) -> list[tuple[str, float]]:

@@ -53,13 +53,14 @@ EMPTY, WIDE = 10_000, 2**26
 class Head:
     """What a file's first bytes say: height, width, channels and number type as `read_image` gives them, and an alpha channel.
 
-    `cut` is the format's name where the file has more bits than are read, else empty.
+    `cut` is the format's name where the file has more bits than are read, else empty. `turned`: an EXIF tag says how to turn it.
     """
 
     shape: tuple[int, int, int]
     depth: str = "uint8"
     alpha: bool = False
     cut: str = ""
+    turned: bool = False
 
 
 def suffixes() -> frozenset[str]:
@@ -121,9 +122,9 @@ def head(path: Path, alpha: bool = False) -> Head:
             width, height = image.size
             depth, cut = _depth(image), cut_format(path, image)  # before anything below loads the pixels
             channels = 1 if image.mode in GREY else 4 if alpha and _transparent(image) else 3
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-            shape = (width, height) if turned else (height, width)
-            return Head((*shape, channels * _pages(image)), depth, _transparent(image), cut)
+            orientation = image.getexif().get(ORIENTATION, 1)
+            shape = (width, height) if orientation >= 5 else (height, width)
+            return Head((*shape, channels * _pages(image)), depth, _transparent(image), cut, orientation != 1)
     except UNREADABLE as error:
         if path.suffix.lower() in (".tif", ".tiff") and (found := _plain_tiff(path)):
             return found

@@ -8,7 +8,15 @@ from pathlib import Path
 
 from oche.data.reading.files import folders_in, images_below
 from oche.data.reading.found import ALIASES
-from oche.data.reading.naming import IMAGE_SUFFIXES, MASK_SUFFIXES, kind_of, part_of, stripped
+from oche.data.reading.naming import (
+    IMAGE_PREFIXES,
+    IMAGE_SUFFIXES,
+    MASK_PREFIXES,
+    MASK_SUFFIXES,
+    bare,
+    kind_of,
+    part_of,
+)
 from oche.errors import UserError
 
 SHARE = 0.8
@@ -74,10 +82,10 @@ def in_one_folder(root: Path) -> dict[str, Place]:
 
 
 def paired(place: Place) -> Paired:
-    """Files with the same path below both folders, suffixes such as .png and _mask left out."""
+    """Files with the same path below both folders, suffixes such as .png and _mask and prefixes such as mask_ left out, in any case."""
     if place.images == place.masks:
         files = images_below(place.images)
-        marked = [path for path in files if stripped(path.stem, MASK_SUFFIXES) != path.stem]
+        marked = [p for p in files if bare(p.stem, MASK_SUFFIXES, MASK_PREFIXES) != p.stem.lower()]
         return _matched(place, [path for path in files if path not in set(marked)], marked, True)
     own, other = images_below(place.images), images_below(place.masks)
     exact = _matched(place, own, other, False)
@@ -88,8 +96,8 @@ def paired(place: Place) -> Paired:
 
 
 def _matched(place: Place, own: Sequence[Path], other: Sequence[Path], loose: bool) -> Paired:
-    images, first = _by_name(place.images, own, IMAGE_SUFFIXES if loose else ())
-    masks, second = _by_name(place.masks, other, MASK_SUFFIXES if loose else ())
+    images, first = _by_name(place.images, own, (IMAGE_SUFFIXES, IMAGE_PREFIXES) if loose else None)
+    masks, second = _by_name(place.masks, other, (MASK_SUFFIXES, MASK_PREFIXES) if loose else None)
     names = sorted(images.keys() & masks.keys())
     return Paired(
         tuple(images[name] for name in names),
@@ -101,14 +109,14 @@ def _matched(place: Place, own: Sequence[Path], other: Sequence[Path], loose: bo
 
 
 def _by_name(
-    folder: Path, files: Sequence[Path], suffixes: Sequence[str]
+    folder: Path, files: Sequence[Path], ends: tuple[Sequence[str], Sequence[str]] | None
 ) -> tuple[Mapping[str, Path], list[tuple[Path, Path]]]:
-    """Name below the folder -> file, and files of one name."""
+    """Name below the folder -> file, and files of one name; with `ends` without those, and in lower case."""
     found: dict[str, Path] = {}
     twice = []
     for path in files:
         relative = path.relative_to(folder)
-        name = relative.with_name(stripped(relative.stem, suffixes)).as_posix()
+        name = relative.with_name(bare(relative.stem, *ends) if ends else relative.stem).as_posix()
         if name in found:
             twice.append((found[name], path))
         found.setdefault(name, path)

@@ -154,7 +154,9 @@ class _Build:
         height, width, _ = listing.head(i).shape
         if values.shape[:2] != (height, width):
             was = "x".join(map(str, values.shape[:2]))
-            raise UserError(f"The mask {name} has {was} pixels, its image {height}x{width}; they must be equal.")
+            turned = listing.head(i).turned and values.shape[:2] == (width, height)
+            why = " Its image is turned by its EXIF tag: turn the mask likewise, or remove the tag." if turned else ""
+            raise UserError(f"The mask {name} has {was} pixels, its image {height}x{width}; they must be equal.{why}")
         return resized_masks(torch.from_numpy(translated(values, name, self.labels, self.classes))[None], self.size)[0]
 
 
@@ -184,6 +186,11 @@ def _channels(
     clear = sum(one.alpha for part in heads.values() for one in part)
     if clear and asked != 4:
         notes += (f"{clear} images have transparency, which was dropped; data.channels=4 keeps it.",)
+    masked = any(one.mask for one in listings.values())
+    if masked and (turned := sum(one.turned for part in heads.values() for one in part)):
+        notes += (
+            f"{turned} images are turned by their EXIF tag; their masks are taken to show the turned image, as a viewer shows it.",
+        )
     deeper = Counter(one.cut for part in heads.values() for one in part if one.cut)
     notes += tuple(
         f"{count} {kind} image{'s have' if count > 1 else ' has'} more than 8 bits, of which 8 were read; as TIFF all would be."

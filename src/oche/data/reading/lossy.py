@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import PurePath
 
 import numpy as np
@@ -22,8 +23,18 @@ Codes = NDArray[np.int64]
 
 
 def is_lossy(name: str) -> bool:
-    """True if a file of this name cannot be trusted to keep each value."""
-    return PurePath(name).suffix.lower() in LOSSY
+    """True if a file cannot be trusted to keep each value, by its name, or of WebP by what it says."""
+    suffix = PurePath(name).suffix.lower()
+    return suffix in LOSSY or (suffix == ".webp" and _lossy_webp(name))
+
+
+@cache
+def _lossy_webp(name: str) -> bool:
+    try:
+        with open(name, "rb") as file:
+            return b"VP8 " in file.read(4096)
+    except OSError:
+        return False  # a name inside an archive
 
 
 def greys(values: NDArray[np.generic], name: str) -> Codes:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from oche.data.contract import IGNORED, LabelMap
 from oche.data.problems import each
@@ -26,26 +26,41 @@ IGNORE = 255
 COLOUR = 1 << 40
 """Added to the 24 bits of a colour, so that it is no grey value."""
 
+MANY, THIN = 4, 0.05
+"""Labels above which it is asked if borders were smoothed, and the share of a label's pixels that begin a block of 2x2 below which it is
+a thin line."""
+
 COLOURS = 32
 """Colours that masks may have without a word about what they mean."""
 
 Codes = NDArray[np.int64]
 
 
-def read_mask(path: Path) -> NDArray[np.generic]:
-    """A mask file's values: (H, W) of a grey or palette image, (H, W, 3) of a colour one. Raises UserError."""
+def read_mask(path: Path, colours: bool = False) -> NDArray[np.generic]:
+    """A mask file's values, upright: (H, W) of a grey or palette image, (H, W, 3) of a colour one, and with `colours` of a palette image.
+
+    Raises:
+        UserError: it cannot be read, or holds several pictures.
+    """
     try:
         if path.suffix.lower() == ".npy":
-            return np.asarray(np.load(path, allow_pickle=False))
+            held = np.asarray(np.load(path, allow_pickle=False))
+            return held[..., 0] if held.ndim == 3 and held.shape[-1] == 1 else held
         with Image.open(path) as image:
-            return mask_values(image)
+            if (pictures := int(getattr(image, "n_frames", 1))) > 1:
+                raise UserError(
+                    f"The mask {path} holds {pictures} pictures; expected one, with a label at every pixel: join them into one."
+                )
+            return mask_values(ImageOps.exif_transpose(image), colours)
+    except UserError:
+        raise
     except UNREADABLE as error:
         raise UserError(f"The mask {path} cannot be read ({error}); remove or replace it and its image.") from error
 
 
-def mask_values(image: Image.Image) -> NDArray[np.generic]:
-    """(H, W) labels of a grey or palette image, (H, W, 3) colours of others; transparency is dropped."""
-    if image.mode in ("P", *GREY) and image.mode not in ("LA", "La"):
+def mask_values(image: Image.Image, colours: bool = False) -> NDArray[np.generic]:
+    """(H, W) labels of a grey or palette image, (H, W, 3) colours of others, or of a palette too; transparency is dropped."""
+    if not (colours and image.mode == "P") and image.mode in ("P", *GREY) and image.mode not in ("LA", "La"):
         return np.asarray(image)
     return np.asarray(image.convert("L" if image.mode in ("LA", "La") else "RGB"))
 
@@ -60,6 +75,27 @@ def palette_of(path: Path) -> tuple[tuple[int, int, int], ...]:
     return tuple((r, g, b) for r, g, b in zip(*[iter(flat)] * 3, strict=True)) if flat else ()
 
 
+def by_colour(paths: Sequence[Path], asked: bool, workers: int) -> tuple[bool, tuple[str, ...]]:
+    """True, and why, if palette images are told apart by their colours: where that is `asked`, or one index has several colours."""
+    if asked:
+        return True, ()
+    palettes = [palette_of(path) for path in paths]
+    if len({palette for palette in palettes if palette}) < 2:
+        return False, ()
+
+    def used(i: int) -> dict[int, tuple[int, int, int]]:
+        return {n: palettes[i][n] for n in np.unique(read_mask(paths[i])).tolist() if n < len(palettes[i])}
+
+    meaning: dict[int, tuple[int, int, int]] = {}
+    for found in each(used, len(paths), workers):
+        for n, colour in found.items():
+            if meaning.setdefault(n, colour) != colour:
+                one, other = key_of(_colour(meaning[n])), key_of(_colour(colour))
+                said = f"(index {n} is {one} in one and {other} in another)"
+                return True, (f"The masks' palettes differ {said}, so their colours are the labels.",)
+    return False, ()
+
+
 def codes_of(values: NDArray[np.generic], name: str, grey: bool) -> Codes:
     """(H, W) integers: a label each, or a colour plus `COLOUR`; with `grey`, colours with three equal parts are labels.
 
@@ -70,11 +106,18 @@ def codes_of(values: NDArray[np.generic], name: str, grey: bool) -> Codes:
         red, green, blue = (values[..., i].astype(np.int64) for i in range(3))
         return red if grey else COLOUR | red << 16 | green << 8 | blue
     if values.ndim != 2 or values.dtype.kind not in "buif":
-        raise UserError(f"The mask {name} has the shape {values.shape}; expected (H, W) labels or (H, W, 3) colours.")
+        raise UserError(
+            f"The mask {name} has the shape {values.shape}; expected (H, W) labels or (H, W, 3) colours: of a channel per class take the "
+            "argmax over them."
+        )
     codes = values.astype(np.int64)
     if values.dtype.kind == "f" and not np.array_equal(codes, values):
-        raise UserError(f"The mask {name} has labels that are not whole; expected class numbers 0, 1, ...")
+        raise UserError(f"The mask {name} has labels that are not whole; write class numbers 0, 1, ... into it.")
     return codes
+
+
+def _colour(parts: tuple[int, int, int]) -> int:
+    return COLOUR | parts[0] << 16 | parts[1] << 8 | parts[2]
 
 
 def key_of(code: int) -> str:
@@ -119,6 +162,11 @@ def decided(
     occurring = sorted(frozenset().union(*found))
     if wanted is None:
         _check_unmapped(occurring, found, names, classes, where)
+        if len(occurring) > MANY and not classes:
+            _check_smeared(
+                lambda i: codes_of(read(exact[i]), names[i], not coloured), len(exact), occurring, where, workers
+            )
+        _check_mixed(found, names, where)
         marked, notes = _ignored(occurring, classes)
         keys = [key_of(code) for code in occurring if code not in marked]
     else:
@@ -197,6 +245,18 @@ def _ignored(occurring: Sequence[int], classes: Sequence[str]) -> tuple[frozense
     return frozenset((IGNORE,)), ()
 
 
+def _check_mixed(found: Sequence[frozenset[int]], names: Sequence[str], where: str) -> None:
+    """Raises UserError where 255 marks an object in some masks and 1 in others, so that ignoring 255 would lose objects."""
+    labels = frozenset().union(*found)
+    if labels != {0, 1, IGNORE} or any({1, IGNORE} <= codes for codes in found):
+        return
+    ones, full = (next((n for n, codes in zip(names, found, strict=True) if code in codes)) for code in (1, IGNORE))
+    raise UserError(
+        f"{where} has masks of 0 and 1, such as {ones}, and masks of 0 and 255, such as {full}: say what 255 means, "
+        "`--set data.labels=0=ground,1=cell,255=cell` or `255=ignore`."
+    )
+
+
 def _check_unmapped(
     occurring: Sequence[int], found: Sequence[frozenset[int]], names: Sequence[str], classes: Sequence[str], where: str
 ) -> None:
@@ -223,8 +283,36 @@ def _check_unmapped(
         )
 
 
+def _check_smeared(
+    mask: Callable[[int], Codes], count: int, occurring: Sequence[int], where: str, workers: int
+) -> None:
+    """Raises UserError where most labels lie in thin lines only, as the mixed values of a smoothed border do."""
+
+    def counted_in(i: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        codes = np.searchsorted(occurring, mask(i))
+        corner = codes[:-1, :-1]
+        block = (corner == codes[1:, 1:]) & (corner == codes[1:, :-1]) & (corner == codes[:-1, 1:])
+        return (
+            np.bincount(codes.ravel(), minlength=len(occurring)),
+            np.bincount(corner[block], minlength=len(occurring)),
+        )
+
+    pixels, blocks = (np.sum(found, axis=0) for found in zip(*each(counted_in, count, workers), strict=True))
+    thin = blocks < THIN * pixels
+    if thin.sum() > len(occurring) / 2 and pixels[thin].sum() < pixels.sum() / 2:
+        kept = [key_of(code) for code, one in zip(occurring, thin.tolist(), strict=True) if not one]
+        shown = ",".join(f"{key}={name}" for key, name in zip(kept, ("ground", "cell", "nucleus"), strict=False))
+        raise UserError(
+            f"{where}: the masks hold {len(occurring)} labels, of which {int(thin.sum())} are nowhere more than a thin line: their borders "
+            f"were smoothed, or are drawn in mixed colours. Save masks without smoothing (by the nearest pixel), or name the labels that "
+            f"were meant and leave the others out (`--set data.labels={shown or '0=ground,255=cell'},*=ignore`)."
+        )
+
+
 def _look_like_instances(found: Sequence[frozenset[int]]) -> bool:
     """True if nearly every mask holds 1 to n without a gap, of many different n."""
     counts = [max(codes - {IGNORE}, default=0) for codes in found]
     gapless = [set(range(1, n + 1)) <= codes for n, codes in zip(counts, found, strict=True)]
-    return len(found) >= 5 and sum(gapless) >= 0.9 * len(found) and len(set(counts)) >= 4 and max(counts) >= 8
+    different = len(set(counts))
+    many = different >= 5 or (different >= 4 and max(counts) >= 8)
+    return len(found) >= 5 and sum(gapless) >= 0.9 * len(found) and many

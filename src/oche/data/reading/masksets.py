@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +13,13 @@ from torch import Tensor
 from oche.data.contract import LabelMap
 from oche.data.entries import Fate
 from oche.data.problems import refuse
+from oche.data.reading.files import below
 from oche.data.reading.folders import folder_fates
 from oche.data.reading.found import Filled, Parts, Wish
 from oche.data.reading.labels import beside
 from oche.data.reading.layouts import Paired, Place, in_one_folder, paired, places
-from oche.data.reading.listing import Listing, filled, of_files
-from oche.data.reading.masks import IGNORE, code_of, decided, palette_of, read_mask
+from oche.data.reading.listing import WORKERS, Listing, filled, of_files
+from oche.data.reading.masks import IGNORE, by_colour, code_of, decided, palette_of, read_mask
 from oche.errors import UserError
 
 Palette = tuple[tuple[int, int, int], ...]
@@ -42,24 +44,35 @@ def read_pairs(root: Path, found: Mapping[str, Place], wish: Wish) -> Parts:
     pairs = {part: paired(place) for part, place in found.items()}
     refuse(sentence for part, place in found.items() for sentence in _unpaired(place, pairs[part]))
     wanted, names = beside(root)
-    listings = {part: of_pairs(one.images, one.masks) for part, one in pairs.items()}
+    wish = wish if wish.labels else replace(wish, labels=wanted)
+    every = [mask for one in pairs.values() for mask in one.masks]
+    colours, notes = by_colour(every, colours_asked(wish), WORKERS)
+    listings = {part: of_pairs(one.images, one.masks, colours=colours) for part, one in pairs.items()}
     used = {f"{part} images": one.images for part, one in pairs.items()}
     told = folder_fates(root, {**used, **{f"{part} masks": one.masks for part, one in pairs.items()}})
-    palette = palette_of(pairs["train"].masks[0])
-    return of_listings(
-        root.resolve().name,
-        listings,
-        wish if wish.labels else replace(wish, labels=wanted),
-        names,
-        palette=palette,
-        told=told,
-    )
+    palette = () if colours else palette_of(pairs["train"].masks[0])
+    parts = of_listings(root.resolve().name, listings, wish, names, palette=palette, told=told)
+    if names and parts.classes != names and wish.labels is None and wish.contract is None:
+        notes += (
+            "The names in classes.txt are of the labels 0, 1, ... and were not used: classes.toml names colours.",
+        )
+        parts = replace(parts, fates=tuple(fate for fate in parts.fates if fate.what != "names of classes"))
+    return replace(parts, notes=(*notes, *parts.notes))
 
 
-def of_pairs(images: Sequence[Path], masks: Sequence[Path], groups: tuple[str, ...] = ()) -> Listing:
-    """A `Listing` of image files with a mask file each."""
+def colours_asked(wish: Wish) -> bool:
+    """True if labels are colours, by what a user says or by a network's contract."""
+    if wish.contract is not None:
+        return wish.contract.labels.colours
+    return wish.labels is not None and any(key.startswith("#") for key, _ in wish.labels.entries)
+
+
+def of_pairs(
+    images: Sequence[Path], masks: Sequence[Path], groups: tuple[str, ...] = (), *, colours: bool = False
+) -> Listing:
+    """A `Listing` of image files with a mask file each; `colours`: palette images hold colours, not labels."""
     return replace(
-        of_files(images), mask=lambda i: read_mask(masks[i]), mask_names=tuple(map(str, masks)), groups=groups
+        of_files(images), mask=lambda i: read_mask(masks[i], colours), mask_names=tuple(map(str, masks)), groups=groups
     )
 
 
@@ -97,6 +110,14 @@ def _unpaired(place: Place, found: Paired) -> list[str]:
     if not place.images.is_dir() or not (found.images or found.bare_images):
         return [
             f"{place.images} holds no images; expected files such as a.png, and a mask of the same name in {place.masks}."
+        ]
+    if not found.images and not found.bare_masks:
+        held = (
+            Counter(path.suffix.lower() or "no suffix" for path in below(place.masks)) if place.masks.is_dir() else {}
+        )
+        there = f"holds {', '.join(f'{n} {kind} files' for kind, n in list(held.items())[:3])} and" if held else "has"
+        return [
+            f"{place.masks} {there} no masks for the images in {place.images}: a mask is an image with a label at every pixel."
         ]
     wrong = [f"{first} and {second} have one name; which is it? Rename one." for first, second in found.twice]
     for path in found.bare_images:

@@ -78,6 +78,30 @@ def kind_of(name: str) -> tuple[str | None, str | None]:
     return None, None
 
 
+MASK_PREFIXES = (
+    "mask_",
+    "masks_",
+    "gt_",
+    "label_",
+    "labels_",
+    "seg_",
+    "segmentation_",
+    "annotation_",
+    "ann_",
+    "target_",
+)
+IMAGE_PREFIXES = ("image_", "img_", "rgb_", "photo_", "input_", "sat_")
+
+
+def bare(stem: str, suffixes: Sequence[str], prefixes: Sequence[str]) -> str:
+    """The stem without one of the suffixes, else without one of the prefixes, in lower case."""
+    if (found := stripped(stem, suffixes)) != stem:
+        return found.lower()
+    start = plain(stem)
+    cut = next((len(prefix) for prefix in prefixes if start.startswith(prefix) and len(start) > len(prefix)), 0)
+    return stem[cut:].lower()
+
+
 def stripped(stem: str, suffixes: Sequence[str]) -> str:
     """The stem without the first of the suffixes that it ends with, in any case and with - for _."""
     end = plain(stem)

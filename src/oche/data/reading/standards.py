@@ -19,9 +19,9 @@ from oche.data.reading.files import Head, folders_in, images_below, values_of
 from oche.data.reading.folders import folder_fates
 from oche.data.reading.found import ALIASES, Parts, Wish
 from oche.data.reading.labels import beside
-from oche.data.reading.listing import Listing
-from oche.data.reading.masks import IGNORE, mask_values, palette_of
-from oche.data.reading.masksets import of_listings, of_pairs
+from oche.data.reading.listing import WORKERS, Listing
+from oche.data.reading.masks import IGNORE, by_colour, mask_values, palette_of
+from oche.data.reading.masksets import colours_asked, of_listings, of_pairs
 from oche.data.reading.naming import part_of
 from oche.data.reading.texts import text_of
 from oche.data.reading.torchsets import data_root
@@ -183,21 +183,27 @@ def read_voc(root: Path, wish: Wish) -> Parts:
     )
     wanted, names_here = beside(root)
     official = root.name.upper().startswith("VOC20")
-    listings = {part: of_pairs([images[n] for n in names], [masks[n] for n in names]) for part, names in parts.items()}
-    used = {f"{part} images": [images[n] for n in names] for part, names in parts.items()}
-    used |= {f"{part} masks": [masks[n] for n in names] for part, names in parts.items()}
     if wish.labels is None and wanted is not None:
         wish = replace(wish, labels=wanted)
-    return of_listings(
+    every = [masks[n] for names in parts.values() for n in names]
+    colours, notes = by_colour(every, colours_asked(wish), WORKERS)
+    listings = {
+        part: of_pairs([images[n] for n in names], [masks[n] for n in names], colours=colours)
+        for part, names in parts.items()
+    }
+    used = {f"{part} images": [images[n] for n in names] for part, names in parts.items()}
+    used |= {f"{part} masks": [masks[n] for n in names] for part, names in parts.items()}
+    found = of_listings(
         root.resolve().name,
         listings,
         wish,
         VOC if official else names_here,
-        settled=official,
-        palette=palette_of(masks[parts["train"][0]]),
+        settled=official and not colours,
+        palette=() if colours else palette_of(masks[parts["train"][0]]),
         told=folder_fates(root, used),
         layout="Pascal VOC",
     )
+    return replace(found, notes=(*notes, *found.notes))
 
 
 def _names(path: Path) -> list[str]:
