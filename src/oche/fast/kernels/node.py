@@ -50,7 +50,7 @@ def joined(terms: Sequence[Term], activation: int = 0) -> Tensor:
 
 
 class CNode(ctypes.Structure):
-    """`struct Node` of stages/join.cpp."""
+    """`struct Node` of stages/join.h."""
 
     _fields_ = [(name, ctypes.c_int64) for name in ("n", "pixels", "channels", "terms", "activation", "threads")]
 

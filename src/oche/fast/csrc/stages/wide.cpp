@@ -1,7 +1,7 @@
 // A stage of a network that learns whose convolution is dense: what a batch norm and an activation make of x, convolved.
 //
 // Plain C interface, called by `stages.py`, whose docstring has the formulas; `Stage` must match `CStage` there. The weight is given as
-// (k k ci, co). An image, or a few small ones, is the unit of parallel work, as in `stages.cpp`.
+// (k k ci, co). An image, or a few small ones, is the unit of parallel work, as in `pass.h`.
 
 #include <cmath>
 #include "wide.h"
