@@ -19,6 +19,8 @@ from oche.fast.kernels.chains import ACTIVATIONS, Chain, projects, segments, sev
 from oche.fast.kernels.dense import DenseLayout
 from oche.fast.kernels.dense_found import found_layout, run_found
 from oche.fast.kernels.entry import single
+from oche.fast.kernels.graph import run_graph, takes
+from oche.fast.kernels.graph_layout import GraphLayout, graph_layout
 from oche.fast.kernels.node import Term, joined
 from oche.spaces.blocks import MBConv, Residual
 from oche.spaces.nb201 import ResidualReduction
@@ -38,7 +40,8 @@ def quicken(network: nn.Module) -> None:
                 module.__class__ = QUICK[type(module)]
         elif type(module) in SUMS and _sums(module):
             if isinstance(module, Cell):
-                module.dense, module.pool = found_layout(module), shared()  # type: ignore[assignment]
+                module.dense, module.graph = found_layout(module), graph_layout(module)  # type: ignore[assignment]
+                module.pool = shared()  # type: ignore[assignment]
             module.__class__ = SUMS[type(module)]
 
 
@@ -48,7 +51,7 @@ def ordinary(network: nn.Module) -> None:
         if isinstance(module, Quick):
             del module.parts, module.pool
         if isinstance(module, QuickCell):
-            del module.dense, module.pool
+            del module.dense, module.graph, module.pool
         if type(module) in ORDINARY:
             module.__class__ = ORDINARY[type(module)]
 
@@ -121,18 +124,23 @@ class QuickBottleneck(QuickSum, MBConv):
 
 
 class QuickCell(Cell):
-    """A cell of a network: in a training step one operator, where its convolutions are dense; or else one sum per node.
+    """A cell of a network: in a training step one operator, where the kernels know what lies between its nodes, or else one sum per node.
 
     A node sums chains, identities and what other operations give.
     """
 
     dense: DenseLayout | None
+    graph: GraphLayout | None
 
     def forward(self, inputs: Sequence[Tensor], through: Through) -> Tensor:
         quick = self.training and torch.is_grad_enabled() and isinstance(through, Paths) and not through.serial
         if not quick:
             return super().forward(inputs, through)
         assert isinstance(through, Paths)
+        if self.graph is not None:
+            wide = [single(x) for x in inputs]
+            if takes(self.graph, wide):
+                return self._whole(self.graph, wide, through)
         states = {i: entry(x) for i, (entry, x) in enumerate(zip(self.entries, inputs, strict=True))}
         if self.dense is not None and not through.factors and _takes(self.dense, list(states.values())):
             return run_found(self.dense, [single(h) for h in states.values()])
@@ -143,6 +151,13 @@ class QuickCell(Cell):
                 fits = all(_suits(t.source) and t.source.dtype == first.dtype for t in terms)
                 states[target] = joined(terms) if fits else sum(map(_plain, terms[1:]), _plain(terms[0]))
         return self.output(states)
+
+    def _whole(self, graph: GraphLayout, inputs: list[Tensor], through: Paths) -> Tensor:
+        """The cell as one operator, after the entries and edges that the kernels do not know."""
+        entries = zip(self.entries, graph.inside, inputs, strict=True)
+        given = [x if inside else single(entry(x)) for entry, inside, x in entries]
+        given += [single(self.edges[key](given[source], through.draw)) for _, source, key in graph.outside]
+        return run_graph(graph, given, through.factors)
 
 
 QUICK: dict[type[nn.Module], type[Quick]] = {nn.Sequential: Quick, ReLUConvBN: QuickEntry}

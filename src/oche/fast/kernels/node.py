@@ -95,10 +95,7 @@ class _Node(torch.autograd.Function):
         one = torch.ones(shape[-1], dtype=torch.float64)
         a = torch.stack([t.steps[-1].slope if t.steps else one for t in took]).to(dtype)
         b = torch.stack([t.steps[-1].shift if t.steps else one * 0 for t in took]).to(dtype)
-        f = None
-        if any(term.factor is not None for term in how):
-            none = torch.ones(shape[0], dtype=dtype)
-            f = torch.stack([none if term.factor is None else term.factor.reshape(-1).to(dtype) for term in how])
+        f = [None if term.factor is None else term.factor.reshape(-1).to(dtype) for term in how]
         out = shared().lasting(shape, dtype)
         invoke("join", dtype, CNode.of(out, len(how), activation), ends, a, b, f, out)
         out = out.permute(0, 3, 1, 2)
@@ -117,7 +114,7 @@ class _Node(torch.autograd.Function):
         starts = [len(took) + sum(t.many for t in took[:n]) for n in range(len(took))]
         back = _Back(g, given, needs, same, {}, [None] * len(given))
         for t in sorted(range(len(took)), key=lambda t: took[t].pixels is not None):  # projections add to what is there
-            factor = None if ctx.f is None else ctx.f[t]
+            factor = ctx.f[t]
             if took[t].steps:
                 plain = [i for i, one in enumerate(took) if _identity(one) and same[i] == same[t]]
                 back.chain(t, took[t], norms[t], factor, starts[t], bool(plain))
@@ -126,7 +123,7 @@ class _Node(torch.autograd.Function):
         for t, one in enumerate(took):
             if needs[t] and not one.many and not (_identity(one) and same[t] in back.added):
                 whole = g.permute(0, 3, 1, 2)
-                back.grads[t] = whole if one.how.factor is None else whole * ctx.f[t].view(-1, 1, 1, 1)
+                back.grads[t] = whole if ctx.f[t] is None else whole * ctx.f[t].view(-1, 1, 1, 1)
         for t, dx in back.into.items():
             back.grads[t] = _sum(back.grads[t], dx.permute(0, 3, 1, 2))
         return None, None, None, *back.grads[: len(took) + sum(t.many for t in took)]
@@ -207,7 +204,7 @@ def _sum(one: Tensor | None, other: Tensor) -> Tensor:
 
 
 def _last_norms(
-    took: list[_Took], f: Tensor | None, g: Tensor, activation: int, out: Tensor | None
+    took: list[_Took], f: list[Tensor | None], g: Tensor, activation: int, out: Tensor | None
 ) -> tuple[Tensor, dict[int, Norm]]:
     """What of g passes the activation that left `out`, and the batch norms before the sum by the number of their term."""
     numbers = [n for n, t in enumerate(took) if t.steps]
@@ -216,7 +213,7 @@ def _last_norms(
     sums = torch.zeros(len(ends), 2, g.shape[-1], dtype=torch.float64)
     passing = None if out is None else shared().lasting(g.shape, g.dtype)
     if ends or activation:
-        some = None if f is None else f[numbers].contiguous()
+        some = [f[n] for n in numbers]
         node = CNode.of(g, len(ends), activation)
         invoke("join_dots", g.dtype, node, [end.y for end in ends], pivot, some, g, out, passing, sums)
     norms = {n: through(end, s[1], s[0]) for n, end, s in zip(numbers, ends, sums, strict=True)}
