@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +19,7 @@ from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods import METHODS
 from oche.methods.ask_tell import AskTell, Told
+from oche.methods.evaluators import Scorer
 from oche.methods.oncenas import (
     Ascent,
     Joint,
@@ -23,6 +27,7 @@ from oche.methods.oncenas import (
     begun,
     costs,
     front,
+    front_of,
     normal_ranks,
     oncenas,
     ranked,
@@ -31,11 +36,24 @@ from oche.methods.oncenas import (
 )
 from oche.methods.sequences import Coder, seeded
 from oche.methods.tokens import Tokens
+from oche.report.page import made, state
+from oche.run import Run
+from oche.search.callbacks import Callback
+from oche.search.state import Problem
 from oche.spaces import SPACES
 from oche.spaces.cost import prices_of
 from oche.spaces.sampling import sample
 from oche.spaces.toy import ToySpace
-from oche.testing import check_searcher
+from oche.testing import check_searcher, noise_problem
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Scores a cell by its hash, which has nothing to do with its costs."""
+
+    def ready(self, problem: Problem, watch: Sequence[Callback] = ()) -> Scorer:
+        return lambda cell: int(cell.hash[:4], 16) / 1000
+
 
 TINY = Learned(cells=20, steps=3, tuning=3, batch=6, size=4, units=6)
 
@@ -313,6 +331,51 @@ def test_a_round_takes_turns_between_trade_offs(monkeypatch: pytest.MonkeyPatch)
 def test_killed_at_every_third_query_it_ends_the_same() -> None:
     torch.set_default_dtype(torch.float32)
     check_searcher(AskTell("oncenas", Ascent(TINY, 4, 3), queries=8))
+
+
+def test_the_front_lies_in_the_run_s_folder_and_in_its_report(tmp_path: Path) -> None:
+    """Against the log: a cell is there if and only if no other cell asked for is as good in all three and better in one."""
+    torch.set_default_dtype(torch.float32)
+    run = Run.create(tmp_path / "run")
+    run.write(Run.CONFIG, b"")
+    problem = replace(noise_problem(SPACES["nb201"](**SMALL["nb201"])), run=run)  # type: ignore[arg-type]
+    searcher = replace(oncenas(queries=14), strategy=Ascent(TINY, 8, 3), evaluator=Numbered())
+    found, _ = searcher.run(problem)
+    written = json.loads(run.read(Run.FRONT))
+    assert written["device"] is None
+    rows = [r for r in run.records() if r["kind"] == "query"]
+    cells = {str(r["queried"]): float(str(r["score"])) for r in rows}
+    three = {}
+    for text, score in cells.items():
+        prices = prices_of(problem.space, Genotype.parse(text, "nb201"))
+        three[text] = (-score, prices["multiply_adds"], prices["parameters"])
+    beaten = {
+        a for a, x in three.items() for y in three.values() if y != x and all(q <= p for p, q in zip(x, y, strict=True))
+    }
+    assert 0 < len(beaten) < len(cells)
+    assert [row["genotype"] for row in written["cells"]] == sorted(set(cells) - beaten, key=lambda a: three[a][0])
+    for row in written["cells"]:
+        own = (-row["score"], row["multiply_adds"], row["parameters"])
+        assert own == pytest.approx(three[row["genotype"]])
+        assert rows[row["query"] - 1]["queried"] == row["genotype"]
+    assert str(found) == written["cells"][0]["genotype"]
+    page, _ = made(run)
+    for row in written["cells"]:
+        assert f"<td>{row['multiply_adds']:,.0f}</td><td>{row['parameters']:,.0f}</td>" in page
+    assert "<dt>queries</dt><dd>14</dd>" in page
+    assert f"<dt>best validation score of a query</dt><dd>{max(cells.values()):.2f}</dd>" in page
+    assert state(run, [row for row in rows if row["query"] != 14]) == "finished"
+    assert state(Run.create(tmp_path / "begun"), rows[:2]) == "unfinished: 2 queries so far"
+    run.write(Run.FRONT, b"[1")
+    assert 'id="front"' not in made(run)[0]
+
+
+def test_a_cell_that_is_asked_for_twice_is_once_on_the_front() -> None:
+    space = ToySpace()
+    one, other = (sample(space, torch.Generator().manual_seed(n)) for n in (0, 1))
+    told = [Told(one, 1.0), Told(other, 2.0), Told(one, 1.0), Told(other, 2.0)]
+    queries = [row["query"] for row in front_of(space, told, None)]
+    assert queries == [2, 1] or queries == [2]
 
 
 def test_what_the_docstring_says_of_the_constants() -> None:

@@ -43,6 +43,8 @@ def picked(plan: Plan, run: Run, search: Search, listener: Listener = silent) ->
     chosen = Run(run.file(_folder(int(str(best([*done.values()])["seed"])))))
     for file in sorted(chosen.file(Run.NETWORK).glob("*"), reverse=True):  # the card, which vouches for the rest, last
         run.write(f"{Run.NETWORK}/{file.name}", file.read_bytes())
+    if chosen.has(Run.FRONT):
+        run.write(Run.FRONT, chosen.read(Run.FRONT))
     run.write(Run.GENOTYPE, chosen.read(Run.GENOTYPE))
     return Genotype.from_json(chosen.read(Run.GENOTYPE).decode())
 

@@ -12,11 +12,12 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.evaluators import WORDS, Evaluator, SupernetScore
+from oche.run import Run
 from oche.search.callbacks import Callback
 from oche.search.limits import hand_out, keeps
 from oche.search.state import Problem
@@ -40,6 +41,15 @@ class Strategy(Protocol):
         `told` has every cell so far in the order in which they were asked for. Take random numbers from
         `counted(seed, "my strategy", len(told))`.
         """
+        ...
+
+
+@runtime_checkable
+class Concluding(Protocol):
+    """A strategy that leaves more behind than a cell."""
+
+    def conclude(self, problem: Problem, run: Run, told: Sequence[Told]) -> None:
+        """Writes it into the run's folder, before the cell is handed out."""
         ...
 
 
@@ -107,6 +117,8 @@ class AskTell:
             note(problem, told, best, time.perf_counter() - began)
         if best is None:
             raise UserError(f"{self.name} asked for no cell at all, so there is none to choose.")
+        if isinstance(self.strategy, Concluding) and problem.run and problem.fabric.is_global_zero:
+            self.strategy.conclude(problem, problem.run, told)
         return hand_out(problem, best.genotype), None
 
 

@@ -13,14 +13,18 @@ first cells, rounds of 10; t in (0, 0.1, 0.3), log costs with mean 0 and deviati
 thirtieth of the cells' spread. Parameters and, in the place of latency, multiply-adds are the space's own; `--set method.device=raspi4`
 takes the milliseconds of NAS-Bench-201's table.
 
-Deviations from the paper: unknown, as its constants are. The cell handed out is the best by score; `front` picks the others from the log.
+The cell handed out is the best by score. The front of the cells asked for lies in the run's folder as `front.json`, and in its report:
+those that no other beats in score, latency (or multiply-adds) and parameters at once, the best score first.
+
+Deviations from the paper: unknown, as its constants are.
 Deviations from the authors' code: there is only data of theirs (OnceNAS-Bench), no code.
 Cost against DARTS: that of its queries, ten seconds to learn the space, and about two per round.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -38,7 +42,9 @@ from oche.methods.ask_tell import AskTell, Told
 from oche.methods.predictors import Matrix, in_rounds
 from oche.methods.sequences import Coder, seeded
 from oche.methods.tokens import Tokens
+from oche.run import Run
 from oche.search.limits import fixed_costs, summed
+from oche.search.state import Problem
 from oche.spaces import Space
 from oche.spaces.sampling import sample
 from oche.tables import TableLike, table_named
@@ -203,6 +209,11 @@ class Ascent:
             space, told, seed, self.first, self.batch, self._rounds, lambda before: self.round(space, before, seed)
         )
 
+    def conclude(self, problem: Problem, run: Run, told: Sequence[Told]) -> None:
+        """Writes the front of what was asked for."""
+        cells = front_of(problem.built or problem.space, told, self.device)
+        run.write(Run.FRONT, json.dumps({"device": self.device, "cells": cells}, indent=1).encode())
+
     def round(self, space: Space, told: Sequence[Told], seed: int) -> list[Genotype]:
         """The round's cells, from the space tuned on what was told."""
         base, tokens = begun(space, self.learned, self.device), Tokens(space)
@@ -260,6 +271,25 @@ def ranked(model: Joint, tokens: Tokens, cells: Sequence[Genotype], trade: float
         return []
     worth = value(model, model.coder.encode(torch.tensor([tokens.encode(cell) for cell in cells]))[0], trade)
     return [cells[n] for n in worth.argsort(descending=True, stable=True).tolist()]
+
+
+def front_of(space: Space, told: Sequence[Told], device: str | None) -> list[Mapping[str, object]]:
+    """The front's cells, the best score first: the first query that asked for each, score, latency or multiply-adds, parameters."""
+    first = {t.genotype.hash: n for n, t in reversed(list(enumerate(told)))}
+    asked = sorted(first.values(), key=lambda n: (-told[n].score, n))
+    prices = [costs(space, told[n].genotype, device) for n in asked]
+    kept = front([(told[n].score, *price) for n, price in zip(asked, prices, strict=True)])
+    name = "multiply_adds" if device is None else "latency_ms"
+    return [
+        {
+            "query": asked[i] + 1,
+            "score": told[asked[i]].score,
+            name: prices[i][0],
+            "parameters": prices[i][1],
+            "genotype": str(told[asked[i]].genotype),
+        }
+        for i in kept
+    ]
 
 
 def oncenas(queries: int = 100, first: int = 10, batch: int = 10, device: str | None = None) -> AskTell:

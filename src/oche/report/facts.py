@@ -180,6 +180,10 @@ def facts(run: Run, records: Sequence[Record]) -> list[tuple[str, str]]:
     add("supernet", "val_mean_f1", "{:.2f} %", "supernet, validation F1", 100)
     add("supernet", "val_r2", "{:.3f}", "supernet, validation R2")
     add("test", "loss", "{:.4f}", "test loss")
+    queries = sum(r.get("kind") == "query" for r in records)
+    if queries:
+        facts.append((str(queries), "queries"))
+    add("query", "best", "{:.2f}", "best validation score of a query")
     epochs = [r for r in records if r.get("kind") in ("epoch", "train_epoch")]
     seconds = sum(number(r.get("seconds")) or 0.0 for r in epochs)
     memory = max((number(r.get("memory_mib")) or 0.0 for r in epochs), default=0.0)

@@ -19,7 +19,7 @@ from oche.report.draw import draw, draw_text
 from oche.report.facts import facts, frames, headline, limits
 from oche.report.figures import Comparison, Curves, Record, Strips, plots
 from oche.report.interactive import spec
-from oche.report.sections import citations, class_scores, confused, data_facts
+from oche.report.sections import citations, class_scores, confused, data_facts, front_cells
 from oche.report.static import GREY, INK, LINE, PAPER, SOFT, svg
 from oche.run import Run
 
@@ -32,6 +32,7 @@ FILES = {
     Run.ALPHAS: "the architecture parameters of every epoch",
     "genotypes": "the cells that each epoch would have chosen",
     Run.GENOTYPE: "the result",
+    Run.FRONT: "the cells that no other beats in score and costs at once",
     "samples": "the run's own images on this page: augmented, and the worst mistakes",
     Run.STATE: "all that resuming needs",
     Run.NETWORK: "the trained network with its card",
@@ -115,6 +116,16 @@ SEED: Columns = {
 }
 
 
+FRONT: Columns = {
+    "query": ("query", 1, "g"),
+    "score": ("validation score", 1, ".2f"),
+    "latency_ms": ("latency ms", 1, ".2f"),
+    "multiply_adds": ("multiply-adds", 1, ",.0f"),
+    "parameters": ("parameters", 1, ",.0f"),
+    "genotype": ("genotype", 1, ""),
+}
+
+
 def write(run: Run) -> Path:
     """Writes the figures, then the page. Raises UserError where a file of the run is damaged."""
     page, stills = made(run)
@@ -153,6 +164,7 @@ def made(run: Run) -> tuple[str, dict[str, bytes]]:
         stills={name: Markup(inline(name, data)) for name, data in stills.items() if name not in live},
         curves=curves,
         strips=strips,
+        front=_table(front_cells(run), "front", FRONT),
         seeds=_table(records, "seed", SEED),
         intervals=isinstance(found := shown.get("comparison"), Comparison) and bool(found.intervals),
         trained=_table(records, "trained", TRAINED),
@@ -214,7 +226,9 @@ def state(run: Run, records: Sequence[Record]) -> str:
     kinds = [r.get("kind") for r in records]
     if "test" in kinds or (run.has(Run.GENOTYPE) and "train_epoch" not in kinds):
         return "finished"
-    epochs = kinds.count("epoch") + kinds.count("train_epoch")
+    epochs, queries = kinds.count("epoch") + kinds.count("train_epoch"), kinds.count("query")
+    if queries:
+        return f"unfinished: {queries} quer{'ies' if queries > 1 else 'y'} so far"
     return f"unfinished: {epochs} epoch{'s' * (epochs != 1)} so far" if epochs else "nothing logged yet"
 
 

@@ -84,6 +84,16 @@ def data_facts(run: Run) -> list[tuple[str, str]]:
     return rows + [("note", str(note)) for note in (notes if isinstance(notes, list) else ())]
 
 
+def front_cells(run: Run) -> list[Record]:
+    """The cells of a search that asks for several things at once which no other beats in all of them; empty without such a file."""
+    try:
+        table = json.loads(run.read(Run.FRONT)) if run.has(Run.FRONT) else {}
+    except ValueError:
+        return []
+    cells = table.get("cells") if isinstance(table, dict) else None
+    return [{**cell, "kind": "front"} for cell in cells if isinstance(cell, dict)] if isinstance(cells, list) else []
+
+
 def citations(config: Mapping[str, object]) -> str:
     """The BibTeX entries of the papers that the run's method rests on, "" where it names none."""
     text = files("oche").joinpath("methods/papers.bib").read_text(encoding="utf-8")  # its package would import torch

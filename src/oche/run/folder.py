@@ -58,6 +58,7 @@ class Run:
     LOG: ClassVar[str] = "log.jsonl"
     ALPHAS: ClassVar[str] = "alphas.npz"
     GENOTYPE: ClassVar[str] = "genotype.json"
+    FRONT: ClassVar[str] = "front.json"
     STATE: ClassVar[str] = "state.pt"
     NETWORK: ClassVar[str] = "network"
     REPORT: ClassVar[str] = "report.html"
