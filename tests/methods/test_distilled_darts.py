@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,16 +10,23 @@ import pytest
 import torch
 
 from contracts.same import problem_of
+from oche.api import search as api
+from oche.api.train import train
 from oche.base import Batch
 from oche.data import none
 from oche.errors import UserError
 from oche.methods.darts import darts
 from oche.methods.distilled_darts import WEIGHT, Taught, distilled_darts
+from oche.run import Run
 from oche.search.begin import begin
+from oche.search.loop import search
+from oche.search.preflight import estimate
 from oche.search.state import Problem, SearchState
 from oche.spaces import SPACES
 from oche.spaces.rivals import RIVALS
 from oche.tasks import Count
+from oche.training.export import load_network
+from oche.training.train import retrain
 from reference.tiny import tiny_data
 
 NOTHING = torch.zeros(1)
@@ -94,3 +102,38 @@ def test_the_constants_and_what_is_refused(tmp_path: Path) -> None:
         Taught("unet").on_epoch_start(state)
     with pytest.raises(UserError):
         Taught(str(tmp_path)).on_epoch_start(state)
+
+
+def test_a_run_is_a_teacher(tmp_path: Path) -> None:
+    """The folder of a trained network, in a search as the command line starts it; a network of other data is refused."""
+    data = tiny_data(12)
+    trained = train("resnet8", data=data, out=tmp_path / "teacher", protocol="smoke", epochs=1, batch=6, threads=1)
+    folder = str(trained.run.path)
+    found = api.search(
+        "distilled_darts", space="toy", data=data, budget="smoke", epochs=1, batch=4, compare=0, device="cpu",
+        settings={"method.teacher": folder}, out=tmp_path / "run",
+    )  # fmt: skip
+    kept = torch.load(found.run.file(Run.STATE), weights_only=True)["tensors"][1]  # the memory of callbacks
+    taught = {name.removeprefix(WEIGHT): t for name, t in kept.items() if name.startswith(WEIGHT)}
+    expected = load_network(trained.run).network.state_dict()
+    assert taught.keys() == expected.keys()
+    assert all(torch.equal(t, expected[name]) for name, t in taught.items())
+    state = begin(problem_of("toy"), distilled_darts(folder))
+    with pytest.raises(UserError, match="train one on the same data"):
+        Taught(folder).kind(replace(state.space, outputs=5))
+    state.problem = replace(state.problem, data=replace(data, mean=(0.4, 0.4)))
+    with pytest.raises(UserError, match="was trained on other images"):
+        Taught(folder).on_epoch_start(state)
+
+
+def test_a_teacher_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is measured before a search takes a teacher of zeros, which costs as much per step."""
+    count = []
+    of_method = sys.modules[Taught.__module__]
+    monkeypatch.setattr(of_method, "retrain", lambda lesson: count.append(lesson) or retrain(lesson))
+    problem, method = problem_of("toy"), distilled_darts(lessons=1)
+    estimated = estimate(problem, method)
+    assert estimated.step_seconds > 0
+    assert count == []
+    search(problem, method)
+    assert len(count) == 1

@@ -13,8 +13,8 @@ Published: no figure was at hand.
 Deviations from the paper: not known. The answers are distilled, not features behind a 1x1 convolution, and into the weights alone: alpha
 sees its own images as they are. The teacher learns from all train images, alpha's among them.
 Deviations from the script of the published numbers: no code is public.
-Cost against DARTS: a second forward and backward pass of the weights' batch, one of the teacher without a backward pass, and its training,
-which the estimate before the search does too (a run as the teacher needs none); a run's checkpoint has the teacher's weights in it.
+Cost against DARTS: a second forward and backward pass of the weights' batch, one of the teacher without a backward pass, and its training
+(a run as the teacher needs none), which the table before a search does not count; a run's checkpoint has the teacher's weights in it.
 """
 
 from __future__ import annotations
@@ -61,12 +61,17 @@ class Taught(Callback):
     lessons: int = 10
 
     def on_epoch_start(self, state: SearchState) -> None:
-        """Has the teacher's weights in the state's memory; a resumed search has them already."""
+        """Has the teacher's weights in the state's memory; a resumed search has them already, a rehearsal takes zeros for them."""
         if any(name.startswith(WEIGHT) for name in state.memory):
             return
         like = next(state.supernet.parameters())
-        for name, t in self.trained(state).state_dict().items():
-            kept = t.detach().to(like.device)
+        if state.problem.rehearsal:
+            space, genotype = self.kind(state.space)
+            weights = network(space, genotype.to_json()).state_dict()
+        else:
+            weights = self.trained(state).state_dict()
+        for name, t in weights.items():
+            kept = torch.zeros_like(t, device=like.device) if t.is_meta else t.detach().to(like.device)
             state.memory[WEIGHT + name] = kept.to(like.dtype) if kept.is_floating_point() else kept
 
     def __call__(self, state: SearchState, theta: Params, alpha: Alpha, batch: Batch) -> Tensor:

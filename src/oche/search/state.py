@@ -33,7 +33,7 @@ class Problem:
     `rollbacks` is how often the search goes back to its last checkpoint where numbers are no longer finite (`finite`).
     `literal` hands out what the method's rule derives even where no signal can pass through it (`connected`).
     `limits` are kept by the network that is handed out; `built` is the space that it is built in, `space` where that is None (a stage may
-    search another).
+    search another). `rehearsal` marks a copy whose steps are measured and thrown away: what has to be learned before them need not be.
     """
 
     space: Space
@@ -54,6 +54,7 @@ class Problem:
     sync: bool = False
     limits: Limits = Limits()
     built: Space | None = None
+    rehearsal: bool = False
 
     @property
     def share(self) -> int:
@@ -206,5 +207,5 @@ class SearchState:
 
 
 def quiet(problem: Problem) -> Problem:
-    """Returns the problem without a run's folder and without a listener."""
-    return replace(problem, run=None, listener=silent)
+    """Returns the problem for a rehearsal: without a run's folder and without a listener."""
+    return replace(problem, run=None, listener=silent, rehearsal=True)
