@@ -130,6 +130,20 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
             group["lr"] = rate
 
 
+class NotFinite(ArithmeticError):
+    """Names the number that is NaN or infinite."""
+
+
+def check_finite(what: str, value: Tensor | float) -> None:
+    """Raises NotFinite where a number is NaN or infinite. An accelerator is not waited for: its epoch's mean loss is checked instead."""
+    if isinstance(value, Tensor):
+        if value.device.type != "cpu":
+            return
+        value = float(value)
+    if value - value != 0:
+        raise NotFinite(what)
+
+
 def average(fabric: Fabric, tensors: Sequence[Tensor]) -> list[Tensor]:
     """The mean of each tensor over all processes, in one message. Explicit, since DDP's hooks do not see `autograd.grad`."""
     if fabric.world_size == 1 or not tensors:

@@ -292,7 +292,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         f"network: {_said(r, 'val_')} on validation images, {_said(r, 'test_')} on test images{floored(r, 1)}"
     ),
     "seed": lambda r: seed_line(r),
-    "processes": lambda r: str(r["note"]),
+    **dict.fromkeys(("processes", "rolled_back"), lambda r: str(r["note"])),
     "time": lambda r: (
         f"time: {spoken(r['left'])} left; epochs of each training{_from_seed(r)}: {r['train_epochs']}"
         + (f" instead of {r['planned']}" if r["planned"] != r["train_epochs"] else "")

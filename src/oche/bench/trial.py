@@ -27,6 +27,7 @@ from oche.methods.evaluators import TableScore
 from oche.plan.request import TrainRequest
 from oche.plan.resolve import Plan, resolve
 from oche.plan.training import resolve_training, searched_size, training_table
+from oche.report.claims import rolled_back
 from oche.run import Run
 from oche.search.searcher import SearcherLike, as_searcher
 from oche.spaces import Space
@@ -140,7 +141,9 @@ def run_trial(trial: Trial, folder: Path, after: After = trained) -> Outcome:
         price.parameters,
         price.multiply_adds,
         {**{key: found for key in NUMBERS if (found := tuple(_series(epochs, key)))}, **best, **judged.series},
-        next((str(r["warning"]) for r in epochs if "warning" in r), ""),
+        " ".join(
+            said for said in (next((str(r["warning"]) for r in epochs if "warning" in r), ""), _back(run)) if said
+        ),
         checksums(run),
     )
 
@@ -231,6 +234,12 @@ def scores_of(network: nn.Module, data: Data, fabric: Fabric, task: Task) -> dic
 
 
 # ------------------------------------------------------------------ helpers
+
+
+def _back(run: Run) -> str:
+    """What is said of numbers that were not finite, in the search and in the training."""
+    trained = Run(run.file("trained"))
+    return rolled_back([*run.records(), *(trained.records() if trained.has(Run.LOG) else [])])
 
 
 def _number(record: Mapping[str, object], key: str) -> float:

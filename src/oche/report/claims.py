@@ -196,9 +196,11 @@ def beside(record: Mapping[str, object], prefix: str = "") -> str:
 def warnings(records: Sequence[Mapping[str, object]]) -> list[str]:
     """Sentences that a reader must not miss.
 
-    The monitor's last warning; alpha that has hardly moved; a supernet or a network at the floor; a network that paints one class.
+    The monitor's last warning; numbers that were not finite; alpha that has hardly moved; a supernet or a network at the floor; a network
+    that paints one class.
     """
     found = [str(r["warning"]) for r in records if r.get("warning")][-1:]
+    found += [said for said in [rolled_back(records)] if said]
     found += [said for said in [unmoved(records)] if said]
     who, prefixes = {"supernet": "The supernet"}, {"supernet": "val_", "network": "test_", "test": ""}
     for record in records:
@@ -208,6 +210,20 @@ def warnings(records: Sequence[Mapping[str, object]]) -> list[str]:
         if kind == "confusion" and (said := one_class(record)) and "iou" in _keys(records, "class"):
             found.append(said)
     return list(dict.fromkeys([*found, *unlearned(records)]))
+
+
+def rolled_back(records: Sequence[Mapping[str, object]]) -> str:
+    """Says how often numbers were not finite, so that a run went back and on at smaller rates; "" where they always were.
+
+    >>> rolled_back([{"kind": "rolled_back", "what": "the loss", "rates": 0.5}, {"kind": "trained", "cell": "random 1", "rolled_back": 2}])
+    'Numbers were not finite (the loss; 2 times in training random 1): it went back, and on at smaller rates (0.5 of what was asked for).'
+    """
+    own = [r for r in records if r.get("kind") == "rolled_back"]
+    told = [str(r.get("what")) for r in own]
+    beside = [r for r in records if r.get("kind") == "trained" and r.get("rolled_back")]
+    told += [f"{r['rolled_back']} time{'s' * (r['rolled_back'] != 1)} in training {r.get('cell')}" for r in beside]
+    rates = f" ({_number(own[-1]['rates']):g} of what was asked for)" if own else ""
+    return f"Numbers were not finite ({'; '.join(told)}): it went back, and on at smaller rates{rates}." if told else ""
 
 
 def unlearned(records: Sequence[Mapping[str, object]]) -> list[str]:

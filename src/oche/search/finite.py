@@ -7,13 +7,12 @@ paper`, which stops at once), each time at half the rates of weights and alpha f
 from __future__ import annotations
 
 from oche.errors import RunFailed
-from oche.optim import set_rate
+from oche.optim import NotFinite, set_rate
 from oche.search.begin import begin
 from oche.search.checkpoint import table, take
 from oche.search.keeping import copied
 from oche.search.method import Method
 from oche.search.state import SearchState
-from oche.search.weights import NotFinite
 
 
 def roll_back(state: SearchState, method: Method, fault: NotFinite) -> None:
@@ -27,13 +26,9 @@ def roll_back(state: SearchState, method: Method, fault: NotFinite) -> None:
     for group in state.arch_optimizer.param_groups:
         set_rate(state.arch_optimizer, float(group["lr"]) * 0.5 ** (slower - state.slower))
     state.slower = slower
-    record = {
-        "kind": "rolled_back",
-        "what": str(fault),
-        "step": at,
-        "to_step": state.steps_before + state.step,
-        "rates": 0.5**slower,
-    }
+    to, rates = state.steps_before + state.step, 0.5**slower
+    note = f"{fault} was not finite at step {at}: the search goes on from step {to}, at {rates:g} of the rates"
+    record = {"kind": "rolled_back", "what": str(fault), "step": at, "to_step": to, "rates": rates, "note": note}
     if run and problem.fabric.is_global_zero:
         run.rewind(state.lines)
         run.log(record)

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 
 from oche.base import Alpha, Params
-from oche.optim import set_rate
+from oche.optim import NotFinite, check_finite, set_rate
 from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import Batches, Bilevel, averaged, detached
 from oche.search.callbacks import InnerStep, OuterStep, asked
@@ -24,7 +24,6 @@ from oche.search.method import Method
 from oche.search.record import SearchResult, conclude, end_epoch
 from oche.search.replay import Step, replayed
 from oche.search.state import Problem, SearchState
-from oche.search.weights import NotFinite, check_finite
 
 
 def search(problem: Problem, method: Method) -> SearchResult:

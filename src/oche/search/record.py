@@ -13,13 +13,13 @@ import torch
 
 from oche.data import ImageSet, batches, none
 from oche.genotype import Genotype
+from oche.optim import check_finite
 from oche.run import Run
 from oche.search.checkpoint import checkpoint
 from oche.search.connected import connected
 from oche.search.limits import hand_out
 from oche.search.method import Method
 from oche.search.state import Problem, SearchState
-from oche.search.weights import check_finite
 from oche.tasks import named
 from oche.training.evaluate import Score
 

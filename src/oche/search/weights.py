@@ -16,7 +16,7 @@ from torch import Tensor
 
 from oche.base import Draw, OpWeights, Params
 from oche.fast import Pack, leaves_out, packs
-from oche.optim import OptimizerFactory, set_rate
+from oche.optim import OptimizerFactory, check_finite, set_rate
 from oche.spaces import Supernet
 
 Fit = Callable[[str, Tensor, torch.Size], Tensor | None]
@@ -26,20 +26,6 @@ Fit = Callable[[str, Tensor, torch.Size], Tensor | None]
 def same_shape(name: str, t: Tensor, shape: torch.Size) -> Tensor | None:
     """Takes over what has kept its shape."""
     return t if t.shape == shape else None
-
-
-class NotFinite(ArithmeticError):
-    """Names the number that is NaN or infinite."""
-
-
-def check_finite(what: str, value: Tensor | float) -> None:
-    """Raises NotFinite where a number is NaN or infinite. An accelerator is not waited for: its epoch's mean loss is checked instead."""
-    if isinstance(value, Tensor):
-        if value.device.type != "cpu":
-            return
-        value = float(value)
-    if value - value != 0:
-        raise NotFinite(what)
 
 
 @dataclass

@@ -16,6 +16,7 @@ from scipy import stats
 
 from oche.base import counted
 from oche.data import none
+from oche.errors import RunFailed
 from oche.genotype import Genotype
 from oche.run import Run, silent
 from oche.spaces import Network, Space
@@ -155,7 +156,7 @@ def compare(
         for name, genotype, space in networks:
             prices = of_networks[name]
             if (name, seed) not in done:
-                network = retrain(replace(once, space=space, genotype=genotype))
+                network, back = _trained(replace(once, space=space, genotype=genotype), f"{name}, seed {seed}")
                 test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
                 if name == FOUND and seed == training.seed:
                     keep(network, test)
@@ -167,6 +168,7 @@ def compare(
                     **named(test.metrics, "test"),
                     **test.honest(training.task),
                     **prices,
+                    **({"rolled_back": back} if back else {}),
                 }
                 if run and training.fabric.is_global_zero:
                     run.log(record)
@@ -177,6 +179,15 @@ def compare(
     scores = {name: tuple(values) for name, values in accuracies.items()}
     floor = float(str(floors[0])) if floors else None
     return Comparison(scores, training.task.metric, costs, of_rivals, beside.left_out, floor)
+
+
+def _trained(training: Training, name: str) -> tuple[Network, int]:
+    """The trained network, and how often its training went back (`finite`). Raises RunFailed, with the name."""
+    back: list[str] = []
+    try:
+        return retrain(replace(training, listener=lambda event, record: back.append(event))), back.count("rolled_back")
+    except RunFailed as failed:
+        raise RunFailed(f"In the comparison, {name}: {failed}") from None
 
 
 def rivals_of(training: Training, asked: tuple[str, ...]) -> Contenders:

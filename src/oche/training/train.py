@@ -6,6 +6,7 @@ import io
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -17,13 +18,14 @@ from oche.data import Data, Stream, for_training, none
 from oche.errors import UserError
 from oche.fast import ordinary, quicken
 from oche.genotype import Genotype
-from oche.optim import average, set_rate
+from oche.optim import NotFinite, average, check_finite, set_rate
 from oche.run import Listener, Run, damaged, other_processes, silent
 from oche.spaces import Network, Space
 from oche.spaces.limits import Limits
 from oche.spaces.synchronised import alone_again, synchronise
 from oche.tasks import Classify, Task, named
 from oche.training.evaluate import evaluate
+from oche.training.finite import check_weights, stepped_back
 from oche.training.protocols import Protocol
 
 START, LAST, BEST = (f"checkpoints/{name}.safetensors" for name in ("start", "last", "best"))
@@ -60,7 +62,10 @@ Trunk = Callable[[torch.Tensor, Draw | None, Mapping[str, torch.Tensor]], tuple[
 
 @dataclass
 class TrainState:
-    """All that changes while a network trains, and all that is checkpointed; `trunk` is the network's own, or compiled."""
+    """All that changes while a network trains, and all that is checkpointed; `trunk` is the network's own, or compiled.
+
+    `slower` counts how often the rates were halved (`finite`); `kept` is the last checkpoint, empty before the first.
+    """
 
     network: Network
     optimizer: torch.optim.Optimizer
@@ -69,13 +74,15 @@ class TrainState:
     lines: int = 0
     best: float = -1.0
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    slower: int = 0
+    kept: bytes = b""
 
 
 def retrain(training: Training) -> Network:
     """Trains the genotype's network from scratch. Continues from the run's checkpoint if there is one.
 
     Returns the network with the weights that the protocol keeps, in eval mode. Raises UserError for a genotype of another space or
-    a damaged checkpoint.
+    a damaged checkpoint, RunFailed where its numbers are not finite at smaller rates either.
     """
     protocol, run = training.protocol, training.run
     state = begin(training)
@@ -83,7 +90,12 @@ def retrain(training: Training) -> Network:
     stream = stream_of(training)
     while state.epoch < protocol.epochs:
         started = time.perf_counter()
-        loss, value = train_epoch(state, training, stream)
+        try:
+            loss, value = train_epoch(state, training, stream)
+            check_weights(state.network)
+        except NotFinite as fault:
+            roll_back(state, training, fault)
+            continue
         score = evaluate(state.network, training.data.val, none(training.data), training.fabric, training.task)
         record: dict[str, object] = {
             "kind": "train_epoch",
@@ -92,7 +104,7 @@ def retrain(training: Training) -> Network:
             training.task.metric: value,
             "val_loss": score.loss,
             **named(score.metrics, "val"),
-            "lr": protocol.lr(state.epoch / protocol.epochs),
+            "lr": protocol.lr(state.epoch / protocol.epochs) * 0.5**state.slower,
             "seconds": time.perf_counter() - started,
         }
         state.epoch += 1
@@ -101,12 +113,12 @@ def retrain(training: Training) -> Network:
         if run and training.fabric.is_global_zero:
             run.log(record)
             state.lines = run.lines()
+        state.kept = dumps(state, training.fabric.world_size)
+        if run and training.fabric.is_global_zero:
             run.flush()
             run.write(LAST, safetensors_bytes(_weights(state.network)))
             run.write(BEST, safetensors_bytes(state.best_weights))
-            run.write(
-                Run.STATE, dumps(state, training.fabric.world_size)
-            )  # last: what it counts as done is on the disk
+            run.write(Run.STATE, state.kept)  # last: what it counts as done is on the disk
         training.listener("train_epoch", record)
     if protocol.keep == "best":
         state.network.load_state_dict(state.best_weights)
@@ -149,19 +161,21 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
     first = (before + state.epoch) * stream.steps_per_epoch
     for i in range(first, first + stream.steps_per_epoch):
         within = (i - first) / stream.steps_per_epoch if protocol.lr_by_step else 0.0
-        set_rate(state.optimizer, protocol.lr((state.epoch + within) / protocol.epochs))
+        set_rate(state.optimizer, protocol.lr((state.epoch + within) / protocol.epochs) * 0.5**state.slower)
         batch, draw = stream.at(i), Draw(training.seed, i, "train", part=Part(fabric.global_rank, fabric.world_size))
         with fabric.autocast():
             outputs, auxiliary = state.trunk(batch.images, draw, network.drops(batch.images, draw, ramp))
         main = task.loss(outputs.float(), batch.targets)
         loss = main if auxiliary is None else main + protocol.auxiliary * task.loss(auxiliary.float(), batch.targets)
+        if fabric.world_size == 1:  # others meet a process's own loss in the gradients
+            check_finite("the loss", loss.detach())
         state.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         used = [p for p in network.parameters() if p.grad is not None]
         for p, grad in zip(used, average(fabric, [p.grad for p in used if p.grad is not None]), strict=True):
             p.grad = grad
         if protocol.clip is not None:
-            nn.utils.clip_grad_norm_(used, protocol.clip)
+            check_finite("the gradient", nn.utils.clip_grad_norm_(used, protocol.clip))
         state.optimizer.step()
         seen = len(batch.targets)
         main = main.detach()
@@ -173,6 +187,7 @@ def train_epoch(state: TrainState, training: Training, stream: Stream) -> tuple[
         for t, mean in zip(statistics, average(fabric, statistics), strict=True):
             t.copy_(mean)  # each process's batch norms have seen its own images
     total, count = sums.tolist()
+    check_finite("the mean loss", total / count)
     return total / count, task.score(confusion)
 
 
@@ -189,6 +204,7 @@ def dumps(state: TrainState, processes: int = 1) -> bytes:
         "processes": processes,
         "best": state.best,
         "best_weights": state.best_weights,
+        "slower": state.slower,
     }
     torch.save(table, buffer)
     return buffer.getvalue()
@@ -201,15 +217,7 @@ def resume(state: TrainState, training: Training) -> None:
         return
     wrote = training.fabric.world_size
     if run.has(Run.STATE):
-        with damaged():
-            table = torch.load(io.BytesIO(run.read(Run.STATE)), map_location=training.fabric.device, weights_only=True)
-        if "optimizer" not in table:
-            raise UserError(f"{run.path} holds a search, not a training: `oche train {run.path}` starts one from it.")
-        state.network.load_state_dict(table["weights"])
-        state.optimizer.load_state_dict(table["optimizer"])
-        state.epoch, state.lines = table["counters"]
-        wrote = table.get("processes", wrote)
-        state.best, state.best_weights = table["best"], table["best_weights"]
+        wrote = take(state, training, run.read(Run.STATE)).get("processes", wrote)
     if training.fabric.is_global_zero:
         run.rewind(state.lines)
     if wrote != training.fabric.world_size:
@@ -218,6 +226,38 @@ def resume(state: TrainState, training: Training) -> None:
             run.log(record)
             state.lines = run.lines()
         training.listener("processes", record)
+
+
+def take(state: TrainState, training: Training, kept: bytes) -> dict[str, Any]:
+    """Takes over a checkpoint; returns its table. Raises UserError if it is damaged or a search's."""
+    with damaged():
+        table: dict[str, Any] = torch.load(io.BytesIO(kept), map_location=training.fabric.device, weights_only=True)
+    if "optimizer" not in table:
+        path = training.run.path if training.run else "This"
+        raise UserError(f"{path} holds a search, not a training: `oche train {path}` starts one from it.")
+    state.network.load_state_dict(table["weights"])
+    state.optimizer.load_state_dict(table["optimizer"])
+    state.epoch, state.lines = table["counters"]
+    state.best, state.best_weights = table["best"], table["best_weights"]
+    state.slower, state.kept = table.get("slower", 0), kept
+    return table
+
+
+def roll_back(state: TrainState, training: Training, fault: NotFinite) -> None:
+    """Takes the training back to the end of its last epoch, or its beginning, at half its rates. Raises RunFailed after the last time."""
+    slower = state.slower + 1
+    record = stepped_back(training.protocol, training.run, state.slower, fault, state.epoch)
+    if state.kept:
+        take(state, training, state.kept)
+    else:
+        state.network.load_state_dict(begin(training).network.state_dict())
+        state.optimizer.state.clear()
+    state.slower = slower
+    if training.run and training.fabric.is_global_zero:
+        training.run.rewind(state.lines)
+        training.run.log(record)
+        state.lines = training.run.lines()
+    training.listener("rolled_back", record)
 
 
 def stream_of(training: Training) -> Stream:
