@@ -27,6 +27,7 @@ INSIDE = {  # a module imports from those before it; in folders that are not lis
             "protocols",
             "evaluate",
             "samples",
+            "finite",
             "train",
             "pace",
             "memory",
