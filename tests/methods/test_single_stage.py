@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections import Counter
@@ -48,6 +49,7 @@ from oche.search.stages import Staged, entered
 from oche.search.state import Problem, SearchState
 from oche.search.terms import Entropy, InputEntropy, log_distance
 from oche.search.trainable import AllWeights
+from oche.spaces.rivals import RIVALS
 from oche.training.export import load_network
 from reference.tiny import tiny_data, tiny_masks, tiny_problem
 
@@ -441,17 +443,29 @@ def test_a_run_killed_before_its_network_is_written_writes_it(tmp_path: Path) ->
 
 def searched(path: Path, **options: object) -> api.Found:
     settings = {"space.layers": 2, "space.levels": 2, "space.ops": ["mbconv_k3_e3", "skip_connect"]}
+    given = {"rivals": "none", **options}
     return api.search(
-        "single_stage", data=tiny_masks(), budget="smoke", batch=6, device="cpu", threads=1, settings=settings, out=path, **options,
+        "single_stage", data=tiny_masks(), budget="smoke", batch=6, device="cpu", threads=1, settings=settings, out=path, **given,
     )  # type: ignore[arg-type]  # fmt: skip
 
 
 @pytest.mark.slow
-def test_the_search_keeps_its_network_and_trains_nothing_else(tmp_path: Path) -> None:
-    found = searched(tmp_path / "run")
+def test_the_search_keeps_its_network_beside_a_rival(tmp_path: Path) -> None:
+    """The rival is trained once, for as many epochs; the network that is compared with it is the one handed out."""
+    found = searched(tmp_path / "run", rivals="auto")
     kinds = Counter(str(r["kind"]) for r in found.run.records())
-    assert kinds == {"stage": 2, "epoch": 5, "supernet": 1, "network": 1, "test": 1, "class": 3, "confusion": 1}
-    assert found.comparison is None
+    kept = {"stage": 2, "epoch": 5, "supernet": 1, "network": 1, "test": 1, "class": 3, "confusion": 1}
+    assert kinds == {**kept, "trained": 2, "comparison": 1}
+    assert found.comparison
+    (name,) = found.comparison.rivals
+    assert found.comparison.found == (found.test.value,)
+    (verdict,) = json.loads(found.run.read("network/card.json"))["comparison"]["verdicts"]
+    assert "on images like the test images" in verdict
+    assert RIVALS[name].title in verdict
+    alone = searched(tmp_path / "alone")
+    assert Counter(str(r["kind"]) for r in alone.run.records()) == kept
+    assert alone.comparison is None
+    assert alone.run.read("network/weights.safetensors") == found.run.read("network/weights.safetensors")
     loaded = load_network(found.run)
     assert loaded.genotype == found.genotype
     assert not loaded.genotype.discrete
@@ -459,12 +473,13 @@ def test_the_search_keeps_its_network_and_trains_nothing_else(tmp_path: Path) ->
     assert inference.evaluate_run(found.run.path, data=tiny_masks(), device="cpu").metrics == pytest.approx(
         {"miou": test["miou"], "pixel_accuracy": test["pixel_accuracy"]}
     )
-    assert loaded.card["metrics"] == {"test_miou": test["miou"], "test_pixel_accuracy": test["pixel_accuracy"]}
+    scores = {"test_miou": test["miou"], "test_pixel_accuracy": test["pixel_accuracy"], "floor": test["floor"]}
+    assert loaded.card["metrics"] == scores
 
 
 @pytest.mark.slow
 def test_random_cells_can_be_asked_for_and_leave_its_network_alone(tmp_path: Path) -> None:
-    found = searched(tmp_path / "run", compare=1, compare_seeds=1, protocol="segment_smoke")
+    found = searched(tmp_path / "run", compare=1, compare_seeds=1, protocol="segment_smoke", rivals="auto")
     alone = searched(tmp_path / "alone")
     assert found.comparison
     assert set(found.comparison.accuracies) == {"found", "random 1", *found.comparison.rivals}

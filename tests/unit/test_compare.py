@@ -21,7 +21,7 @@ from oche.spaces.limits import Limits
 from oche.spaces.rivals import FAMILY, RIVALS, contenders, names, scale
 from oche.spaces.sampling import sample
 from oche.training import compare as module
-from oche.training.compare import FOUND, Comparison, compare, interval, rivals_of
+from oche.training.compare import FOUND, Comparison, by_image, compare, interval, lead_over_images, rivals_of
 from oche.training.evaluate import evaluate
 from oche.training.protocols import PROTOCOLS
 from oche.training.train import Training, retrain
@@ -210,6 +210,48 @@ def test_the_rival_that_fits_best_is_the_one_whose_published_width_is_changed_le
     assert fitting[0] == name
     if times == 1:
         assert scale(name, fitting[1][0]) == 1
+
+
+def test_the_lead_of_a_kept_network_is_over_test_images(training: Training) -> None:
+    """Of classes it is the mean of what each image adds, right answers minus the other's: drawn anew one by one, with the same counts."""
+    from oche.data import none
+
+    one, two = (retrain(replace(training, seed=seed, run=None)) for seed in (1, 2))
+    tables = [by_image(training, network) for network in (one, two)]
+    for network, table in zip((one, two), tables, strict=True):
+        score = evaluate(network, training.data.test, none(training.data), training.fabric)
+        assert table.sum(0).tolist() == [list(row) for row in score.confusion]
+    leads = np.array([t.diagonal(dim1=1, dim2=2).sum(1).numpy() for t in tables])
+    each, count = leads[0] - leads[1], len(training.data.test)
+    rng = np.random.default_rng(counted(5, "images drawn anew").initial_seed())
+    means = []
+    for _ in range(module.RESAMPLED):
+        times = rng.multinomial(count, [1 / count] * count)
+        means.append(np.repeat(each, times).mean())
+    assert lead_over_images(training, one, two) == pytest.approx(tuple(np.percentile(means, [2.5, 97.5])))
+    assert lead_over_images(training, one, one) == (0, 0)
+
+
+def test_a_kept_network_is_not_trained_again(training: Training, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, trained = retrain(replace(training, run=None)), list[str]()
+
+    def noted(once: Training) -> Network:
+        trained.append(once.space.name)
+        return retrain(once)
+
+    monkeypatch.setattr(module, "retrain", noted)
+    limited = replace(training, limits=Limits(parameters=9000))
+    told = compare(limited, cells=0, seeds=1, keep=nothing, rivals=("resnet8",), kept=own)
+    assert trained == ["chain"]
+    record = told.record()
+    assert record["over"] == "images"
+    (rival,) = record["rivals"].values()  # type: ignore[attr-defined]
+    low, high = rival["difference_interval"]
+    assert low <= told.found[0] - told.accuracies["resnet8"][0] <= high
+    assert (low, high) == told.leads["resnet8"]
+    again = compare(limited, cells=0, seeds=1, keep=nothing, rivals=("resnet8",), kept=own)
+    assert again == told
+    assert trained == ["chain"]
 
 
 def test_a_rivals_lead_is_paired_and_no_random_cell() -> None:

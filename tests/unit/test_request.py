@@ -171,7 +171,15 @@ def test_rivals_that_cannot_be_trained_are_refused_and_runs_of_before_had_none()
         resolve(replace(asked, rivals="unet,resnet8", compare_seeds=1))
     masks = Request("darts", data=tiny_masks(), budget="smoke")
     assert resolve(masks).rivals == resolve(replace(masks, rivals="auto")).rivals == ("auto",)
-    assert resolve(replace(masks, method="single_stage")).rivals == ()
+    keeps = replace(masks, method="single_stage")
+    alone = resolve(keeps)
+    assert alone.rivals == ("auto",)
+    assert alone.beside_kept
+    assert alone.compare_seeds == 1
+    assert alone.protocol.epochs == alone.epochs
+    assert not resolve(replace(keeps, compare_seeds=3)).beside_kept
+    assert resolve(replace(keeps, compare_seeds=3)).rivals == resolve(replace(keeps, budget="paper")).rivals == ()
+    assert resolve(replace(keeps, settings={"train.epochs": 3})).protocol.epochs == 3
     table = resolve(replace(asked, rivals="auto", compare_seeds=1)).table()
     before = {**table, "request": {k: v for k, v in table["request"].items() if k != "rivals"}}  # type: ignore[attr-defined]
     request = request_in(config.dumps(before).encode(), "run.toml")[0]

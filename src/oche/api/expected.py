@@ -15,6 +15,7 @@ from oche.plan.resolve import Plan
 from oche.plan.within import OVER, Parts, epochs_within, nearest, seconds_of
 from oche.search.preflight import Estimate, check_memory, estimate
 from oche.search.searcher import as_searcher
+from oche.search.selection import kept
 from oche.spaces.cost import cost
 from oche.spaces.sampling import sample
 from oche.training.compare import random_cells, rivals_of
@@ -95,7 +96,7 @@ def fitting(plan: Plan) -> None:
 
 def trained(plan: Plan) -> int:
     """How many networks are trained in the comparison, and for picking among several seeds."""
-    compared = 1 + plan.compare + len(plan.rivals) if plan.compare or plan.rivals else 0
+    compared = (not plan.beside_kept) + plan.compare + len(plan.rivals) if plan.compare or plan.rivals else 0
     return compared * plan.compare_seeds + _picked(plan)
 
 
@@ -116,27 +117,33 @@ class Paces:
     def together(self, plan: Plan) -> Pace:
         """The plan's trainings: every network for all seeds of the comparison, and the cells of several searches."""
         seeds = plan.compare_seeds if plan.compare or plan.rivals else 0
-        every = [*[self.found, *self.drawn[: plan.compare], *self.rivals] * seeds, *[self.found] * _picked(plan)]
+        found = [] if plan.beside_kept else [self.found]
+        every = [*[*found, *self.drawn[: plan.compare], *self.rivals] * seeds, *[self.found] * _picked(plan)]
         return Pace(sum(p.epoch for p in every), sum(p.once for p in every))
 
 
 def _compared(expected: Expected, plan: Plan, paces: Paces) -> Expected:
     """What the search will take, with the comparison of the plan."""
-    count = trained(plan) if paces.drawn else 0
+    count = trained(plan) if paces.drawn or paces.rivals else 0
     return replace(expected, training=paces.together(plan), trainings=count, training_mib=paces.memory / 2**20)
 
 
 def _before(plan: Plan) -> Paces:
-    """The paces as far as they are known before the search: the costliest random cell stands for the found one."""
+    """The paces as far as they are known before the search: the costliest random cell stands for the found one, if that is trained."""
     drawn = _drawn(plan)
     need = _training_bytes(plan, drawn)
+    if plan.beside_kept:
+        return Paces(rivals=_of_rivals(plan, drawn[0]), memory=need)
     paces = [pace(training) for training in drawn]
     found = max(range(len(drawn)), key=lambda n: paces[n].epoch)
     return Paces(paces[found], tuple(paces), _of_rivals(plan, drawn[found]), need)
 
 
 def _drawn(plan: Plan) -> list[Training]:
-    """The trainings of the comparison's random cells; of one where there are none, which stands for the cell to be found."""
+    """The trainings of the comparison's random cells, or of one that stands for the found cell: of all candidates if they are kept."""
+    if plan.beside_kept:
+        every = kept(plan.space, ((group, group.valid().double()) for group in plan.space.groups))
+        return [training_of(plan, plan.space, every)]
     any_cell = sample(plan.space, counted(plan.request.seed, "compare", 1))
     base = training_of(plan, plan.space, any_cell)
     return [replace(base, genotype=cell, space=space) for _, cell, space in random_cells(base, max(1, plan.compare))]
@@ -145,7 +152,10 @@ def _drawn(plan: Plan) -> list[Training]:
 def _training_bytes(plan: Plan, drawn: Sequence[Training]) -> float:
     """The bytes that the largest training of the comparison takes, by its activations. Raises UserError where that does not fit."""
     rivals = [replace(drawn[0], space=s, genotype=g) for s, g in rivals_of(drawn[0], plan.rivals).networks.values()]
-    largest = max((*drawn, *rivals), key=lambda training: cost(training.space, training.genotype).memory)
+    candidates = rivals if plan.beside_kept else [*drawn, *rivals]
+    if not candidates:  # no rival is so small
+        return 0.0
+    largest = max(candidates, key=lambda training: cost(training.space, training.genotype).memory)
     return refuse_if_too_large(largest, "A training of the comparison (--compare, --rivals)", "--set train.batch=")
 
 
@@ -267,7 +277,7 @@ def _comparisons(plan: Plan) -> list[tuple[int, int]]:
     found = [(cells, seeds)]
     if "compare" in plan.free:
         found += [(fewer, seeds) for fewer in range(cells - 1, 0, -1)]
-    if "compare_seeds" in plan.free and trained(plan):
+    if "compare_seeds" in plan.free and seeds > 1 and trained(plan):
         found += [(found[-1][0], 1)]
     return found
 
@@ -286,7 +296,8 @@ def in_time(plan: Plan, training: Training, clock: Clock | None) -> Protocol:
         return protocol
     cells = [replace(training, genotype=cell, space=space) for _, cell, space in random_cells(training, plan.compare)]
     one = replace(plan, request=replace(plan.request, seeds=1))  # several seeds' cells have been trained by now
-    found = Paces(pace(training), tuple(pace(cell) for cell in cells), _of_rivals(plan, training)).together(one)
+    own = Pace(0.0, 0.0) if plan.beside_kept else pace(training)
+    found = Paces(own, tuple(pace(cell) for cell in cells), _of_rivals(plan, training)).together(one)
     left = clock.left
     epochs = nearest(found.epoch, left - found.once - clock.loaded(ENDING), OVER * clock.seconds)
     epochs = plan.fabric.broadcast(epochs)

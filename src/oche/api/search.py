@@ -5,6 +5,7 @@ The command line calls these and adds nothing but words, so whatever it does can
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -85,8 +86,9 @@ class Found(Kept):
 def search(request: Request) -> Found:
     """Searches a space for a cell that fits the data, and trains it beside `compare` random cells and `rivals`.
 
-    A method that keeps its supernet's weights (`single_stage`) is trained already: its network is written and tested as it is, and
-    `compare`, then 0 unless given, trains its architecture from scratch beside the random cells and leaves that network alone.
+    A method that keeps its supernet's weights (`single_stage`) is trained already: its network is written and tested as it is, for masks
+    beside a rival that is trained once, for as many epochs. `compare`, then 0 unless given, or `compare_seeds` above 1, train its
+    architecture from scratch beside the others and leave that network alone.
 
     Raises UserError.
     """
@@ -155,6 +157,7 @@ def _carried_out(plan: Plan, run: Run, listener: Listener, clock: Clock | None) 
             if keeps and state:
                 keep_supernet(run, state, genotype)
         comparison, space = None, built(plan.space, fitted(run))
+        kept = load_network(run).network.to(plan.fabric.device) if plan.rivals and plan.beside_kept else None
         if plan.compare > 0 or plan.rivals:
             training = training_of(plan, space, genotype, run, listener)
             training = replace(training, protocol=in_time(plan, training, clock))
@@ -168,13 +171,20 @@ def _carried_out(plan: Plan, run: Run, listener: Listener, clock: Clock | None) 
 
             rounds = Rounds(plan, training, clock)
             comparison = compare(
-                training, cells=plan.compare, seeds=plan.compare_seeds, keep=keep, rivals=plan.rivals, epochs=rounds
+                training,
+                cells=plan.compare,
+                seeds=plan.compare_seeds,
+                keep=keep,
+                rivals=plan.rivals,
+                epochs=rounds,
+                kept=kept,
             )
-            if plan.fabric.is_global_zero and not _logged(run, "comparison"):
+            if plan.fabric.is_global_zero:
                 said = with_verdicts(comparison.record())
-                if run.has(CARD):
+                if run.has(CARD) and "comparison" not in json.loads(run.read(CARD)):
                     add_to_card(run, {"comparison": said})
-                run.log(said)
+                if not _logged(run, "comparison"):
+                    run.log(said)
             if plan.fabric.is_global_zero:
                 missing = [name for name in available_formats() if not run.has(f"{Run.NETWORK}/model.{name}")]
                 export_network(run, missing)

@@ -100,14 +100,9 @@ class Show:
             ]
         rows += [] if plan.rivals else [("rivals", _no_rivals(plan))]
         rows += _times(plan, expected) if expected else []
-        rows += [
-            (
-                "device",
-                f"{plan.fabric.device}{_shared(plan.batch, plan.fabric.world_size, request.sync_batch_norm)}, "
-                f"{request.threads} thread(s), precision {request.precision}, seed {request.seed}",
-            )
-        ]
-        rows += [("run", folder)]
+        shared = _shared(plan.batch, plan.fabric.world_size, request.sync_batch_norm)
+        said = f"{request.threads} thread(s), precision {request.precision}, seed {request.seed}"
+        rows += [("device", f"{plan.fabric.device}{shared}, {said}"), ("run", folder)]
         console.print(rows_table(rows))
 
     def training_plan(self, training: Training, run: Run) -> None:
@@ -351,6 +346,8 @@ def _compared(plan: Plan) -> str:
         usual = "the ResNet that fits best" if plan.data.ignore is None else "the plain FCN or U-Net that fits best"
         named = usual if plan.rivals == ("auto",) else ", ".join(plan.rivals)
         beside += [f"{named} within {'the same limits' if plan.limits else 'its cost'}"]
+    if plan.beside_kept:
+        return f"trains {' and '.join(beside)} once, {plan.protocol.epochs} epochs, to stand beside it"
     each = f"{plan.compare_seeds} seed{'s' * (plan.compare_seeds > 1)} each, protocol {plan.request.protocol}"
     return f"trains the found cell beside {' and '.join(beside)}, {each}"
 

@@ -18,9 +18,16 @@ def left_free(request: Request) -> tuple[str, ...]:
     return tuple(name for name in ("compare", "compare_seeds") if getattr(request, name) is None)
 
 
-def seeds_of(request: Request) -> int:
-    """How often each network is trained."""
-    return SEEDS if request.compare_seeds is None else request.compare_seeds
+def seeds_of(request: Request, searcher: SearcherLike | None = None, compare: int = 1) -> int:
+    """How often each network is trained: as asked, else once beside weights that the `searcher` keeps, without random cells."""
+    if request.compare_seeds is not None:
+        return request.compare_seeds
+    return 1 if searcher is not None and not compare and as_searcher(searcher).keeps_weights else SEEDS
+
+
+def beside_kept(searcher: SearcherLike, compare: int, seeds: int) -> bool:
+    """True if rivals are trained once, and stand beside the network that the search itself hands out."""
+    return as_searcher(searcher).keeps_weights and not compare and seeds == 1
 
 
 def cells_of(request: Request, searcher: SearcherLike) -> int:
@@ -35,12 +42,16 @@ def cells_of(request: Request, searcher: SearcherLike) -> int:
     return compare
 
 
-def rivals_of(request: Request, recorded: Mapping[str, object] | None, form: str, compare: int) -> str:
-    """Which rivals are trained: as asked, else `auto` beside random cells; none in runs of before. Raises UserError."""
+def rivals_of(request: Request, recorded: Mapping[str, object] | None, form: str, compare: int, kept: bool) -> str:
+    """Which rivals are trained: as asked, else `auto` beside random cells, or for masks beside a network that was `kept`.
+
+    None in runs of before. Raises UserError.
+    """
     asked = names(request.rivals)
     before = recorded is not None and "rivals" not in part_of(recorded, "request")
     if asked == (AUTO,):
-        return NONE if before or not compare else AUTO
+        usual = compare or (kept and form == "segment" and request.budget != "paper")
+        return AUTO if usual and not before else NONE
     if other := [name for name in asked if RIVALS[name].space.task != form]:
         fitting = ", ".join(name for name, rival in RIVALS.items() if rival.space.task == form)
         has = "masks" if form == "segment" else "no masks"

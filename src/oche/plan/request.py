@@ -102,11 +102,15 @@ class Request(Limited):
         "Random cells to train beside the found one. Default: 3; 0 with --budget paper, or if the search keeps its weights.",
         "--compare",
     )
-    compare_seeds: int | None = option(None, "Trainings of each of these cells. Default: 3.", "--compare-seeds")
+    compare_seeds: int | None = option(
+        None,
+        "Trainings of each of these cells. Default: 3, or 1 where the network is the search's own.",
+        "--compare-seeds",
+    )
     rivals: str = option(
         AUTO,
         "Networks to train beside it, as wide as the limits or its own cost allow: resnet8,ds_cnn (`oche list rivals`), or none. "
-        "Default: the ResNet (for masks the plain FCN or U-Net) that fits best, where random cells are trained.",
+        "Default: the ResNet (for masks the plain FCN or U-Net) that fits best, where random cells are trained, and for masks.",
         "--rivals",
     )
     protocol: str | Protocol = option(

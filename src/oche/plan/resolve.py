@@ -22,7 +22,7 @@ from oche.methods import budgets
 from oche.methods.budgets import Budget, budget
 from oche.plan import named
 from oche.plan.chosen import chosen
-from oche.plan.compared import cells_of, left_free, rivals_of, seeds_of
+from oche.plan.compared import beside_kept, cells_of, left_free, rivals_of, seeds_of
 from oche.plan.machine import fabric_for, threads_for, versions
 from oche.plan.parts import (
     data_facts,
@@ -105,6 +105,11 @@ class Plan:
     def compare_seeds(self) -> int:
         """How often each of them is trained."""
         return seeds_of(self.request)
+
+    @property
+    def beside_kept(self) -> bool:
+        """True if the rivals are trained once, and stand beside the network that the search itself hands out."""
+        return beside_kept(self.searcher, self.compare, self.compare_seeds)
 
     @property
     def rivals(self) -> tuple[str, ...]:
@@ -201,7 +206,11 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     batch, protocol = batch * were, replace(protocol, batch=protocol.batch * were)
     patience_of(request, searcher)
     compare = cells_of(request, searcher)
-    rivals = rivals_of(request, recorded, form, compare)
+    seeds = seeds_of(request, searcher, compare)
+    kept_alone = beside_kept(searcher, compare, seeds)
+    rivals = rivals_of(request, recorded, form, compare, kept_alone)
+    if kept_alone and recorded is None and request.protocol == AUTO and "epochs" not in of_train:
+        protocol = replace(protocol, epochs=epochs)
     for shared in (batch, *([protocol.batch] if compare or rivals != NONE else [])):
         shared_out(shared, count)
     if request.compile:
@@ -219,7 +228,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
         data=path_of(request.data, data),
         batch=request.batch if request.batch in (None, AUTO) else batch // were,
         compare=compare,
-        compare_seeds=seeds_of(request),
+        compare_seeds=seeds,
         rivals=rivals,
         latency_table=table_path(request.latency_table),
         threads=threads_for(request.threads, data),

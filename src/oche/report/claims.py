@@ -84,11 +84,13 @@ def improvement(record: Mapping[str, object]) -> str:
 
 
 def _few(record: Mapping[str, object]) -> str:
-    """What to say in the place of an interval where there are too few seeds, else "".
+    """What to say in the place of an interval where there are too few seeds, and it is not over images, else "".
 
     >>> _few({"seeds": 1}), _few({"seeds": 2}), _few({"seeds": 3}), _few({})
     ('with one seed, which says nothing about chance', 'with two seeds, which say nothing about chance', '', '')
     """
+    if record.get("over") == "images":
+        return ""
     return {
         1: "with one seed, which says nothing about chance",
         2: "with two seeds, which say nothing about chance",
@@ -103,6 +105,14 @@ def against_rivals(record: Mapping[str, object]) -> list[str]:
     >>> print(*against_rivals({"metric": "accuracy", "seeds": 3, "rivals": {"resnet8": rival}}))
     against ResNet-8 (71,000 parameters, 700,000 multiply-adds) -1.00 points [-2.00, +0.00]: not told apart from it with these seeds; \
 take ResNet-8, which needs no search: oche train resnet8 --set space.channels=61
+
+    Where the found network was kept as its search had trained it, the interval is over test images, and one training each is enough for it.
+
+    >>> alone = {"title": "U-Net", "channels": 8, "parameters": 9_000, "multiply_adds": 500_000}
+    >>> alone |= {"difference": -0.03, "difference_interval": [-0.05, -0.01]}
+    >>> print(*against_rivals({"metric": "miou", "seeds": 1, "over": "images", "rivals": {"unet": alone}}))
+    against U-Net (9,000 parameters, 500,000 multiply-adds) -3.00 points [-5.00, -1.00]: worse than it on images like the test images; \
+take U-Net, which needs no search: oche train unet --set space.channels=8
     """
     rivals, unit = record.get("rivals"), "" if str(record.get("metric")) in UNITS else " points"
     left_out = record.get("left_out")
@@ -121,7 +131,8 @@ take ResNet-8, which needs no search: oche train resnet8 --set space.channels=61
         )
         cheaper = "" if high < 0 else _cheaper(record.get("found_costs"), rival)
         then = "" if low > 0 else f"; the found network costs less: {cheaper}" if cheaper else f"; {take}"
-        said.append(f"{lead} [{low:+.2f}, {high:+.2f}]: {better((low, high))} it with these seeds{then}")
+        where = "on images like the test images" if record.get("over") == "images" else "with these seeds"
+        said.append(f"{lead} [{low:+.2f}, {high:+.2f}]: {better((low, high))} it {where}{then}")
     return said
 
 

@@ -4,6 +4,10 @@ It is trained beside random cells of its space, and beside rivals (`oche.spaces.
 as wide as its own cost allows.
 Random cells that no signal can pass (NAS-Bench-201 has some) are drawn again: beating a network that outputs a constant is no merit. Under
 limits, each random cell has the width that uses them, as the found one has.
+
+A network that its search hands out trained, a `kept` one, is not trained again: each rival is trained once, and the interval of the
+difference is over test images, which are drawn anew with replacement (percentile bootstrap): it tells which of these two networks is
+better on images of this kind, and nothing of other seeds.
 """
 
 from __future__ import annotations
@@ -12,10 +16,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from scipy import stats
 
 from oche.base import counted
-from oche.data import none
+from oche.data import batches, none
 from oche.errors import RunFailed
 from oche.genotype import Genotype
 from oche.run import Run, silent
@@ -26,12 +31,15 @@ from oche.spaces.limits import Limits
 from oche.spaces.rivals import RIVALS, Contenders, contenders
 from oche.spaces.sampling import sample
 from oche.tasks import named
-from oche.training.evaluate import Score, evaluate
+from oche.training.evaluate import Score, evaluate, fitting_batch
 from oche.training.train import Training, retrain
 
 FOUND = "found"
 DRAWN = 50
 """Random cells that are drawn for one that keeps the limits, at most."""
+
+RESAMPLED = 1000
+"""How often the test images are drawn anew for an interval."""
 
 Keep = Callable[[Network, Score], None]
 """Takes a trained network and its test score."""
@@ -46,6 +54,7 @@ class Comparison:
 
     `costs` are the found network's. `rivals` tells what those among them are that no search drew, `left_out` why others that were asked
     for are not among them. `floor` is the score of always naming the commonest class of the test images, where the task has one.
+    `leads` are intervals over test images of the found network's lead, by rival, where it was kept as its search had trained it.
     """
 
     accuracies: dict[str, tuple[float, ...]]
@@ -54,6 +63,7 @@ class Comparison:
     rivals: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     floor: float | None = None
+    leads: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def found(self) -> tuple[float, ...]:
@@ -92,6 +102,7 @@ class Comparison:
             "kind": "comparison",
             "metric": self.metric,
             "seeds": len(self.found),
+            **({"over": "images"} if self.leads else {}),
             **({} if self.floor is None else {"floor": self.floor}),
             "found_mean": float(np.mean(self.found)),
             "found_interval": interval(self.found),
@@ -110,7 +121,7 @@ class Comparison:
             "mean": float(np.mean(scores)),
             "interval": interval(scores),
             "difference": float(np.mean(lead)),
-            "difference_interval": interval(lead),
+            "difference_interval": list(self.leads.get(rival, interval(lead))),
         }
 
 
@@ -122,15 +133,18 @@ def compare(
     keep: Keep,
     rivals: tuple[str, ...] = (),
     epochs: Epochs | None = None,
+    kept: Network | None = None,
 ) -> Comparison:
     """Trains `training.genotype`, `cells` random cells and the `rivals`, names or `("auto",)`, `seeds` times each, on the same seeds.
 
     One seed follows the other, so that all networks of a seed are trained for as many `epochs`, the protocol's unless told otherwise.
-    `keep` is handed the found cell's first network with its test score. What the run's log already holds is not trained again.
+    `keep` is handed the found cell's first network with its test score. What the run's log already holds is not trained again. A `kept`
+    network stands for the found cell's with the first seed.
     """
     run, name_of_score = training.run, f"test_{training.task.metric}"
     done = dict(_done(training.run, name_of_score))
     accuracies: dict[str, list[float]] = {}
+    leads = {str(r["cell"]): _ends(r["lead"]) for r in (run.records() if run else []) if "lead" in r}
     beside = rivals_of(training, rivals)
     of_rivals: dict[str, dict[str, object]] = {}
     costs: Mapping[str, float] = {}
@@ -156,7 +170,11 @@ def compare(
         for name, genotype, space in networks:
             prices = of_networks[name]
             if (name, seed) not in done:
-                network, back = _trained(replace(once, space=space, genotype=genotype), f"{name}, seed {seed}")
+                back = 0
+                if kept and name == FOUND and n == 0:
+                    network = kept
+                else:
+                    network, back = _trained(replace(once, space=space, genotype=genotype), f"{name}, seed {seed}")
                 test = evaluate(network, training.data.test, none(training.data), training.fabric, training.task)
                 if name == FOUND and seed == training.seed:
                     keep(network, test)
@@ -170,6 +188,9 @@ def compare(
                     **prices,
                     **({"rolled_back": back} if back else {}),
                 }
+                if kept and name in beside.networks:
+                    leads[name] = lead_over_images(training, kept, network)
+                    record["lead"] = list(leads[name])
                 if run and training.fabric.is_global_zero:
                     run.log(record)
                 training.listener("trained", record)
@@ -178,7 +199,36 @@ def compare(
             accuracies.setdefault(name, []).append(done[name, seed])
     scores = {name: tuple(values) for name, values in accuracies.items()}
     floor = float(str(floors[0])) if floors else None
-    return Comparison(scores, training.task.metric, costs, of_rivals, beside.left_out, floor)
+    return Comparison(scores, training.task.metric, costs, of_rivals, beside.left_out, floor, leads)
+
+
+def lead_over_images(training: Training, network: Network, other: Network) -> tuple[float, float]:
+    """The 95 % interval of a network's lead in the task's score, over test images that are drawn anew with replacement."""
+    (one, two), count = (by_image(training, each) for each in (network, other)), len(training.data.test)
+    rng = np.random.default_rng(counted(training.seed, "images drawn anew").initial_seed())
+    drawn = torch.from_numpy(rng.multinomial(count, np.full(count, 1 / count), RESAMPLED)).to(one.dtype)
+    score = training.task.score
+    leads = [score(torch.tensordot(n, one, 1)) - score(torch.tensordot(n, two, 1)) for n in drawn]
+    low, high = np.percentile(leads, [2.5, 97.5])
+    return float(low), float(high)
+
+
+@torch.no_grad()
+def by_image(training: Training, network: Network) -> torch.Tensor:
+    """The task's table of counts for each test image, which add up to that of all."""
+    data, task = training.data, training.task
+    found: list[torch.Tensor] = []
+    for batch in batches(data.test, fitting_batch(data.size), none(data), training.fabric.device):
+        with training.fabric.autocast():
+            outputs = network.eval()(batch.images).float()
+        ones = (slice(i, i + 1) for i in range(len(outputs)))
+        found += [task.confusion(outputs[one], batch.targets[one]).cpu() for one in ones]
+    return torch.stack(found)
+
+
+def _ends(pair: object) -> tuple[float, float]:
+    assert isinstance(pair, list)
+    return float(pair[0]), float(pair[1])
 
 
 def _trained(training: Training, name: str) -> tuple[Network, int]:
