@@ -30,7 +30,15 @@ from oche.tables import Table, table_named
 
 RESULTS = Path(__file__).parents[1] / "docs" / "results"
 LINES, EMBEDDING, PAGE = (RESULTS / name for name in ("latent_searches.jsonl", "latent_svge.jsonl", "latent.md"))
-ORDER = ("random_search", "regularized_evolution", "dsm_nas", "svge", "oncenas", "dnas")
+ORDER = (
+    "random_search",
+    "regularized_evolution",
+    "gaussian_process",
+    "dsm_nas",
+    "svge",
+    "oncenas",
+    "dnas",
+)
 AT = (10, 25, 50, 100)
 VALID, TEST, LATENCY, SIZE = "cifar10/valid", "cifar10/test", "latency/raspi4", "cifar10/parameters"
 Found = dict[str, dict[int, list[int]]]
