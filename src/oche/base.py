@@ -1,4 +1,4 @@
-"""The few types that every part speaks in: batches, groups of cells, and counted randomness.
+"""The few types that every part speaks in: ranges of settings, batches, groups of cells, and counted randomness.
 
 Shapes are written in one notation throughout: `B` images, `C` channels, `H W` pixels, `E` edges of a cell, `O` candidate
 operations of an edge.
@@ -10,9 +10,33 @@ import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor
+
+# ------------------------------------------------------------------ ranges of settings, to which `oche.config` holds every number
+
+Natural = Annotated[int, Ge(0)]
+"""0, 1, 2, ..."""
+
+Count = Annotated[int, Ge(1)]
+"""1, 2, 3, ..."""
+
+NonNegative = Annotated[float, Ge(0)]
+"""At least 0: a weight of a term, a weight decay, a spread."""
+
+Positive = Annotated[float, Gt(0)]
+"""Above 0: a temperature, a bound of a norm."""
+
+Share = Annotated[float, Ge(0), Le(1)]
+"""From 0 to 1: a share of a run, a probability."""
+
+Fraction = Annotated[float, Ge(0), Lt(1)]
+"""From 0 to below 1: a momentum, a share of which something must be left."""
+
+# ------------------------------------------------------------------ tensors by name
 
 Params = dict[str, Tensor]
 """theta: supernet weights by parameter name."""

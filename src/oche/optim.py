@@ -15,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from oche.base import Params
+from oche.base import Fraction, NonNegative, Params
 
 
 class OptimizerFactory(Protocol):
@@ -34,8 +34,8 @@ class SGD:
     83), unless `nesterov_ahead` takes it along.
     """
 
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 3e-4
     nesterov: bool = False
     decay_vectors: bool = True
     nesterov_ahead: bool = False
@@ -89,9 +89,9 @@ class Sparing(torch.optim.SGD):
 class Adam:
     """Adam, by default with the DARTS settings for alpha."""
 
-    lr: float = 3e-4
+    lr: NonNegative = 3e-4
     betas: tuple[float, float] = (0.5, 0.999)
-    weight_decay: float = 1e-3
+    weight_decay: NonNegative = 1e-3
 
     def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
         fused = on_gpu(tensors)
@@ -107,7 +107,7 @@ class Adam:
 class Descent:
     """x - lr g, nothing else: for alpha whose rule gives the step itself (ZARTS, Shapley-NAS: lr=1 and g = -step)."""
 
-    lr: float = 1.0
+    lr: NonNegative = 1.0
 
     def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:
         return torch.optim.SGD(tensors, lr=self.lr)

@@ -9,11 +9,24 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from oche.base import Count, Fraction, Natural, Positive, Share
+from oche.errors import UserError
+
 
 class Schedule(Protocol):
     """progress in [0, 1] -> value."""
 
     def __call__(self, progress: float) -> float: ...
+
+
+def check_rate(rate: Schedule, where: str) -> None:
+    """Raises UserError where a learning rate is negative or not finite at any of 101 points of a run; `where` is what errors call it."""
+    for point in range(101):
+        value = rate(point / 100)
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(
+                f"{where}: a learning rate is finite and at least 0 throughout a run; after {point} % of it this one is {value:g}."
+            )
 
 
 @dataclass(frozen=True)
@@ -42,8 +55,8 @@ class Ramp:
     """0 until `start`, then straight up to `value` at `end`, and that from there on: what grows late, or only in a part of the run."""
 
     value: float
-    start: float = 0.0
-    end: float = 1.0
+    start: Share = 0.0
+    end: Share = 1.0
 
     def __call__(self, progress: float) -> float:
         if progress >= self.end:
@@ -56,7 +69,7 @@ class Poly:
     """start (1 - progress)^power, the usual schedule in segmentation."""
 
     start: float
-    power: float = 0.9
+    power: Positive = 0.9
 
     def __call__(self, progress: float) -> float:
         return float(self.start * (1 - progress) ** self.power)
@@ -76,8 +89,8 @@ class Cosine:
 
     start: float
     end: float = 0.0
-    warm_up: float = 0.0
-    warm_up_from: float = 0.2
+    warm_up: Share = 0.0
+    warm_up_from: Share = 0.2
     ramp: Literal["start", "cosine"] = "start"
 
     def __call__(self, progress: float) -> float:
@@ -100,8 +113,8 @@ class Triangle:
     """
 
     start: float
-    rise: float = 0.2
-    top: float = 0.2
+    rise: Share = 0.2
+    top: Fraction = 0.2
 
     def __call__(self, progress: float) -> float:
         if progress < self.top:
@@ -118,9 +131,9 @@ class LinearTail:
     """
 
     start: float
-    epochs: int = 250
-    tail: int = 5
-    warm_up: int = 5
+    epochs: Count = 250
+    tail: Count = 5
+    warm_up: Natural = 5
 
     def __call__(self, progress: float) -> float:
         epoch, body = progress * self.epochs, self.epochs - self.tail
@@ -133,8 +146,8 @@ class LinearTail:
 class Geometric:
     """start * (end / start) ** progress: the same factor at each step (DARTS on ImageNet: x0.97 per epoch)."""
 
-    start: float
-    end: float
+    start: Positive
+    end: Positive
 
     def __call__(self, progress: float) -> float:
         return float(self.start * (self.end / self.start) ** progress)

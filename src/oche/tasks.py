@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from oche.base import Share
 from oche.errors import UserError
 from oche.own import Kind, has
 
@@ -40,7 +41,7 @@ class Classify:
 
     name: ClassVar[str] = "classify"
     metric: ClassVar[str] = "accuracy"
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(outputs, targets, label_smoothing=self.label_smoothing)
@@ -82,7 +83,7 @@ class Segment:
     ohem_least: float = 1 / 16
     dice: float = 0.0
     lovasz: float = 0.0
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
 
     def __post_init__(self) -> None:
         parts = (self.cross_entropy, self.dice, self.lovasz)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oche import config
+from oche.config.values import NONE
 from oche.errors import UserError
 from oche.plan.options import words
 from oche.plan.request import Request, options
@@ -85,7 +86,7 @@ def _settings(space: str, data: Data) -> Sequence[tuple[str, object]]:
 
 
 def _plain(value: object) -> object:
-    return config.NONE if value is None else list(value) if isinstance(value, tuple) else value
+    return NONE if value is None else list(value) if isinstance(value, tuple) else value
 
 
 def _line(name: str, value: object) -> str:

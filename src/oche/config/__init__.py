@@ -11,25 +11,21 @@ from __future__ import annotations
 import inspect
 import sys
 import tomllib
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union
+from typing import Any, TypeVar
 
 import tomli_w
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
-from oche.errors import UserError, nearest, unknown
+from oche.config.values import NONE, fit
+from oche.errors import UserError, unknown
 
 T = TypeVar("T")
 
 LARGEST = 2**24
 """Letters that a text of settings has at most."""
-
-NONE = "none"
-"""How None is written in TOML and on the command line, for settings that may be None."""
 
 RULES = 2
 """The version of the rules that a run is written under; runs without an entry are of version 1. See `BEFORE`."""
@@ -66,9 +62,6 @@ A rule is corrected by a new field of its part, whose default is the new rule; t
 what they were: they resume, and end, as they would have.
 """
 
-PLAIN = (str, int, float, list, dict)
-"""What TOML can hold; such a value is no part."""
-
 
 def build(factory: Callable[..., T], values: Mapping[str, object], where: str) -> T:
     """Calls `factory` with keyword values, each checked and converted after the annotation of its parameter.
@@ -90,7 +83,7 @@ def build(factory: Callable[..., T], values: Mapping[str, object], where: str) -
     missing = [p.name for p in parameters.values() if p.default is p.empty and p.name not in values]
     if missing:
         raise UserError(f"{where} needs a value for {', '.join(missing)}.")
-    return factory(**{name: _fit(value, hints.get(name, object), name, where) for name, value in values.items()})
+    return factory(**{name: fit(value, hints.get(name, object), name, where) for name, value in values.items()})
 
 
 def override(part: T, path: str, value: object, where: str) -> T:
@@ -106,10 +99,38 @@ def override(part: T, path: str, value: object, where: str) -> T:
         if not _is_part(holders[-1]):
             raise UserError(f"{where}: {'.'.join(way[: depth + 1])} has no fields, so {path} cannot be set.")
     _refuse_unknown([last], _names(holders[-1]), _dotted(way), where)
-    new: Any = _fit(value, annotations_of(type(holders[-1]))[last], path, where)
+    new: Any = fit(value, annotations_of(type(holders[-1]))[last], path, where)
     for holder, name in zip(reversed(holders), reversed([*way, last]), strict=True):
         new = replace(holder, **{name: new})
     return typing.cast(T, new)
+
+
+def checked(part: T, where: str, path: str = "") -> T:
+    """The part itself. Raises UserError where a number in its tree is not finite, or lies outside of the range that its field has.
+
+    >>> from oche.optim import SGD
+    >>> checked(SGD(momentum=2), "train")
+    Traceback (most recent call last):
+    oche.errors.UserError: train: momentum must be float from 0 to below 1, not 2.
+    """
+    hints = annotations_of(type(part))
+    for name in _names(part):
+        value, here = getattr(part, name), f"{path}{name}"
+        for n, item in enumerate(value if isinstance(value, tuple) else ()):
+            if _is_part(item):
+                checked(item, where, f"{here}.{n}.")
+        if _is_part(value):
+            checked(value, where, f"{here}.")
+        elif _holds_numbers(value):
+            fit(value, hints[name], here, where)
+    return part
+
+
+def _holds_numbers(value: object) -> bool:
+    """True for a number, and for a tuple with one."""
+    if isinstance(value, tuple):
+        return any(map(_holds_numbers, value))
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def assignment(text: str) -> tuple[str, object]:
@@ -176,8 +197,8 @@ _BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_O
 def annotations_of(factory: Callable[..., object]) -> dict[str, Any]:
     """Name -> annotation of a function's parameters or a class's fields, strings resolved where they were written."""
     if inspect.isclass(factory) and not is_dataclass(factory):
-        return typing.get_type_hints(factory.__init__)
-    return typing.get_type_hints(factory)
+        return typing.get_type_hints(factory.__init__, include_extras=True)
+    return typing.get_type_hints(factory, include_extras=True)
 
 
 def _names(part: Any) -> list[str]:
@@ -199,102 +220,6 @@ def _refuse_unknown(names: Iterable[str], known: Iterable[str], prefix: str, whe
             if not known:
                 raise UserError(f"{where} has no settings, so {prefix + name!r} cannot be set.")
             raise unknown(f"{where} setting", prefix + name, known)
-
-
-# ---------------------------------------------------------------------- values after annotations
-
-
-_ANNOTATED: Any = Annotated  # annotations made at run time, which no type checker follows
-_UNION: Any = Union
-
-
-def _fit(value: object, hint: Any, name: str, where: str) -> Any:
-    """The value, converted to what the annotation asks for."""
-    adapter: TypeAdapter[Any] = TypeAdapter(_schema(hint), config=ConfigDict(coerce_numbers_to_str=True))
-    try:
-        return adapter.validate_python(value)
-    except ValidationError:
-        near = nearest(str(value), _literals(hint), 0.7)  # all are named before
-        tip = f"; did you mean {near!r}?" if near else "."
-        raise UserError(f"{where}: {name} must be {_say(hint)}, not {value!r}{tip}") from None
-
-
-def _literals(hint: Any) -> list[str]:
-    """The texts that an annotation takes, however deep they lie in it."""
-    if typing.get_origin(hint) is Literal:
-        return [text for text in typing.get_args(hint) if isinstance(text, str)]
-    return [text for inner in typing.get_args(hint) for text in _literals(inner)]
-
-
-def _schema(hint: Any) -> Any:
-    """The annotation, with the rules of this module attached for pydantic; any class it does not know is a part."""
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if hint in (int, float):
-        return _ANNOTATED[hint, BeforeValidator(_no_bool)]
-    if hint in (bool, str, Path, types.NoneType, object, Any) or origin is Literal:
-        return hint
-    if origin is Annotated:
-        return _schema(inner[0])
-    if origin is Mapping:  # a table of settings, each checked where it is used
-        return dict[str, Any]
-    if origin in (Union, types.UnionType):
-        union = _UNION[tuple(_schema(choice) for choice in inner)]
-        return _ANNOTATED[union, BeforeValidator(_none)] if types.NoneType in inner else union
-    if origin in (tuple, Sequence):
-        inner = (*inner, Ellipsis) if origin is Sequence else inner
-        items = tuple(item if item is Ellipsis else _schema(item) for item in inner)
-        return _ANNOTATED[types.GenericAlias(tuple, items), BeforeValidator(_items)]
-    return _ANNOTATED[Any, AfterValidator(_slot(hint))]
-
-
-def _no_bool(value: object) -> object:
-    if isinstance(value, bool):
-        raise ValueError("true and false are no numbers")
-    return value
-
-
-def _none(value: object) -> object:
-    return None if value == NONE else value
-
-
-def _items(value: object) -> object:
-    """`16,32` and a single `16` are tuples too, as they are typed on a command line."""
-    if isinstance(value, str):
-        return [item.strip() for item in value.split(",") if item.strip()]
-    return [value] if isinstance(value, int | float) else value
-
-
-def _slot(hint: Any) -> Callable[[object], object]:
-    """Accepts a part for a slot; isinstance tells where it can, which is not so for callables and most protocols."""
-
-    def check(value: object) -> object:
-        try:
-            fits = isinstance(value, hint)
-        except TypeError:
-            fits = not isinstance(value, PLAIN)
-        if not fits:
-            raise ValueError("another type")
-        return value
-
-    return check
-
-
-def _say(hint: Any) -> str:
-    """An annotation in words.
-
-    >>> _say(tuple[int, ...] | None), _say(Literal["a", "b"])
-    ('tuple of int or none', "'a' or 'b'")
-    """
-    origin, inner = typing.get_origin(hint), typing.get_args(hint)
-    if hint is types.NoneType:
-        return NONE
-    if origin is Literal:
-        return " or ".join(map(repr, inner))
-    if origin in (Union, types.UnionType):
-        return " or ".join(map(_say, inner))
-    if origin in (tuple, Sequence):
-        return f"tuple of {', '.join(_say(item) for item in inner if item is not Ellipsis)}"
-    return getattr(hint, "__name__", str(hint))
 
 
 # ---------------------------------------------------------------------- parts and tables
@@ -346,7 +271,7 @@ def _restored(old: Any, described: object, path: str, where: str, rules: int, hi
         if str(described).rpartition(".")[2] != _public(old):  # runs of earlier days have the module's path
             raise UserError(f"{where}: {path} is {described!r} there but {_public(old)!r} here.")
         return old
-    return _fit(described, hint, path, where)
+    return fit(described, hint, path, where)
 
 
 def _meant(part: Any, rules: int) -> dict[str, object]:

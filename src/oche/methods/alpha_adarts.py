@@ -33,7 +33,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from oche.base import Alpha, Draw, Group
+from oche.base import Alpha, Count, Draw, Group, NonNegative
 from oche.errors import UserError
 from oche.methods.adarts import adarts
 from oche.methods.budgets import Budget
@@ -103,7 +103,7 @@ class _AlphaAttended(Among):
 class AlphaAttendedChannels(SomeChannels):
     """As `AttendedChannels`, with an attention in which the op weights of all the cell's edges take part."""
 
-    K: int = 4
+    K: Count = 4
 
     def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
         count = share_of(channels, self.K, stride)
@@ -116,7 +116,7 @@ class Favouring(Relaxation):
 
     op: str = "sep_conv_5x5"
     value: float = 1e-3
-    scale: float = 5e-4
+    scale: NonNegative = 5e-4
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:
         drawn = self.scale * torch.randn(len(group.edges), group.width, generator=rng)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from oche.base import counted
+from oche.base import Count, Positive, counted
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.ask_tell import AskTell, Told
@@ -34,11 +34,11 @@ from oche.spaces import Space
 class Ensemble:
     """Ranks cells by one draw each from what `networks` networks, trained for `epochs` epochs, predict."""
 
-    networks: int = 5
-    layers: int = 10
-    width: int = 20
-    epochs: int = 150
-    rate: float = 0.01
+    networks: Count = 5
+    layers: Count = 10
+    width: Count = 20
+    epochs: Count = 150
+    rate: Positive = 0.01
 
     def __post_init__(self) -> None:
         if min(self.networks - 1, self.layers, self.width, self.epochs) < 1 or self.rate <= 0:

@@ -37,7 +37,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from oche.base import Alpha, Batch, Params, counted
+from oche.base import Alpha, Batch, Count, Fraction, NonNegative, Params, Positive, counted
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.budgets import Budget
@@ -83,14 +83,14 @@ class Evaluation(Callback):
     as they are.
     """
 
-    cycles: int = 5
-    cells: int | None = None
-    temperature: float = 2.0
-    weight: float = 1.0
+    cycles: Count = 5
+    cells: Count | None = None
+    temperature: Positive = 2.0
+    weight: NonNegative = 1.0
     lr: Schedule = Cosine(0.1, 0.1)
-    momentum: float = 0.9
-    weight_decay: float = 3e-4
-    clip: float = 5.0
+    momentum: Fraction = 0.9
+    weight_decay: NonNegative = 3e-4
+    clip: Positive = 5.0
     selection: Selection = TopK()
     rule: Rule = "code"
 

@@ -41,7 +41,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from oche.base import Alpha, Batch, Draw, OpWeights, Params
+from oche.base import Alpha, Batch, Count, Draw, OpWeights, Params, Share
 from oche.data import batches, none
 from oche.genotype import Choice, Genotype
 from oche.methods.budgets import Budget
@@ -107,7 +107,7 @@ class Ablation:
 class Contributions(Callback):
     """Writes M_c of every cell into the epoch's record, on `images` validation images, always the same ones."""
 
-    images: int = 64
+    images: Count = 64
 
     @torch.no_grad()
     def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
@@ -141,8 +141,8 @@ class ArchRate(Callback):
 class EdgeThreshold:
     """Every edge keeps its `most` strongest ops, if they are at least `least`; a node that is left without input its strongest one."""
 
-    least: float = 0.85
-    most: int = 2
+    least: Share = 0.85
+    most: Count = 2
 
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
         choices = {}

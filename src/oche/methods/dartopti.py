@@ -27,7 +27,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Draw, Group
+from oche.base import Alpha, Count, Draw, Group, Natural, NonNegative, Share
 from oche.methods.budgets import Budget
 from oche.methods.d_darts import d_darts
 from oche.search.callbacks import Callback
@@ -91,11 +91,11 @@ class StandstillStop(Callback):
     """
 
     gene: Gene
-    least: float = 0.85
-    most: int = 2
-    since: int = 5
-    tolerance: float = 1e-3
-    patience: int = 4
+    least: Share = 0.85
+    most: Count = 2
+    since: Natural = 5
+    tolerance: NonNegative = 1e-3
+    patience: Count = 4
 
     def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
         if record["phase"] != "search":

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from oche.base import Positive
 from oche.methods.darts import darts_2nd
 from oche.methods.darts_es import Curvature, curvatures
 from oche.search.callbacks import Callback
@@ -35,7 +36,7 @@ class RollBack(Callback):
 
     rule: EigenvalueRule = EigenvalueRule()
     curvature: Curvature = Curvature()
-    factor: float = 10.0
+    factor: Positive = 10.0
     most: float = 0.03
 
     def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:

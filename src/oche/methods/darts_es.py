@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from oche.base import Count
 from oche.genotype import Genotype
 from oche.methods.darts import SECOND_ORDER, darts_2nd
 from oche.search.callbacks import Callback
@@ -42,7 +43,7 @@ BUDGETS = {"paper": PUBLISHED}
 class Curvature:
     """Measures `probe` after every `every`-th epoch and the last, and remembers the series."""
 
-    every: int = 2
+    every: Count = 2
     probe: Probe = Eigenvalue()
 
     def due(self, state: SearchState) -> bool:

@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from oche.base import Count
 from oche.genotype import FREE, Genotype
 from oche.methods.darts import PUBLISHED as DARTS
 from oche.methods.darts import darts
@@ -39,7 +40,7 @@ BUDGETS = {"paper": {space: replace(row, source=f"ours, after {row.source}") for
 class SkipStop(Callback):
     """Ends the search when the first group of cells has `skips` skip connections."""
 
-    skips: int = 2
+    skips: Count = 2
     returned: When = "before"
 
     def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:

@@ -34,7 +34,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from oche.base import Group, counted
+from oche.base import Group, Natural, counted
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.budgets import QUICK as OURS
@@ -87,7 +87,7 @@ class Perturb:
     "adam", alpha's Adam throughout, and the weights' momentum from the second tuning on; or "momentum", that alone, from the first.
     """
 
-    tune: int
+    tune: Natural
     falling: bool = False
     carry: Literal["adam", "momentum"] = "adam"
 

@@ -33,7 +33,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Draw, Group, counted
+from oche.base import Alpha, Count, Draw, Fraction, Group, counted
 from oche.data import Fractions
 from oche.errors import UserError
 from oche.methods.budgets import QUICK as OURS
@@ -96,8 +96,8 @@ class Prune(Callback):
     A sweep visits an edge's operations in an order that is uniform, or drawn by theta without replacement.
     """
 
-    sweeps: int
-    momentum: float = 0.9
+    sweeps: Count
+    momentum: Fraction = 0.9
     draw: Literal["uniform", "theta"] = "uniform"
 
     def place(self, state: SearchState) -> Place | None:

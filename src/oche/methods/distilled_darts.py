@@ -27,7 +27,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from oche.base import Alpha, Batch, Params
+from oche.base import Alpha, Batch, NonNegative, Params, Positive
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.methods.cdarts import divergence
@@ -56,8 +56,8 @@ class Taught(Callback):
     """
 
     teacher: str = AUTO
-    weight: float = 1.0
-    temperature: float = 2.0
+    weight: NonNegative = 1.0
+    temperature: Positive = 2.0
     lessons: int = 10
 
     def on_epoch_start(self, state: SearchState) -> None:

@@ -36,7 +36,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Batch, Draw, Group, Params, counted
+from oche.base import Alpha, Batch, Draw, Group, NonNegative, Params, counted
 from oche.errors import UserError
 from oche.methods.budgets import Budget
 from oche.methods.darts import darts
@@ -86,7 +86,7 @@ class Dirichlet(Relaxation):
     """p_e ~ Dirichlet(ELU(eta_e) + 1) over the candidates that remain; in evaluation its mean."""
 
     by_mean: bool = False
-    scale: float = 1e-3
+    scale: NonNegative = 1e-3
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:
         return Softmax(self.scale).init(group, rng)

@@ -27,7 +27,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Batch, Group, Params
+from oche.base import Alpha, Batch, Group, NonNegative, Params, Share
 from oche.genotype import Choice, Genotype
 from oche.methods.budgets import Budget
 from oche.methods.darts import darts
@@ -59,7 +59,7 @@ BUDGETS = {"paper": PUBLISHED}
 class ZeroOne:
     """- weight * mean over all candidates of (w - 1/2)^2, or of |w - 1/2|; `by_group` the sum of each group's own mean."""
 
-    weight: float
+    weight: NonNegative
     absolute: bool = False
     by_group: bool = False
 
@@ -80,7 +80,7 @@ class Threshold:
     would have no node at all keeps the strongest op of each.
     """
 
-    least: float = 0.85
+    least: Share = 0.85
     starve: bool = False
 
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
@@ -130,7 +130,7 @@ def reached(choices: list[Choice]) -> list[Choice]:
 class Above(Callback):
     """Writes the number of weights of at least `least` into the epoch's record."""
 
-    least: float
+    least: Share
 
     def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
         record["above_threshold"] = sum(int((strength >= self.least).sum()) for _, strength in state.strengths())

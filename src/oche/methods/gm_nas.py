@@ -41,7 +41,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from oche.base import Group
+from oche.base import Count, Group, Natural, Share
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.budgets import Budget
@@ -101,10 +101,10 @@ class Split:
     At most `splits` levels are split, after `warm_up` times the epochs of a last supernet; epochs left over go to the first.
     """
 
-    splits: int = 2
-    warm_up: float = 0.5
+    splits: Natural = 2
+    warm_up: Share = 0.5
     edge_score: EdgeScore = "cut_max"
-    batches: int = 100
+    batches: Count = 100
     by_weight: bool = False
     first_kind: bool = False
 

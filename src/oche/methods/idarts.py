@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Params
+from oche.base import Alpha, Natural, Params
 from oche.methods.budgets import Budget
 from oche.methods.darts import DARTS_SPACE, NB201_SETTINGS, darts
 from oche.search.bilevel import Batches, Bilevel, required
@@ -50,7 +50,7 @@ BUDGETS = {"paper": PUBLISHED}
 class ImplicitNeumann:
     """The hypergradient above with K = `terms`; `residual_noise` also displaces the weights by 0.01 (v - s) / |v|, as the code does."""
 
-    terms: int = 2
+    terms: Natural = 2
     residual_noise: bool = False
 
     def __call__(self, problem: Bilevel, theta: Params, alpha: Alpha, batches: Batches) -> tuple[Tensor, Alpha]:

@@ -40,7 +40,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from oche.base import Alpha, Group
+from oche.base import Alpha, Group, NonNegative
 from oche.data import Whole
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
@@ -85,7 +85,7 @@ class Recover(Callback):
     all are, the search stops. None freezes nothing. Writes the overlap (Jaccard) of two epochs' supports, and how many nodes are frozen.
     """
 
-    tolerance: float | None = None
+    tolerance: NonNegative | None = None
 
     @torch.no_grad()
     def on_epoch_start(self, state: SearchState) -> None:

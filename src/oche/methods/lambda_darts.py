@@ -37,7 +37,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Batch, OpWeights, Params
+from oche.base import Alpha, Batch, OpWeights, Params, Positive
 from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS, darts
 from oche.optim import average
@@ -101,7 +101,7 @@ class Harmony(Callback):
 
     coefficient: Schedule
     direction: Corr | Sign
-    radius: float
+    radius: Positive
 
     def cells(self, state: SearchState) -> tuple[str, ...]:
         """Those that share the first group's alpha: the normal cells; none where a cell is alone."""

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oche.base import Draw, Group
+from oche.base import Count, Draw, Group
 from oche.genotype import Genotype
 from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS
@@ -96,7 +96,7 @@ class _PatchWeighed(Edge):
 class PatchWeighed:
     """The edge above: candidates weighed by attention over `patches` x `patches` patches of every image."""
 
-    patches: int = 4
+    patches: Count = 4
 
     def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
         return _PatchWeighed(nn.ModuleDict({op: build(op, channels) for op in ops}), channels, self.patches)

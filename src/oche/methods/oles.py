@@ -33,7 +33,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Params
+from oche.base import Alpha, Count, Params, Positive
 from oche.genotype import Genotype
 from oche.methods.budgets import Budget
 from oche.methods.darts import darts
@@ -60,10 +60,10 @@ class FreezeOverfitted(Callback):
     `clip` is the bound that the weight step puts on the gradient's norm; the paper's rule takes the gradient as it is.
     """
 
-    window: int = 20
+    window: Count = 20
     threshold: float = 0.4
     rule: Rule = "code"
-    clip: float = 5.0
+    clip: Positive = 5.0
 
     def after_inner_backward(self, state: SearchState, grads: Params, inner: InnerStep) -> Params:
         scale = 1.0 if self.rule == "paper" else clipping(grads, self.clip)

@@ -30,6 +30,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from oche.base import Natural
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.budgets import Budget
@@ -126,7 +127,7 @@ def deeper(space: Space, depth: int, first: int = DEPTHS[0]) -> Space:
 class AtMostSkips:
     """The last stage's genotype with at most `skips` skip connections in its first kind of cell."""
 
-    skips: int
+    skips: Natural
 
     def __call__(self, problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Genotype:
         last, choices = ended[-1], {}

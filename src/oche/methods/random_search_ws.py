@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Draw, Group, counted
+from oche.base import Alpha, Count, Draw, Group, counted
 from oche.data import ImageSet
 from oche.genotype import Choice, Genotype
 from oche.methods.budgets import Budget
@@ -102,10 +102,10 @@ class GivenCell(Relaxation):
 class BestOfSampled:
     """The best of `samples` random cells by the supernet's validation accuracy: first on `batches` batches, the `finalists` on all."""
 
-    samples: int = 100
-    batches: int = 4
-    finalists: int = 10
-    glances: int = 4
+    samples: Count = 100
+    batches: Count = 4
+    finalists: Count = 10
+    glances: Count = 4
 
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
         images = problem.data.val

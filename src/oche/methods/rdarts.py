@@ -28,6 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from oche.base import Count
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.budgets import QUICK, SMOKE, Budget
@@ -117,7 +118,7 @@ class BestTrained:
     """Keeps the stages' cell that is best on validation images after a training from scratch."""
 
     protocol: str = "brief"
-    epochs: int | None = None
+    epochs: Count | None = None
 
     def __call__(self, problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Genotype:
         name = f"segment_{self.protocol}" if f"{problem.space.task}_{self.protocol}" in PROTOCOLS else self.protocol

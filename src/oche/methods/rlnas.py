@@ -43,7 +43,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from oche.base import Group, counted
+from oche.base import Count, Group, Natural, Share, counted
 from oche.data import RandomTargets, Whole
 from oche.genotype import Choice, Genotype
 from oche.methods.budgets import Budget
@@ -110,12 +110,12 @@ class KeepInitial(Callback):
 class WidestAngle:
     """The cell whose weights turned most, by evolution; after each epoch but the last of one generation only. `rule`: see the module."""
 
-    population: int = 50
-    parents: int = 10
-    mutations: int = 25
-    crossovers: int = 25
-    generations: int = 20
-    probability: float = 0.1
+    population: Count = 50
+    parents: Count = 10
+    mutations: Natural = 25
+    crossovers: Natural = 25
+    generations: Count = 20
+    probability: Share = 0.1
     rule: Rule = "code"
 
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:

@@ -28,7 +28,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Batch, OpWeights
+from oche.base import Alpha, Batch, Natural, OpWeights
 from oche.methods.budgets import Budget
 from oche.methods.darts import darts
 from oche.optim import average
@@ -66,7 +66,7 @@ class Perturbation(Callback):
     """
 
     epsilon: Schedule
-    steps: int = 0
+    steps: Natural = 0
     empty: Empty = "perturbed"
 
     def before_inner_step(self, state: SearchState, weights: OpWeights, alpha: Alpha, batch: Batch) -> OpWeights:

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from oche.base import counted
+from oche.base import Count, Fraction, Natural, NonNegative, Share, counted
 from oche.data import ImageSet
 from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS, darts
@@ -63,16 +63,16 @@ class Game(Callback):
     same (`fresh`). m begins as `initial` N(0, 1), and scores are divided by the deviation over n - `correction`.
     """
 
-    permutations: int
-    images: int
-    start: float = 0.5
-    truncate: float = 0.5
-    momentum: float = 0.8
-    step: float = 0.1
+    permutations: Count
+    images: Count
+    start: Share = 0.5
+    truncate: NonNegative = 0.5
+    momentum: Fraction = 0.8
+    step: NonNegative = 0.1
     before: bool = True
     fresh: bool = True
     initial: float = 1e-3
-    correction: int = 1
+    correction: Natural = 1
 
     def on_epoch_start(self, state: SearchState) -> None:
         begun = state.step > state.epoch * (

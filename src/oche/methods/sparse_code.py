@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oche.base import Alpha, Draw, Group
+from oche.base import Alpha, Count, Draw, Group, NonNegative
 from oche.search.relaxations import Relaxation
 
 
@@ -49,9 +49,9 @@ class SparseCode(Relaxation):
     """
 
     measurement: Measurement = Uniform()
-    m: int = 7
-    penalty: float = 1e-5
-    scale: float = 1e-3
+    m: Count = 7
+    penalty: NonNegative = 1e-5
+    scale: NonNegative = 1e-3
     distinct: bool = False
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:

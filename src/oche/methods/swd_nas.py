@@ -41,7 +41,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from oche.base import Draw
+from oche.base import Count, Draw
 from oche.methods.budgets import Budget
 from oche.methods.darts import NB201_SETTINGS
 from oche.methods.weighing import Measured, Normalise, OwnWeights, Weigher
@@ -102,7 +102,7 @@ class _Excited(Edge):
 class ExcitedChannels(SomeChannels):
     """The edge above: the 1/K most attended channels, operations weighed by squeeze and excitation, beside an auxiliary skip."""
 
-    K: int = 16
+    K: Count = 16
 
     def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
         count = share_of(channels, self.K, stride)

@@ -36,7 +36,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Batch, Params
+from oche.base import Alpha, Batch, Count, Natural, Params, Positive, Share
 from oche.methods.budgets import Budget
 from oche.methods.darts import darts
 from oche.optim import Descent
@@ -62,13 +62,13 @@ class Trials:
     `samples` is N, `steps` M, `far` l, `sigma`(progress) s, which starts to fall at progress `since`.
     """
 
-    samples: int = 4
-    steps: int = 10
-    far: float = 1e-3
+    samples: Count = 4
+    steps: Natural = 10
+    far: Positive = 1e-3
     sigma: Schedule = Cosine(0.025)
-    tau: float = 0.01
+    tau: Positive = 0.01
     rule: Rule = "code"
-    since: float = 0.2
+    since: Share = 0.2
 
     def __call__(self, problem: Bilevel, theta: Params, alpha: Alpha, batches: Batches) -> tuple[Tensor, Alpha]:
         loss, grads = FirstOrder()(problem, theta, alpha, batches)

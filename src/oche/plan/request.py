@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from oche import config, own
+from oche.config.values import NONE
 from oche.errors import UserError
 from oche.plan.options import Limited, option, words
 from oche.run import Listener, Run, silent
@@ -259,7 +260,7 @@ def _as_plain(value: object) -> object:
     if isinstance(value, list | tuple):
         return [_as_plain(item) for item in value]
     if value is None:
-        return config.NONE
+        return NONE
     return str(value) if isinstance(value, Path) else own.absolute(value) if _is_plain(value) else own.display(value)
 
 
@@ -306,7 +307,7 @@ def in_order(of: type[Request] | type[TrainRequest]) -> list[Field[Any]]:
 def written(request: Request | TrainRequest) -> dict[str, object]:
     """The request as a table of run.toml; every value is plain. None is "none"."""
     table = {f.name: getattr(request, f.name) for f in options(type(request))}
-    return {name: config.NONE if v is None else list(v) if isinstance(v, tuple) else v for name, v in table.items()}
+    return {name: NONE if v is None else list(v) if isinstance(v, tuple) else v for name, v in table.items()}
 
 
 def requested(run: Run) -> tuple[Request | TrainRequest, Mapping[str, object]]:

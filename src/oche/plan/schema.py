@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from oche import config
+from oche.config.values import NONE
 from oche.data import load
 from oche.methods import METHODS
 from oche.methods.budgets import NAMES
@@ -72,7 +73,7 @@ def type_of(hint: Any) -> Schema:
     if hint in simple:
         return {"type": simple[hint]}
     if hint is types.NoneType:
-        return {"const": config.NONE}
+        return {"const": NONE}
     if origin is Literal:
         return {"enum": list(inner)}
     if origin is typing.Annotated:
@@ -123,7 +124,7 @@ def _option(name: str, hint: Any) -> Schema:
         return {"type": "array", "items": _names(PROBES)}
     if name in named:
         free = [AUTO] * (name not in ("budget", "task"))
-        none = [config.NONE] * (types.NoneType in typing.get_args(hint))
+        none = [NONE] * (types.NoneType in typing.get_args(hint))
         return _names([*free, *none, *named[name]], own=name != "budget")
     made = type_of(hint)
     return made if name not in ("data", "genotype") else {"type": "string"}

@@ -78,7 +78,7 @@ def layered(
     """The part with a budget's settings but for the `kept` paths, and with those given, or as `recorded`; and what the budget changed.
 
     A budget's setting for a field that the part does not have is left out: it was made for another part in the slot. A part is set
-    before its fields. Raises UserError for a setting given that is unknown or does not fit.
+    before its fields. Raises UserError for a setting given that is unknown or does not fit, and for any number out of its range.
     """
     first, given = part, given or {}
     explicit = (*kept, *given)
@@ -92,7 +92,7 @@ def layered(
     if recorded is not None:
         return config.restore(part, recorded, f"run.toml: {where}", rules), ()
     changes = (Change(path, at(first, path), at(part, path)) for path in applied)
-    return part, tuple(change for change in changes if change.old != change.new)
+    return config.checked(part, where), tuple(change for change in changes if change.old != change.new)
 
 
 def _settled(path: str, kept: Iterable[str], explicit: Iterable[str]) -> bool:

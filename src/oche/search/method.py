@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from oche.base import Count, Positive, Share
 from oche.data import Fractions, Split, Targets, TrueTargets
 from oche.errors import UserError
 from oche.optim import SGD, Adam, OptimizerFactory
-from oche.schedule import Cosine, Schedule
+from oche.schedule import Cosine, Schedule, check_rate
 from oche.search.bilevel import ArchGradient, FirstOrder
 from oche.search.callbacks import Callback
 from oche.search.relaxations import Relaxation, Softmax
@@ -48,12 +49,12 @@ class Method:
     weight_optimizer: OptimizerFactory = SGD()
     weight_lr: Schedule = Cosine(0.025, 0.001)
     lr_by_step: bool = False
-    clip: float | None = 5.0
-    arch_start: float = 0.0
-    arch_every: int = 1
+    clip: Positive | None = 5.0
+    arch_start: Share = 0.0
+    arch_every: Count = 1
     arch_first: bool = True
     fresh_inner: bool = True
-    arch_clip: float | None = None
+    arch_clip: Positive | None = None
     single_level: bool = False
     split: Split = Fractions()
     targets: Targets = TrueTargets()
@@ -72,6 +73,7 @@ class Method:
                 f"{self.name}: arch_every must be at least 1 and arch_start a share of the epochs; "
                 f"given {self.arch_every} and {self.arch_start}."
             )
+        check_rate(self.weight_lr, f"{self.name}: weight_lr")
         if self.single_level and not (isinstance(self.arch_gradient, FirstOrder) and self.arch_first):
             raise UserError(
                 f"{self.name} is single-level: alpha steps with the weights, so arch_gradient and arch_first stay as they are."

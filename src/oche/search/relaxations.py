@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Draw, Group
+from oche.base import Alpha, Draw, Group, NonNegative
 from oche.schedule import Schedule
 
 
@@ -37,7 +37,7 @@ class Relaxation(ABC):
 class Softmax(Relaxation):
     """w_eo = exp(a_eo) / sum_o' exp(a_eo') (DARTS, eq. 2); a starts at `scale` N(0, 1)."""
 
-    scale: float = 1e-3
+    scale: NonNegative = 1e-3
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:
         return {f"{group.name}/alpha": self.scale * torch.randn(len(group.edges), group.width, generator=rng)}
@@ -56,7 +56,7 @@ class Sigmoid(Relaxation):
     `normalised` divides by their sum on the edge (SSR).
     """
 
-    scale: float = 0.0
+    scale: NonNegative = 0.0
     normalised: bool = False
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:
@@ -83,7 +83,7 @@ class GumbelSoftmax(Relaxation):
 
     temperature: Schedule
     hard: bool = False
-    scale: float = 1e-3
+    scale: NonNegative = 1e-3
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:
         return {f"{group.name}/alpha": self.scale * torch.randn(len(group.edges), group.width, generator=rng)}
@@ -106,7 +106,7 @@ class EdgeNormalised(Relaxation):
     """w_eo = softmax over the edges into e's node of beta, times the inner relaxation (PC-DARTS, eqs. 5 and 6)."""
 
     inner: Relaxation = field(default_factory=Softmax)
-    scale: float = 1e-3
+    scale: NonNegative = 1e-3
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:
         return {
@@ -183,7 +183,7 @@ class Gated(Relaxation):
 
     inner: Relaxation = field(default_factory=Softmax)
     gate: Gate = field(default_factory=SigmoidGate)
-    scale: float = 1e-3
+    scale: NonNegative = 1e-3
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:
         fresh = self.inner.init(group, rng)

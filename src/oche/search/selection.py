@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from oche.base import Group
+from oche.base import Count, Group
 from oche.genotype import Choice, Genotype
 from oche.search.state import Problem, SearchState
 from oche.spaces import Space
@@ -30,7 +30,7 @@ class TopK:
     (NAS-Bench-201) takes the strongest op of each, `none` included.
     """
 
-    keep: int | None = None
+    keep: Count | None = None
 
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
         choices = {}

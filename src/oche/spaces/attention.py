@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from oche.base import Draw
+from oche.base import Count, Draw
 from oche.errors import UserError
 from oche.optim import average
 from oche.spaces.edges import Candidate, Edge, SomeChannels, mix
@@ -99,7 +99,7 @@ class AttendedChannels(SomeChannels):
     is 1 for a softmax and the edge's own weight under edge normalisation. Any number of channels will do (`share_of`).
     """
 
-    K: int = 4
+    K: Count = 4
 
     def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
         count = share_of(channels, self.K, stride)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from oche.base import Draw
+from oche.base import Count, Draw
 from oche.errors import UserError
 from oche.schedule import Constant, Linear, Schedule
 from oche.spaces.ops import Drawn, PoolBN, Zero, run
@@ -92,7 +92,7 @@ class PartialChannels(SomeChannels):
     own weight under edge normalisation, as in the authors' code where beta multiplies the whole mixed output.
     """
 
-    K: int = 4
+    K: Count = 4
 
     def __call__(self, ops: Sequence[str], channels: int, stride: int, build: Candidate) -> Edge:
         if self.K < 1 or channels % self.K:

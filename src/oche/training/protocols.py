@@ -10,8 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from oche.base import Count, Fraction, Natural, NonNegative, Positive, Share
 from oche.optim import SGD
-from oche.schedule import Cosine, Geometric, LinearTail, Schedule, Triangle
+from oche.schedule import Cosine, Geometric, LinearTail, Schedule, Triangle, check_rate
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,23 @@ class Protocol:
     batch: int
     lr: Schedule
     optimizer: SGD = SGD()
-    clip: float | None = 5.0
-    auxiliary: float = 0.4
-    drop_path: float = 0.0
-    cutout: int = 0
+    clip: Positive | None = 5.0
+    auxiliary: NonNegative = 0.4
+    drop_path: Fraction = 0.0
+    cutout: Natural = 0
     policy: bool = False
-    label_smoothing: float = 0.0
+    label_smoothing: Share = 0.0
     keep: Literal["last", "best"] = "last"
     lr_by_step: bool = False
-    steps: int = 0
-    cells: int | None = None
-    channels: int | None = None
-    stem_multiplier: int | None = None
+    steps: Natural = 0
+    cells: Count | None = None
+    channels: Count | None = None
+    stem_multiplier: Count | None = None
     compile: bool = False
     source: str = "our choice"
+
+    def __post_init__(self) -> None:
+        check_rate(self.lr, "train: lr")
 
 
 def lengthened(protocol: Protocol, images: int) -> Protocol:

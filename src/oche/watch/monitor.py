@@ -14,6 +14,7 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from oche.base import Count, Natural, Positive, Share
 from oche.data import batches, none
 from oche.genotype import Genotype
 from oche.run import Run
@@ -61,7 +62,7 @@ class ParameterFree:
 class Eigenvalue:
     """Largest signed eigenvalue of the validation loss's Hessian in alpha, on the same `images` at every epoch."""
 
-    images: int = 64
+    images: Count = 64
     name: ClassVar[str] = "eigenvalue"
 
     def __call__(self, state: SearchState, problem: Problem, genotype: Genotype) -> float:
@@ -128,7 +129,7 @@ class Degeneration(Callback):
     `depth`: the most operations with weights on one way. `strides`: how many of a grid's are in use. `decoded_parameters`.
     """
 
-    below: float = 0.1
+    below: Share = 0.1
 
     def on_epoch_end(self, state: SearchState, record: dict[str, object]) -> None:
         genotype = Genotype.parse(str(record["genotype"]), state.space.name)
@@ -152,10 +153,10 @@ class EigenvalueRule:
     the probes, every second epoch in R-DARTS. A mean that is not positive has no ratio and never triggers.
     """
 
-    window: int = 5
-    lag: int = 4
-    ratio: float = 1.3
-    start: int = 10
+    window: Count = 5
+    lag: Count = 4
+    ratio: Positive = 1.3
+    start: Natural = 10
 
     def growth(self, epochs: Sequence[int], values: Sequence[float]) -> tuple[int, float] | None:
         """(epoch of the earlier mean, ratio) at the end of the series, or None where the rule does not look yet."""
