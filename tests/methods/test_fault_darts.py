@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from contracts.same import problem_of
+from contracts.test_resume import content, run_with_kills
 from oche.base import Batch, counted
 from oche.data import none
 from oche.errors import UserError
@@ -147,3 +148,18 @@ def test_a_search_on_signals_decides_and_is_cheaper_for_it(tmp_path: Path) -> No
         assert result.genotype == Genotype("signal", {"chain": tuple(Choice(e, e + 1, op) for e, op in enumerate(ops))})
     assert seen[0] == [11, 9, 6, 4, 1]  # of 11: ceil(11 - 10 (t - 0.2) / 0.8)
     assert found[1] < found[0]
+
+
+def test_a_search_on_signals_is_killed_and_resumed_to_the_bit(tmp_path: Path) -> None:
+    """After every third step, while operations are dropped: all that a run keeps is that of an unbroken search."""
+    data = tiny_data(12, (1, 24))
+    contents = []
+    for folder, every in (("whole", None), ("broken", 4)):
+        run = Run.create(tmp_path / folder)
+        run.write(Run.CONFIG, b"")
+        problem = Problem(SMALL, data, Classify(), none(data), epochs=4, batch=4, run=run, checkpoint_every=1)
+        assert (run_with_kills(fault_darts(), problem, every) > 0) == (every is not None)
+        contents.append(content(run))
+    assert [row["operations_left"] for row in contents[0]["log"] if "operations_left" in row] == [11, 8, 5, 1]
+    assert contents[0].keys() == contents[1].keys()
+    assert [key for key in contents[0] if contents[0][key] != contents[1][key]] == []

@@ -58,8 +58,21 @@ def searched(
 
         problem = replace(problem_of(fabric, count, sync=sync), listener=listen)
         genotype, state = as_searcher(searcher).run(problem, ())
-        found.append({**parts(state), "genotype": str(genotype), "epochs": seen})
+        found.append({**parts(state), "genotype": str(genotype), "epochs": seen, "dropped": dropped(state)})
     return found
+
+
+def dropped(state: SearchState | None) -> list[str]:
+    """The names of weights of operations that the search dropped."""
+    if state is None:
+        return []
+    lost: list[str] = []
+    for cell, rows in state.space.spread({group.name: ~state.alive(group) for group in state.space.groups}).items():
+        edges = list(state.supernet.body.cells[cell].edges.items())  # type: ignore[union-attr,arg-type]
+        for e, o in rows.nonzero().tolist():
+            name, ops = edges[e][0], list(edges[e][1].ops)
+            lost += [f"body.cells.{cell}.edges.{name}.ops.{op}." for op in ops[o : o + 1]]
+    return [name for name in state.theta if name.startswith(tuple(lost))]
 
 
 def parts(state: SearchState | None) -> dict[str, Any]:
