@@ -7,14 +7,17 @@ data, this size and these seeds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import sqrt
 from statistics import mean, stdev
 
+from oche import config
+from oche.bench import stats
 from oche.bench.matrix import TRAINED_TEST
 from oche.bench.render import Sheet
 from oche.bench.result import BenchResult, Finished
+from oche.errors import UserError
 from oche.study.degeneration import FREE_SHARE
 from oche.study.measure import ANEW, CONTINUOUS
 from oche.study.tables import Number, error, last, numbers, value
@@ -30,7 +33,8 @@ class Roles:
     """The arms that play a part in the claims, "" for none.
 
     `single` is the unregularised single stage, `penalised` the one with the largest penalty, `two_stage` the control; `fixed` the split
-    S0, `splits` the others.
+    S0, `splits` the others; `random` has frozen random alpha of the same mean entropy as `single`, and never trains it. `levels` has such
+    roles by name for further settings of the same search, each judged on its own: by how far alpha decides, for example.
     """
 
     single: str = ""
@@ -38,6 +42,22 @@ class Roles:
     two_stage: str = ""
     fixed: str = ""
     splits: tuple[str, ...] = ()
+    random: str = ""
+    levels: Mapping[str, object] = field(default_factory=dict)
+
+    def at(self) -> dict[str, Roles]:
+        """These roles, and those of each level by its name. Raises UserError for a level that holds anything else."""
+        found = {"": replace(self, levels={})}
+        for name, table in self.levels.items():
+            if not isinstance(table, Mapping):
+                raise UserError(f"A study's level {name!r} must be a table of roles, not {table!r}.")
+            found[name] = config.build(Roles, table, f"roles of the level {name}")
+        return found
+
+    def arms(self) -> set[str]:
+        """The arms that play a part anywhere."""
+        parts = (r for r in self.at().values())
+        return {arm for r in parts for arm in (r.single, r.penalised, r.two_stage, r.fixed, *r.splits, r.random) if arm}
 
 
 def judged(result: BenchResult, roles: Roles) -> list[Sheet]:
@@ -46,11 +66,12 @@ def judged(result: BenchResult, roles: Roles) -> list[Sheet]:
     found: list[Sheet] = []
     for place, here in result.places():
         arms = {arm: [t for t in here if t.method == arm] for arm in result.matrix.searched}
-        rows = [list(row) for row in _rows(arms, roles)]
-        if "smoke" in place:
-            rows = [[*row[:3], f"{OPEN}: smoke"] for row in rows]
-        if rows:
-            found.append((f"Claims: {', '.join(place)}", headings, rows))
+        for level, own in roles.at().items():
+            rows = [list(row) for row in _rows(arms, own)]
+            if "smoke" in place:
+                rows = [[*row[:3], f"{OPEN}: smoke"] for row in rows]
+            if rows:
+                found.append((f"Claims: {', '.join((*place, level) if level else place)}", headings, rows))
     return found
 
 
@@ -68,6 +89,8 @@ def _rows(arms: dict[str, list[Finished]], roles: Roles) -> Iterator[tuple[str, 
             *_more(base, two, test, 0),
         )
         yield _cost(base, two)
+    if base and (random := arms.get(roles.random, [])):
+        yield _trained(base, random)
     if fixed := arms.get(roles.fixed, []):
         yield from _splits(
             fixed, {name: trials for name in roles.splits if (trials := arms.get(name, []))}, roles.fixed
@@ -85,6 +108,25 @@ def _cost(base: Sequence[Finished], two: Sequence[Finished]) -> tuple[str, str, 
     if min(len(base), len(two)) < 2:
         verdict = f"{OPEN}: too few seeds"
     return "C6: at no more cost", "seconds <= those of two stages", told, verdict
+
+
+def _trained(base: Sequence[Finished], random: Sequence[Finished]) -> tuple[str, str, str, str]:
+    """Ours: trained alpha against random alpha of the same mean entropy, by test score, seed by seed."""
+    scores = [{t.seed: v for t in trials if (v := t.values.get(TRAINED_TEST)) is not None} for trials in (base, random)]
+    entropies = " and ".join(
+        f"{mean(values):.1f}" if (values := list(numbers(trials, value("entropy")))) else "?"
+        for trials in (base, random)
+    )
+    claim, criterion = (
+        "Ours: trained alpha beats random alpha of its entropy",
+        "95 % interval of paired test scores above 0",
+    )
+    found = stats.difference(*scores)
+    if found is None or found.interval is None:
+        return claim, criterion, f"entropy {entropies} %", f"{OPEN}: too few seeds"
+    low, high = found.interval
+    told = f"{found.mean:+.2f} [{low:.2f}, {high:.2f}] points over {found.n} seeds; entropy {entropies} %"
+    return claim, criterion, told, HOLDS if low > 0 else NOT
 
 
 def _seconds(trial: Finished) -> float:

@@ -134,8 +134,7 @@ def study_of(folder: Run) -> Measured:
 def check(study: Study) -> None:
     """Raises UserError for arms that do not exist, and for a decoding that makes sense in none of the arms."""
     matrix, measure, roles = study.matrix, study.measure, study.roles
-    parts = (roles.single, roles.penalised, roles.two_stage, roles.fixed, *roles.splits)
-    named = (*measure.retrained, *measure.inherited, *measure.closely, *filter(None, parts))
+    named = (*measure.retrained, *measure.inherited, *measure.closely, *sorted(roles.arms()))
     if foreign := [arm for arm in named if arm not in matrix.searched]:
         raise UserError(f"There is no arm {foreign[0]!r} to measure; the arms are {', '.join(matrix.searched)}.")
     if both := [arm for arm in measure.retrained if arm in measure.inherited]:

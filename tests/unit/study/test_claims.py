@@ -17,6 +17,7 @@ from oche.bench.matrix import TRAINED_TEST, TRAINED_VAL
 from oche.bench.pictures import looks
 from oche.bench.planned import Trial
 from oche.bench.trial import Outcome
+from oche.errors import UserError
 from oche.study.claims import HOLDS, NOT, OPEN, Roles, judged
 from oche.study.degeneration import FREE_SHARE, PARAMETERS
 from oche.study.measure import USUAL
@@ -101,6 +102,35 @@ def test_one_split_that_passes_is_enough_and_degeneration_has_to_be_measured(tmp
     blind = replace(result, finished=tuple(replace(t, probes={}) for t in result.finished))
     (sheet,) = judged(blind, ROLES)
     assert {row[0][:2]: row[3] for row in sheet[2]}["C7"] == f"{OPEN}: degeneration was not measured"
+
+
+def test_trained_alpha_is_held_against_random_alpha_of_its_entropy_seed_by_seed(tmp_path: Path) -> None:
+    """Against scipy's interval of the differences, in a study whose other level has no such arm."""
+    result = made(tmp_path / "b", {**LEVEL, "s2": 49.0})
+    moved = tuple(
+        replace(t, values={**t.values, TRAINED_TEST: t.values[TRAINED_TEST] + 0.1 * t.seed}) if t.method == "s2" else t  # type: ignore[operator]
+        for t in result.finished
+    )
+    roles = Roles(levels={"decided": {"single": "base", "random": "s2"}, "other": {"fixed": "s0", "splits": ["two"]}})
+    sheets_ = judged(replace(result, finished=moved), roles)
+    assert [heading for heading, *_ in sheets_] == [
+        "Claims: toy, digits, quick, decided", "Claims: toy, digits, quick, other"
+    ]  # fmt: skip
+    (row,) = [r for r in sheets_[0][2] if r[0].startswith("Ours")]
+    low, high = stats.ttest_1samp([1.0, 0.9, 0.8], 0.0).confidence_interval(0.95)
+    assert row[2:] == [f"+0.90 [{low:.2f}, {high:.2f}] points over 3 seeds; entropy 90.0 and 90.0 %", HOLDS]
+    backwards = judged(replace(result, finished=moved), Roles(single="s2", random="base"))
+    assert next(r for r in backwards[0][2] if r[0].startswith("Ours"))[3] == NOT
+    one = replace(result, finished=tuple(t for t in moved if t.seed == 0))
+    assert next(r for r in judged(one, roles)[0][2] if r[0].startswith("Ours"))[3].startswith(OPEN)
+
+
+def test_a_level_is_a_table_of_roles(tmp_path: Path) -> None:
+    assert Roles("a", levels={"x": {"single": "b", "random": "c"}}).arms() == {"a", "b", "c"}
+    with pytest.raises(UserError, match="must be a table of roles, not 3"):
+        Roles(levels={"x": 3}).arms()
+    with pytest.raises(UserError, match="no roles of the level x setting 'singel'; did you mean 'single'"):
+        Roles(levels={"x": {"singel": "b"}}).arms()
 
 
 def test_a_smoke_test_and_a_single_seed_judge_nothing(tmp_path: Path) -> None:
