@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
 import weakref
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import count, repeat
 from pathlib import Path
 
 import pytest
@@ -215,21 +217,64 @@ def test_measuring_leaves_no_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not told
 
 
-def test_a_first_step_that_is_long_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    step: Callable[..., None] = preflight.steps
+@dataclass
+class Clock:
+    """A clock of our own, on which each step takes what is given next; with a step of alpha or without."""
 
-    def counting(*arguments: object) -> None:
-        calls.append(1)
-        step(*arguments)
+    seconds: Iterator[float]
+    now: float = 0.0
+    steps: list[bool] = field(default_factory=list)
 
-    monkeypatch.setattr(preflight, "steps", counting)
-    estimate(problem("toy"), method("darts"))
-    assert 1 < len(calls) <= 1 + preflight.MOST
-    del calls[:]
-    monkeypatch.setattr(preflight, "LONG", 0.0)
-    estimate(problem("toy"), method("darts"))
-    assert len(calls) == 1
+    def step(self, *given: object) -> None:
+        self.steps.append(bool(given[-1]))
+        self.now += next(self.seconds)
+
+
+def on_clock(seconds: Iterable[float], monkeypatch: pytest.MonkeyPatch, epochs: int) -> tuple[Clock, float]:
+    """The clock after DARTS was estimated on it, and the seconds per step that were said."""
+    clock = Clock(iter(seconds))
+    monkeypatch.setattr(preflight.time, "perf_counter", lambda: clock.now)
+    monkeypatch.setattr(preflight, "steps", clock.step)
+    return clock, estimate(replace(problem("toy"), epochs=epochs), method("darts")).step_seconds
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+@pytest.mark.parametrize("length", [0.2, 2.7])
+def test_a_moment_in_which_the_machine_is_busy_is_not_believed(
+    length: float, slow: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One step of three times the time among the first ones: one step gave 25 minutes, and a minute later 9."""
+    clock, said = on_clock((length * (3 if n == slow else 1) for n in count()), monkeypatch, epochs=1000)
+    assert said == pytest.approx(length, rel=0.25)
+    assert len(clock.steps) > preflight.FEWEST
+
+
+def test_steps_that_spread_are_measured_more_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    still, _ = on_clock(repeat(0.5), monkeypatch, epochs=1000)
+    spread, _ = on_clock((0.3 + 0.4 * (n % 2) for n in count()), monkeypatch, epochs=1000)
+    assert len(still.steps) == 1 + preflight.FEWEST < len(spread.steps) <= 1 + preflight.MOST
+
+
+def test_most_estimates_of_a_load_that_comes_and_goes_are_near_its_mean() -> None:
+    """Nineteen of twenty within a quarter, where the steps differ by 40 % either way."""
+
+    def said(seed: int) -> float:
+        draws, warm = random.Random(seed), list[float]()
+        while not preflight._enough(warm, preflight.LONGEST):
+            warm.append(0.5 * draws.uniform(0.6, 1.4))
+        return preflight._middle(warm)
+
+    assert sum(abs(said(seed) - 0.5) < 0.25 * 0.5 for seed in range(500)) > 0.95 * 500
+
+
+def test_measuring_takes_little_of_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warm step is always measured; no more where two in a hundred of the search, or half a minute, would be gone."""
+    clock, said = on_clock((9.0 if n == 0 else 3.0 for n in count()), monkeypatch, epochs=2)
+    assert (len(clock.steps), said) == (2, 3.0)
+    clock, _ = on_clock((20.0 * (1 + n % 3) for n in count()), monkeypatch, epochs=1000)
+    assert len(clock.steps) == 2
+    clock, _ = on_clock((2.0 * (1 + n % 3) for n in count()), monkeypatch, epochs=1000)
+    assert preflight.LONGEST - 6 <= clock.now <= 2 + preflight.LONGEST
 
 
 def test_steps_without_alpha_count_for_what_they_take(monkeypatch: pytest.MonkeyPatch) -> None:

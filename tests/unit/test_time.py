@@ -137,6 +137,20 @@ def test_a_pace_counts_steps_and_images(monkeypatch: pytest.MonkeyPatch) -> None
     assert found.seconds(7) == pytest.approx(7 * found.epoch + found.once)
 
 
+def test_one_long_step_among_three_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cold step, then one in a busy moment, then two as all others."""
+    now, taken = [100.0], iter([5.0, 9.0, 3.0, 3.0])
+
+    def stepping(*_: object) -> tuple[float, float]:
+        now[0] += next(taken)
+        return 0.0, 0.0
+
+    monkeypatch.setattr(measuring.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(measuring, "train_epoch", stepping)
+    monkeypatch.setattr(measuring, "evaluate", lambda *_: None)
+    assert pace(training_for(epochs=100)).epoch == pytest.approx(3 * 3.0)
+
+
 def test_measuring_a_pace_leaves_no_trace(tmp_path: Path) -> None:
     before = torch.get_rng_state()
     told: list[str] = []

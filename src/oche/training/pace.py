@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from statistics import median
 
 import torch
 
@@ -15,6 +16,9 @@ from oche.training.train import Training, begin, stream_of, train_epoch
 
 MEASURED = 1.0
 """Seconds for which warm steps are measured, about; at least one is, and no more than an epoch."""
+
+LEAST, SHARE = 3, 0.02
+"""Steps longer than that are measured so often, where it takes less than this share of the training: their median counts."""
 
 IMAGES = 512
 """Images of an evaluation that are measured, at most."""
@@ -50,7 +54,8 @@ def pace(training: Training) -> Pace:
     once = time.perf_counter() - started
     one = trained(1)
     count = max(1, min(steps, int(MEASURED / max(one, 1e-6))))
-    step = trained(count) / count if count > 1 else one
+    few = count == 1 and SHARE * steps * training.protocol.epochs >= LEAST - 1
+    step = trained(count) / count if count > 1 else median([one, *(trained(1) for _ in range(LEAST - 1) if few)])
 
     def scored(images: ImageSet) -> float:
         few = images.subset(torch.arange(min(IMAGES, len(images))))
