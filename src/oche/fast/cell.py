@@ -11,6 +11,7 @@ from oche.base import Draw
 from oche.fast.backends.buffers import shared
 from oche.fast.backends.device import Backend, accelerator
 from oche.fast.backends.native import Kernels, kernels, switched_off
+from oche.fast.grid import FusedGridCell
 from oche.fast.kernels.dense import DenseLayout, dense_layout, run_dense
 from oche.fast.kernels.entry import enter, single
 from oche.fast.kernels.layout import Layout, layout
@@ -19,6 +20,7 @@ from oche.fast.kernels.packed_op import run_packed
 from oche.fast.kernels.partial import run_partial
 from oche.fast.portable.mixed import refusal, run_portable, zeros
 from oche.fast.portable.program import Program
+from oche.spaces.grid import GridCell
 from oche.spaces.networks import Cell, Supernet
 
 
@@ -119,6 +121,8 @@ def accelerate(supernet: Supernet, compile: bool = False) -> Supernet:
     for name, cell in list(cells.items()):
         if type(cell) is Cell and refusal(cell) is None:
             cells[name] = FusedCell(cell, Program.of(cell) if compile else None)
+        elif type(cell) is GridCell and refusal(cell) is None:
+            cells[name] = FusedGridCell.of(cell)
     return supernet
 
 
@@ -130,5 +134,7 @@ def coverage(supernet: Supernet) -> dict[str, str]:
     said = {}
     for name, cell in supernet.body.cells.items():
         assert isinstance(cell, Cell)
-        said[name] = cell.tier if isinstance(cell, FusedCell) else f"plain: {refusal(cell) or 'not accelerated'}"
+        said[name] = (
+            cell.tier if isinstance(cell, FusedCell | FusedGridCell) else f"plain: {refusal(cell) or 'not accelerated'}"
+        )
     return said

@@ -90,8 +90,12 @@ def memory_bytes(training: Training, left: float = inf) -> float:
 def kept_bytes(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -> float:
     """Bytes that autograd keeps of a loss, each storage counted once and the parameters' not at all."""
     storages: dict[int, int] = {p.untyped_storage().data_ptr(): 0 for p in parameters}
+    alive: list[
+        Tensor
+    ] = []  # a kernel's buffer goes back to its pool, and is used again, when the tensor that was lent is gone
 
     def pack(t: Tensor) -> Tensor:
+        alive.append(t)
         storages.setdefault(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes())
         return t.detach()  # itself, where it is the result of what keeps it, would keep all that for ever
 
@@ -99,6 +103,7 @@ def kept_bytes(loss: Callable[[], Tensor], parameters: Iterable[nn.Parameter]) -
     with eager, torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         held = loss()
     del held
+    alive.clear()
     return float(sum(storages.values()))
 
 

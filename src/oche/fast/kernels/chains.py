@@ -6,8 +6,9 @@ batch norm takes away again: it has no effect but on the running mean.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -56,12 +57,17 @@ class Stage:
 Chain = tuple[Stage, ...]
 
 
-def segments(modules: Sequence[nn.Module]) -> list[Chain | nn.Module]:
-    """The modules of a sequence in their order, those that make up a chain as one; sequences within it are taken apart."""
+def segments(
+    modules: Sequence[nn.Module], normed: Callable[[nn.Module], TypeGuard[nn.BatchNorm2d]] | None = None
+) -> list[Chain | nn.Module]:
+    """The modules of a sequence in their order, those that make up a chain as one; sequences within it are taken apart.
+
+    `normed` tells the batch norms that a chain may have; those that learn and average their statistics where it is None.
+    """
     found: list[Chain | nn.Module] = []
     rest = [one for module in modules for one in _leaves(module)]
     while rest:
-        stage = _stage(rest)
+        stage = _stage(rest, normed or running)
         if stage is None:
             found.append(rest.pop(0))
             continue
@@ -83,7 +89,7 @@ def _leaves(module: nn.Module) -> Iterator[nn.Module]:
         yield module
 
 
-def _stage(modules: Sequence[nn.Module]) -> Stage | None:
+def _stage(modules: Sequence[nn.Module], normed: Callable[[nn.Module], TypeGuard[nn.BatchNorm2d]]) -> Stage | None:
     """The stage that the sequence begins with, or None."""
     rest = list(modules)
     activation = ACTIVATIONS.get(type(rest[0]), 0)
@@ -92,7 +98,7 @@ def _stage(modules: Sequence[nn.Module]) -> Stage | None:
     depthwise = rest.pop(0) if wide is None and rest and _depthwise(rest[0]) else None
     pointwise = rest.pop(0) if wide is None and rest and _pointwise(rest[0]) else None
     convs = [conv for conv in (wide, depthwise, pointwise) if conv is not None]
-    if not convs or any(conv.bias is not None for conv in convs[:-1]) or not rest or not running(rest[0]):
+    if not convs or any(conv.bias is not None for conv in convs[:-1]) or not rest or not normed(rest[0]):
         return None
     count = len(modules) - len(rest) + 1
     return Stage(activation, wide, depthwise, pointwise, rest[0], tuple(modules[:count]))  # type: ignore[arg-type]
@@ -108,7 +114,7 @@ def several(chain: Chain, x: Tensor) -> bool:
     return True
 
 
-def running(norm: nn.Module) -> bool:
+def running(norm: nn.Module) -> TypeGuard[nn.BatchNorm2d]:
     """True if it is an affine batch norm that averages its statistics with a fixed weight."""
     return type(norm) is nn.BatchNorm2d and norm.affine and norm.running_mean is not None and norm.momentum is not None
 
