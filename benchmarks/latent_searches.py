@@ -34,6 +34,7 @@ ORDER = (
     "random_search",
     "regularized_evolution",
     "gaussian_process",
+    "bananas",
     "dsm_nas",
     "svge",
     "oncenas",

@@ -21,7 +21,7 @@ from reference.tiny import tiny_data
 
 RESULTS = Path(__file__).parents[3] / "docs" / "results"
 BASELINES = ("random_search", "regularized_evolution")
-LEARNED = ("gaussian_process", "dsm_nas", "svge", "oncenas", "dnas")
+LEARNED = ("gaussian_process", "bananas", "dsm_nas", "svge", "oncenas", "dnas")
 QUANTILE = 2.0930240544
 """Of Student's t with 19 degrees of freedom, at 97.5 %."""
 
