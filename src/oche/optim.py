@@ -90,7 +90,7 @@ class Adam:
     """Adam, by default with the DARTS settings for alpha."""
 
     lr: NonNegative = 3e-4
-    betas: tuple[float, float] = (0.5, 0.999)
+    betas: tuple[Fraction, Fraction] = (0.5, 0.999)
     weight_decay: NonNegative = 1e-3
 
     def __call__(self, tensors: Sequence[Tensor]) -> torch.optim.Optimizer:

@@ -108,6 +108,9 @@ def test_no_number_is_infinite(value: float) -> None:
         ({"train.optimizer.weight_decay": -1}, "train: optimizer.weight_decay must be float of at least 0, not -1"),
         ({"train.cutout": -4}, "train: cutout must be int of at least 0, not -4"),
         ({"train.auxiliary": -1}, "train: auxiliary must be float of at least 0, not -1"),
+        ({"train.epochs": -1}, "A training needs at least one epoch and batches of two images; given epochs=-1"),
+        ({"train.batch": 1}, "A training needs at least one epoch and batches of two images; given epochs="),
+        ({"arch_optimizer.betas": [0.5, 2]}, "arch_optimizer.betas must be tuple of float from 0 to below 1"),
         ({"task.label_smoothing": 1.5}, "task: label_smoothing must be float from 0 to 1, not 1.5"),
     ],
 )

@@ -93,10 +93,6 @@ def resolve_training(
     if most and recorded is None:
         asked_here = any(getattr(request, name, None) is not None for name, _, _ in LIMITED.values())
         space = _fitting(space, genotype, most, widen=asked_here)
-    if protocol.batch < 2 or protocol.epochs < 1:
-        raise UserError(
-            f"A training needs at least one epoch and batches of two images; given epochs={protocol.epochs}, batch={protocol.batch}."
-        )
     protocol = replace(protocol, batch=protocol.batch * earlier_share(recorded, "training"))
     shared_out(protocol.batch, count)
     if protocol.compile and request.sync_batch_norm and count > 1:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from oche.base import Count, Fraction, Natural, NonNegative, Positive, Share
+from oche.errors import UserError
 from oche.optim import SGD
 from oche.schedule import Cosine, Geometric, LinearTail, Schedule, Triangle, check_rate
 
@@ -48,6 +49,10 @@ class Protocol:
     source: str = "our choice"
 
     def __post_init__(self) -> None:
+        if self.batch < 2 or self.epochs < 1:
+            raise UserError(
+                f"A training needs at least one epoch and batches of two images; given epochs={self.epochs}, batch={self.batch}."
+            )
         check_rate(self.lr, "train: lr")
 
 
