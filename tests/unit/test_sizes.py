@@ -39,6 +39,7 @@ BOUNDED = {
     "data/reading/standards.py": "archives: BOMB_BYTES and BOMB_RATIO of arrays.py",
     "data/reading/files.py": "pixels: LARGEST, and PACKED per byte; .npy files are mapped",
     "data/reading/masks.py": "pixels: Pillow's own limit, LARGEST of files.py",
+    "data/reading/lossy.py": "the first 4,096 bytes of a WebP file",
     "data/reading/tiff.py": "values: LARGEST of files.py",
     "data/reading/arrays.py": ".npz: BOMB_BYTES and BOMB_RATIO; idx: MOST values",
     "data/reading/signals.py": ".npy, as long as the file",

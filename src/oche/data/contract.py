@@ -16,6 +16,9 @@ from oche.errors import UserError
 BITS = (8, 10, 12, 14, 16, 20, 24, 28, 32)
 """Depths that whole numbers are taken to have: the least that holds all of the train images."""
 
+DARK = 200
+"""Values that reach less than one in so many of what the train images do, as bytes do in files of 16 bits, are told."""
+
 IGNORED = -1
 """The class number of labels that count nowhere, in a `LabelMap`."""
 
@@ -71,6 +74,9 @@ class PixelRule:
             return f"values up to {high:g}, where the train images end at {self.high:g}"
         if self.low - low > (self.high - self.low) * 0.5:
             return f"values down to {low:g}, where the train images begin at {self.low:g}"
+        least = (self.high - self.low) / DARK
+        if abs(low - self.low) <= least and high - self.low <= least:
+            return f"values up to {high:g} only, where the train images reach {self.high:g}"
         if _coarser(depth, self.depth) and high <= (self.high - self.offset) / 8:
             return f"{depth} values up to {high:g}, where the train images are {self.depth} up to {self.high:g}"
         return None

@@ -64,6 +64,7 @@ SCRIPT = '''\
 Signals are .npy files (channels, length). Needs onnxruntime, numpy and Pillow alone.
 """
 
+import io
 import json
 import sys
 from pathlib import Path
@@ -143,13 +144,29 @@ def values(path):
         if array.shape != (channels, size[1]):
             sys.exit(f"{path} has the shape {array.shape}; the network takes {(channels, size[1])}")
         return array.T[None]
-    if path.suffix == ".npy":
+    if path.suffix.lower() == ".npy":
         array = np.load(path)
         array = array[..., None] if array.ndim == 2 else array
         return array if array.shape[2] in (1, 3, 4) or array.shape[2] < min(array.shape[:2]) else np.moveaxis(array, 0, 2)
     image = Image.open(path)
-    pages = list(map(page, ImageSequence.Iterator(image))) if image.format == "TIFF" else [page(image)]
-    return np.concatenate(pages, axis=2)
+    if image.format == "TIFF":
+        check(image)
+        if image.getexif().get(274, 1) != 1:  # mapped into memory, Pillow swaps the sides of turned files wrongly
+            image = Image.open(io.BytesIO(path.read_bytes()))
+        pages = [(one.size, page(one)) for one in ImageSequence.Iterator(image)]
+        if len({side for side, _ in pages}) == 1:
+            return np.concatenate([array for _, array in pages], axis=2)
+    return page(image)
+
+
+def check(image):
+    """Raises ValueError for a TIFF file of which Pillow gives other values, or fewer channels, than it has."""
+    kinds, samples = image.tag_v2.get(339, (1,)), image.tag_v2.get(277, 1)
+    bits, alpha = image.tag_v2.get(258, (1,))[0], image.tag_v2.get(338, (0,))[-1] in (1, 2)
+    odd = (kinds[0], bits) in ((1, 32), (2, 8), (1, 64), (2, 64)) or samples == 2
+    swapped = image.tag_v2.prefix == b"MM" and image.tag_v2.get(259, 1) != 1 and (kinds[0], bits) in ((2, 16), (2, 32), (3, 32))
+    if odd or swapped or (samples == 4 and image.tag_v2.get(262) == 2 and not alpha):
+        raise ValueError("Pillow cannot give its values as they are: save them as .npy")
 
 
 def page(image):
@@ -157,7 +174,8 @@ def page(image):
         raise ValueError("Pillow cuts colours of 16 bits to 8: save them as .npy")
     image, grey = ImageOps.exif_transpose(image), image.mode in ("1", "L", "LA", "La")
     if not image.mode.startswith(("I", "F")):
-        image = image.convert("L" if grey else "RGBA" if channels == 4 else "RGB")
+        clear = image.mode in ("RGBA", "PA", "RGBa") or "transparency" in image.info
+        image = image.convert("L" if grey else "RGBA" if channels == 4 and clear else "RGB")
     array = np.array(image)
     return array[..., None] if array.ndim == 2 else array
 
@@ -181,6 +199,9 @@ def strange(array):
         return f"values up to {high:g}, where the train images end at {last:g}"
     if first - low > (last - first) * 0.5:
         return f"values down to {low:g}, where the train images begin at {first:g}"
+    least = (last - first) / 200
+    if abs(low - first) <= least and high - first <= least:
+        return f"values up to {high:g} only, where the train images reach {last:g}"
     depth = np.dtype(rule["depth"])
     coarser = array.dtype.kind in "ui" and depth.kind in "ui" and array.dtype.itemsize < depth.itemsize
     if coarser and high <= (last - rule["offset"]) / 8:
@@ -193,8 +214,12 @@ def channelled(array):
     have = array.shape[2]
     if have == channels:
         return array
+    if channels not in (1, 3) or have not in (1, 3, 4):
+        raise ValueError(f"it has {have} channels, the network takes {channels}")
     if channels == 3:
         return array.repeat(3, 2) if have == 1 else array[..., :3]
+    if array.dtype != np.uint8:
+        return array[..., :3] @ np.array([[0.299], [0.587], [0.114]], np.float32)
     luma = array[..., :3].astype(np.int32) @ np.array([19595, 38470, 7471])
     return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
 

@@ -184,7 +184,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no_train": (no_train, r"has a folder for val but none called train"),
     "no_image": (no_image, r"The image .*b.3\.png cannot be read: it is not an image"),
     "cut_short": (cut_short, r"The image .*b.3\.png cannot be read: .*; remove or replace it"),
-    "tiny": (tiny, r"Images of 30 x 7 pixels are too small"),
+    "tiny": (tiny, r"9\.png has 30 x 7 pixels, too small; 8 x 8 is the least"),
     "few": (few, r"Class 'a' has 2 images, too few to split into shares of 0.6, 0.2, 0.2"),
 }
 

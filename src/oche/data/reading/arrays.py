@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from oche.data.entries import fates
+from oche.data.reading.classes import texts_of
 from oche.data.reading.found import ALIASES, Pair, Parts, Wish
 from oche.data.reading.stacked import from_arrays
 from oche.errors import UserError
@@ -24,6 +25,8 @@ BOMB_BYTES, BOMB_RATIO = 2 * 2**30, 200
 
 MOST = 2**33
 """Values that an idx file may claim to hold."""
+
+NAME_KEYS = ("classes", "class_names", "label_names")
 
 PART_KEYS = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 
@@ -47,21 +50,28 @@ def read_npz(path: Path, wish: Wish) -> Parts:
         UserError: the file is broken or holds pickled objects, keys are missing, images or labels do not fit.
     """
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise UserError(
+                    f"{path} holds one array, as an .npy file does; expected an archive with x and y, as numpy.savez writes it."
+                )
             refuse_bomb(path)
             arrays = {key: archive[key] for key in archive.files}
     except UserError:
         raise
     except (OSError, ValueError, EOFError, NotImplementedError, LookupError, zipfile.BadZipFile, zlib.error) as error:
-        do = "write texts as `y.astype(str)`" if "Object arrays" in str(error) else "write it with numpy.savez"
-        raise UserError(f"{path} cannot be read as an .npz file: {str(error).strip('.')}; {do}.") from error
+        objects = "write texts as `y.astype(str)`, and images of one size as one array of numbers"
+        said, do = str(error).strip("."), objects if "Object arrays" in str(error) else "write it with numpy.savez"
+        said = "it is none" if "pickled (object) data" in said else said  # numpy's words for any other file
+        raise UserError(f"{path} cannot be read as an .npz file: {said}; {do}.") from error
     plain = {key.lower(): array for key, array in arrays.items()}
     arrays = plain if len(plain) == len(arrays) else arrays  # X and Y are x and y
-    names = arrays.get("classes")
-    classes = () if names is None else tuple(names.astype(str).ravel().tolist())
+    named = next((key for key in NAME_KEYS if key in arrays), None)
+    classes = () if named is None else tuple(texts_of(arrays[named], f"{path} ({named})").ravel().tolist())
     pairs, used = _pairs(arrays, path)
     parts = from_arrays(path.stem, pairs, wish, classes=classes, layout=".npz archive")
-    left = [(key, "a key that is no image or label of a part") for key in arrays if key not in used | {"classes"}]
+    left = [(key, "a key that is no image or label of a part") for key in arrays if key not in used | {named}]
     return replace(parts, fates=(*parts.fates, *fates("skipped", left)))
 
 
@@ -134,7 +144,7 @@ def _pairs(arrays: dict[str, NDArray[np.generic]], path: Path) -> tuple[dict[str
                 have, lack = (images, labels) if images in arrays else (labels, images)
                 raise UserError(f"{path} has {have} but no {lack}; each part needs both.")
     if "train" not in pairs:
-        keys = ", ".join(arrays) or "(none)"
+        keys = ", ".join(list(arrays)[:8]) + (", ..." if len(arrays) > 8 else "") or "(none)"
         raise UserError(f"{path} has the keys {keys}; expected x and y, or x_train and y_train.")
     return pairs, used
 

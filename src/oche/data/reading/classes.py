@@ -31,16 +31,34 @@ def label_keys(labels: NDArray[np.generic], count: int, name: str) -> NDArray[np
     ):
         flat = flat.argmax(1)
     if flat.ndim != 1:
-        raise UserError(f"{name} have shape {labels.shape}; expected one class number or name per image, (N,).")
+        masks = " Masks are read from folders called images and masks." if labels.ndim > 2 else ""
+        raise UserError(f"{name} have shape {labels.shape}; expected one class number or name per image, (N,).{masks}")
     if len(flat) != count:
         raise UserError(f"{name}: there are {len(flat)} labels for {count} images; each image needs one.")
     if flat.dtype.kind in "US":
-        return np.char.strip(flat.astype(str))
+        texts = np.char.strip(texts_of(flat, name))
+        if len(empty := np.flatnonzero(texts == "")):
+            raise UserError(f"{name}: image {empty[0]} has no label; give it one, or remove the image.")
+        return texts
     if flat.dtype.kind not in "bui" and not (flat.dtype.kind == "f" and np.array_equal(flat, np.round(flat))):
         raise UserError(
             f"{name} have type {flat.dtype} and are not whole; expected class numbers 0, 1, 2, ... or names."
         )
+    if len(flat) and flat.dtype.kind in "uf" and not float(np.abs(flat).max()) < 2.0**63:
+        raise UserError(
+            f"{name} go up to {float(np.abs(flat).max()):g}, which is no class number; give class numbers or names."
+        )
     return flat.astype(np.int64)
+
+
+def texts_of(texts: NDArray[np.generic], name: str) -> NDArray[np.str_]:
+    """Names as text; bytes are UTF-8. Raises UserError for other bytes."""
+    try:
+        return np.char.decode(texts.astype(np.bytes_), "utf-8") if texts.dtype.kind == "S" else texts.astype(np.str_)
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{name} holds bytes that are not UTF-8 ({error.object!r}); decode them and write text."
+        ) from None
 
 
 def classes_of(

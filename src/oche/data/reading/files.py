@@ -5,11 +5,12 @@ Nothing is scaled here. 8-bit files give what Pillow gives; deeper ones their va
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import tokenize
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -21,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from oche.data.reading.depths import cut_format, deep_ppm, jpeg_bits, raw_mode, read_ppm
 from oche.data.reading.pixels import channels_last
-from oche.data.reading.tiff import SAMPLES, directory, read_tiff
+from oche.data.reading.tiff import SAMPLES, Directory, pages_of, read_pages, read_tiff
 from oche.errors import UserError
 
 SUFFIXES = frozenset((
@@ -54,6 +55,7 @@ class Head:
     """What a file's first bytes say: height, width, channels and number type as `read_image` gives them, and an alpha channel.
 
     `cut` is the format's name where the file has more bits than are read, else empty. `turned`: an EXIF tag says how to turn it.
+    `first`: the file holds several pictures, such as an animation, of which one is read. `converted`: what is read as RGB but is not.
     """
 
     shape: tuple[int, int, int]
@@ -61,6 +63,8 @@ class Head:
     alpha: bool = False
     cut: str = ""
     turned: bool = False
+    first: bool = False
+    converted: str = ""
 
 
 def suffixes() -> frozenset[str]:
@@ -115,19 +119,28 @@ def head(path: Path, alpha: bool = False) -> Head:
     """
     try:
         if path.suffix.lower() == ".npy":
-            array = channels_last(np.load(path, mmap_mode="r", allow_pickle=False)[None], str(path))
-            height, width, channels = array.shape[1:]
-            return Head((height, width, channels), array.dtype.name)
-        with _opened(path) as image:
+            held = np.load(path, mmap_mode="r", allow_pickle=False)
+            if held.dtype.kind not in "buif":
+                raise UserError(f"The image {path} has values of the type {held.dtype}; expected integers or floats.")
+            height, width, channels = _last(held, path).shape
+            return Head((height, width, channels), held.dtype.name)
+        if (own := misread(path)) is not None:
+            return _plain_head(own, alpha)
+        with opened(path) as image:
             width, height = image.size
             depth, cut = _depth(image), cut_format(path, image)  # before anything below loads the pixels
             channels = 1 if image.mode in GREY else 4 if alpha and _transparent(image) else 3
             orientation = image.getexif().get(ORIENTATION, 1)
-            shape = (width, height) if orientation >= 5 else (height, width)
-            return Head((*shape, channels * _pages(image)), depth, _transparent(image), cut, orientation != 1)
+            swapped = orientation >= 5 and image.format != "TIFF"  # of which Pillow tells the size upright
+            shape = (width, height) if swapped else (height, width)
+            pages = _pages(image)
+            first = pages == 1 and int(getattr(image, "n_frames", 1)) > 1
+            converted = image.mode if image.mode in ("CMYK", "LAB", "HSV") else ""
+            turned = orientation != 1
+            return Head((*shape, channels * pages), depth, _transparent(image), cut, turned, first, converted)
     except UNREADABLE as error:
-        if path.suffix.lower() in (".tif", ".tiff") and (found := _plain_tiff(path)):
-            return found
+        if found := _plain_tiff(path):
+            return _plain_head(found, alpha)
         raise unreadable(path, error) from error
 
 
@@ -139,17 +152,17 @@ def read_image(path: Path, alpha: bool = False) -> NDArray[np.generic]:
     """
     try:
         if path.suffix.lower() == ".npy":
-            held: NDArray[np.generic] = np.asarray(np.load(path, allow_pickle=False))
-            (only,) = channels_last(held[None], str(path))
-            return np.asarray(only)
-        with _opened(path) as image:
+            return np.asarray(_last(np.load(path, allow_pickle=False), path))
+        if misread(path) is not None:
+            return read_pages(path, alpha)
+        with opened(path) as image:
             if _depth(image) == "uint16" and image.mode not in GREY:
-                return _deep_colour(path, image)
+                return _deep_colour(path, image, alpha and _transparent(image))
             return np.concatenate([values_of(page, alpha) for page in _frames(image)], axis=-1)
     except UNREADABLE as error:
-        if path.suffix.lower() in (".tif", ".tiff") and _plain_tiff(path):
+        if _plain_tiff(path):
             try:
-                return read_tiff(path)
+                return read_pages(path, alpha)
             except UNREADABLE as other:
                 raise unreadable(path, other) from other
         raise unreadable(path, error) from error
@@ -184,10 +197,16 @@ def unreadable(path: Path | str, error: Exception) -> UserError:
     return UserError(f"The image {path} cannot be read: {' '.join(reason.split()).strip('.')}; remove or replace it.")
 
 
-def _opened(path: Path) -> Image.Image:
+def opened(path: Path) -> Image.Image:
+    """A file as Pillow opens it. Raises what Pillow does for one that claims more pixels than it can have, or is none."""
     if path.suffix.lower() in HEIC:
         _heic()
     image = Image.open(path)
+    if image.format == "TIFF" and image.getexif().get(ORIENTATION, 1) != 1:
+        image.close()
+        image = Image.open(
+            io.BytesIO(path.read_bytes())
+        )  # mapped into memory, Pillow swaps the sides of turned files wrongly
     width, height = image.size
     bare = image.format in ("TIFF", "BMP", "PPM") and image.mode != "1"  # formats that cannot pack much into little
     pixels, held = width * height, path.stat().st_size
@@ -224,7 +243,9 @@ def _frames(image: Image.Image) -> Iterator[Image.Image]:
 
 
 def _transparent(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "PA", "RGBa") or (image.mode in ("P", "RGB") and "transparency" in image.info)
+    return image.mode in ("RGBA", "PA", "RGBa", "LA", "La") or (
+        image.mode in ("P", "RGB") and "transparency" in image.info
+    )
 
 
 def _depth(image: Image.Image) -> str:
@@ -237,10 +258,10 @@ def _depth(image: Image.Image) -> str:
     return "uint16" if (";16" in raw and raw != "LA;16B") or deep_ppm(image) else "uint8"
 
 
-def _deep_colour(path: Path, image: Image.Image) -> NDArray[np.generic]:
-    """(H, W, 3) uint16, of which Pillow itself keeps the upper 8 bits."""
+def _deep_colour(path: Path, image: Image.Image, alpha: bool) -> NDArray[np.generic]:
+    """(H, W, 3) uint16, with `alpha` (H, W, 4), of which Pillow itself keeps the upper 8 bits."""
     if image.format == "TIFF":
-        return read_tiff(path)[..., :3]
+        return read_tiff(path)[..., : 4 if alpha else 3]
     if image.format == "PPM":
         return read_ppm(path, image)
     from kornia_rs.io import read_image_png_u16  # here, for few need it
@@ -251,17 +272,40 @@ def _deep_colour(path: Path, image: Image.Image) -> NDArray[np.generic]:
         )
     except Exception as error:
         raise ValueError(str(error)) from error
-    return pixels[..., :3]
+    return pixels[..., : 4 if alpha else 3]
 
 
-def _plain_tiff(path: Path) -> Head | None:
+def _last(held: NDArray[np.generic], path: Path) -> NDArray[np.generic]:
+    """(H, W, C) of an array file's values. Raises UserError for another shape."""
+    if held.ndim not in (2, 3):
+        raise UserError(f"The image {path} has the shape {held.shape}; expected (H, W), (H, W, C) or (C, H, W).")
+    last: NDArray[np.generic] = channels_last(held[None], str(path))[0]
+    return last
+
+
+def _plain_tiff(path: Path) -> list[Directory]:
+    """The pages of a TIFF file that `tiff` reads; none for another file."""
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        return []
     try:
-        found = directory(path)
-        if SAMPLES in found.tags and np.prod(found.shape) <= 4 * LARGEST:
-            return Head(found.shape, found.dtype.name)
+        found = pages_of(path)
+        fits = SAMPLES in found[0].tags and np.prod(found[0].shape) * len(found) <= 4 * LARGEST
+        return found if fits and found[0].dtype.itemsize else []
     except UNREADABLE:
-        return None
-    return None
+        return []
+
+
+def misread(path: Path) -> list[Directory] | None:
+    """The pages of a TIFF file of which Pillow gives other values than the file's; None for all else."""
+    found = _plain_tiff(path)
+    return found if found and found[0].misread else None
+
+
+def _plain_head(pages: Sequence[Directory], alpha: bool) -> Head:
+    height, width, samples = pages[0].shape
+    kept, orientation = samples - (pages[0].alpha and not alpha), pages[0].orientation
+    sides = (width, height) if orientation in (5, 6, 7, 8) else (height, width)
+    return Head((*sides, kept * len(pages)), pages[0].dtype.name, pages[0].alpha, turned=orientation != 1)
 
 
 @cache

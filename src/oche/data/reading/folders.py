@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,14 @@ from oche.data.problems import refuse
 from oche.data.reading.classes import classes_of, numbered
 from oche.data.reading.files import below, folders_in, images_below, skipped_for
 from oche.data.reading.found import ALIASES, Filled, Parts, Wish
-from oche.data.reading.labels import FILE, LINES
+from oche.data.reading.labels import FILE, LINES, beside
 from oche.data.reading.listing import filled, of_files
-from oche.data.reading.naming import part_of, part_within
+from oche.data.reading.naming import divides, part_of, part_within
 from oche.data.reading.pairing import refuse_pairs
 from oche.errors import UserError
+
+DEEPEST = 8
+"""Folders with one folder in each that are looked through for those of classes."""
 
 
 def read_folder(root: Path, wish: Wish) -> Parts:
@@ -40,6 +45,9 @@ def read_folder(root: Path, wish: Wish) -> Parts:
     if wish.task != "classify":
         for folder in folders.values():
             refuse_pairs(folder)
+            _refuse_pieces(folder, found[next(part for part in folders if folders[part] == folder)])
+    wanted, listed = beside(root)
+    wish = wish if wish.labels or wish.contract else replace(wish, labels=wanted)
     missing = refuse_differences(found, folders, wish)
     files: dict[str, tuple[list[Path], list[str]]] = {}
     empty = []
@@ -48,12 +56,48 @@ def read_folder(root: Path, wish: Wish) -> Parts:
         for name in found[part]:
             images = images_below(folder / name)
             if not images:
-                empty.append(f"The class folder {folder / name} holds no images; add some, or remove the folder.")
+                empty.append(_without_images(folder / name))
             paths += images
             names += [name] * len(images)
     refuse(empty)
     told = folder_fates(root, {f"{part} images": paths for part, (paths, _) in files.items()})
+    if listed:
+        told = tuple(fate for fate in told if fate.what != "names of classes" or wanted)
+        missing += ("The names in classes.txt were not used: classes are called as their folders are.",)
     return of_names(root.resolve().name, files, wish, missing, told, "folders of classes")
+
+
+def _refuse_pieces(root: Path, names: Sequence[str]) -> None:
+    """Raises UserError where folders are pieces of a set, by their names or for they hold the same class folders, and no classes."""
+    if sum(map(divides, names)) == len(names) > 1:
+        raise UserError(
+            f"{root} holds the folders {', '.join(names[:4])}, which are called like parts of a set, not like classes: call them train, "
+            "val and test, or give one of them; if they are classes after all, say `--task classify`."
+        )
+    inside = [frozenset(_inner_names(root / name)) for name in names]
+    if len(names) > 1 and len(inside[0]) > 1 and len(set(inside)) == 1:
+        shown = ", ".join(sorted(inside[0])[:4])
+        raise UserError(
+            f"{root} holds the folders {', '.join(names[:4])}, and each of them the same folders {shown}: which are the classes? If it is "
+            "the inner ones, call the outer ones train, val and test, or join them; if it is the outer ones, say `--task classify`."
+        )
+
+
+def _inner_names(folder: Path) -> list[str]:
+    """Names of the folders in a folder, or in the only one in it, that hold images."""
+    inner = folders_in(folder)
+    for _ in range(DEEPEST):
+        inner = folders_in(inner[0]) if len(inner) == 1 else inner
+    return [one.name for one in inner if images_below(one)]
+
+
+def _without_images(folder: Path) -> str:
+    """The sentence about a class folder without images, and what it holds instead."""
+    held = Counter(f"of {path.suffix}" if path.suffix else "without suffix" for path in below(folder) if path.is_file())
+    if not held:
+        return f"The class folder {folder} holds no images; add some, or remove the folder."
+    shown = ", ".join(f"{count} {kind}" for kind, count in held.most_common(3))
+    return f"The class folder {folder} holds no images, but files ({shown}): save images as PNG, TIFF or .npy, with that suffix."
 
 
 def of_names(

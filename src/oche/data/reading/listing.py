@@ -19,10 +19,11 @@ from oche.data.contract import LabelMap, PixelRule, decided
 from oche.data.images import ArraySource, Identity, ImageSet, LazySource
 from oche.data.memory import room
 from oche.data.problems import each, refuse, tried
+from oche.data.reading.extremes import Ends, alone, ends, joined
 from oche.data.reading.files import Head, head, read_image
 from oche.data.reading.found import Filled, Wish
 from oche.data.reading.masks import translated
-from oche.data.reading.pixels import CHANNELS, common_size, extent, resized, resized_masks, with_channels
+from oche.data.reading.pixels import CHANNELS, SMALLEST, common_size, extent, resized, resized_masks, with_channels
 from oche.errors import UserError
 
 MEMORY_LIMIT, FREE_SHARE = 4 * 2**30, 3
@@ -62,10 +63,9 @@ class Listing:
 
 @dataclass(frozen=True)
 class Range:
-    """The least and the greatest value of an image, and if all are finite, and whole numbers."""
+    """The ends of an image's values, and if all are finite, and whole numbers."""
 
-    low: float
-    high: float
+    ends: Ends
     finite: bool
     whole: bool
 
@@ -106,6 +106,7 @@ def filled(
     else:
         heads, found = _heads(listings)
         refuse([*found, *_damaged(listings, heads)] if found else ())
+        refuse(_too_small(listings, heads))
         flat = [one for part in heads.values() for one in part]
         size, notes = common_size([one.shape[:2] for one in flat], wish.size)
         channels, more = _channels(heads, listings, wish.channels, name)
@@ -169,6 +170,15 @@ def _heads(listings: Mapping[str, Listing]) -> tuple[dict[str, list[Head]], list
     return heads, wrong
 
 
+def _too_small(listings: Mapping[str, Listing], heads: Mapping[str, Sequence[Head]]) -> list[str]:
+    return [
+        f"The image {name} has {one.shape[0]} x {one.shape[1]} pixels, too small; {SMALLEST} x {SMALLEST} is the least: remove it."
+        for part, listing in listings.items()
+        for name, one in zip(listing.names, heads[part], strict=True)
+        if min(one.shape[:2]) < SMALLEST
+    ]
+
+
 def _damaged(listings: Mapping[str, Listing], heads: Mapping[str, Sequence[Head]]) -> list[str]:
     """Sentences about files whose pixels cannot be read, though some heads cannot either: all at once."""
     wrong: list[str] = []
@@ -191,6 +201,10 @@ def _channels(
         notes += (
             f"{turned} images are turned by their EXIF tag; their masks are taken to show the turned image, as a viewer shows it.",
         )
+    first = sum(one.first for part in heads.values() for one in part)
+    notes += (f"{first} files hold several pictures, of which the first was read.",) if first else ()
+    converted = Counter(one.converted for part in heads.values() for one in part if one.converted)
+    notes += tuple(f"{count} images are in {kind} and were read as RGB." for kind, count in sorted(converted.items()))
     deeper = Counter(one.cut for part in heads.values() for one in part if one.cut)
     notes += tuple(
         f"{count} {kind} image{'s have' if count > 1 else ' has'} more than 8 bits, of which 8 were read; as TIFF all would be."
@@ -228,7 +242,8 @@ def _rule(
         if not found.finite
     )
     mine = [ranges["train"][i] for i in train.tolist()]
-    low, high = min(one.low for one in mine), max(one.high for one in mine)
+    found = joined([one.ends for one in mine])
+    low, high = found.low, found.high
     own = [one.depth for one in heads["train"]]
     rule = wish.settled(decided(low, high, sorted(set(own)), all(one.whole for one in mine)))
     if len(set(own)) > 1 and not rule.whole_bytes and wish.span is None:
@@ -239,12 +254,18 @@ def _rule(
             "cannot fit both; convert them to one depth, or say which values become 0 and 1, such as `--set data.range=0,255`."
         )
     notes: tuple[str, ...] = () if rule.whole_bytes or rule.scale == 1 else (f"Pixels: {rule.says()}.",)
-    for part, found in ranges.items():
-        lowest, highest = min(one.low for one in found), max(one.high for one in found)
-        depth = Counter(one.depth for one in heads[part]).most_common(1)[0][0]
-        if (part != "train" or wish.rule) and (odd := rule.strange(lowest, highest, depth)):
+    notes += alone(found)
+    looked = {part: ranges[part] for part in ranges if part != "train" or wish.rule}
+    chosen = set(train.tolist())
+    if not wish.rule and (rest := [one for i, one in enumerate(ranges["train"]) if i not in chosen]):
+        looked["split-off"] = rest
+    for part, some in looked.items():
+        whole = joined([one.ends for one in some])
+        depth = Counter(one.depth for one in heads["train" if part == "split-off" else part]).most_common(1)[0][0]
+        if odd := rule.strange(whole.low, whole.high, depth):
             notes += (f"The {part} images have {odd}.",)
-    fits = all(one.whole and one.low >= 0 and one.high <= 255 for found in ranges.values() for one in found)
+    every = [one for some in ranges.values() for one in some]
+    fits = all(one.whole and one.ends.low >= 0 and one.ends.high <= 255 for one in every)
     return rule, rule.whole_bytes and fits and all(np.dtype(d).kind in "ui" for d in depths), notes
 
 
@@ -252,10 +273,8 @@ def _range(listing: Listing, i: int) -> Range:
     values = listing.read(i)
     whole = values.dtype.kind in "bui"
     if not whole and not np.isfinite(values).all():
-        return Range(0.0, 0.0, False, False)
-    return Range(
-        float(values.min()), float(values.max()), True, whole or bool(np.array_equal(values, np.round(values)))
-    )
+        return Range(Ends(0.0, 0.0, 0.0, 0.0), False, False)
+    return Range(ends(values), True, whole or bool(np.array_equal(values, np.round(values))))
 
 
 def _image_set(listing: Listing, build: _Build, known: Sequence[str], lazy: bool) -> tuple[ImageSet | None, list[str]]:

@@ -15,9 +15,10 @@ from PIL import Image, ImageOps
 
 from oche.data.contract import IGNORED, LabelMap
 from oche.data.problems import each
-from oche.data.reading.files import GREY, UNREADABLE
+from oche.data.reading.files import GREY, UNREADABLE, misread, opened
 from oche.data.reading.labels import IGNORE_NAME, REST, Wanted, mapped
 from oche.data.reading.lossy import counted, greys, is_lossy, meant, rounded
+from oche.data.reading.tiff import read_pages
 from oche.errors import UserError
 
 IGNORE = 255
@@ -46,7 +47,10 @@ def read_mask(path: Path, colours: bool = False) -> NDArray[np.generic]:
         if path.suffix.lower() == ".npy":
             held = np.asarray(np.load(path, allow_pickle=False))
             return held[..., 0] if held.ndim == 3 and held.shape[-1] == 1 else held
-        with Image.open(path) as image:
+        if misread(path):
+            held = read_pages(path)
+            return held[..., 0] if held.shape[-1] == 1 else held
+        with opened(path) as image:
             if (pictures := int(getattr(image, "n_frames", 1))) > 1:
                 raise UserError(
                     f"The mask {path} holds {pictures} pictures; expected one, with a label at every pixel: join them into one."

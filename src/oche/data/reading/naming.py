@@ -41,15 +41,33 @@ def part_of(name: str) -> str | None:
 def part_within(name: str) -> tuple[str, str] | None:
     """The part that one word of a folder's name means, and the rest of the name; None where no word or several do.
 
-    >>> part_within("seg_train"), part_within("Val2017"), part_within("trainer")
-    (('train', 'seg'), ('val', '2017'), None)
+    >>> part_within("seg_train"), part_within("Val2017"), part_within("trainer"), part_within("testA")
+    (('train', 'seg'), ('val', '2017'), None, ('test', 'a'))
     """
-    words = re.findall(r"[^\W\d_]+|\d+", name.lower())
+    apart = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
+    words = re.findall(r"[^\W\d_]+|\d+", apart.lower())
     found = [(part, n) for n, word in enumerate(words) if (part := part_of(word))]
     if len(found) != 1:
         return None
     part, at = found[0]
     return part, " ".join(words[:at] + words[at + 1 :])
+
+
+DIVIDING = frozenset((
+    "fold", "split", "part", "subset", "labeled", "labelled", "unlabeled", "unlabelled", "unsupervised", "holdout", "trainval", "extra",
+))  # fmt: skip
+"""Words for pieces of a set that are neither train, val nor test."""
+
+
+def divides(name: str) -> bool:
+    """True if a folder's name is that of a piece of a set: it begins with a part's name, or is a word such as fold, with a number.
+
+    >>> divides("train-full"), divides("Fold 3"), divides("unlabeled"), divides("cats"), divides("folding chair")
+    (True, True, True, False, False)
+    """
+    words = re.findall(r"[^\W\d_]+|\d+", name.lower())
+    pieces = bool(words) and not name.isdigit() and all(word in DIVIDING or word.isdigit() for word in words)
+    return pieces or (len(words) > 1 and part_of(words[0]) is not None)
 
 
 def kind_of(name: str) -> tuple[str | None, str | None]:

@@ -18,6 +18,7 @@ from oche.data.images import Identity, ImageSet
 from oche.data.problems import refuse
 from oche.data.reading.classes import classes_of, label_keys, numbered
 from oche.data.reading.counts import NAMES, array_places, grid_of, placed
+from oche.data.reading.extremes import alone, ends
 from oche.data.reading.found import Filled, Pair, Parts, Wish
 from oche.data.reading.pixels import channels_last, common_size, resized, with_channels
 from oche.data.reading.signals import are_signals, as_signals, settled_signals, values_as_they_are
@@ -156,6 +157,12 @@ def _arrays_filled(
     lowest, highest = min(low for low, _ in ranges.values()), max(high for _, high in ranges.values())
     fits = lowest >= 0 and highest <= 255 and all(array.dtype.kind in "bui" for array in images.values())
     notes: tuple[str, ...] = () if rule.whole_bytes or rule.scale in (1, 255) else (f"Pixels: {rule.says()}.",)
+    if not flat and mine.dtype != np.uint8:
+        notes += alone(ends(mine))
+    if mine is not images["train"] and wish.rule is None:
+        rest = np.delete(images["train"], train.numpy(), axis=0)
+        if len(rest) and (odd := rule.strange(*_range(rest), rest.dtype.name)):
+            notes += (f"The split-off {'signals' if flat else 'images'} have {odd}.",)
     for part, (bottom, top) in ranges.items():
         if (part != "train" or wish.rule) and (odd := rule.strange(bottom, top, images[part].dtype.name)):
             notes += (f"The {part} {'signals' if flat else 'images'} have {odd}.",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from oche.data.entries import Fate
@@ -14,6 +14,7 @@ from oche.data.reading.columns import Columns, Sheet, columns_of, plain, sheet_o
 from oche.data.reading.files import images_below, skipped_for
 from oche.data.reading.folders import folder_fates, of_names, refuse_differences
 from oche.data.reading.found import ALIASES, Parts, Wish
+from oche.data.reading.labels import beside
 from oche.data.reading.naming import part_of, stripped
 from oche.data.reading.several import SURE, of_several, separator
 from oche.errors import UserError
@@ -84,6 +85,8 @@ def read_tables(tables: Mapping[str, Path], wish: Wish) -> Parts:
     if sign is not None:
         return of_several(name, entries.found, sign, wish, told, layout)
     _refuse_numbers(labels, first, wish)
+    if wish.labels is None and wish.contract is None:
+        wish = replace(wish, labels=beside(root)[0])
     notes = refuse_differences(
         {part: sorted(set(names)) for part, (_, names) in entries.found.items()},
         {part: tables.get(part, first) for part in entries.found},

@@ -86,7 +86,11 @@ def notes_on(data: Data) -> tuple[str, ...]:
         )
     ends = zip(names, y.amin(0).tolist(), y.amax(0).tolist(), y.double().mean(0).tolist(), strict=True)
     said = tuple(f"{name}: {low:.4g} to {high:.4g} in train, mean {mean:.4g}." for name, low, high, mean in ends)
-    return said[:8] + ((f"... and {len(said) - 8} numbers more.",) if len(said) > 8 else ())
+    still = [name for name, low, high in zip(names, y.amin(0).tolist(), y.amax(0).tolist(), strict=True) if low == high]
+    same = (
+        (f"All train images have the same number {', '.join(still[:8])}: there is nothing to learn.",) if still else ()
+    )
+    return same + said[:8] + ((f"... and {len(said) - 8} numbers more.",) if len(said) > 8 else ())
 
 
 def standardised(data: Data, wish: Wish) -> Data:
