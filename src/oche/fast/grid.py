@@ -10,6 +10,7 @@ from oche.base import Draw
 from oche.fast.backends.buffers import Buffers, shared
 from oche.fast.backends.native import kernels
 from oche.fast.kernels.chains import Chain, segments
+from oche.fast.kernels.entry import single
 from oche.fast.kernels.mixture import Part, takes, weighted_sum
 from oche.fast.portable.mixed import of_batch
 from oche.spaces.blocks import MBConv
@@ -47,6 +48,8 @@ class FusedGridCell(GridCell):
         """`kernels`, or `nodes` with the operations that torch runs."""
         if kernels() is None:
             return "plain: no compiled kernels"
+        if any(p.device.type != "cpu" for p in self.parameters()):
+            return "plain: on an accelerator"
         others = [name for name, op in self._ops.items() if not self.chains[name] and not isinstance(op, PASSING)]
         return f"nodes: {', '.join(others)} by PyTorch" if others else "kernels"
 
@@ -57,11 +60,12 @@ class FusedGridCell(GridCell):
         return mixed.ops
 
     def _mixed(self, inputs: Sequence[Tensor], chosen: Sequence[int], w: Tensor, draw: Draw) -> Tensor:
-        if kernels() is None or not all(takes((), x) for x in inputs):
+        wide = [single(x) for x in inputs]
+        if kernels() is None or not all(takes((), x) and x.dtype == wide[0].dtype for x in wide):
             return super()._mixed(inputs, chosen, w, draw)
         scale = len(self.kept) / len(chosen)
         gates = [
-            self._gated(i, x, w[i] if scale == 1 else scale * w[i], draw) for i, x in zip(chosen, inputs, strict=True)
+            self._gated(i, x, w[i] if scale == 1 else scale * w[i], draw) for i, x in zip(chosen, wide, strict=True)
         ]
         h = weighted_sum(gates)
         parts, passed = [], []
@@ -71,7 +75,7 @@ class FusedGridCell(GridCell):
             if known:
                 parts.append(Part(h, weight, chain))
             elif not isinstance(op, PASSING):
-                parts.append(Part(run(op, h, draw), weight))
+                parts.append(Part(single(run(op, h, draw)), weight))
             if isinstance(op, nn.Identity) or (known and isinstance(op, MBConv) and op.residual):
                 passed.append(weight)
         if passed:
@@ -83,11 +87,11 @@ class FusedGridCell(GridCell):
         edge, entry, chain = self.edges[f"{i}-{self.inputs}"], self.entries[i], self.aligned[i]
         one = row.new_ones(())
         if not isinstance(edge, _Sum) or not all(isinstance(op, PASSING) for op in edge.ops.values()):
-            return Part(edge(entry(x), row, draw), one)
+            return Part(single(edge(entry(x), row, draw)), one)
         open_ = [weight for op, weight in zip(edge.ops.values(), row, strict=False) if isinstance(op, nn.Identity)]
         weight = sum(open_[1:], open_[0]) if open_ else 0 * row[0]
         if not chain or not takes(chain, x):
-            return Part(entry(x), weight)
+            return Part(single(entry(x)), weight)
         behind = list(entry.children())[2:]
         if not behind:
             return Part(x, weight, chain)

@@ -14,7 +14,7 @@ from oche.fast import accelerate, coverage
 from oche.fast.backends.native import kernels
 from oche.spaces.edges import PartialChannels, WeightedSum
 from oche.spaces.grid import GridSpace
-from oche.spaces.networks import Supernet
+from oche.spaces.networks import Cell, Supernet
 from oche.training.memory import kept_bytes
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no compiled kernels: cells stay as they are")
@@ -125,6 +125,17 @@ def test_less_is_kept_and_it_is_counted() -> None:
     )
     wide = 4 * 6 * 2 * (4 * 6 * 10 + 8 * 3 * 5)  # bytes of six times the channels at strides 4 and 8, of two images
     assert 2 * wide < second < first - 3.5 * wide
+
+
+def test_under_autocast_a_node_computes_in_single_precision() -> None:
+    _, own, w, _ = pair(torch.float32, channels=4, layers=1, ops=("mbconv_k3_e3",))
+    cell, draw = next(iter(own.body.cells.values())), Draw(0, 0, "weight", 0.0, {})
+    assert isinstance(cell, Cell)
+    x = torch.randn(2, 4, 6, 10).bfloat16().contiguous(memory_format=torch.channels_last)
+    exact = cell.mixed([x.float()], w, draw)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = cell.mixed([x], w, draw)
+    assert torch.equal(found, exact)
 
 
 def test_other_cells_stay_plain() -> None:

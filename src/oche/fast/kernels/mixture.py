@@ -57,18 +57,13 @@ class _How(NamedTuple):
 
 def takes(chain: Chain, x: Tensor) -> bool:
     """True if the kernels can take the chain on x in a supernet."""
-    exact = (
-        x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
-    )
-    return (
-        exact
-        and all(w.dtype == x.dtype for stage in chain for w in _parameters(stage) if w is not None)
-        and several(chain, x)
-    )
+    exact = x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+    weights = (w for stage in chain for w in _parameters(stage) if w is not None)
+    return exact and all(w.dtype == x.dtype for w in weights) and several(chain, x)
 
 
-def weighted_sum(parts: Sequence[Part], *, relu: bool = False) -> Tensor:
-    """The sum (B, C, H, W), channels last, of at least one part; behind it perhaps a ReLU."""
+def weighted_sum(parts: Sequence[Part]) -> Tensor:
+    """The sum (B, C, H, W), channels last, of at least one part."""
     sources: list[Tensor] = []
     numbers: dict[int, int] = {}
     how: list[_How] = []
@@ -81,15 +76,15 @@ def weighted_sum(parts: Sequence[Part], *, relu: bool = False) -> Tensor:
         how.append(_How(numbers[id(part.source)], part.chain, len(given)))
         given += own
     weights = torch.stack([part.weight for part in parts])
-    out: Tensor = _Mixture.apply(how, relu, len(sources), weights, *sources, *given)  # type: ignore[no-untyped-call]
+    out: Tensor = _Mixture.apply(how, len(sources), weights, *sources, *given)  # type: ignore[no-untyped-call]
     return out
 
 
 class _Mixture(torch.autograd.Function):
-    """Arguments: how, whether a ReLU follows, the number of sources, op weights (n,), sources, parameters or None."""
+    """Arguments: how, the number of sources, op weights (n,), sources, parameters or None."""
 
     @staticmethod
-    def forward(ctx: Any, how: list[_How], relu: bool, count: int, weights: Tensor, *given: Tensor | None) -> Tensor:
+    def forward(ctx: Any, how: list[_How], count: int, weights: Tensor, *given: Tensor | None) -> Tensor:
         sources, parameters = [_there(t) for t in given[:count]], given[count:]
         pixels = [source.permute(0, 2, 3, 1).contiguous() for source in sources]
         runs = [_run(part, pixels[part.source], parameters) for part in how]
@@ -102,12 +97,9 @@ class _Mixture(torch.autograd.Function):
         assert backend is not None
         dtype = ends[0].dtype
         out = rows.weighted(backend, [end.permute(0, 3, 1, 2) for end in ends], a.to(dtype), b.to(dtype))
-        if relu:
-            out.relu_()
-        ctx.how, ctx.relu, ctx.count, ctx.many = how, relu, count, len(given)
+        ctx.how, ctx.count, ctx.many = how, count, len(given)
         ctx.runs = [[step._replace(x=one, y=one) for step in steps] for steps in runs]
-        kept = [*pixels, *[step.y for steps in runs for step in steps], *([out] if relu else [])]
-        ctx.save_for_backward(weights, *given, *kept)
+        ctx.save_for_backward(weights, *given, *pixels, *[step.y for steps in runs for step in steps])
         return out
 
     @staticmethod
@@ -115,9 +107,7 @@ class _Mixture(torch.autograd.Function):
         weights, *saved = ctx.saved_tensors
         given, kept = saved[: ctx.many], saved[ctx.many :]
         if torch.is_grad_enabled():
-            return (None, None, None, *_differentiable(ctx, grad, weights, given))
-        if ctx.relu:
-            grad = torch.ops.aten.threshold_backward(grad, kept[-1], 0)
+            return (None, None, *_differentiable(ctx, grad, weights, given))
         pixels, ys = kept[: ctx.count], iter(kept[ctx.count :])
         runs: list[list[Ran]] = []
         for part, steps in zip(ctx.how, ctx.runs, strict=True):
@@ -127,7 +117,7 @@ class _Mixture(torch.autograd.Function):
                 whole.append(ran)
                 x = _left(ran)
             runs.append(whole)
-        return (None, None, None, *_compiled(ctx, grad, weights, given, pixels, runs))
+        return (None, None, *_compiled(ctx, grad, weights, given, pixels, runs))
 
 
 def _compiled(
@@ -140,7 +130,7 @@ def _compiled(
 ) -> list[Tensor | None]:
     """Gradients of the op weights, the sources and the parameters, on the kernels."""
     how: list[_How] = ctx.how
-    count, needs = ctx.count, ctx.needs_input_grad[4:]
+    count, needs = ctx.count, ctx.needs_input_grad[3:]
     g = grad.permute(0, 2, 3, 1).contiguous()
     ends = [_end(steps, pixels[part.source]) for part, steps in zip(how, runs, strict=True)]
     pivot = torch.stack([s[-1].mean if s else torch.zeros(g.shape[-1], dtype=torch.float64) for s in runs]).to(g.dtype)
@@ -244,8 +234,7 @@ def _differentiable(ctx: Any, grad: Tensor, weights: Tensor, given: Sequence[Ten
     inputs = [None if t is None else t.view_as(t) for t in (weights, *given)]
     sources = [_there(t) for t in inputs[1 : 1 + ctx.count]]
     out = plain_sum(ctx.how, _there(inputs[0]), sources, inputs[1 + ctx.count :])
-    out = out.relu() if ctx.relu else out
-    wanted = [i for i, need in enumerate(ctx.needs_input_grad[3:]) if need]
+    wanted = [i for i, need in enumerate(ctx.needs_input_grad[2:]) if need]
     made = torch.autograd.grad(out, [_there(inputs[i]) for i in wanted], grad, create_graph=True)
     grads: list[Tensor | None] = [None] * len(inputs)
     for i, one in zip(wanted, made, strict=True):
