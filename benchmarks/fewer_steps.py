@@ -148,7 +148,7 @@ def keep(trials: Path | None, short: Path | None) -> None:
                 rows.append({"kind": "margins", "name": path.parent.name, "certain": values})
     if short:
         rows = [row for row in rows if row["kind"] != "short"]
-        for row in _rows(short / "trials.jsonl"):
+        for row in filter(lambda row: row["curve"], _rows(short / "trials.jsonl")):  # cells drawn at random have none
             asked = {k: row["asked"][k] for k in ("method", "epochs", "batch", "settings")}
             keys = ("method", "seed", "genotype", "values", "curve", "seconds")
             rows.append({"kind": "short", **{key: row[key] for key in keys}, "asked": asked})
