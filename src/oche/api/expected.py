@@ -24,7 +24,7 @@ from oche.training.pace import Pace, pace
 from oche.training.protocols import Protocol
 from oche.training.train import Training
 
-ENDING = 8.0
+ENDING = 10.0
 """Seconds for exporting the network and writing the report on a quiet machine, about."""
 
 LONG_ENOUGH = 1.0
