@@ -48,6 +48,16 @@ def test_calibration_images_are_those_of_the_train_part() -> None:
     assert set(drawn) <= known
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(5, [5]), (32, [32]), (45, [32, 32]), (64, [32, 32])])
+def test_calibration_batches_are_of_one_size_and_show_every_image(count: int, sizes: list[int]) -> None:
+    """onnxruntime's percentiles cannot be read off batches of several sizes: 45 images were a traceback."""
+    data = tiny_data(count)
+    shown = list(calibration(data))
+    assert [len(batch) for batch in shown] == sizes
+    seen = {image.numpy().tobytes() for batch in shown for image in batch}
+    assert len(seen) == len({image.numpy().tobytes() for image in data.train.take(torch.arange(len(data.train)))[0]})
+
+
 def test_allow_loss_without_int8(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--allow-loss is for --format int8"):
         int8.export(Run(tmp_path), ["onnx"], allow_loss=True)

@@ -24,9 +24,13 @@ the first loses on validation images."""
 
 
 def calibration(data: Data) -> Iterator[Tensor]:
-    """Batches (B, C, H, W) in [0, 1] of train images, drawn once and for all."""
+    """Batches (B, C, H, W) in [0, 1] of train images, drawn once and for all.
+
+    All are of one size, as onnxruntime's percentiles ask for: where a last one would be smaller, it has images of the one before, too.
+    """
     order = torch.randperm(len(data.train), generator=counted(0, "calibration"))[:IMAGES]
     for start in range(0, len(order), BATCH):
+        start = max(0, min(start, len(order) - BATCH))
         pixels, _ = data.train.take(order[start : start + BATCH])
         yield unnormalised(data).normalise(pixels)
 
