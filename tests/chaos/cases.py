@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ from oche.bench.result import BenchFolder
 from oche.fast.backends import native
 from oche.methods import METHODS
 from oche.plan.machine import fabric_for
-from oche.run import Run
+from oche.run import Run, records
 from oche.search.loop import search
 from oche.search.method import Method
 from oche.search.searcher import as_searcher
@@ -162,7 +161,7 @@ def same_bench(one: Path, other: Path) -> None:
 def lines(path: Path) -> list[dict[str, object]]:
     """A bench's finished trials without what was measured."""
     read = BenchFolder(path).read(BenchFolder.TRIALS).splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k not in CLOCKS} for line in read]
+    return [{k: v for k, v in (records.unseal(line) or {}).items() if k not in CLOCKS} for line in read]
 
 
 def _nothing(path: Path) -> None:
