@@ -36,7 +36,7 @@ _ADVICE = {
     errno.ENOSPC: f"free some space and go on. {KEPT}",
     errno.EDQUOT: f"free some of your quota and go on. {KEPT}",
     errno.EFBIG: f"the file system or a limit (`ulimit -f`) allows no larger file. {KEPT}",
-    errno.EROFS: "it lies on a read-only file system; choose another place, with `--out FOLDER` for instance.",
+    errno.EROFS: "it lies on a read-only file system; choose another place, with `--out FOLDER`, or copy the run to one.",
     errno.EACCES: "it may not be written or read; change its permissions, or choose another place.",
     errno.EPERM: "it may not be written or read; change its permissions, or choose another place.",
     errno.ENOENT: "it does not exist, or a folder on the way to it does not.",

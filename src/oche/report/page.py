@@ -131,7 +131,7 @@ def write(run: Run) -> Path:
     page, stills = made(run)
     for name, data in stills.items():
         run.write(f"{Run.FIGURES}/{name}.svg", data)
-    run.write(Run.REPORT, page.encode())
+    run.write(Run.REPORT, page.encode(errors="replace"))  # a folder's name may hold any bytes
     return run.file(Run.REPORT)
 
 

@@ -279,3 +279,18 @@ def test_torchvision_finds_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setenv("OCHE_DATA", str(tmp_path))
     with pytest.raises(UserError, match=r"torchvision finds no CIFAR10 in .*set OCHE_DATA"):
         load("cifar10")
+
+
+def test_images_that_are_not_finite_are_all_named_and_nothing_else_is_said(tmp_path: Path) -> None:
+    """Two folders are compared file by file before they are classes; numpy's warning of it would be an error here."""
+    rng = np.random.default_rng(0)
+    for name, spoilt in (("cat", np.nan), ("dog", np.inf)):
+        (tmp_path / name).mkdir()
+        for i in range(8):
+            values = rng.random((8, 8)).astype("f4")
+            values[0, 0] = spoilt if i == 3 else 0.5
+            Image.fromarray(values).save(tmp_path / name / f"{i}.tiff")
+    with pytest.raises(
+        UserError, match=r"2 problems.*cat/3\.tiff has NaN or infinity.*dog/3\.tiff has NaN or infinity"
+    ):
+        load(tmp_path)

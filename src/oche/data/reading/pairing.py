@@ -134,6 +134,8 @@ def _small(values: NDArray[np.generic]) -> NDArray[np.float64]:
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):  # such a file is told of where it is read
+        return 0.0
     a, b = a - a.mean(), b - b.mean()
     size = float(np.sqrt((a * a).sum() * (b * b).sum()))
     return float((a * b).sum()) / size if size > 0 else 0.0
