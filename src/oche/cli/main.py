@@ -93,7 +93,7 @@ def search(
     ] = None,
     resume: Resume = None,
     trust: Trust = False,
-    dry_run: Annotated[bool, typer.Option(help="Say what would be done, measure one step, and stop.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Say what would be done, measure a few steps, and stop.")] = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     as_json: ResultAsJson = False,
