@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from oche.fast.backends.buffers import shared
 from oche.fast.backends.library import invoke
@@ -47,9 +48,16 @@ def run_graph(layout: GraphLayout, given: Sequence[Tensor], factors: Mapping[int
     """
     weights = [w for stage in layout.stages for w in stage.weights()]
     dtype = given[0].dtype
+    given = [_twins.get(x, x) if i == 0 else x for i, x in enumerate(given)]
     by_link = [factors[q.edge].reshape(-1).to(dtype) if q.edge in factors else None for q in layout.links]
-    out: Tensor = _Graph.apply(layout, by_link, *given, *weights)  # type: ignore[no-untyped-call]
-    return out
+    out, twin = _Graph.apply(layout, by_link, *given, *weights)  # type: ignore[no-untyped-call]
+    _twins[out] = twin
+    found: Tensor = out
+    return found
+
+
+_twins: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
+"""What a cell gave -> the same once more, for the second cell that reads it: the kernels sum both gradients as they load them."""
 
 
 # ------------------------------------------------------------------ what the kernels are given
@@ -86,7 +94,7 @@ class _Table:
         self.width = sum(size[2] for size in outputs)
         self.out = (self.n, *outputs[0][:2], self.width)
         self.weights = [w if _dense(w) else w.contiguous() for w in weights]
-        self.itemsize = given[0].element_size()
+        self.itemsize, self.kept = given[0].element_size(), layout.kept
 
     def _follow(self, link: Link) -> Size:
         """The size of what a link adds to its target; the shapes of its chain's steps are noted."""
@@ -109,12 +117,8 @@ class _Table:
         return self.n * size[0] * size[1] * size[2]
 
     def nodes(self) -> list[int]:
-        """By state: the numbers that are kept of it: none of those that are given, or that nothing reads."""
-        read = {link.source for link in self.layout.links}
-        return [
-            self.plane(size) if j >= self.layout.inputs and j in read and not self.is_out(j) else 0
-            for j, size in enumerate(self.sizes)
-        ]
+        """By state: the numbers that are kept of it."""
+        return [self.plane(size) if j in self.kept else 0 for j, size in enumerate(self.sizes)]
 
     def is_out(self, j: int) -> bool:
         """True if the state is all that the cell gives."""
@@ -205,10 +209,10 @@ def _lines(size: int) -> int:
 
 
 class _Graph(torch.autograd.Function):
-    """Layout, a factor per link, given states and weights -> what the cell gives."""
+    """Layout, a factor per link, given states and weights -> what the cell gives, twice."""
 
     @staticmethod
-    def forward(ctx: Any, layout: GraphLayout, factors: list[Tensor | None], *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, layout: GraphLayout, factors: list[Tensor | None], *tensors: Tensor) -> tuple[Tensor, Tensor]:
         given = [x.permute(0, 2, 3, 1).contiguous() for x in tensors[: layout.inputs]]
         table = _Table(layout, given, tensors[layout.inputs :])
         sizes = [*table.nodes(), *table.left, *map(table.plane, table.pooled)]
@@ -223,16 +227,17 @@ class _Graph(torch.autograd.Function):
         reads = not layout.concat and any(link.source in layout.outputs for link in layout.links)
         ctx.out = out.data_ptr() if reads else 0
         ctx.save_for_backward(*tensors, *([out] if reads else []))  # autograd looks whether they were changed since
-        return out
+        ctx.set_materialize_grads(False)
+        return out, out.view_as(out)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads_of_out: Tensor | None) -> tuple[Tensor | None, ...]:
         table: _Table = ctx.table
         layout, dtype, needs = table.layout, table.dtype, ctx.needs_input_grad[2:]
         tensors = ctx.saved_tensors[: len(needs)]
         learn = any(needs[layout.inputs :])
-        dout = grad.permute(0, 2, 3, 1).contiguous()
+        douts = [None if g is None else g.permute(0, 2, 3, 1).contiguous() for g in grads_of_out]
         dgiven = [
             shared().lasting(x.shape, dtype) if need else None for x, need in zip(table.given, needs, strict=False)
         ]
@@ -247,7 +252,14 @@ class _Graph(torch.autograd.Function):
         learnt = torch.zeros(sum(sizes), dtype=dtype) if learn else None
         rows = table.rows(ctx.kept, ctx.out, ctx.factors, gradients, places[layout.states : -1], _address(learnt))
         invoke(
-            "graph_backward", dtype, table.structure(learn), *rows, ctx.moments, dout, ctypes.c_void_p(places[-1]), room
+            "graph_backward",
+            dtype,
+            table.structure(learn),
+            *rows,
+            ctx.moments,
+            *douts,
+            ctypes.c_void_p(places[-1]),
+            room,
         )
         grads: list[Tensor | None] = [None if x is None else x.permute(0, 3, 1, 2) for x in dgiven]
         if learnt is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import nn
@@ -52,7 +53,23 @@ class GraphLayout:
         """The number of states that are given."""
         return len(self.inside) + len(self.outside)
 
-    @property
+    @cached_property
+    def kept(self) -> frozenset[int]:
+        """The states that are stored: not those that are given or that nothing reads, nor a chain's end, read through its batch norm.
+
+        A pool reads what is stored.
+        """
+        pooled = {pool.source for pool in self.pools}
+        into = [[link for link in self.links if link.target == j] for j in range(self.states)]
+        ends = {
+            j
+            for j, (first, *more) in enumerate(filter(None, into), self.inputs)
+            if first.chain and first.edge < 0 and not more
+        }
+        read = {link.source for link in self.links} - (ends - pooled - set(self.outputs))
+        return frozenset(j for j in read if j >= self.inputs and (self.concat or j not in self.outputs))
+
+    @cached_property
     def stages(self) -> list[Stage]:
         """The stages of all chains."""
         return [stage for link in self.links for stage in link.chain]

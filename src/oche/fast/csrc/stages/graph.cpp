@@ -37,14 +37,14 @@ template <class T> struct GraphBack : GraphPass<T> {
     using Base = GraphPass<T>;
     using Base::g; using Base::states; using Base::steps; using Base::pools; using Base::links; using Base::mean; using Base::slope;
     using Base::shift; using Base::rstd; using Base::node;
-    const T* dout;
+    const T *dout, *also_dout;          // gradients of what the cell gives, to be summed; null where there is none
     T* scratch;                         // two of a chain's largest plane between stages
     int64_t room;                       // numbers of one of them
     std::vector<const T*> gradient;     // by state, once it is complete
     std::vector<Buffer<T>> maps;        // by link: (3, co) of its last batch norm
 
-    GraphBack(const Base& base, const T* dout_, T* scratch_, int64_t room_)
-        : Base(base), dout(dout_), scratch(scratch_), room(room_), gradient(g.states), maps(g.links) {
+    GraphBack(const Base& base, const T* dout_, const T* also_dout_, T* scratch_, int64_t room_)
+        : Base(base), dout(dout_), also_dout(also_dout_), scratch(scratch_), room(room_), gradient(g.states), maps(g.links) {
         for (int64_t i = 0; i < g.steps; ++i) this->scale(i);
     }
 
@@ -75,9 +75,9 @@ template <class T> struct GraphBack : GraphPass<T> {
             Buffer<T> pivot(first ? 0 : ci), dtaps(g.learn ? kk * ci : 0, T(0)), dmatrix(g.learn && s.matrix ? ci * co : 0, T(0));
             for (int64_t l = 0; !first && l < ci; ++l) pivot[l] = T(mean[i - 1][l]);
             std::vector<double> sums(2 * ci, 0.0);
-            const Back<T> back{first ? states[q.source].at : steps[i - 1].y, flow, s.y, map.data(), last ? q.factor : nullptr, first ? nullptr : pivot.data(),
+            const Back<T> back{first ? this->values(q.source) : steps[i - 1].y, flow, s.y, map.data(), last ? q.factor : nullptr, first ? nullptr : pivot.data(),
                                to, first ? also : nullptr, bool(g.learn)};
-            backward<T>(s.shape, first ? nullptr : slope[i - 1].data(), first ? nullptr : shift[i - 1].data(), this->taps(i).data(), this->matrix(i).data(), back,
+            backward<T>(s.shape, first ? this->map_slope(q.source) : slope[i - 1].data(), first ? this->map_shift(q.source) : shift[i - 1].data(), this->taps(i).data(), this->matrix(i).data(), back,
                         sums.data(), dtaps.data(), dmatrix.data());
             if (s.taps && g.learn) std::copy_n(transposed<T>(dtaps.data(), kk, ci).data(), kk * ci, s.dtaps);
             if (s.matrix && g.learn) std::copy_n(transposed<T>(dmatrix.data(), ci, co).data(), ci * co, s.dmatrix);
@@ -111,7 +111,8 @@ template <class T> struct GraphBack : GraphPass<T> {
         for (int64_t j = g.states - 1; j >= 0; --j) {
             const State<T>& s = states[j];
             std::vector<Flow<T>> flows;
-            if (s.column >= 0) flows.push_back({dout + s.column, g.width, nullptr});
+            for (const T* d : {dout, also_dout})
+                if (d && s.column >= 0) flows.push_back({d + s.column, g.width, nullptr});
             for (int64_t t = 0; t < g.links; ++t)
                 if (links[t].source == j && !links[t].count && links[t].pool < 0) flows.push_back({gradient[links[t].target], s.channels, links[t].factor});
             const T* also = nullptr;
@@ -168,8 +169,9 @@ template <class T> struct GraphBack : GraphPass<T> {
         GraphPass<T>(*g, states, steps, pools, links, moments).forward(out);                                                        \
     }                                                                                                                               \
     extern "C" void oche_graph_backward_##NAME(const Graph* g, const State<T>* states, const Step<T>* steps, const Pool<T>* pools, \
-                                               const Link<T>* links, double* moments, const T* dout, T* scratch, int64_t room) {    \
-        GraphBack<T>(GraphPass<T>(*g, states, steps, pools, links, moments), dout, scratch, room).backward_pass();                  \
+                                               const Link<T>* links, double* moments, const T* dout, const T* also_dout, T* scratch,  \
+                                               int64_t room) {    \
+        GraphBack<T>(GraphPass<T>(*g, states, steps, pools, links, moments), dout, also_dout, scratch, room).backward_pass();                  \
     }
 EXPORT_GRAPH(float, f32)
 EXPORT_GRAPH(double, f64)

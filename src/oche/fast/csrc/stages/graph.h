@@ -14,7 +14,8 @@ struct Graph {
     int64_t learn, threads;
 };
 
-// the first `inputs` of them are given, others are sums; `column`: where its channels lie in what the cell gives, or -1
+// the first `inputs` of them are given, others are sums; `column`: where its channels lie in what the cell gives, or -1. One that is neither kept nor
+// given away is what the batch norm of the one chain that leads to it makes of the chain's y, as it is loaded.
 template <class T> struct State {
     int64_t height, width, channels, column;
     T *at, *gradient;  // null: not kept, nobody asks
@@ -57,11 +58,18 @@ template <class T> struct GraphPass {
     double* moments;                      // by step: mean (co) and 1/deviation (co)
     std::vector<double*> mean;            // where they lie, and one past the last
     std::vector<Buffer<T>> slope, shift;  // by step: y's map before the next activation
+    std::vector<int64_t> behind;          // by state: the step that it is a map of, or -1
 
     GraphPass(const Graph& g_, const State<T>* states_, const Step<T>* steps_, const Pool<T>* pools_, const Link<T>* links_, double* moments_)
-        : g(g_), states(states_), steps(steps_), pools(pools_), links(links_), moments(moments_), slope(g_.steps), shift(g_.steps) {
+        : g(g_), states(states_), steps(steps_), pools(pools_), links(links_), moments(moments_), slope(g_.steps), shift(g_.steps), behind(g_.states, -1) {
         for (int64_t i = 0; i < g.steps; ++i) mean.push_back(moments), moments += 2 * steps[i].shape.co;
+        for (int64_t t = 0; t < g.links; ++t)
+            if (!states[links[t].target].at && states[links[t].target].column < 0) behind[links[t].target] = links[t].first + links[t].count - 1;
     }
+
+    const T* values(int64_t j) const { return behind[j] < 0 ? states[j].at : steps[behind[j]].y; }
+    const T* map_slope(int64_t j) const { return behind[j] < 0 ? nullptr : slope[behind[j]].data(); }
+    const T* map_shift(int64_t j) const { return behind[j] < 0 ? nullptr : shift[behind[j]].data(); }
 
     double rstd(int64_t i, int64_t l) const { return mean[i][steps[i].shape.co + l]; }
     int64_t count(int64_t i) const {  // values per channel of what a step leaves
@@ -125,13 +133,14 @@ template <class T> struct GraphPass {
                 if (q.target != j) continue;
                 for (int64_t i = q.first; i < q.first + q.count; ++i) {
                     const bool first = i == q.first;
-                    step(i, first ? states[q.source].at : steps[i - 1].y, first ? nullptr : slope[i - 1].data(), first ? nullptr : shift[i - 1].data());
+                    step(i, first ? values(q.source) : steps[i - 1].y, first ? map_slope(q.source) : slope[i - 1].data(), first ? map_shift(q.source) : shift[i - 1].data());
                 }
-                const int64_t last = q.first + q.count - 1;
-                x.push_back(q.count ? steps[last].y : q.pool >= 0 ? pools[q.pool].at : states[q.source].at), factor.push_back(q.factor);
-                for (int64_t l = 0; l < s.channels; ++l) a.push_back(q.count ? slope[last][l] : T(1)), b.push_back(q.count ? shift[last][l] : T(0));
+                const int64_t last = q.count ? q.first + q.count - 1 : q.pool >= 0 ? -1 : behind[q.source];  // the step before the sum
+                x.push_back(last >= 0 ? steps[last].y : q.pool >= 0 ? pools[q.pool].at : states[q.source].at), factor.push_back(q.factor);
+                for (int64_t l = 0; l < s.channels; ++l) a.push_back(last >= 0 ? slope[last][l] : T(1)), b.push_back(last >= 0 ? shift[last][l] : T(0));
             }
-            join(node(s, int64_t(x.size())), x.data(), a.data(), b.data(), factor.data(), s.at, s.column < 0 || s.at == out ? nullptr : out + s.column, g.width);
+            if (behind[j] < 0)
+                join(node(s, int64_t(x.size())), x.data(), a.data(), b.data(), factor.data(), s.at, s.column < 0 || s.at == out ? nullptr : out + s.column, g.width);
             for (int64_t i = 0; i < g.pools; ++i)
                 if (pools[i].source == j) pool(pools[i]);
         }
