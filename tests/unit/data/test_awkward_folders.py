@@ -236,3 +236,14 @@ def test_numbers_that_never_vary_are_told(tmp_path: Path) -> None:
         "All train images have the same number target: there is nothing to learn" in n
         for n in load(tmp_path / "a.npz").notes
     )
+
+
+def test_a_link_to_a_folder_around_it_takes_no_other_class_in(tmp_path: Path) -> None:
+    root = classes(tmp_path / "a")
+    (root / "bee/self").symlink_to(root)
+    (root / "bee/up").symlink_to(tmp_path)
+    counts = load(root).ledger.counts
+    assert {name: sum(part[name] for part in counts.values()) for name in ("ant", "bee")} == {
+        "ant": COUNT,
+        "bee": COUNT,
+    }

@@ -87,8 +87,8 @@ def skipped_for(path: Path) -> str | None:
 
 
 def below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, links followed once; hidden folders are given as they are, and not entered."""
-    yield from _below(folder, frozenset())
+    """All files below a folder, links followed once, and none to a folder around it; hidden folders are given, and not entered."""
+    yield from _below(folder, frozenset(map(str, Path(os.path.realpath(folder)).parents)))
 
 
 def images_below(folder: Path) -> list[Path]:
