@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from oche.api.int8 import export
 from oche.errors import RunFailed, UserError
 from oche.run import Run
 
@@ -107,3 +109,26 @@ def test_marks_within_marks(tmp_path: Path) -> None:
             trial.log({})
         elsewhere.log({})
     trial.log({})
+
+
+def test_an_export_waits_for_no_one_and_writes_beside_no_one(run: Run) -> None:
+    """It reads and writes the card, which a search that still compares writes too."""
+    with run.lock(), pytest.raises(UserError, match="Another process is writing"):
+        export(run, ("onnx",))
+
+
+def test_a_disk_that_is_read_only_is_read_whatever_lies_there(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A temporary that a killed process left there long ago cannot be removed, and that is no reason not to read."""
+    run.write(Run.CONFIG, b"")
+    temporary = run.file(".state.pt.0.tmp")
+    temporary.touch()
+    os.utime(temporary, (0, 0))
+
+    def refused(path: Path, missing_ok: bool = False) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr(Path, "unlink", refused)
+    assert Run.open(run.path).read(Run.CONFIG) == b""
+    monkeypatch.undo()
+    Run.open(run.path)
+    assert not temporary.exists()
