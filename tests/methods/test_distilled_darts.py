@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,8 +18,9 @@ from oche.base import Batch
 from oche.data import none
 from oche.errors import UserError
 from oche.methods.darts import darts
-from oche.methods.distilled_darts import WEIGHT, Taught, distilled_darts
+from oche.methods.distilled_darts import WEIGHT, Taught, alone, distilled_darts
 from oche.run import Run
+from oche.schedule import Triangle
 from oche.search.begin import begin
 from oche.search.loop import search
 from oche.search.preflight import estimate
@@ -26,9 +29,11 @@ from oche.spaces import SPACES
 from oche.spaces.rivals import RIVALS
 from oche.tasks import Count
 from oche.training.export import load_network
-from oche.training.train import retrain
+from oche.training.protocols import Protocol
+from oche.training.train import Training, retrain
 from reference.tiny import tiny_data
 
+own_module = importlib.import_module("oche.methods.distilled_darts")  # by attribute it is the method
 NOTHING = torch.zeros(1)
 
 
@@ -68,6 +73,29 @@ def test_the_teacher_has_learned_and_is_kept() -> None:
     assert int(kept[f"{WEIGHT}body.stem.1.num_batches_tracked"]) > 0
 
 
+def test_the_lessons_and_where_they_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten epochs at a rate that rises to 0.2 and falls, step by step; of several processes each learns by itself, on its own device."""
+    lessons: list[Training] = []
+
+    def noted(lesson: Training) -> object:
+        assert torch.get_default_dtype() == torch.float32
+        lessons.append(lesson)
+        return RIVALS["resnet8"].network(lesson.space)[0].network(lesson.genotype)
+
+    monkeypatch.setattr(own_module, "retrain", noted)
+    state, _ = taught()
+    Taught().on_epoch_start(state)
+    assert [x.protocol for x in lessons] == [Protocol(10, 4, Triangle(0.2), auxiliary=0.0, lr_by_step=True)]
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(own_module, "Fabric", lambda **settings: asked.append(settings))
+    for world, device in ((1, "cpu"), (2, "cpu"), (2, "cuda:1")):
+        fabric = SimpleNamespace(
+            world_size=world, device=torch.device(device), _precision=SimpleNamespace(precision="32-true")
+        )
+        assert (alone(fabric) is fabric) == (world == 1)  # type: ignore[arg-type]
+    assert [(x["accelerator"], x["devices"]) for x in asked] == [("cpu", 1), ("cuda", [1])]
+
+
 def test_counts_are_distilled_by_their_squares() -> None:
     data = tiny_data(12)
     numbers = torch.rand(12, 4)
@@ -90,7 +118,7 @@ def test_counts_are_distilled_by_their_squares() -> None:
 
 
 def test_the_constants_and_what_is_refused(tmp_path: Path) -> None:
-    assert distilled_darts().inner_terms == (Taught("auto", 1.0, 2.0, 10),)
+    assert distilled_darts().inner_terms == (Taught("auto", 1.0, 2.0, 10),) == (Taught(),)
     assert distilled_darts().outer_terms == darts().outer_terms == ()
     for wrong in ({"temperature": 0.0}, {"lessons": 0}):
         with pytest.raises(UserError, match="at least one epoch"):
