@@ -119,11 +119,25 @@ EPOCHS: dict[str, dict[str, int]] = {
         "s3": 2,
         "s4": 2,
         "grid": 10,
+        "sase": 6,
+        "stages": 6,
         "chain": 4,
         "signal": 4,
     },
     "gm_nas": dict.fromkeys(SMALL, 3),
-    "ddpnas": {"toy": 5, "nb201": 14, "darts": 35, "s1": 2, "s2": 2, "s3": 5, "s4": 2, "chain": 5, "signal": 5},
+    "ddpnas": {
+        "toy": 5,
+        "nb201": 14,
+        "darts": 35,
+        "sase": 14,
+        "stages": 35,
+        "s1": 2,
+        "s2": 2,
+        "s3": 5,
+        "s4": 2,
+        "chain": 5,
+        "signal": 5,
+    },
 }
 """The fewest epochs that a method takes in each small space, where one does not do."""
 

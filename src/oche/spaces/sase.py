@@ -28,7 +28,7 @@ from oche.base import Group
 from oche.errors import UserError
 from oche.spaces.base import BuildEdge, Space
 from oche.spaces.blocks import Place
-from oche.spaces.edges import EdgeFactory, whole
+from oche.spaces.edges import EdgeFactory, Normed, whole
 from oche.spaces.heads import head
 from oche.spaces.networks import Body, Cell, RunCell, Through
 from oche.spaces.slots import CHANNEL_EXCITE, CHANNEL_SQUEEZE, SLOT_OPS, SPATIAL_EXCITE, SPATIAL_SQUEEZE
@@ -84,8 +84,8 @@ class SaseSpace(Space):
         return (Group("attention", SLOTS, tuple(tuple(ops) for ops in SETS), None, cells),)
 
     def mixing(self, group: Group, e: int, edge: EdgeFactory) -> EdgeFactory:
-        """A slot has no channels that could pass by it."""
-        return whole(edge)
+        """A slot has no channels that could pass by it, and no batch norm behind an identity: it passes descriptors and maps on."""
+        return whole(edge.inner if isinstance(edge, Normed) else edge)
 
     def operation(
         self, group: Group, e: int, op: str, channels: int, stride: int, affine: bool, *, alone: bool
