@@ -156,6 +156,34 @@ def test_the_road_from_a_folder_of_images(oche: Oche, tmp_path: Path, monkeypatc
     assert Run.open(Path("again")).read(Run.GENOTYPE) == searched.read(Run.GENOTYPE)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "space"), [("fault_darts", "signal"), ("darts", "sase")])
+def test_the_road_of_other_spaces(
+    method: str, space: str, oche: Oche, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an archive of arrays to a prediction and a file: signals, and images with searched attention."""
+    monkeypatch.chdir(tmp_path)
+    rng, y = np.random.default_rng(0), np.arange(90) % 3
+    wave = np.sin((0.2 + 0.25 * y[:, None]) * np.arange(48) + rng.uniform(0, 6, (90, 1)))[:, None]
+    x = wave + 0.1 * rng.normal(size=wave.shape)
+    if space == "sase":
+        x = (np.broadcast_to(x, (90, 48, 48))[:, :16, :16, None] * 60 + 128).clip(0, 255).astype(np.uint8)
+    np.savez("data.npz", x=x, y=y)
+    size = ["space.layers=2,1,1"] if space == "signal" else ["space.layers=1,1"]
+    out = oche(
+        "search", method, "--space", space, "--data", "data.npz", "--budget", "smoke", "--compare", 1, "--compare-seeds", 1,
+        "--protocol", "smoke", "--out", "found", "--set", *size, "--set", "space.channels=4",
+    )  # fmt: skip
+    assert space in out
+    found = Run.open(Path("found"))
+    assert [record["kind"] for record in log(found.path)][-1] == "comparison"
+    told = json.loads(oche("eval", "found", "--json"))
+    (tested,) = (record for record in log(found.path) if record["kind"] == "test")
+    assert told["accuracy"] == pytest.approx(tested["accuracy"])
+    oche("export", "found")
+    assert_exports_equal(found, (1, 1, 48) if space == "signal" else (1, 16, 16))
+
+
 def test_predictions_are_those_of_the_network(tmp_path: Path) -> None:
     """One by one in Python, from pixels to probability, and the same in any batch."""
     images = made(tmp_path / "patterns", count=12)
