@@ -48,6 +48,16 @@ def left_by(process: int, machine: str) -> str:
         left_by(1, socket.gethostname()),
         *("", "{", "[]", '{"process": "x", "machine": 3}', "\ufffd" * 9000, "1" * 5000),
     ],
+    ids=[
+        "this process",
+        "another program",
+        "empty",
+        "cut",
+        "list",
+        "wrong types",
+        "no text",
+        "long",
+    ],  # the same in every worker
 )
 def test_a_mark_that_was_left_is_told_and_hinders_no_one(mark: str, run: Run, caplog: pytest.LogCaptureFixture) -> None:
     run.file(Run.RUNNING).write_text(mark)
