@@ -228,7 +228,7 @@ def _build(network: Network, space: Space, genotype: Genotype) -> str:
         made, channels = "OPS[op](channels, stride, True)", "channels"
     said = '    """An operation of the network."""'
     soft = any(isinstance(module, Kept) for module in network.modules())
-    if soft and genotype.edge == KEPT_NORMED:
+    if soft and genotype.edge == KEPT_NORMED and not isinstance(space, SaseSpace):  # an attention's slots have none
         bare = 'isinstance(made, nn.Identity | nn.AvgPool2d | nn.MaxPool2d) and op != "connect"'
     elif soft and isinstance(space, DartsSpace):
         bare = '"pool" in op'

@@ -116,7 +116,7 @@ def notes_on_names(classes: Sequence[str]) -> tuple[str, ...]:
     """Notes about names that are one but for case or spelling, and about names that stand for a label that is missing.
 
     >>> notes_on_names(("ant", "Ant", "bee"))
-    ('The classes \'ant\' and \'Ant\' differ in their spelling only: are they one?',)
+    ("The classes 'ant' and 'Ant' differ in their spelling only: are they one?",)
     """
     alike: dict[str, list[str]] = {}
     for name in classes:
