@@ -421,6 +421,7 @@ def test_the_command_line_says_who_scores_and_shows_what_got_better(
         "at most 6 cells are scored, by a supernet that is trained first on the train images, on validation images"
         in said
     )
+    assert "random_search, 6 queries, 2 epochs of a supernet, batch 16 (smoke" in said
     records = [r for r in Run.open(tmp_path / "run").records() if r["kind"] == "query"]
     assert said.count("best so far") == sum(r["queried"] == r["genotype"] for r in records)
 

@@ -141,11 +141,12 @@ def test_costs_are_the_network_s(name: str) -> None:
 def test_a_device_s_latency_is_the_table_s(monkeypatch: pytest.MonkeyPatch) -> None:
     class Stub:
         def value(self, genotype: object, metric: str) -> float:
-            return 7.5 if metric == "latency/raspi4" else 0.0
+            return {"latency/raspi4": 7.5, "cifar10/parameters": 123.0}[metric]
 
     monkeypatch.setattr(sys.modules[Ascent.__module__], "_table", Stub)
     cell = sample(ToySpace(), torch.Generator().manual_seed(0))
-    assert costs(ToySpace(), cell, "raspi4") == pytest.approx((7.5, prices_of(ToySpace(), cell)["parameters"]))
+    assert costs(ToySpace(), cell, "raspi4") == (7.5, 123.0)
+    assert costs(ToySpace(), cell, None)[1] == pytest.approx(prices_of(ToySpace(), cell)["parameters"])
 
 
 def test_ranks_as_normal_quantiles() -> None:

@@ -23,7 +23,7 @@ from oche.methods import METHODS
 from oche.methods.ask_tell import AskTell, Told
 from oche.methods.graph_vae import GraphVAE, layer_of, reverse
 from oche.methods.graphs import Graphs
-from oche.methods.svge import Embedding, Optimised, Training, embedding, improved, predictor, svge
+from oche.methods.svge import Embedding, Optimised, Training, embedding, improved, place, predictor, svge
 from oche.spaces import SPACES
 from oche.spaces.sampling import sample
 from oche.spaces.toy import ToySpace
@@ -394,6 +394,18 @@ def test_a_point_that_is_known_gives_the_next_decoding() -> None:
     assert len(cells) <= 3
     assert not {c.hash for c in cells} & {t.genotype.hash for t in told}
     assert len({c.hash for c in cells}) == len(cells)
+
+
+def test_it_says_that_it_learns_where_the_cache_has_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys.modules[Optimised.__module__], "cache", lambda: tmp_path)
+    rule = Optimised(Training(cells=1234, steps=5678), first=2)
+    told = [Told(cell, 80.0) for cell in embedding(ToySpace(), TINY).cells[:2]]
+    nb201 = SPACES["nb201"]()
+    assert rule.learns(nb201, told[:1]) == ""
+    assert "1,234 random cells of nb201, 5,678 steps" in rule.learns(nb201, told)
+    assert f"{ToySpace().cardinality()} random cells" in rule.learns(ToySpace(), told)
+    place(nb201, rule.training).touch()
+    assert rule.learns(nb201, told) == ""
 
 
 @pytest.mark.slow

@@ -42,7 +42,7 @@ class Show:
         self.bar: Progress | None = None
         self.task = TaskID(0)
         self.every = 1
-        self.part = ""
+        self.part = self.best = ""
         self.counts: dict[str, int] = {}
         self.weights: dict[str, float] = {}
         self.trained = 0
@@ -61,12 +61,7 @@ class Show:
         rows = data_rows(plan.data)
         rows += [("split", "test images are kept aside; " + _split(plan))]
         rows += [("chosen", plan.chosen)] if plan.chosen else []
-        rows += [
-            (
-                "method",
-                f"{plan.searcher.name}, {plan.epochs} epochs, batch {plan.batch} ({request.budget}: {plan.source})",
-            )
-        ]
+        rows += [("method", f"{plan.searcher.name}, {_length(plan)} ({request.budget}: {plan.source})")]
         rows += [("budget sets" if n == 0 else "", line) for n, line in enumerate(_changes(plan))]
         rows += [("space", f"{space.name}: {space.cardinality():,} genotypes")]
         rows += [("", note) for note in space.notes()]
@@ -84,12 +79,8 @@ class Show:
             rows += [("cost", f"about {expected.memory_mib:.0f} MiB and {spoken(estimate.seconds)} ({cost})")]
         if request.seeds > 1:
             last = request.seed + request.seeds - 1
-            rows += [
-                (
-                    "seeds",
-                    f"{request.seed} to {last}, a search each at that cost; each cell is trained ({request.protocol})",
-                )
-            ]
+            each = f"a search each at that cost; each cell is trained ({request.protocol})"
+            rows += [("seeds", f"{request.seed} to {last}, {each}")]
             rows += [("", f"and the best on {request.pick} images is picked; all see the same images")]
         if as_searcher(plan.searcher).keeps_weights:
             rows += [("then", "keeps the supernet's weights: the network that was searched is the result")]
@@ -205,7 +196,8 @@ class Show:
             self.bar.console.print(_LINES[event](record), soft_wrap=True)
         elif event == "query":
             self.bar.update(self.task, said=_query_line(record))
-            if record["queried"] == record["genotype"]:
+            if record["queried"] == record["genotype"] != self.best:  # a cell may be asked for again
+                self.best = record["genotype"]
                 self.bar.console.print(_query_line(record), soft_wrap=True)
         elif event in _LINES:
             line = _LINES[event](record)
@@ -282,6 +274,7 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "supernet": lambda r: (
         f"supernet: {_said(r, 'val_')} on validation images{floored(r, 1)}; alpha moved by {r['alpha_moved']:.3f} (rms)"
     ),
+    "learning": lambda r: str(r["words"]),
     "fitted": lambda r: f"limits: {r['words']}" + (f"; made to fit: {'; '.join(r['done'])}" if r["done"] else ""),
     "network": lambda r: (
         f"network: {_said(r, 'val_')} on validation images, {_said(r, 'test_')} on test images{floored(r, 1)}"
@@ -376,6 +369,15 @@ def _no_rivals(plan: Plan) -> str:
         return "none, as asked: how a network picked by hand would do is not measured"
     name = "resnet8" if plan.data.ignore is None else "unet"
     return f"none, for nothing is compared: `--rivals {name}` trains one beside the found cell"
+
+
+def _length(plan: Plan) -> str:
+    """Epochs and batch of a search, or its queries."""
+    from oche.methods.ask_tell import AskTell
+
+    if isinstance(plan.searcher, AskTell):
+        return plan.searcher.length(plan.epochs, plan.batch)
+    return f"{plan.epochs} epochs, batch {plan.batch}"
 
 
 def _split(plan: Plan) -> str:

@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.methods.evaluators import WORDS, Evaluator, SupernetScore
+from oche.methods.evaluators import Evaluator, SupernetScore, in_words, length_in_words
 from oche.run import Run
 from oche.search.callbacks import Callback
 from oche.search.limits import hand_out, keeps
@@ -53,6 +53,15 @@ class Concluding(Protocol):
         ...
 
 
+@runtime_checkable
+class Learning(Protocol):
+    """A strategy that learns for a minute or more before it can ask for a cell."""
+
+    def learns(self, space: Space, told: Sequence[Told]) -> str:
+        """What the next `ask` learns first, in a sentence; "" where it learns nothing."""
+        ...
+
+
 @dataclass(frozen=True)
 class AskTell:
     """A searcher that asks for at most `queries` cells; of the cells with the best score it finds the first.
@@ -76,8 +85,11 @@ class AskTell:
     @property
     def asks(self) -> str:
         """The evaluator in words, for the table before a search."""
-        evaluator = self.evaluator or SupernetScore()
-        return WORDS.get(type(evaluator), type(evaluator).__name__)
+        return in_words(self.evaluator or SupernetScore())
+
+    def length(self, epochs: int, batch: int) -> str:
+        """How long a search is, in words; epochs and batch are told of where the evaluator trains for them."""
+        return length_in_words(self.evaluator or SupernetScore(), self.queries, epochs, batch)
 
     @property
     def method(self) -> None:
@@ -102,8 +114,13 @@ class AskTell:
             return keeps(problem, t.genotype), problem.literal or t.genotype.connected, t.score
 
         best = max(told, key=worth, default=None)  # the first of equals
+        said = ""
         while len(told) < self.queries:
             began = time.perf_counter()
+            words = self.strategy.learns(problem.space, told) if isinstance(self.strategy, Learning) else ""
+            if words not in ("", said):
+                problem.listener("learning", {"words": words})
+                said = words
             cell = self.strategy.ask(problem.space, told, problem.seed)
             if cell is None:
                 break

@@ -53,6 +53,11 @@ class TableScore:
     folder: str | None = None
     given: TableLike | None = field(default=None, repr=False)
 
+    @property
+    def title(self) -> str:
+        """The table by its name."""
+        return f"the table {self.table if self.given is None else self.given.name}"
+
     def ready(self, problem: Problem, watch: Sequence[Callback]) -> Scorer:
         """Reads the table."""
         if "test" in self.metric.lower():
@@ -124,9 +129,25 @@ EVALUATORS: dict[str, Evaluator] = {
 """By name, for `--set evaluator=table`."""
 
 WORDS: dict[type, str] = {
-    TableScore: "a table's validation metric",
     SupernetScore: "a supernet that is trained first on the train images, on validation images",
     TrainingScore: "a brief training of each on the train images, on validation images",
     ZeroCost: "a zero-cost score of networks that are not trained, on train images",
 }
-"""The evaluators in words."""
+"""The evaluators in words; a table's are its own."""
+
+
+def in_words(evaluator: Evaluator) -> str:
+    """The evaluator in words, its type's name if it is the user's own."""
+    if isinstance(evaluator, TableScore):
+        return f"{evaluator.metric} of {evaluator.title}, whose networks are not trained on this data"
+    return WORDS.get(type(evaluator), type(evaluator).__name__)
+
+
+def length_in_words(evaluator: Evaluator, queries: int, epochs: int, batch: int) -> str:
+    """How long a search is that asks it: queries, and epochs where something may be trained for as many."""
+    if isinstance(evaluator, TableScore):
+        return f"{queries:,} queries of {evaluator.title}"
+    if isinstance(evaluator, TrainingScore | ZeroCost):
+        return f"{queries:,} queries"
+    first = " of a supernet" if isinstance(evaluator, SupernetScore) else ""
+    return f"{queries:,} queries, {epochs} epochs{first}, batch {batch}"

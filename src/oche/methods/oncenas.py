@@ -10,8 +10,9 @@ predictor of several metrics at once, and the search in the space between them. 
 reproduction: LSTMs of one layer with 64 units, z of 64 numbers, a predictor of one hidden layer of 64, the error's 3; 1,000 random
 cells, whose costs are known without a query, 400 batches of 64 by Adam at 3e-3 before the first query and 50 more before each round; 10
 first cells, rounds of 10; t in (0, 0.1, 0.3), log costs with mean 0 and deviation 1, accuracies as normal quantiles of their ranks; d a
-thirtieth of the cells' spread. Parameters and, in the place of latency, multiply-adds are the space's own; `--set method.device=raspi4`
-takes the milliseconds of NAS-Bench-201's table.
+thirtieth of the cells' spread. Parameters and, in the place of latency, multiply-adds are those of the network that this search builds;
+`--set method.device=raspi4` takes the milliseconds of NAS-Bench-201's table, and with them the parameters of the networks that were
+measured there (16 channels, five cells per stage, CIFAR-10), whatever the size of this search's own.
 
 The cell handed out is the best by score. The front of the cells asked for lies in the run's folder as `front.json`, and in its report:
 those that no other beats in score, latency (or multiply-adds) and parameters at once, the best score first.
@@ -52,9 +53,18 @@ from oche.tables import TableLike, table_named
 STEPS = 30
 """Steps of an ascent, each decoded."""
 
+PARAMETERS = "cifar10/parameters"
+"""The metric of the table for the networks whose latency it has: 16 channels, five cells per stage, ten classes."""
+
 
 def costs(space: Space, genotype: Genotype, device: str | None) -> tuple[float, float]:
-    """Latency and parameters: milliseconds on a device of the table, or multiply-adds. Raises UserError for a device it does not know."""
+    """Latency and parameters of one network: by a device of the table its milliseconds and the parameters of what was measured there.
+
+    Without a device the space's multiply-adds and parameters. Raises UserError for a device that the table does not know.
+    """
+    if device is not None:
+        measured = _table()
+        return float(measured.value(genotype, f"latency/{device}")), float(measured.value(genotype, PARAMETERS))
     rest, table = fixed_costs(space), summed(space)
     rows = [
         table[group.name][group.entry(c.source, c.target, c.op)]
@@ -62,10 +72,7 @@ def costs(space: Space, genotype: Genotype, device: str | None) -> tuple[float, 
         for c in genotype.groups[group.name]
     ]
     parameters, work = (float(torch.stack(rows)[:, n].sum()) for n in (0, 1))
-    latency = rest["multiply_adds"] + work
-    if device is not None:
-        latency = float(_table().value(genotype, f"latency/{device}"))
-    return latency, rest["parameters"] + parameters
+    return rest["multiply_adds"] + work, rest["parameters"] + parameters
 
 
 @lru_cache(maxsize=1)

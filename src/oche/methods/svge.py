@@ -124,14 +124,19 @@ def embedding(space: Space, training: Training) -> Embedding:
     types, edges = graphs.encode(cells)
     with seeded(training.seed, "svge", "weights"):
         model = GraphVAE(graphs.types, len(graphs.places), training.units, training.size)
-        form = [(group.name, group.edges, group.ops, group.keep) for group in space.groups]
-        key = f"{LEARNING} {space.name} {form} {training} {torch.get_default_dtype()} {torch.__version__}"
-        path = cache() / f"svge-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+        path = place(space, training)
         if not kept(model, path):
             learn(model, types, edges, training)
             keep(model, path)
     found = Embedding(graphs, model, cells, torch.empty(0))
     return replace(found, means=torch.cat([found.encode(cells[i : i + 512]) for i in range(0, count, 512)]))
+
+
+def place(space: Space, training: Training) -> Path:
+    """The file of the cache that an embedding is kept in."""
+    form = [(group.name, group.edges, group.ops, group.keep) for group in space.groups]
+    key = f"{LEARNING} {space.name} {form} {training} {torch.get_default_dtype()} {torch.__version__}"
+    return cache() / f"svge-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
 
 
 def learn(model: GraphVAE, types: Tensor, edges: Tensor, training: Training) -> None:
@@ -208,6 +213,16 @@ class Optimised:
         """The round's next cell; a random one at first, and in the place of points decoded to nothing new. None if all are known."""
         return in_rounds(
             space, told, seed, self.first, self.batch, self._rounds, lambda before: self.round(space, before, seed)
+        )
+
+    def learns(self, space: Space, told: Sequence[Told]) -> str:
+        """A sentence before the first round, unless the cache has the embedding."""
+        if len(told) < self.first or place(space, self.training).exists():
+            return ""
+        count = min(self.training.cells, space.cardinality())
+        return (
+            f"svge learns its embedding from {count:,} random cells of {space.name}, {self.training.steps:,} steps: minutes on a CPU. "
+            "The cache keeps it for later searches."
         )
 
     def round(self, space: Space, told: Sequence[Told], seed: int) -> list[Genotype]:

@@ -97,8 +97,8 @@ def answering(given: object, table: str) -> dict[str, object]:
     """The settings that have a table answer a method that asks for cells. Raises UserError for a method that asks for none."""
     if given == "auto" or not isinstance(method(given).build({}), AskTell):
         raise UserError(
-            f"--table answers searches that ask for cells, and {own.display(given)} asks for none: leave it out, or search with one of "
-            "them, such as regularized_evolution."
+            f"--table answers searches that ask for cells, and {own.display(given)} asks for none: leave it out (`--probe table` looks "
+            "its cell up after each epoch), or search with one of them, such as regularized_evolution."
         )
     return {"evaluator": "table", "evaluator.table": table}
 

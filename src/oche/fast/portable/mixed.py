@@ -244,7 +244,7 @@ def refusal(cell: Cell) -> str | None:
     """Returns why the cell cannot be fused, or None."""
     kinds = {type(edge) for edge in cell.edges.values()}
     if kinds - {_Sum, _Partial}:
-        return f"edges of type {', '.join(sorted(kind.__name__ for kind in kinds - {_Sum, _Partial}))}"
+        return f"edges of type {', '.join(sorted(kind.__name__.lstrip('_') for kind in kinds - {_Sum, _Partial}))}"
     if _Partial in kinds and (len(kinds) > 1 or len({edge.share for edge in cell.edges.values()}) > 1):
         return "edges that pass by different shares of the channels"
     if any(isinstance(m, nn.BatchNorm2d) and not of_batch(m) for m in cell.modules()):

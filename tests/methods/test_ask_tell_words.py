@@ -1,0 +1,81 @@
+"""What a query-based search says before it begins and while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import pytest
+
+from oche.api.terminal import Show
+from oche.genotype import Genotype
+from oche.methods.ask_tell import AskTell, Told
+from oche.methods.evaluators import Evaluator, Scorer, TableScore, TrainingScore
+from oche.methods.random_search import Uniform
+from oche.methods.zero_cost import ZeroCost
+from oche.search.callbacks import Callback
+from oche.search.state import Problem
+from oche.spaces import Space
+from oche.spaces.toy import ToySpace
+from oche.testing import noise_problem
+from reference.small_bench import ToyTable
+
+TABLE = TableScore(metric="digits/valid", given=ToyTable())
+
+
+@dataclass(frozen=True)
+class Own:
+    """An evaluator of the user's own."""
+
+    def ready(self, problem: Problem, watch: Sequence[Callback]) -> Scorer:
+        return lambda genotype: 1.0
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "said"),
+    [
+        (None, "9 queries, 3 epochs of a supernet, batch 4"),
+        (TableScore("some"), "9 queries of the table some"),
+        (TABLE, "9 queries of the table toys"),
+        (TrainingScore(), "9 queries"),
+        (ZeroCost(), "9 queries"),
+        (Own(), "9 queries, 3 epochs, batch 4"),
+    ],
+)
+def test_the_length_tells_of_epochs_only_where_something_may_be_trained_for_them(
+    evaluator: Evaluator | None, said: str
+) -> None:
+    assert AskTell("mine", Uniform(), evaluator, queries=9).length(3, 4) == said
+
+
+def test_a_table_says_what_it_answers_by() -> None:
+    said = AskTell("mine", Uniform(), TABLE).asks
+    assert said == "digits/valid of the table toys, whose networks are not trained on this data"
+
+
+def test_a_cell_that_is_asked_for_again_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:
+    show = Show(quiet=False)
+    record = {"query": 1, "score": 9.0, "best": 9.0, "queried": "a", "genotype": "a"}
+    with show.training():
+        for n, queried in enumerate("abac"):
+            show.listen("query", {**record, "query": n + 1, "queried": queried, "genotype": "c" if n == 3 else "a"})
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines() if "query" in line] == ["1", "4"]
+
+
+def test_what_a_strategy_learns_first_is_told_once() -> None:
+    """Before the query, and again only where it is something else."""
+    heard: list[str] = []
+
+    @dataclass(frozen=True)
+    class Learns:
+        def learns(self, space: Space, told: Sequence[Told]) -> str:
+            return ["", "more", "more", "other"][len(told)]
+
+        def ask(self, space: Space, told: Sequence[Told], seed: int) -> Genotype | None:
+            return Uniform().ask(space, told, seed)
+
+    def listen(event: str, record: Mapping[str, object]) -> None:
+        heard.append(str(record["words"]) if event == "learning" else event)
+
+    AskTell("mine", Learns(), TABLE, queries=4).run(replace(noise_problem(ToySpace()), listener=listen))
+    assert heard == ["query", "more", "query", "query", "other", "query"]
