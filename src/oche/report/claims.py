@@ -261,16 +261,20 @@ it has not learned.
 
 
 def unmoved(records: Sequence[Mapping[str, object]]) -> str:
-    """A warning where a search's alpha was stepped and is as undecided as at its beginning, else "".
+    """A warning where alpha was never stepped though the method learns it, or is as undecided as at its beginning, else "".
 
     >>> unmoved([{"kind": "epoch", "arch_loss": 0.7, "entropy": 0.9996}, {"kind": "supernet", "alpha_moved": 0.0161}])
     'Alpha hardly moved (0.016 rms) and is undecided (entropy 1.000 of 1): a cell read from it is little better than one drawn at random; \
 search longer, or set a larger arch_optimizer.lr.'
+    >>> unmoved([{"kind": "epoch", "phase": "warm-up", "arch_loss": None}])[:29]
+    'Alpha was held in every epoch'
     """
     epochs = [r for r in records if r.get("kind") == "epoch"]
     moved = [r["alpha_moved"] for r in records if r.get("kind") == "supernet" and "alpha_moved" in r]
     entropy = epochs[-1].get("entropy") if epochs else None
     stepped = any(r.get("arch_loss") is not None for r in epochs)
+    if epochs and all(r.get("phase") == "warm-up" for r in epochs):
+        return "Alpha was held in every epoch, all of them warm-up: the cell is read from the values that alpha began with; search longer."
     if not stepped or not moved or not isinstance(entropy, int | float) or entropy < UNDECIDED:
         return ""
     return (
