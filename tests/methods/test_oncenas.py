@@ -335,7 +335,7 @@ def test_killed_at_every_third_query_it_ends_the_same() -> None:
 
 
 def test_the_front_lies_in_the_run_s_folder_and_in_its_report(tmp_path: Path) -> None:
-    """Against the log: a cell is there if and only if no other cell asked for is as good in all three and better in one."""
+    """Against the log: a connected cell is there if and only if no other one asked for is as good in all three and better in one."""
     torch.set_default_dtype(torch.float32)
     run = Run.create(tmp_path / "run")
     run.write(Run.CONFIG, b"")
@@ -345,7 +345,9 @@ def test_the_front_lies_in_the_run_s_folder_and_in_its_report(tmp_path: Path) ->
     written = json.loads(run.read(Run.FRONT))
     assert written["device"] is None
     rows = [r for r in run.records() if r["kind"] == "query"]
-    cells = {str(r["queried"]): float(str(r["score"])) for r in rows}
+    cells = {
+        str(r["queried"]): float(str(r["score"])) for r in rows if Genotype.parse(str(r["queried"]), "nb201").connected
+    }
     three = {}
     for text, score in cells.items():
         prices = prices_of(problem.space, Genotype.parse(text, "nb201"))
@@ -377,6 +379,17 @@ def test_a_cell_that_is_asked_for_twice_is_once_on_the_front() -> None:
     told = [Told(one, 1.0), Told(other, 2.0), Told(one, 1.0), Told(other, 2.0)]
     queries = [row["query"] for row in front_of(space, told, None)]
     assert queries == [2, 1] or queries == [2]
+
+
+def test_a_cell_that_nothing_passes_is_on_no_front_but_its_own() -> None:
+    space = SPACES["nb201"](**SMALL["nb201"])  # type: ignore[arg-type]
+    cut, whole = (
+        Told(Genotype.parse(f"|{op}~0|+|none~0|none~1|+|{op}~0|none~1|none~2|", "nb201"), score)
+        for op, score in (("none", 10.0), ("nor_conv_3x3", 9.0))
+    )
+    assert costs(space, cut.genotype, None) < costs(space, whole.genotype, None)
+    assert [row["query"] for row in front_of(space, [cut, whole], None)] == [2]
+    assert [row["query"] for row in front_of(space, [cut], None)] == [1]
 
 
 def test_what_the_docstring_says_of_the_constants() -> None:

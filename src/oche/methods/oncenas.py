@@ -15,7 +15,8 @@ thirtieth of the cells' spread. Parameters and, in the place of latency, multipl
 measured there (16 channels, five cells per stage, CIFAR-10), whatever the size of this search's own.
 
 The cell handed out is the best by score. The front of the cells asked for lies in the run's folder as `front.json`, and in its report:
-those that no other beats in score, latency (or multiply-adds) and parameters at once, the best score first.
+those through which a signal can pass and that no other beats in score, latency (or multiply-adds) and parameters at once, the best
+score first.
 
 Deviations from the paper: unknown, as its constants are.
 Deviations from the authors' code: there is only data of theirs (OnceNAS-Bench), no code.
@@ -281,9 +282,13 @@ def ranked(model: Joint, tokens: Tokens, cells: Sequence[Genotype], trade: float
 
 
 def front_of(space: Space, told: Sequence[Told], device: str | None) -> list[Mapping[str, object]]:
-    """The front's cells, the best score first: the first query that asked for each, score, latency or multiply-adds, parameters."""
+    """The front's cells, the best score first: the first query that asked for each, score, latency or multiply-adds, parameters.
+
+    Cells that no signal can pass cost next to nothing: they are left out where there are others.
+    """
     first = {t.genotype.hash: n for n, t in reversed(list(enumerate(told)))}
-    asked = sorted(first.values(), key=lambda n: (-told[n].score, n))
+    through = [n for n in first.values() if told[n].genotype.connected]
+    asked = sorted(through or first.values(), key=lambda n: (-told[n].score, n))
     prices = [costs(space, told[n].genotype, device) for n in asked]
     kept = front([(told[n].score, *price) for n, price in zip(asked, prices, strict=True)])
     name = "multiply_adds" if device is None else "latency_ms"
