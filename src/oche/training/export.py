@@ -36,7 +36,7 @@ from oche.spaces.limits import LIMITED, Limits
 from oche.spaces.named import register_kept
 from oche.tasks import Task
 from oche.training.plausible import refuse_beyond, refuse_other_shapes, shapes_in
-from oche.training.shipped import INPUT, OUTPUTS, SCRIPT, SCRIPT_NAME, add_to_onnx, metadata
+from oche.training.shipped import INPUT, OUTPUTS, SCRIPT_NAME, add_to_onnx, metadata, predict_script
 from oche.training.standalone import NETWORK_NAME, built, refusal, script
 from oche.training.timing import NOT_MEASURED, Latency, can_measure, latency_of
 
@@ -216,7 +216,7 @@ def export_network(run: Run, formats: Sequence[str] = FORMATS) -> list[Path]:
                 _compare(module, runner, one, f"{name} file's", TOLERANCE)
             run.write(f"{Run.NETWORK}/model.{name}", path.read_bytes())
             if name == "onnx":
-                run.write(f"{Run.NETWORK}/{SCRIPT_NAME}", SCRIPT.encode())
+                run.write(f"{Run.NETWORK}/{SCRIPT_NAME}", predict_script().encode())
                 latency = card.get("latency")
                 foretold = latency if isinstance(latency, Mapping) else {}
                 card["latency"] = {**foretold, "measured": latency_of(path.read_bytes(), size).table()}

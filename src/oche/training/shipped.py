@@ -1,7 +1,7 @@
 """What lies beside an exported network: a script that needs onnxruntime, numpy and Pillow alone, and the contract inside the files.
 
 The script does with an image what `oche predict` does, bit for bit up to the network: reading, the rule for values, the crop at the centre
-and the antialiased bilinear resizing, of bytes in the fixed-point arithmetic of PyTorch.
+and the antialiased bilinear resizing, of bytes in the fixed-point arithmetic of PyTorch. Files are read by copies of the same functions.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from oche.data.contract import Contract
+from oche.training.source import Gathered
 
 INPUT = (
     "floats (value - offset) / scale as under pixels, (batch, channels, height, width); mean and std are applied inside"
@@ -58,27 +59,39 @@ def add_to_onnx(path: Path, says: Mapping[str, str]) -> None:
     onnx.save(model, path)
 
 
+def predict_script() -> str:
+    """The text of `predict.py`: `SCRIPT` with `oche.data.reading.files.read_image` in it, and all that it uses."""
+    gathered = Gathered(frozenset())
+    gathered.add("oche.data.reading.files", "read_image")
+    own: list[str] = []
+    libraries: list[str] = []
+    for line in sorted(gathered.imports | IMPORTS, key=lambda line: (line.startswith("from"), line)):
+        (libraries if line.split()[1].split(".")[0] in LIBRARIES else own).append(line)
+    reader = "\n\n\n".join(gathered.definitions.values())
+    return SCRIPT.replace(READER, "\n".join([*own, "", *libraries, "", "", reader]))
+
+
+LIBRARIES = ("numpy", "onnxruntime", "PIL")
+
+IMPORTS = {
+    *("import json", "import sys", "from pathlib import Path"),
+    *("import numpy as np", "import onnxruntime", "from PIL import Image"),
+}
+"""The imports of `SCRIPT`."""
+
+READER = "# imports, and the functions that read files"
+"""The line of `SCRIPT` in whose place they stand."""
+
 SCRIPT = '''\
 """Predicts with model.onnx, which lies beside this file: python predict.py [model_int8.onnx] IMAGE ...
 
-Signals are .npy files (channels, length). Needs onnxruntime, numpy and Pillow alone.
+Signals are .npy files (channels, length). Needs onnxruntime, numpy and Pillow alone, for HEIC pillow-heif, too.
 """
 
-import io
-import json
-import sys
-from pathlib import Path
+from __future__ import annotations
 
-import numpy as np
-import onnxruntime
-from PIL import Image, ImageOps, ImageSequence
+# imports, and the functions that read files
 
-try:
-    from pillow_heif import register_heif_opener  # not needed but for HEIC
-except ImportError:
-    pass
-else:
-    register_heif_opener()
 
 model = sys.argv.pop(1) if sys.argv[1:] and sys.argv[1].endswith(".onnx") else "model.onnx"
 session = onnxruntime.InferenceSession(Path(__file__).with_name(model))
@@ -87,20 +100,27 @@ rule, size, channels = contract["pixels"], contract["size"], contract["channels"
 
 
 def main(paths):
-    failed = 0
+    if not paths:
+        sys.exit(__doc__)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # names that the terminal has no letters for
+    failed, masks = 0, set()
     for path in paths:
         try:
             held = values(Path(path))
             pixels = channelled(scaled(held))
+            if contract["task"] == "segment" and Path(path).stem in masks:
+                raise ValueError("its mask would have the name of another image's; call the script in another folder")
         except Exception as error:
-            print(f"{path} cannot be read: {error}", file=sys.stderr)
+            print(error if isinstance(error, UserError) else f"{path} cannot be read: {error}", file=sys.stderr)
             failed = 1
             continue
-        if odd := strange(held):
+        if odd := "8-bit values, divided by 255 for a network trained on floats" if in_bytes(held) else strange(held):
             print(f"{path}: {odd}", file=sys.stderr)
         if contract["task"] == "segment":
             name = f"{Path(path).stem}_mask.png"
             picture(painted(pixels)).save(name)
+            masks.add(Path(path).stem)
             print(path, name)
             continue
         logits = scores(resized(cropped(pixels)))
@@ -138,58 +158,38 @@ def picture(mask):
 
 
 def values(path):
-    """The values of a file as they are, (H, W, C): (H, W, C) or (C, H, W) of .npy, pages of a TIFF as channels; of signals (1, L, C)."""
+    """The values of a file as they are, (H, W, C); of signals (1, L, C)."""
     if size[0] == 1:
         array = np.atleast_2d(np.load(path))
         if array.shape != (channels, size[1]):
-            sys.exit(f"{path} has the shape {array.shape}; the network takes {(channels, size[1])}")
-        return array.T[None]
-    if path.suffix.lower() == ".npy":
-        array = np.load(path)
-        array = array[..., None] if array.ndim == 2 else array
-        return array if array.shape[2] in (1, 3, 4) or array.shape[2] < min(array.shape[:2]) else np.moveaxis(array, 0, 2)
-    image = Image.open(path)
-    if image.format == "TIFF":
-        check(image)
-        if image.getexif().get(274, 1) != 1:  # mapped into memory, Pillow swaps the sides of turned files wrongly
-            image = Image.open(io.BytesIO(path.read_bytes()))
-        pages = [(one.size, page(one)) for one in ImageSequence.Iterator(image)]
-        if len({side for side, _ in pages}) == 1:
-            return np.concatenate([array for _, array in pages], axis=2)
-    return page(image)
-
-
-def check(image):
-    """Raises ValueError for a TIFF file of which Pillow gives other values, or fewer channels, than it has."""
-    kinds, samples = image.tag_v2.get(339, (1,)), image.tag_v2.get(277, 1)
-    bits, alpha = image.tag_v2.get(258, (1,))[0], image.tag_v2.get(338, (0,))[-1] in (1, 2)
-    odd = (kinds[0], bits) in ((1, 32), (2, 8), (1, 64), (2, 64)) or samples == 2
-    swapped = image.tag_v2.prefix == b"MM" and image.tag_v2.get(259, 1) != 1 and (kinds[0], bits) in ((2, 16), (2, 32), (3, 32))
-    if odd or swapped or (samples == 4 and image.tag_v2.get(262) == 2 and not alpha):
-        raise ValueError("Pillow cannot give its values as they are: save them as .npy")
-
-
-def page(image):
-    if image.mode.startswith("RGB") and image.tile and "16" in str(image.tile[0][3]):
-        raise ValueError("Pillow cuts colours of 16 bits to 8: save them as .npy")
-    image, grey = ImageOps.exif_transpose(image), image.mode in ("1", "L", "LA", "La")
-    if not image.mode.startswith(("I", "F")):
-        clear = image.mode in ("RGBA", "PA", "RGBa") or "transparency" in image.info
-        image = image.convert("L" if grey else "RGBA" if channels == 4 and clear else "RGB")
-    array = np.array(image)
-    return array[..., None] if array.ndim == 2 else array
+            raise ValueError(f"it has the shape {array.shape}, the network takes {(channels, size[1])}")
+        array = array.T[None]
+    else:
+        array = read_image(path, channels == 4)
+        if min(array.shape[:2]) < 8:
+            raise ValueError(f"it has {array.shape[0]} x {array.shape[1]} pixels; 8 x 8 is the least")
+    if array.dtype.kind not in "buif":
+        raise ValueError(f"it has values of the type {array.dtype}")
+    if not np.isfinite(array).all():
+        raise ValueError("it has NaN or infinity")
+    return array
 
 
 def scaled(array):
     """Bytes as they are where the network was trained on such, all else as floats by the rule of the training."""
     whole = rule["offset"] == 0 and rule["scale"] == 255 and not rule["depth"].startswith("float")
-    unit = rule["offset"] == 0 and rule["scale"] == 1 and 0 <= rule["low"] and rule["high"] <= 1
-    if array.dtype == np.uint8 and unit and size[0] > 1:
+    if in_bytes(array):
         return array
-    if whole and array.dtype.kind in "ui" and array.max() <= 255:
+    if whole and array.dtype.kind in "ui" and 0 <= array.min() and array.max() <= 255:
         return array.astype(np.uint8)
     floats = array.astype(np.result_type(array.dtype, np.float32))
     return ((floats - floats.dtype.type(rule["offset"])) / floats.dtype.type(rule["scale"])).astype(np.float32)
+
+
+def in_bytes(array):
+    """True for the 8-bit values of an image where the network was trained on floats in [0, 1]."""
+    unit = rule["offset"] == 0 and rule["scale"] == 1 and 0 <= rule["low"] and rule["high"] <= 1
+    return array.dtype == np.uint8 and unit and size[0] > 1
 
 
 def strange(array):

@@ -40,7 +40,7 @@ def module(name: str) -> Module:
             definitions[node.name] = node
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            definitions |= {target.id: node for target in targets if isinstance(target, ast.Name)}
+            definitions |= {name: node for target in targets for name in _bound(target)}
         elif isinstance(node, ast.ImportFrom) and node.module:
             imports |= {alias.asname or alias.name: (node.module, alias.name) for alias in node.names}
         elif isinstance(node, ast.Import):
@@ -58,15 +58,25 @@ class Gathered:
     given: frozenset[str]
     imports: set[str] = field(default_factory=set)
     definitions: dict[str, str] = field(default_factory=dict)
-    _seen: set[str] = field(default_factory=set)
+    _seen: dict[str, str] = field(default_factory=dict)
+    _begun: list[ast.stmt] = field(default_factory=list)
 
     def add(self, where: str, name: str) -> None:
-        """Adds a definition of the module `where` and all that it uses."""
-        if name in self._seen or name in self.given:
+        """Adds a definition of the module `where` and all that it uses.
+
+        Raises:
+            ValueError: the name stands for something else already, in another module.
+        """
+        if name in self.given:
             return
-        self._seen.add(name)
+        if (home := self._seen.setdefault(name, where)) != where:
+            raise ValueError(f"{name} of {where} has the name of another definition, in {home}: rename one of them")
         here = module(where)
-        self.use(where, names_in(here.definitions[name]))
+        node = here.definitions[name]
+        if node in self._begun:
+            return
+        self._begun.append(node)
+        self.use(where, names_in(node))
         self.definitions[name] = here.text(name)
 
     def use(self, where: str, names: Iterable[str]) -> None:
@@ -86,6 +96,11 @@ class Gathered:
 def names_in(node: ast.AST) -> list[str]:
     """All names that a piece of code mentions, in the order of their first appearance."""
     return list(dict.fromkeys(n.id for n in ast.walk(node) if isinstance(n, ast.Name)))
+
+
+def _bound(target: ast.expr) -> list[str]:
+    """The names that an assignment to `target` gives a value, those of a tuple as well."""
+    return [n.id for n in ast.walk(target) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
 
 
 def _import(origin: str, there: str, name: str) -> str:

@@ -22,6 +22,7 @@ FORMS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
     "colour": ((6, 9, 3), {"photometric": "rgb"}),
     "colour and transparency": ((6, 9, 4), {"photometric": "rgb", "extrasamples": ["unassalpha"]}),
     "colour and one more band": ((6, 9, 4), {"photometric": "rgb", "extrasamples": ["unspecified"]}),
+    "colour and two more bands": ((6, 9, 5), {"photometric": "rgb", "extrasamples": ["unspecified"] * 2}),
     "two bands": ((6, 9, 2), {"photometric": "minisblack", "planarconfig": "contig"}),
     "five bands": ((6, 9, 5), {"photometric": "minisblack", "planarconfig": "contig"}),
     "five planes": ((5, 6, 9), {"photometric": "minisblack", "planarconfig": "separate"}),

@@ -36,7 +36,7 @@ def applied(path: Path, contract: Contract) -> Applied:
     """The image in a file, by the rule for values and with the channels of a contract.
 
     Raises:
-        UserError: the file cannot be read, has NaN, or channels that cannot become the contract's.
+        UserError: the file cannot be read, has NaN or values that are no numbers, or channels that cannot become the contract's.
     """
     if contract.signal:
         return applied_to(read_signal(path, contract), contract, f"The signal {path}")
@@ -45,6 +45,8 @@ def applied(path: Path, contract: Contract) -> Applied:
 
 def applied_to(values: NDArray[np.generic], contract: Contract, whose: str) -> Applied:
     """As `applied`, for the values (H, W, C) themselves; `whose` begins the sentence of an error."""
+    if values.dtype.kind not in "buif":
+        raise UserError(f"{whose} has values of the type {values.dtype}; expected integers or floats.")
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise UserError(f"{whose} has NaN or infinity; remove or repair it.")
     if not contract.signal and min(values.shape[:2]) < SMALLEST:

@@ -22,7 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from oche.data.reading.depths import cut_format, deep_ppm, jpeg_bits, raw_mode, read_ppm
 from oche.data.reading.pixels import channels_last
-from oche.data.reading.tiff import SAMPLES, Directory, pages_of, read_pages, read_tiff
+from oche.data.reading.tiff import ORIENTATION, SAMPLES, Directory, pages_of, read_pages, read_tiff
 from oche.errors import UserError
 
 SUFFIXES = frozenset((
@@ -38,7 +38,6 @@ UNREADABLE = (
 )
 """What Pillow, numpy and `tiff` raise for files that are damaged or are none."""
 
-ORIENTATION = 0x0112  # the EXIF tag; from 5 on, width and height are swapped
 LARGEST = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)
 """Pixels (times pages or bands beyond 4) above which a file is refused: a small file may claim to be huge."""
 
@@ -120,8 +119,6 @@ def head(path: Path, alpha: bool = False) -> Head:
     try:
         if path.suffix.lower() == ".npy":
             held = np.load(path, mmap_mode="r", allow_pickle=False)
-            if held.dtype.kind not in "buif":
-                raise UserError(f"The image {path} has values of the type {held.dtype}; expected integers or floats.")
             height, width, channels = _last(held, path).shape
             return Head((height, width, channels), held.dtype.name)
         if (own := misread(path)) is not None:
@@ -255,7 +252,8 @@ def _depth(image: Image.Image) -> str:
     if image.mode in ("I", "F"):
         return "int32" if image.mode == "I" else "float32"
     raw = raw_mode(image)
-    return "uint16" if (";16" in raw and raw != "LA;16B") or deep_ppm(image) else "uint8"
+    deep = (raw.startswith("RGB") and ";16" in raw) or deep_ppm(image)
+    return "uint16" if deep else "uint8"
 
 
 def _deep_colour(path: Path, image: Image.Image, alpha: bool) -> NDArray[np.generic]:
@@ -264,19 +262,22 @@ def _deep_colour(path: Path, image: Image.Image, alpha: bool) -> NDArray[np.gene
         return read_tiff(path)[..., : 4 if alpha else 3]
     if image.format == "PPM":
         return read_ppm(path, image)
-    from kornia_rs.io import read_image_png_u16  # here, for few need it
-
-    try:
-        pixels: NDArray[np.generic] = np.asarray(
-            read_image_png_u16(str(path), "rgba" if image.mode == "RGBA" else "rgb")
-        )
-    except Exception as error:
-        raise ValueError(str(error)) from error
+    pixels = _bytes_of(path, "B") * np.uint16(256) + _bytes_of(path, "L")
     return pixels[..., : 4 if alpha else 3]
 
 
+def _bytes_of(path: Path, order: str) -> NDArray[np.uint8]:
+    """One byte of each value of a PNG of 16 bits: the first, "B", as if that were the upper one, or the second, "L"."""
+    with opened(path) as image:
+        tile = getattr(image, "tile")[0]  # noqa: B009  Image itself has none in its types
+        setattr(image, "tile", [(*tile[:3], f"{image.mode};16{order}")])  # noqa: B010
+        return np.array(image)
+
+
 def _last(held: NDArray[np.generic], path: Path) -> NDArray[np.generic]:
-    """(H, W, C) of an array file's values. Raises UserError for another shape."""
+    """(H, W, C) of an array file's values. Raises UserError for another shape or type."""
+    if held.dtype.kind not in "buif":
+        raise UserError(f"The image {path} has values of the type {held.dtype}; expected integers or floats.")
     if held.ndim not in (2, 3):
         raise UserError(f"The image {path} has the shape {held.shape}; expected (H, W), (H, W, C) or (C, H, W).")
     last: NDArray[np.generic] = channels_last(held[None], str(path))[0]

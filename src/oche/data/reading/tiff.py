@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC = 256, 257, 258, 259, 262
 STRIPS, SAMPLES, ROWS, STRIP_BYTES, PLANAR, PREDICTOR = 273, 277, 278, 279, 284, 317
-ORIENTATION = 274
+ORIENTATION = 274  # EXIF's, too: from 5 on, rows and columns are swapped
 TILE_WIDTH, TILE_HEIGHT, TILES, TILE_BYTES, EXTRA, FORMAT = 322, 323, 324, 325, 338, 339
 
 MOST_PAGES = 4096
@@ -29,7 +29,7 @@ TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
 """TIFF field type -> struct letter, of the types that the tags above have."""
 
 NONE, DEFLATE, ADOBE_DEFLATE, PACKBITS = 1, 32946, 8, 32773
-PACKED = {DEFLATE: 1100, ADOBE_DEFLATE: 1100, PACKBITS: 128}
+GROWTH = {DEFLATE: 1100, ADOBE_DEFLATE: 1100, PACKBITS: 128}
 """Compression -> how many bytes one byte can become at most."""
 
 KINDS = {1: "u", 2: "i", 3: "f"}
@@ -79,7 +79,7 @@ class Directory:
         extra = samples == 4 and self.one(PHOTOMETRIC, 1) == RGB and not self.alpha
         colours = samples in (3, 4) and self.one(PHOTOMETRIC, 1) == RGB
         planes = self.one(PLANAR, 1) == PLANES and samples > 1 and not colours
-        return swapped or extra or planes or samples == 2
+        return swapped or extra or planes or samples == 2 or samples > 4
 
 
 def directory(path: Path) -> Directory:
@@ -181,7 +181,7 @@ def _page(raw: bytes, found: Directory) -> NDArray[np.generic]:
     if len(offsets) != planes * down * across or len(lengths) != len(offsets):
         raise ValueError("its strips or tiles do not add up to its size")
     claimed = height * width * samples * found.dtype.itemsize
-    if claimed > PACKED.get(found.one(COMPRESSION, NONE), 1) * len(raw):
+    if claimed > GROWTH.get(found.one(COMPRESSION, NONE), 1) * len(raw):
         raise ValueError(f"it claims {claimed:,} bytes of pixels, more than the file can hold")
     out = np.zeros((height, width, samples), found.dtype.newbyteorder("="))
     for i, (offset, length) in enumerate(zip(offsets, lengths, strict=True)):
