@@ -35,11 +35,11 @@ INSIDE = {  # a module imports from those before it; in folders that are not lis
             "graph",
             "timing",
             "latencies",
-            "shipped",
+            *("source", "shipped"),
             "quantize",
         ),
         *("plain", "plain.cells", "plain.nb201", "plain.darts", "plain.chain", "plain.sase", "plain.grid"),
-        *("source", "standalone", "plausible", "export"),
+        *("standalone", "plausible", "export"),
     ],
     "search": [
         *(
