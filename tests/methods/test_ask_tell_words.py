@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 
+import oche
 from oche.api.terminal import Show
+from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.ask_tell import AskTell, Told
 from oche.methods.evaluators import Evaluator, Scorer, TableScore, TrainingScore
@@ -46,6 +49,17 @@ def test_the_length_tells_of_epochs_only_where_something_may_be_trained_for_them
     evaluator: Evaluator | None, said: str
 ) -> None:
     assert AskTell("mine", Uniform(), evaluator, queries=9).length(3, 4) == said
+
+
+@pytest.mark.parametrize("given", [{"epochs": 3}, {"batch": 8}])
+@pytest.mark.parametrize("evaluator", ["zero_cost", "training"])
+def test_epochs_and_batch_are_refused_where_nothing_is_trained_by_them(
+    given: dict[str, int], evaluator: str, tmp_path: Path
+) -> None:
+    asked = {"evaluator": evaluator, "method.queries": 9}
+    with pytest.raises(UserError, match=rf"asks for 9 queries and trains nothing by --{next(iter(given))}"):
+        oche.search("random_search", space="toy", data="digits", settings=asked, out=tmp_path / "r", **given)  # type: ignore[arg-type]
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_table_says_what_it_answers_by() -> None:

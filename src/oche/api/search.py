@@ -26,7 +26,9 @@ from oche.api.telling import asked, telling
 from oche.api.terminal import Show
 from oche.api.train import Trained, log_test, train
 from oche.data import Data, for_search, for_training, none
+from oche.errors import UserError
 from oche.genotype import Genotype
+from oche.methods.ask_tell import AskTell
 from oche.plan.request import Request, verb
 from oche.plan.resolve import Plan, resolve
 from oche.report import attempt, render
@@ -94,6 +96,7 @@ def search(request: Request) -> Found:
     """
     clock = Clock.of(request.time)
     plan, expected = with_batch(resolve(request)), None
+    _check_used(request, plan)
     if clock or request.progress:
         plan, expected = timed(plan, clock)
     else:
@@ -105,6 +108,17 @@ def search(request: Request) -> Found:
     run = start(plan, request.out)
     with show.search(plan, expected):
         return carry_out(plan, run, show.beside(request.listener), clock)
+
+
+def _check_used(request: Request, plan: Plan) -> None:
+    """Raises UserError for epochs or a batch where the search trains nothing by them; a bench, whose arms share them, is not asked."""
+    given = [f"--{name}" for name in ("epochs", "batch") if getattr(request, name) is not None]
+    if given and isinstance(plan.searcher, AskTell) and not plan.searcher.takes_epochs:
+        asked = plan.searcher.length(plan.epochs, plan.batch)
+        raise UserError(
+            f"{plan.searcher.name} asks for {asked} and trains nothing by {' and '.join(given)}: leave out what is not used. "
+            "`--set method.queries=N` says how many cells are asked for, `--set train.epochs=N` how long each trains."
+        )
 
 
 def default_folder(plan: Plan) -> Path:

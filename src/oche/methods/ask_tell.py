@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.methods.evaluators import Evaluator, SupernetScore, in_words, length_in_words
+from oche.methods.evaluators import Evaluator, SupernetScore, in_words, length_in_words, takes_epochs
 from oche.run import Run
 from oche.search.callbacks import Callback
 from oche.search.limits import hand_out, keeps
@@ -90,6 +90,11 @@ class AskTell:
     def length(self, epochs: int, batch: int) -> str:
         """How long a search is, in words; epochs and batch are told of where the evaluator trains for them."""
         return length_in_words(self.evaluator or SupernetScore(), self.queries, epochs, batch)
+
+    @property
+    def takes_epochs(self) -> bool:
+        """True where the evaluator may train something for the search's epochs and batch."""
+        return takes_epochs(self.evaluator or SupernetScore())
 
     @property
     def method(self) -> None:

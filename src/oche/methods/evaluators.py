@@ -143,11 +143,16 @@ def in_words(evaluator: Evaluator) -> str:
     return WORDS.get(type(evaluator), type(evaluator).__name__)
 
 
+def takes_epochs(evaluator: Evaluator) -> bool:
+    """True where an evaluator may train for the search's own epochs and batch, unlike tables, trainings and scores at the start."""
+    return not isinstance(evaluator, TableScore | TrainingScore | ZeroCost)
+
+
 def length_in_words(evaluator: Evaluator, queries: int, epochs: int, batch: int) -> str:
     """How long a search is that asks it: queries, and epochs where something may be trained for as many."""
     if isinstance(evaluator, TableScore):
         return f"{queries:,} queries of {evaluator.title}"
-    if isinstance(evaluator, TrainingScore | ZeroCost):
+    if not takes_epochs(evaluator):
         return f"{queries:,} queries"
     first = " of a supernet" if isinstance(evaluator, SupernetScore) else ""
     return f"{queries:,} queries, {epochs} epochs{first}, batch {batch}"
