@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from zipfile import BadZipFile
@@ -131,7 +132,7 @@ def plots(records: Sequence[Record], alphas: bytes | None = None) -> dict[str, P
     if alphas is not None:
         try:
             found |= _alphas(alphas)
-        except (ValueError, BadZipFile) as error:
+        except (OSError, ValueError, EOFError, RuntimeError, LookupError, BadZipFile, zlib.error) as error:
             raise UserError(
                 f"The run's alphas are damaged ({error}); remove alphas.npz to report on the rest."
             ) from None

@@ -70,6 +70,17 @@ def test_a_broken_archive(tmp_path: Path, content: bytes) -> None:
         load(tmp_path / "a.npz")
 
 
+def test_an_archive_that_is_locked_with_a_password_is_one_sentence(tmp_path: Path) -> None:
+    """The bit that says so, in both of the file's directories: one that fuzzing flipped."""
+    np.savez(tmp_path / "a.npz", x=np.zeros((4, 8, 8, 3), np.uint8), y=np.arange(4))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    for sign, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        content[content.rindex(sign) + offset] |= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match=r"a\.npz cannot be read as an \.npz file: .* is encrypted"):
+        load(tmp_path / "a.npz")
+
+
 def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([{}], dtype=object), y=Y)
     with pytest.raises(UserError, match=r"cannot be read as an \.npz file"):

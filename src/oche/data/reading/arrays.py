@@ -60,7 +60,15 @@ def read_npz(path: Path, wish: Wish) -> Parts:
             arrays = {key: archive[key] for key in archive.files}
     except UserError:
         raise
-    except (OSError, ValueError, EOFError, NotImplementedError, LookupError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        RuntimeError,
+        LookupError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         objects = "write texts as `y.astype(str)`, and images of one size as one array of numbers"
         said, do = str(error).strip("."), objects if "Object arrays" in str(error) else "write it with numpy.savez"
         said = "it is none" if "pickled (object) data" in said else said  # numpy's words for any other file
