@@ -14,6 +14,7 @@ import logging
 import os
 import pickle
 import secrets
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 
 UNREADABLE = (
     *(RuntimeError, EOFError, OSError, ValueError, LookupError, TypeError, AttributeError, AssertionError),
-    *(OverflowError, NotImplementedError, pickle.UnpicklingError),
+    *(OverflowError, NotImplementedError, pickle.UnpicklingError, struct.error),
 )
 """What torch's reader of checkpoints raises for bytes that are none, by fuzzing (`make fuzz`)."""
 
