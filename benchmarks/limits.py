@@ -9,8 +9,10 @@ Every run is the command that a user would type: `oche search METHOD --space SPA
 page's `.jsonl`.
 
 Criteria, written before the first run. CIFAR-10, 45,000 train and 5,000 validation images, the 10,000 test images scored once, after
-the last epoch. One recipe for all (`PROTOCOL`, `EPOCHS`), chosen beforehand on other images, on rivals. Limit A: 80,000 parameters
-that learn and 12.7 million multiply-adds. Arms in seeds 0, 1, 2; the found arm and the rival with the best mean *validation* accuracy of
+the last epoch. One recipe for all (`PROTOCOL`, `EPOCHS`), chosen beforehand on other images, on rivals, and left
+as it was when ResNet-8 was tried with three changes of it, one seed, validation images alone (`limits_recipe.jsonl` beside the page).
+Limit A: 80,000 parameters that learn and 12.7 million multiply-adds. Arms in seeds 0, 1, 2; the found
+arm and the rival with the best mean *validation* accuracy of
 these three are then run with seeds 10 to 15, searches included, and the verdict is Student's 95 % interval of the differences of their
 *test* accuracies in those six seeds alone: above 0, the search wins; below, the rival; else neither. `random_...` draws `QUERIES` cells,
 trains each and keeps the best by validation: three trainings take about the processor time of a search.
