@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -86,3 +88,13 @@ def png16(image: Array) -> bytes:
 
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+
+
+def checkpoint_cut_in_a_number() -> bytes:
+    """A torch file whose pickled part ends within a whole number, as bytes that fuzzing made did."""
+    whole, cut = io.BytesIO(), io.BytesIO()
+    torch.save({"a": 1_000_000}, whole)
+    with zipfile.ZipFile(whole) as source, zipfile.ZipFile(cut, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, b"\x80\x02J\x01" if name.endswith("data.pkl") else source.read(name))
+    return cut.getvalue()

@@ -26,6 +26,7 @@ from oche.tasks import Classify
 from oche.training.evaluate import evaluate
 from oche.training.protocols import PROTOCOLS, Protocol
 from oche.training.train import BEST, LAST, Training, begin, retrain, stream_of, train_epoch
+from reference.inputs import checkpoint_cut_in_a_number
 from reference.tiny import tiny_data, tiny_space
 
 CPU = fabric_for("cpu")
@@ -458,9 +459,10 @@ def test_the_rate_moves_once_per_epoch_or_at_every_step(by_step: bool, monkeypat
     assert rates == pytest.approx([0.05 * (1 + math.cos(math.pi * share)) for share in shares])
 
 
-def test_a_search_checkpoint_is_no_training(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"\x00\x01 no torch file", checkpoint_cut_in_a_number()], ids=["none", "cut"])
+def test_a_damaged_checkpoint_is_one_sentence(content: bytes, tmp_path: Path) -> None:
     run = run_of(tmp_path / "run")
-    run.write(Run.STATE, b"\x00\x01 no torch file")
+    run.write(Run.STATE, content)
     with pytest.raises(UserError, match="truncated or damaged"):
         retrain(replace(training(), run=run))
 

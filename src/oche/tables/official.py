@@ -27,6 +27,7 @@ import torch
 
 from oche.data.memory import room
 from oche.errors import UserError
+from oche.run.folder import UNREADABLE
 
 Node = Mapping[object, object]
 
@@ -126,7 +127,7 @@ def _saved(path: Path) -> object:
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"There is no file {path}.") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except UNREADABLE as error:
         if asked := re.search(r"GLOBAL (\S+)", str(error)):
             raise UserError(
                 f"{path} asks for {asked[1]}, which is no plain value: it is not read, for safety."
@@ -141,16 +142,7 @@ def _pickled(path: Path) -> Node:
             table = Plain(Within(stream, room().bytes, path)).load()
     except FileNotFoundError:
         raise UserError(f"There is no file {path}; expected a NATS-Bench topology download.") from None
-    except (
-        OSError,
-        EOFError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        IndexError,
-        KeyError,
-        pickle.UnpicklingError,
-    ) as error:
+    except UNREADABLE as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{path} is truncated or damaged ({error}): fetch it again.") from None

@@ -23,6 +23,7 @@ from oche.spaces.nb201 import NB201_OPS, NB201Space
 from oche.tables import CONVERTERS, TABLES, Table
 from oche.tables.nb201 import LATENCY, MAIN, ZEROCOST, convert, read, unique
 from oche.tables.official import cells
+from reference.inputs import checkpoint_cut_in_a_number
 
 TEST = ("cifar10/test", "cifar100/test", "imagenet16-120/test")
 SKIPS = "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|"
@@ -296,6 +297,7 @@ def test_what_is_no_download_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "cut.pickle.pbz2").write_bytes((few / "000001.pickle.pbz2").read_bytes()[:-20])
     torch.save(one_file(all_cells()[:1], ("less", "full")), tmp_path / "whole.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:-500])
+    (tmp_path / "number.pth").write_bytes(checkpoint_cut_in_a_number())
     lacking = nats_folder(tmp_path / "lacking", all_cells()[:1])
     pack(lacking / "0.pickle.pbz2", {"200": NATS["200"]})
     untrained = nats_folder(tmp_path / "untrained", all_cells()[:1])
@@ -308,6 +310,7 @@ def test_what_is_no_download_is_one_sentence(tmp_path: Path) -> None:
         tmp_path / "list.pickle.pbz2": "holds no table",
         tmp_path / "cut.pickle.pbz2": "truncated or damaged",
         tmp_path / "cut.pth": "truncated or damaged",
+        tmp_path / "number.pth": "truncated or damaged",
         lacking: "cell 0 has no table '12'",
         untrained: "no training on cifar10-valid",
         gone: "There is no file .*1.pickle.pbz2",
