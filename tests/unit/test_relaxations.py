@@ -52,6 +52,21 @@ def test_softmax_equals_the_formula(name: str, seed: int) -> None:
         assert w[e].tolist() == pytest.approx(expected, abs=1e-14)
 
 
+@pytest.mark.parametrize("target", [0.88, 0.5, 0.1])
+@pytest.mark.parametrize("name", ["nb201 cell", "darts normal"])
+def test_alpha_can_begin_with_a_mean_entropy(name: str, target: float) -> None:
+    """By the formula, in plain Python; the draw is the one that has a scale."""
+    group = GROUPS[name]
+    alpha = Softmax(entropy=target).init(group, counted(7))[f"{group.name}/alpha"]
+    plain = Softmax(1.0).init(group, counted(7))[f"{group.name}/alpha"]
+    assert torch.allclose(alpha / alpha.norm(), plain / plain.norm())
+    found = []
+    for row, ops in zip(alpha.tolist(), group.ops, strict=True):
+        p = softmax(row[: len(ops)])
+        found.append(-sum(x * math.log(x) for x in p if x > 0) / math.log(len(ops)))
+    assert sum(found) / len(found) == pytest.approx(target, abs=1e-5)
+
+
 @pytest.mark.parametrize("normalised", [False, True])
 def test_sigmoid_equals_the_formula(normalised: bool) -> None:
     alpha = draw_alpha(Sigmoid(), UNEVEN, 3)

@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from oche.base import Alpha, Draw, Group, NonNegative
+from oche.base import Alpha, Draw, Group, NonNegative, Share
 from oche.schedule import Schedule
 
 
@@ -35,18 +35,37 @@ class Relaxation(ABC):
 
 @dataclass(frozen=True)
 class Softmax(Relaxation):
-    """w_eo = exp(a_eo) / sum_o' exp(a_eo') (DARTS, eq. 2); a starts at `scale` N(0, 1)."""
+    """w_eo = exp(a_eo) / sum_o' exp(a_eo') (DARTS, eq. 2); a starts at `scale` N(0, 1).
+
+    With `entropy`, from 0 to 1, the scale is instead the one at which the drawn op weights have this mean entropy over edges, as a share of
+    its greatest value: a control of searches that decided as much (our choice).
+    """
 
     scale: NonNegative = 1e-3
+    entropy: Share | None = None
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:
-        return {f"{group.name}/alpha": self.scale * torch.randn(len(group.edges), group.width, generator=rng)}
+        drawn = torch.randn(len(group.edges), group.width, generator=rng)
+        scale = self.scale if self.entropy is None else scale_of(drawn, group, self.entropy)
+        return {f"{group.name}/alpha": scale * drawn}
 
     def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
         return masked_softmax(alpha[f"{group.name}/alpha"], group, draw)
 
     def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
         return self(alpha, group, draw)
+
+
+def scale_of(alpha: Tensor, group: Group, entropy: float) -> float:
+    """The factor, at most 10,000, by which alpha's softmax has this mean entropy over edges, as `SearchState.entropy` counts it."""
+    most = torch.tensor([max(len(ops), 2) for ops in group.ops]).double().log()
+    low, high = 0.0, 1e4
+    for _ in range(80):  # the entropy falls as the factor grows
+        middle = (low + high) / 2
+        p = (middle * alpha.double()).masked_fill(~group.valid(), -torch.inf).softmax(-1)
+        above = float((torch.special.entr(p).sum(-1) / most).mean()) > entropy
+        low, high = (middle, high) if above else (low, middle)
+    return high
 
 
 @dataclass(frozen=True)
