@@ -123,6 +123,7 @@ def test_the_constants_and_what_is_refused(tmp_path: Path) -> None:
     for wrong in ({"temperature": 0.0}, {"lessons": 0}):
         with pytest.raises(UserError, match="at least one epoch"):
             distilled_darts(**wrong)  # type: ignore[arg-type]
+    assert distilled_darts(temperature=0.5).inner_terms == (Taught(temperature=0.5),)
     state, _ = taught()
     with pytest.raises(UserError, match="no teacher"):
         Taught("nobody").on_epoch_start(state)

@@ -14,7 +14,7 @@ from contracts.same import problem_of
 from oche.base import Draw, Group
 from oche.data import batches, none
 from oche.methods.midas import Alike, PatchAttention, PatchWeighed, combinations, kept, midas, subsets
-from oche.methods.weighing import Measured, scores
+from oche.methods.weighing import Measured, log_shares, scores
 from oche.search.begin import begin
 from oche.search.loop import search
 from oche.spaces.darts import DARTS_OPS, DartsSpace
@@ -169,7 +169,7 @@ def test_the_choice_is_by_pairs_and_scores() -> None:
     problem.space.check(genotype)
     alike, measured = subsets(state), scores(state)
     for group in problem.space.groups:
-        torch.testing.assert_close(state.alpha[f"{group.name}/alpha"], measured[group.name])
+        torch.testing.assert_close(state.alpha[f"{group.name}/alpha"], log_shares(measured[group.name]))
         for node, numbers in group.into().items():
             chosen = [c for c in genotype.groups[group.name] if c.target == node]
             edges = tuple(group.edges.index((c.source, c.target)) for c in chosen)

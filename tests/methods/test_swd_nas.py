@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from contracts.same import problem_of
+from oche.api.terminal import _LINES
 from oche.base import Draw, Group
 from oche.data import batches, none
 from oche.genotype import Choice, Genotype
 from oche.methods.swd_nas import ExcitedChannels, swd_nas
-from oche.methods.weighing import Measured, OwnWeights, Weigher, scores
+from oche.methods.weighing import Measured, OwnWeights, Weigher, log_shares, scores
 from oche.plan.request import Request
 from oche.plan.resolve import resolve
 from oche.search.begin import begin
@@ -118,6 +121,8 @@ def test_the_choice_is_by_the_measured_scores() -> None:
     cell = Measured()(state, problem)
     (group,) = problem.space.groups
     measured = scores(state)[group.name]
+    torch.testing.assert_close(state.alpha[f"{group.name}/alpha"].exp(), measured / measured.sum(1, keepdim=True))
+    Measured(normalise="softmax")(state, problem)
     torch.testing.assert_close(state.alpha[f"{group.name}/alpha"], measured)
     assert [c.op for c in cell.groups[group.name]] == [
         group.ops[0][int(o)] for o in (measured / measured.sum(1, keepdim=True)).argmax(1)
@@ -128,17 +133,44 @@ def test_shares_and_the_code_s_softmax() -> None:
     """Two edges into a node: by shares the decided one wins; by a softmax of sums in the hundreds both are 1, and the first stays."""
     group = Group("g", ((0, 2), (1, 2)), (("a", "b", "c"),) * 2)
     rows = torch.tensor([[300.0, 280.0, 290.0], [500.0, 100.0, 120.0]])
-    alpha = {"g/alpha": rows}
-    share, code = (OwnWeights(kind).strength(alpha, group, DRAW) for kind in ("share", "softmax"))  # type: ignore[arg-type]
+    alpha = {"g/alpha": log_shares(rows)}
+    share, code = (OwnWeights().strength({"g/alpha": kept}, group, DRAW) for kept in (log_shares(rows), rows))
     torch.testing.assert_close(
         share, torch.tensor([[300 / 870, 280 / 870, 290 / 870], [500 / 720, 100 / 720, 120 / 720]])
     )
     far = {"g/alpha": torch.tensor([[700.0, 600.0, 500.0], [900.0, 10.0, 10.0]])}
-    assert OwnWeights("softmax").strength(far, group, DRAW).max(1).values.tolist() == [1.0, 1.0]
+    assert OwnWeights().strength(far, group, DRAW).max(1).values.tolist() == [1.0, 1.0]
     torch.testing.assert_close(code[0], rows[0].softmax(0))
     mask = replace(DRAW, mask={"g": torch.tensor([[True, True, False], [True, True, True]])})
     torch.testing.assert_close(OwnWeights().strength(alpha, group, mask)[0], torch.tensor([300 / 580, 280 / 580, 0.0]))
     assert OwnWeights()(alpha, group, mask).tolist() == [[1, 1, 0], [1, 1, 1]]
+
+
+def test_a_candidate_without_a_score_has_no_share() -> None:
+    """A removed one gives 0 to every image; the cells that a small network has none of give 0 to all."""
+    found = log_shares(torch.tensor([[3.0, 0.0, 1.0], [0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(found[0].exp(), torch.tensor([0.75, 1e-30, 0.25]))
+    assert found.isfinite().all()
+    torch.testing.assert_close(found[1].softmax(0), torch.full((3,), 1 / 3))
+
+
+def test_what_has_moved_is_the_shares() -> None:
+    """Sums over thousands of images are no movement: shares of each edge are, from equal ones at the beginning."""
+    found: list[Mapping[str, object]] = []
+    problem = problem_of("toy", epochs=1)
+    problem = replace(problem, listener=lambda event, record: found.append(record) if event == "supernet" else None)
+    state = search(problem, swd_nas(2)).state
+    off = []
+    for group in problem.space.groups:
+        own = scores(state)[group.name]
+        for e, ops in enumerate(group.ops):
+            off += [(float(own[e, o] / own[e].sum()) - 1 / len(ops)) ** 2 for o in range(len(ops))]
+    assert "alpha_moved" not in found[0]
+    moved = found[0]["strengths_moved"]
+    assert moved == pytest.approx(math.sqrt(sum(off) / len(off)), rel=1e-5)
+    assert _LINES["supernet"](found[0]).endswith(f"; strengths of operations moved by {moved:.3f} (rms, of 1)")
+    assert _LINES["supernet"]({**found[0], "strengths_moved": 0.0}).endswith(")"), "a search of shared weights has none"
+    assert "; alpha moved by 0.500 (rms)" in _LINES["supernet"]({**found[0], "alpha_moved": 0.5})
 
 
 def test_nothing_but_weights_is_stepped_and_scores_are_in_the_trajectory() -> None:
@@ -147,9 +179,9 @@ def test_nothing_but_weights_is_stepped_and_scores_are_in_the_trajectory() -> No
     assert not state.arch_optimizer.state
     for name, rows in state.trajectory.items():
         assert len(rows) == 3
-        assert set(rows[0].flatten().tolist()) == {1.0}
+        assert set(rows[0].flatten().tolist()) == {0.0}
         assert not torch.equal(rows[1], rows[2])
-        torch.testing.assert_close(state.alpha[name], scores(state)[name.split("/")[0]])
+        torch.testing.assert_close(state.alpha[name], log_shares(scores(state)[name.split("/")[0]]))
 
 
 def test_a_sixteenth_of_the_channels() -> None:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from oche.genotype import Genotype
 from oche.plan.within import spoken
-from oche.report.claims import TITLES, floored, in_words
+from oche.report.claims import TITLES, floored, in_words, moved
 from oche.run import Listener, Run
 
 if TYPE_CHECKING:
@@ -271,9 +271,7 @@ def _said(record: Mapping[str, Any], prefix: str, digits: int = 1) -> str:
 
 _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "epoch": _epoch_line,
-    "supernet": lambda r: (
-        f"supernet: {_said(r, 'val_')} on validation images{floored(r, 1)}; alpha moved by {r['alpha_moved']:.3f} (rms)"
-    ),
+    "supernet": lambda r: f"supernet: {_said(r, 'val_')} on validation images{floored(r, 1)}{moved(r)}",
     "learning": lambda r: str(r["words"]),
     "fitted": lambda r: f"limits: {r['words']}" + (f"; made to fit: {'; '.join(r['done'])}" if r["done"] else ""),
     "network": lambda r: (

@@ -118,9 +118,9 @@ def swd_nas(K: int = 16, normalise: Normalise = "share") -> Method:
     return Method(
         name="swd_nas",
         edge=ExcitedChannels(K),
-        relaxation=OwnWeights(normalise),
+        relaxation=OwnWeights(),
         arch_start=1.0,
-        selection=Measured(),
+        selection=Measured(normalise=normalise),
         unfit=("grid", "chain", "signal", "sase"),
         unfit_why="its edges add an identity and weigh all their candidates, which edges that change width or are gates cannot",
         papers=("xue2024swdnas",),

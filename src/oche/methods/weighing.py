@@ -1,8 +1,8 @@
 """Edges that weigh their own candidates by attention, for methods without alpha: what they have in common.
 
 Such an edge has a `Weigher`, which says for every image how much each candidate is worth. The weights of the network learn alone, weighers
-among them. A candidate's score is what its weigher gives it, summed over images, on a pass over alpha's half without training. Scores are
-kept in the place of alpha, where probes, logs and the fit to limits look for strengths.
+among them. A candidate's score is what its weigher gives it, summed over images, on a pass over alpha's half without training. In the place
+of alpha, where probes, logs and the fit to limits look for strengths, stand numbers whose softmax is the scores, normalised on each edge.
 """
 
 from __future__ import annotations
@@ -27,42 +27,47 @@ Normalise = Literal["share", "softmax"]
 """How an edge's scores become comparable with another edge's: divided by their sum, or their softmax."""
 
 
+LEAST = 1e-30
+"""Stands for the share of a candidate without a score, such as one that was removed."""
+
+
 class Weigher(nn.Module):
     """Its output (B, O, ...) is how much each candidate is worth to each image, perhaps in several places."""
 
 
 @dataclass(frozen=True)
 class OwnWeights(Relaxation):
-    """w_eo = 1: the edge weighs its candidates itself. Strengths are the measured scores, normalised on each edge."""
-
-    normalise: Normalise = "share"
+    """w_eo = 1: the edge weighs its candidates itself. Strengths are the softmax of what `Measured` keeps: the normalised scores."""
 
     def init(self, group: Group, rng: torch.Generator) -> Alpha:
-        return {f"{group.name}/alpha": torch.ones(len(group.edges), group.width) * group.valid()}
+        return {f"{group.name}/alpha": torch.zeros(len(group.edges), group.width)}
 
     def __call__(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
         scores = alpha[f"{group.name}/alpha"]
         return draw.alive(group, scores.device).to(scores) + 0 * scores  # they depend on alpha, by a gradient of zero
 
     def strength(self, alpha: Alpha, group: Group, draw: Draw) -> Tensor:
-        scores = alpha[f"{group.name}/alpha"]
-        if self.normalise == "softmax":
-            return masked_softmax(scores, group, draw)
-        alive = scores * draw.alive(group, scores.device)
-        return alive / alive.sum(-1, keepdim=True).clamp_min(torch.finfo(scores.dtype).tiny)
+        return masked_softmax(alpha[f"{group.name}/alpha"], group, draw)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Measures the scores on alpha's images, keeps them in the place of alpha, and derives the genotype from them."""
+    """Measures the scores on alpha's images, keeps them or the logarithms of their shares in alpha's place, and derives the genotype."""
 
     inner: Selection = TopK()
+    normalise: Normalise = "share"
 
     def __call__(self, state: SearchState, problem: Problem) -> Genotype:
         for name, t in scores(state).items():
             with torch.no_grad():
-                state.alpha[f"{name}/alpha"].copy_(t)
+                state.alpha[f"{name}/alpha"].copy_(t if self.normalise == "softmax" else log_shares(t))
         return self.inner(state, problem)
+
+
+def log_shares(scores: Tensor) -> Tensor:
+    """(E, O) -> log s_eo / sum_o' s_eo', at least the logarithm of 1e-30; an edge that no image has passed has equal ones."""
+    shares = scores / scores.sum(-1, keepdim=True).clamp_min(LEAST)
+    return shares.clamp_min(LEAST).log()
 
 
 def scores(state: SearchState) -> dict[str, Tensor]:

@@ -260,6 +260,18 @@ it has not learned.
     ]
 
 
+def moved(record: Mapping[str, object]) -> str:
+    """Says how far a search has moved what its cell is read from; "" for a method that reads it from elsewhere.
+
+    >>> moved({"alpha_moved": 0.5}), moved({"strengths_moved": 0.0125}), moved({"strengths_moved": 0.0})
+    ('; alpha moved by 0.500 (rms)', '; strengths of operations moved by 0.013 (rms, of 1)', '')
+    """
+    if "alpha_moved" in record:
+        return f"; alpha moved by {_number(record['alpha_moved']):.3f} (rms)"
+    strengths = _number(record.get("strengths_moved", 0.0))
+    return f"; strengths of operations moved by {strengths:.3f} (rms, of 1)" if strengths else ""
+
+
 def unmoved(records: Sequence[Mapping[str, object]]) -> str:
     """A warning where alpha was never stepped though the method learns it, or is as undecided as at its beginning, else "".
 

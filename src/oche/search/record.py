@@ -94,7 +94,7 @@ def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchRe
         **named(val.metrics, "val"),
         "val_loss": val.loss,
         **val.honest(problem.task),
-        "alpha_moved": _moved(state),
+        **_moved(state, method),
         "checkpoint_share": state.keeping.share,
     }
     if cut:
@@ -154,10 +154,14 @@ def _score(state: SearchState, who: str) -> float | None:
     return None if confusion is None else state.problem.task.score(confusion)
 
 
-def _moved(state: SearchState) -> float:
-    """How far alpha is from where it began: the root mean square over its entries."""
-    squares = [(rows[-1] - rows[0]).square().flatten() for rows in state.trajectory.values()]
-    return float(torch.cat(squares).mean().sqrt())
+def _moved(state: SearchState, method: Method) -> dict[str, float]:
+    """How far alpha is from where it began, the root mean square over entries; where no step moves it, how far the strengths are."""
+    if method.arch_start < 1:
+        alphas = [(rows[-1] - rows[0]).square().flatten() for rows in state.trajectory.values()]
+        return {"alpha_moved": float(torch.cat(alphas).mean().sqrt())}
+    both = zip(state.at(0).strengths(), state.at(-1).strengths(), strict=True)
+    strengths = [(now - first)[group.valid()].square() for (group, first), (_, now) in both]
+    return {"strengths_moved": float(torch.cat(strengths).mean().sqrt())}
 
 
 def _history(problem: Problem) -> Iterator[dict[str, object]]:
