@@ -435,6 +435,6 @@ def test_a_table_is_named_by_an_option_of_its_own() -> None:
     ).searcher
     assert isinstance(other, AskTell)
     assert other.evaluator == TableScore("nb201", "x/valid")
-    for method in ("rf_darts", "auto"):
-        with pytest.raises(UserError, match="asks for none"):
+    for method in ("random_sampling", "auto"):
+        with pytest.raises(UserError, match="does neither by itself"):
             resolve(Request(method, space="toy", table="nb201"))

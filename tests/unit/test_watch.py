@@ -15,6 +15,7 @@ from oche.api import search as api
 from oche.api.resume import reopen
 from oche.config import describe, restore
 from oche.errors import UserError
+from oche.genotype import Genotype
 from oche.methods import METHODS
 from oche.plan.request import Request
 from oche.plan.resolve import resolve
@@ -23,7 +24,7 @@ from oche.search.loop import search
 from oche.search.method import Method
 from oche.tables import TABLES, Table
 from oche.watch.named import PROBES, Watch, checked
-from reference.tiny import tiny_problem
+from reference.tiny import tiny_data, tiny_problem
 
 ALL = ("gap", "eigenvalue", "tau", "table")
 NUMBERS = {"parameter_free", "discretisation_gap", "eigenvalue", "kendall_tau", "table_accuracy"}
@@ -55,6 +56,30 @@ def test_a_watched_search_is_the_same_bit_for_bit(name: str, tmp_path: Path) -> 
     for t, u in zip(seen.state.trajectory.values(), plain.state.trajectory.values(), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(t, u, strict=True))
     assert all(record.keys() >= NUMBERS for record in seen.history)
+
+
+@pytest.mark.usefixtures("_all_cells")
+def test_a_table_tells_what_cells_are_worth_that_no_search_asks_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`--table` of a search with a supernet is the probe: a number for each epoch, which chooses nothing."""
+    found = api.search(
+        "darts", space="toy", data=tiny_data(12), budget="smoke", epochs=2, batch=4, compare=0, device="cpu",
+        table="nb201", progress=True, out=tmp_path / "run",
+    )  # fmt: skip
+    said = " ".join(capsys.readouterr().out.split())
+    assert "table nb201 tells the cifar10/test of each epoch's cell; nothing is chosen by it" in said
+    records = [r for r in found.run.records() if r["kind"] == "epoch"]
+    table = TABLES["nb201"](None)
+    assert isinstance(table, Table)
+    for record in records:
+        worth = table.value(Genotype.parse(str(record["genotype"]), "toy"), "cifar10/test")
+        assert record["table_accuracy"] == worth
+        assert f"table {worth:.2f}" in said
+    kept = Request("darts", space="toy", table="nb201", probes=("gap",), settings={"probe.images": 8})
+    watch = resolve(kept).watch
+    assert (watch.names, watch.table, watch.images) == (("gap", "table"), "nb201", 8)
+    assert resolve(replace(kept, probes=("table",))).watch.names == ("table",)
 
 
 @pytest.mark.usefixtures("_all_cells")

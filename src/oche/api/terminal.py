@@ -77,6 +77,7 @@ class Show:
             rows += [("cells", "; ".join(f"{n} {how}" for how, n in estimate.cells.items()))]
             cost = f"{estimate.steps} steps of {1000 * estimate.step_seconds:.0f} ms"
             rows += [("cost", f"about {expected.memory_mib:.0f} MiB and {spoken(estimate.seconds)} ({cost})")]
+        rows += [("table", plan.watch.told())] if plan.watch.told() else []
         if request.seeds > 1:
             last = request.seed + request.seeds - 1
             each = f"a search each at that cost; each cell is trained ({request.protocol})"
@@ -225,9 +226,10 @@ def _epoch_line(r: Mapping[str, Any]) -> str:
         "held    " if r["arch_loss"] is None else f"{r['arch_loss']:.3f} {in_words(metric, r['arch_' + metric], 0):>4}"
     )
     cell = f"-> {brief(r['genotype'])}" if r["changed"] else ""  # the log has it for every epoch
+    worth = f"table {r['table_accuracy']:.2f}  " if "table_accuracy" in r else ""
     return (
         f"{r['epoch']:3d} {r['phase']:7s} w {r['weight_loss']:.3f} {in_words(metric, r['weight_' + metric], 0):>4}  alpha {alpha}  "
-        f"entropy {r['entropy']:.3f}  skips {skips}  {cell}".rstrip()
+        f"entropy {r['entropy']:.3f}  skips {skips}  {worth}{cell}".rstrip()
         + "".join(f"\n    {name.upper()}  {r[name]}" for name in ("warning", "settled") if name in r)
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any, cast
 
 from oche import config, own
@@ -18,8 +18,9 @@ from oche.methods import METHODS, random_features
 from oche.methods.ask_tell import AskTell
 from oche.methods.evaluators import EVALUATORS
 from oche.own import Kind, has, is_foreign, takes
+from oche.plan.request import Request
 from oche.search.method import Method
-from oche.search.searcher import Searcher, SearcherLike
+from oche.search.searcher import Searcher, SearcherLike, as_searcher
 from oche.search.trainable import TRAINABLES, Trainable
 from oche.training.protocols import PROTOCOLS, Protocol
 
@@ -93,14 +94,22 @@ class Found:
         return built
 
 
-def answering(given: object, table: str) -> dict[str, object]:
-    """The settings that have a table answer a method that asks for cells. Raises UserError for a method that asks for none."""
-    if given == "auto" or not isinstance(method(given).build({}), AskTell):
+def with_table(request: Request, table: str) -> Request:
+    """The request with its table as settings: it answers a search that asks for cells, and tells of any other's what it is worth.
+
+    Raises UserError for a method that neither asks nor has epochs after which a cell could be looked up.
+    """
+    built = None if request.method == "auto" else method(request.method).build({})
+    if isinstance(built, AskTell):
+        told = {"evaluator": "table", "evaluator.table": table}
+        return replace(request, settings={**told, **request.settings})
+    if built is None or as_searcher(built).method is None:
         raise UserError(
-            f"--table answers searches that ask for cells, and {own.display(given)} asks for none: leave it out (`--probe table` looks "
-            "its cell up after each epoch), or search with one of them, such as regularized_evolution."
+            f"--table answers searches that ask for cells, and tells after each epoch of a supernet what its cell is worth; "
+            f"{own.display(request.method)} does neither by itself: leave --table out, or name a method, such as regularized_evolution."
         )
-    return {"evaluator": "table", "evaluator.table": table}
+    probes = request.probes if "table" in request.probes else (*request.probes, "table")
+    return replace(request, probes=probes, settings={"probe.table": table, **request.settings})
 
 
 def method(given: object) -> Found:

@@ -125,7 +125,7 @@ class Request(Limited):
     )
     table: str | None = option(
         None,
-        "For searches that ask for cells: who answers, nb201 or FILE.py:NAME, its files where OCHE_DATA says.",
+        "nb201 or FILE.py:NAME: answers searches that ask for cells, and tells what each epoch's cell of any other is worth.",
         "--table",
     )
     seeds: int = option(1, "Searches, from --seed on; the best cell by --pick is kept.", "--seeds")

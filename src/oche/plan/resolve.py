@@ -157,7 +157,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     _check_seeds(request)
     check_objects(request, recorded)
     if request.table is not None:
-        request = replace(request, settings={**named.answering(request.method, request.table), **request.settings})
+        request = named.with_table(request, request.table)
     trackers.checked(request.track)
     count, rules = processes(request.devices, recorded is not None), rules_of(recorded)
     fabric = fabric_for(request.device, count, request.precision)

@@ -51,6 +51,14 @@ class Watch:
             raise UserError(f"Probes ask an oche.tables.Table, and {self.table} gives another kind of table.")
         return table
 
+    def told(self) -> str:
+        """What is looked up in the table of each epoch's cell; "" where nothing is."""
+        return (
+            f"{self.table} tells the {self.metric} of each epoch's cell; nothing is chosen by it"
+            if "table" in self.names
+            else ""
+        )
+
     def callbacks(self) -> tuple[Callback, ...]:
         """The probes, and the monitor behind them, to be added to a method's callbacks."""
         beside: tuple[Callback, ...] = (Probes((ParameterFree(),)),)
