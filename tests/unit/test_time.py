@@ -216,11 +216,19 @@ def test_explicit_epochs_win_and_the_table_says_what_is_chosen(capsys: pytest.Ca
     assert (plan.epochs, plan.protocol.epochs) == (42, 5)
     with pytest.raises(UserError, match="no epochs left"):
         timed(plan_for(time="100s", epochs=5, settings={"train.epochs": 5}), Clock(100, 1000.0))
+
+
+@pytest.mark.usefixtures("paces")
+def test_no_time_is_less_than_the_fewest_epochs() -> None:
     with pytest.raises(UserError, match=r"--time 4 s is too short, .*1 of the search and 1 of each training"):
         timed(plan_for(time="4s"), Clock(4, 1000.0))
     late = plan_for(time="9s", settings={"arch_start": 0.5})  # alpha steps from the second epoch on
     with pytest.raises(UserError, match=r"2 of the search and 1 of each training"):
         timed(replace(late, epochs=4), Clock(6, 1000.0))
+
+
+@pytest.mark.usefixtures("paces")
+def test_what_asks_for_cells_takes_no_time_and_random_cells_have_all_of_it() -> None:
     asks = resolve(Request("local_search", space="toy", data=DATA, budget="smoke", time="9m"))
     with pytest.raises(UserError, match="asks for cells instead"):
         timed(asks, Clock(540, 1000.0))
