@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import nan
 from pathlib import Path
 
@@ -53,7 +53,8 @@ def evaluate_run(
 ) -> Score:
     """Scores a run's trained network on the test part of its own data, or of other data with the same classes.
 
-    `checkpoint` is "kept" (the network/ folder), or of a training "last" or "best". Raises UserError.
+    `checkpoint` is "kept" (the network/ folder), or of a training "last" or "best". The score's `notes` say how other data were divided
+    and what of their values training never saw. Raises UserError.
     """
     run = Run.open(Path(path))
     loaded = load_network(run)
@@ -63,7 +64,8 @@ def evaluate_run(
         weights = safetensors_load(run.read(LAST if checkpoint == "last" else BEST))
         loaded.network.load_state_dict({name: t for name, t in weights.items() if not name.startswith("auxiliary.")})
     found, fabric, task = data_of(run, loaded, data, device)
-    return evaluate(loaded.network.to(fabric.device), found.test, loaded.augment, fabric, task)
+    score = evaluate(loaded.network.to(fabric.device), found.test, loaded.augment, fabric, task)
+    return score if data is None or isinstance(data, Data) else replace(score, notes=found.notes)
 
 
 @torch.no_grad()

@@ -112,8 +112,8 @@ def show_score(score: Score, network: Loaded, as_json: bool, unknown_data: str |
     from oche.tasks import TASKS
     from oche.training.evaluate import records_of
 
-    if unknown_data:
-        print(f"oche: {unknown_data}", file=sys.stderr)
+    for sentence in (*score.notes, *((unknown_data,) if unknown_data else ())):
+        print(f"oche: {sentence}", file=sys.stderr)
     contract, told = network.contract, costs(network.card)
     task = next((kind() for kind in TASKS.values() if kind.metric == score.metric), None)
     records = records_of(score, task, contract.classes, contract.task)
@@ -136,6 +136,7 @@ def show_score(score: Score, network: Loaded, as_json: bool, unknown_data: str |
                     **({"iou": iou} if iou else {}),
                     "costs": {k: v for v, k in told},
                     "warnings": claims.warnings(records),
+                    **({"notes": score.notes} if score.notes else {}),
                 }
             )
         )

@@ -19,6 +19,12 @@ BITS = (8, 10, 12, 14, 16, 20, 24, 28, 32)
 DARK = 200
 """Values that reach less than one in so many of what the train images do, as bytes do in files of 16 bits, are told."""
 
+IN_BYTES = "8-bit values, divided by 255 for a network that was trained on floats in [0, 1]"
+"""What is said of bytes that such a network is given."""
+
+TRAINED = "those that the network was trained on"
+"""What the images of its training are called beside others."""
+
 IGNORED = -1
 """The class number of labels that count nowhere, in a `LabelMap`."""
 
@@ -64,21 +70,29 @@ class PixelRule:
         """True if training saw floats in [0, 1], as a torch Dataset has them: bytes of a file are then divided by 255."""
         return self.offset == 0 and self.scale == 1 and self.low >= 0 and self.high <= 1
 
-    def strange(self, low: float, high: float, depth: str) -> str | None:
+    def met(self, depth: str) -> PixelRule:
+        """The rule for values of this number type in images that a trained network is given: another one for bytes where `unit`."""
+        return PixelRule() if self.unit and depth == PixelRule.depth else self
+
+    def odd(self, low: float, high: float, depth: str, seen: str = "the train images") -> str:
+        """What training never saw of values that a trained network is given, "" for nothing; `seen` names what it saw."""
+        return IN_BYTES if self.met(depth) is not self else self.strange(low, high, depth, seen) or ""
+
+    def strange(self, low: float, high: float, depth: str, seen: str = "the train images") -> str | None:
         """What is odd about values of this range and type; None for such as training saw.
 
         >>> PixelRule().strange(0, 4095, "uint16")
         'values up to 4095, where the train images end at 255'
         """
         if high - self.high > max(abs(self.high), self.high - self.low) * 0.5 and high > self.offset + self.scale:
-            return f"values up to {high:g}, where the train images end at {self.high:g}"
+            return f"values up to {high:g}, where {seen} end at {self.high:g}"
         if self.low - low > (self.high - self.low) * 0.5:
-            return f"values down to {low:g}, where the train images begin at {self.low:g}"
+            return f"values down to {low:g}, where {seen} begin at {self.low:g}"
         least = (self.high - self.low) / DARK
         if abs(low - self.low) <= least and high - self.low <= least:
-            return f"values up to {high:g} only, where the train images reach {self.high:g}"
+            return f"values up to {high:g} only, where {seen} reach {self.high:g}"
         if _coarser(depth, self.depth) and high <= (self.high - self.offset) / 8:
-            return f"{depth} values up to {high:g}, where the train images are {self.depth} up to {self.high:g}"
+            return f"{depth} values up to {high:g}, where {seen} are {self.depth} up to {self.high:g}"
         return None
 
     def says(self) -> str:

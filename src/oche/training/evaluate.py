@@ -35,13 +35,14 @@ class Score:
     """A network's scores on images: the task's `metrics`, mean `loss`, and `confusion` (classes, classes), true class by row.
 
     `value` is the metric that counts: accuracy, mean IoU, mean F1 or R2. Of labels and numbers `confusion` has the sums that
-    `MultiLabel` and `Regress` describe, and there is neither `accuracy` nor `iou`.
+    `MultiLabel` and `Regress` describe, and there is neither `accuracy` nor `iou`. `notes` are about images that were read for the score.
     """
 
     metric: str
     metrics: Mapping[str, float]
     loss: float
     confusion: tuple[tuple[float, ...], ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def value(self) -> float:

@@ -53,17 +53,14 @@ def applied_to(values: NDArray[np.generic], contract: Contract, whose: str) -> A
         height, width = values.shape[:2]
         raise UserError(f"{whose} has {height} x {width} pixels; {SMALLEST} x {SMALLEST} is the least.")
     low, high = float(values.min()), float(values.max())
-    fits = contract.pixels.whole_bytes and values.dtype.kind in "ui" and low >= 0 and high <= 255
-    if contract.pixels.unit and values.dtype == np.uint8 and not contract.signal:
-        fits, odd = True, "8-bit values, divided by 255 for a network that was trained on floats in [0, 1]"
+    depth = values.dtype.name
+    if contract.signal:
+        rule, odd = contract.pixels, contract.pixels.strange(low, high, depth) or ""
     else:
-        odd = contract.pixels.strange(low, high, values.dtype.name) or ""
-    return Applied(
-        with_channels(
-            contract.pixels.apply(values, as_bytes=fits), contract.channels, whose.removeprefix("The image ")
-        ),
-        odd,
-    )
+        rule, odd = contract.pixels.met(depth), contract.pixels.odd(low, high, depth)
+    fits = rule.whole_bytes and values.dtype.kind in "ui" and low >= 0 and high <= 255
+    pixels = with_channels(rule.apply(values, as_bytes=fits), contract.channels, whose.removeprefix("The image "))
+    return Applied(pixels, odd)
 
 
 def windows(height: int, width: int, size: tuple[int, int]) -> list[tuple[slice, slice]]:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oche.data.contract import Contract, LabelMap, PixelRule
+from oche.data.contract import TRAINED, Contract, LabelMap, PixelRule
 from oche.data.entries import Fate
 from oche.data.images import Identity, ImageSet
 from oche.data.reading.labels import Wanted
@@ -51,6 +51,20 @@ class Wish:
         if self.span is None:
             return rule
         return replace(rule, offset=self.span[0], scale=self.span[1] - self.span[0])
+
+    def met(self, rule: PixelRule, depth: str) -> PixelRule:
+        """The rule for files or arrays of this number type: that of the set, or what a network's contract makes of bytes."""
+        return rule.met(depth) if self.contract and not self.contract.signal else rule
+
+    def odd(self, rule: PixelRule, low: float, high: float, depth: str) -> str:
+        """What the train images, of this set or of a network, do not have of values of this range and type, "" for nothing."""
+        if self.contract and not self.contract.signal:
+            return rule.odd(low, high, depth, TRAINED)
+        return rule.strange(low, high, depth, *((TRAINED,) if self.contract else ())) or ""
+
+    def whose(self, name: str) -> str:
+        """The name of the set where its images stand beside those of a network's training."""
+        return f" of {name}" if self.contract else ""
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from oche.data.contract import LabelMap, PixelRule, decided
+from oche.data.contract import IN_BYTES, LabelMap, PixelRule, decided
 from oche.data.images import ArraySource, Identity, ImageSet, LazySource
 from oche.data.memory import room
 from oche.data.problems import each, refuse, tried
@@ -122,7 +122,7 @@ def filled(
             f"The decoded images take {takes / 2**30:.1f} GiB, over {most / 2**30:.1f}, so they are decoded on demand and not searched for "
             "duplicates.",
         )
-    build = _Build(size, channels, name, rule, as_bytes, labels, len(classes))
+    build = _Build(size, channels, name, as_bytes, labels, len(classes), partial(wish.met, rule))
     known = sorted({group for one in listings.values() for group in one.groups})
     sets, wrong = {}, []
     for part, one in listings.items():
@@ -139,14 +139,14 @@ class _Build:
     size: tuple[int, int]
     channels: int
     name: str
-    rule: PixelRule
     as_bytes: bool
     labels: LabelMap
     classes: int
+    rule_for: Callable[[str], PixelRule]
 
     def image(self, listing: Listing, i: int) -> Tensor:
         values = listing.read(i)
-        pixels = self.rule.apply(values, as_bytes=self.as_bytes)
+        pixels = self.rule_for(values.dtype.name).apply(values, as_bytes=self.as_bytes)
         return resized(with_channels(pixels, self.channels, listing.names[i])[None], self.size)[0]
 
     def mask(self, listing: Listing, i: int) -> Tensor:
@@ -232,8 +232,8 @@ def _rule(
     depths = Counter(one.depth for part in heads.values() for one in part)
     if not depths.keys() - {BYTE} and wish.span is None and wish.rule is None:
         return PixelRule(), True, ()
-    if not depths.keys() - {BYTE} and wish.rule is not None and wish.rule.whole_bytes:
-        return wish.rule, True, ()
+    if not depths.keys() - {BYTE} and wish.rule is not None and wish.rule.met(BYTE).whole_bytes:
+        return wish.rule, True, (f"The images of {name} have {IN_BYTES}.",) if wish.rule.unit else ()
     ranges = {part: each(partial(_range, one), len(one), one.workers) for part, one in listings.items()}
     refuse(
         f"The image {one.names[i]} has NaN or infinity; remove or repair it."
@@ -262,8 +262,8 @@ def _rule(
     for part, some in looked.items():
         whole = joined([one.ends for one in some])
         depth = Counter(one.depth for one in heads["train" if part == "split-off" else part]).most_common(1)[0][0]
-        if odd := rule.strange(whole.low, whole.high, depth):
-            notes += (f"The {part} images have {odd}.",)
+        if odd := wish.odd(rule, whole.low, whole.high, depth):
+            notes += (f"The {part} images{wish.whose(name)} have {odd}.",)
     every = [one for some in ranges.values() for one in some]
     fits = all(one.whole and one.ends.low >= 0 and one.ends.high <= 255 for one in every)
     return rule, rule.whole_bytes and fits and all(np.dtype(d).kind in "ui" for d in depths), notes

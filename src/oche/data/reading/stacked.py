@@ -164,9 +164,12 @@ def _arrays_filled(
         if len(rest) and (odd := rule.strange(*_range(rest), rest.dtype.name)):
             notes += (f"The split-off {'signals' if flat else 'images'} have {odd}.",)
     for part, (bottom, top) in ranges.items():
-        if (part != "train" or wish.rule) and (odd := rule.strange(bottom, top, images[part].dtype.name)):
-            notes += (f"The {part} {'signals' if flat else 'images'} have {odd}.",)
-    pixels = {part: rule.apply(array, as_bytes=rule.whole_bytes and fits) for part, array in images.items()}
+        if (part != "train" or wish.rule) and (odd := wish.odd(rule, bottom, top, images[part].dtype.name)):
+            notes += (f"The {part} {'signals' if flat else 'images'}{wish.whose(name)} have {odd}.",)
+    pixels = {}
+    for part, array in images.items():
+        mine_rule = wish.met(rule, array.dtype.name)
+        pixels[part] = mine_rule.apply(array, as_bytes=mine_rule.whole_bytes and fits)
     shapes: Counter[str] = Counter()
     for array in images.values():
         sides = array.shape[:1:-1] if flat else array.shape[1:]  # signals as they were given
