@@ -64,16 +64,16 @@ def test_a_resumed_run_refuses_other_data_and_says_what_changed(begun: Run, tmp_
     root = tmp_path / "photos"
     if kind == "added":
         photos(root, 44)
-        said = r"images moved from test to train.*14 images are new \(a/30\.png"
+        said = r"14 images are new \(a/30\.png.*moved from test to train"
     elif kind == "removed":
         (root / "a" / "04.png").unlink()
-        said = r"1 images are gone \(a/04\.png\)"
+        said = r"1 image is gone \(a/04\.png\)"
     elif kind == "class":
         (root / "b").rename(root / "c")
         said = r"the class 'b' is gone; the class 'c' is new"
     else:
         Image.new("RGB", (8, 8)).save(root / "a" / "04.png")
-        said = r"1 images changed \(a/04\.png\)"
+        said = r"1 image or its label changed \(a/04\.png\)"
     with pytest.raises(UserError, match=f"The data of .*run are not what they were: .*{said}"):
         resume(begun.path)
 
@@ -114,7 +114,7 @@ def test_evaluation_compares_too(begun: Run, tmp_path: Path, capsys: pytest.Capt
     )
     assert evaluate_run(trained.run.path, device="cpu") == trained.test
     (tmp_path / "photos" / "a" / "04.png").unlink()
-    with pytest.raises(UserError, match=r"1 images are gone \(a/04\.png\)"):
+    with pytest.raises(UserError, match=r"1 image is gone \(a/04\.png\)"):
         evaluate_run(trained.run.path, device="cpu")
     evaluate_run(trained.run.path, data=str(tmp_path / "photos"), device="cpu")
 

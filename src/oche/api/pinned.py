@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 
 from oche.data import Data
-from oche.data.fingerprint import Fingerprint, differences, fingerprint
+from oche.data.fingerprint import LEAKS, Fingerprint, differences, fingerprint
 from oche.errors import UserError
 from oche.plan.request import requested
 from oche.run import Run
@@ -14,7 +14,6 @@ from oche.run import Run
 PRINT, LEDGER = "data.json", "ledger.json"
 
 UNRECORDED = "{run} did not record what its data were (it is older), so it cannot be told whether they are the same."
-LEAK = "moved from test to"
 
 
 def pin(run: Run, data: Data) -> None:
@@ -42,7 +41,7 @@ def changes(run: Run, data: Data) -> tuple[str, ...] | None:
 
 
 def compared(run: Run, data: Data, *, split: bool = True) -> tuple[str, ...]:
-    """Notes about what cannot be told. With `split` false the parts may be others, as long as no test image is trained on.
+    """Notes about what cannot be told, or has changed: with `split` false all may be other, as long as no test image is trained on.
 
     Raises:
         UserError: the data are not those that the run began with; it says what changed.
@@ -50,9 +49,9 @@ def compared(run: Run, data: Data, *, split: bool = True) -> tuple[str, ...]:
     found = changes(run, data)
     if found is None:
         return (UNRECORDED.format(run=run.path),)
-    wrong = [said for said in found if split or LEAK in said]
+    wrong = [said for said in found if split or any(words in said for words in LEAKS)]
     if wrong:
         raise UserError(
             f"The data of {run.path} are not what they were: {'; '.join(wrong)}. Put them back, or begin a new run with `--data`."
         )
-    return ()
+    return (f"The data are not read as for {run.path}: {'; '.join(found)}.",) if found else ()

@@ -30,11 +30,15 @@ WORKERS = 8
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Classes, and for each part the digests of its images in order, with their names where there are not too many."""
+    """Classes, and for each part the digests of its images in order, with their names where there are not too many.
+
+    `labels` is what labels in files stand for (`contract.LabelMap`), None where that was not recorded. It does not enter the digest.
+    """
 
     classes: tuple[str, ...] = ()
     digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    labels: Mapping[str, int] | None = None
 
     @property
     def digest(self) -> str:
@@ -50,7 +54,8 @@ class Fingerprint:
         """As JSON."""
         digests = {part: "".join(found) for part, found in self.digests.items()}
         names = {part: list(found) for part, found in self.names.items()}
-        return json.dumps({"classes": list(self.classes), "digests": digests, "names": names}).encode()
+        table = {"classes": list(self.classes), "digests": digests, "names": names}
+        return json.dumps(table if self.labels is None else {**table, "labels": dict(self.labels)}).encode()
 
     @classmethod
     def loads(cls, text: bytes, where: str) -> Fingerprint:
@@ -62,7 +67,8 @@ class Fingerprint:
                 for part, found in table["digests"].items()
             }
             names = {str(part): tuple(map(str, found)) for part, found in table["names"].items()}
-            return cls(tuple(map(str, table["classes"])), digests, names)
+            labels = {str(key): int(n) for key, n in table["labels"].items()} if "labels" in table else None
+            return cls(tuple(map(str, table["classes"])), digests, names, labels)
         except (ValueError, KeyError, TypeError, AttributeError):
             raise UserError(
                 f"{where} is damaged, so it cannot be told if the data are the same; remove it to go on."
@@ -86,7 +92,7 @@ def fingerprint(data: Data) -> Fingerprint:
         digests[part] = tuple(in_parallel(identity.digest, range(len(identity.names)), WORKERS))
         if len(identity.names) <= NAMED:
             names[part] = identity.names
-    _KNOWN[data] = Fingerprint(data.classes, digests, names)
+    _KNOWN[data] = Fingerprint(data.classes, digests, names, data.labels.table)
     return _KNOWN[data]
 
 
@@ -104,37 +110,94 @@ def _of_pixels(images: ImageSet) -> Iterator[str]:
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> tuple[str, ...]:
-    """Sentences about what has changed, () for nothing: classes, images that moved between parts, that are gone, new or changed."""
+    """Sentences about what has changed, () for nothing.
+
+    First come classes and what labels mean, then images that changed, are gone, are new or have other names, and last what
+    moved between parts, which may follow from these.
+    """
+    labels = _labels(before, now)
     if before.digest == now.digest:
-        return ()
-    found = _classes(before.classes, now.classes)
+        return tuple(labels)
+    found = [*_classes(before.classes, now.classes), *labels, *_images(before, now)]
     old, new = _places(before), _places(now)
-    moved = Counter(
-        (a, b) for digest in old.keys() & new.keys() for a, b in zip(*_unshared(old[digest], new[digest]), strict=False)
-    )
-    found += [f"{n} images moved from {a} to {b}" for (a, b), n in sorted(moved.items())]
-    gone = {d: sum(p.values()) - sum(new.get(d, Counter()).values()) for d, p in old.items()}
-    come = {d: sum(p.values()) - sum(old.get(d, Counter()).values()) for d, p in new.items()}
-    was, now_there = _named(before, gone), _named(now, come)
-    changed = sorted(was & now_there)
-    count = sum(max(n, 0) for n in gone.values()), sum(max(n, 0) for n in come.values())
-    for said, number, names in (
-        ("changed", len(changed), changed),
-        ("are gone", count[0] - len(changed), sorted(was - now_there)),
-        ("are new", count[1] - len(changed), sorted(now_there - was)),
-    ):
-        if number:
-            shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
-            found.append(f"{number} images {said}" + (f" ({shown})" if names else ""))
+    moved: Counter[tuple[str, str]] = Counter()
+    copied = 0
+    for digest in old.keys() & new.keys():
+        was, there = _unshared(old[digest], new[digest])
+        moved.update(zip(was, there, strict=False))
+        copied += "train" in there[len(was) :] and old[digest]["test"] > 0
+    if copied:
+        found.append(f"{_counted(copied, 'test image')} {COPIED}")
+    found += [f"{_counted(n, 'image')} {MOVED.format(a)} {b}" for (a, b), n in sorted(moved.items())]
     return tuple(found) or ("the images have another order",)
+
+
+MOVED, COPIED = "moved from {} to", "among the train images, too"
+LEAKS = (MOVED.format("test"), COPIED)
+"""Words of the sentences about test images that would be trained on."""
+
+
+def _labels(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """A sentence about labels in files that stand for other classes than they did; none where that was not recorded."""
+    if before.labels is None or now.labels is None or before.classes != now.classes:
+        return []
+
+    def said(labels: Mapping[str, int], key: str) -> str:
+        number = labels.get(key)
+        if number is None:
+            return "no class"
+        return now.classes[number] if 0 <= number < len(now.classes) else "ignored"
+
+    keys = sorted(before.labels.keys() | now.labels.keys())
+    other = [key for key in keys if before.labels.get(key) != now.labels.get(key)]
+    shown = [f"{key!r} was {said(before.labels, key)!r} and is {said(now.labels, key)!r}" for key in other[:SHOWN]]
+    return [f"labels mean something else ({', '.join(shown)}{', ...' if other[SHOWN:] else ''})"] if other else []
+
+
+def _images(before: Fingerprint, now: Fingerprint) -> list[str]:
+    """Sentences about images that changed, are gone, are new, or have other names."""
+    old, new = _names(before), _names(now)
+    gone, come = Counter[str](), Counter[str]()
+    renamed = []
+    for digest in old.keys() | new.keys():
+        was, there = old.get(digest, Counter()), new.get(digest, Counter())
+        lost, found = sorted((was - there).elements()), sorted((there - was).elements())
+        pairs = [(a, b) for a, b in zip(lost, found, strict=False) if a and b]
+        renamed += [(a, b) for a, b in pairs if not f"/{a}".endswith(f"/{b}") and not f"/{b}".endswith(f"/{a}")]
+        shared = min(len(lost), len(found))
+        gone.update(lost[shared:])
+        come.update(found[shared:])
+    changed = Counter({name: n for name, n in (gone & come).items() if name})
+    said = [
+        _said(changed, "image or its label changed", "images or their labels changed"),
+        _said(gone - changed, "image is gone", "images are gone"),
+        _said(come - changed, "image is new", "images are new"),
+        _said(Counter(f"{a} -> {b}" for a, b in renamed), "image has another name", "images have other names"),
+    ]
+    return [sentence for sentence in said if sentence]
+
+
+def _said(names: Counter[str], one: str, several: str) -> str:
+    """How many, what, and the first names, where they were kept; "" for none."""
+    count = names.total()
+    known = sorted(name for name in names if name)
+    shown = ", ".join(known[:SHOWN]) + (", ..." if len(known) > SHOWN else "")
+    return f"{count} {one if count == 1 else several}" + (f" ({shown})" if known else "") if count else ""
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _classes(before: Sequence[str], now: Sequence[str]) -> list[str]:
     if tuple(before) == tuple(now):
         return []
-    gone, come = [n for n in before if n not in now], [n for n in now if n not in before]
-    said = [f"the class {', '.join(map(repr, gone[:SHOWN]))} is gone"] if gone else []
-    said += [f"the class {', '.join(map(repr, come[:SHOWN]))} is new"] if come else []
+    said = []
+    for names, other, became in ((before, now, "gone"), (now, before, "new")):
+        some = [name for name in names if name not in other]
+        if some:
+            shown = ", ".join(map(repr, some[:SHOWN])) + (", ..." if some[SHOWN:] else "")
+            said.append(f"the class {shown} is {became}" if len(some) == 1 else f"the classes {shown} are {became}")
     return said or ["the classes have another order"]
 
 
@@ -152,11 +215,11 @@ def _unshared(a: Counter[str], b: Counter[str]) -> tuple[list[str], list[str]]:
     return sorted((a - b).elements()), sorted((b - a).elements())
 
 
-def _named(print_: Fingerprint, counts: Mapping[str, int]) -> set[str]:
-    """Names of the images whose digests have a positive count."""
-    return {
-        name
-        for part, names in print_.names.items()
-        for name, digest in zip(names, print_.digests[part], strict=True)
-        if counts.get(digest, 0) > 0
-    }
+def _names(print_: Fingerprint) -> dict[str, Counter[str]]:
+    """Digest -> the names of its images, "" for each where they were not kept."""
+    names: dict[str, Counter[str]] = {}
+    for part, digests in print_.digests.items():
+        kept = print_.names.get(part, ("",) * len(digests))
+        for digest, name in zip(digests, kept, strict=True):
+            names.setdefault(digest, Counter())[name] += 1
+    return names

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oche.data import load
-from oche.data.fingerprint import Fingerprint, differences, fingerprint
+from oche.data.fingerprint import LEAKS, Fingerprint, differences, fingerprint
 from oche.errors import UserError
 
 
@@ -50,14 +52,19 @@ def relabel(root: Path) -> None:
     (root / "a" / "03.png").rename(root / "b" / "03.png")
 
 
+def rename(root: Path) -> None:
+    (root / "a" / "00.png").rename(root / "a" / "zz.png")
+
+
 CHANGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "nothing": (lambda root: None, []),
     "touched": (lambda root: (root / "a" / "00.png").touch(), []),
-    "added": (add, ["1 images are new (a/new.png)", "moved from"]),
-    "changed": (change, ["1 images changed (b/04.png)"]),
-    "removed": (remove, ["1 images are gone (c/05.png)"]),
+    "added": (add, ["1 image is new (a/new.png)", "moved from"]),
+    "changed": (change, ["1 image or its label changed (b/04.png)"]),
+    "removed": (remove, ["1 image is gone (c/05.png)"]),
+    "renamed": (rename, ["1 image has another name (a/00.png -> a/zz.png)"]),
     "class": (shift, ["the class 'a' is gone", "12 images are gone (a/00.png, a/03.png"]),
-    "other class": (relabel, ["1 images are gone (a/03.png)", "1 images are new (b/03.png)"]),
+    "other class": (relabel, ["1 image is gone (a/03.png)", "1 image is new (b/03.png)"]),
 }
 
 
@@ -82,7 +89,7 @@ def test_test_images_that_would_be_trained_on_are_counted(photos: Path) -> None:
     moved = sum(was[name] == "test" and now[name] == "train" for name in was)
     assert moved
     said = differences(fingerprint(first), fingerprint(second))
-    assert f"{moved} images moved from test to train" in said
+    assert f"{moved} image{'s' * (moved > 1)} moved from test to train" in said
 
 
 def test_settings_and_places_are_no_change(photos: Path) -> None:
@@ -92,13 +99,43 @@ def test_settings_and_places_are_no_change(photos: Path) -> None:
         assert differences(before, fingerprint(data)) == ()
 
 
+def test_a_copy_of_a_test_image_among_the_train_images_is_told(tmp_path: Path) -> None:
+    for n in range(24):
+        write(tmp_path / ("test" if n > 17 else "train") / "ab"[n % 2] / f"{n:02}.png", n)
+    before = fingerprint(load(tmp_path))
+    (tmp_path / "train" / "a" / "copy.png").write_bytes((tmp_path / "test" / "a" / "18.png").read_bytes())
+    said = differences(before, fingerprint(load(tmp_path)))
+    assert "1 image is new (train/a/copy.png)" in said
+    copied = [sentence for sentence in said if "1 test image among the train images, too" in sentence]
+    assert len(copied) == 1
+    assert any(words in copied[0] for words in LEAKS)
+
+
+def test_what_labels_mean_is_pinned_where_files_and_classes_stay(tmp_path: Path) -> None:
+    for n in range(8):
+        write(tmp_path / "images" / f"{n}.png", n)
+        write(tmp_path / "masks" / f"{n}.png", n, mask=True)
+    says = tmp_path / "classes.toml"
+    says.write_text("ignore = [9]\n[classes]\nground = 0\ntree = 1\n")
+    before = fingerprint(load(tmp_path))
+    assert differences(before, fingerprint(load(tmp_path))) == ()
+    says.write_text("ignore = [9]\n[classes]\nground = 1\ntree = 0\n")
+    now = fingerprint(load(tmp_path))
+    (said,) = differences(before, now)
+    assert said == "labels mean something else ('0' was 'ground' and is 'tree', '1' was 'tree' and is 'ground')"
+    assert differences(replace(before, labels=None), now) == ()  # of a run from before this was recorded
+    says.write_text("ignore = [9, 7]\n[classes]\nground = 0\ntree = [1, 5]\n")
+    (said,) = differences(before, fingerprint(load(tmp_path)))
+    assert said == "labels mean something else ('5' was 'no class' and is 'tree', '7' was 'no class' and is 'ignored')"
+
+
 def test_masks_are_pinned_too(tmp_path: Path) -> None:
     for n in range(8):
         write(tmp_path / "images" / f"{n}.png", n)
         write(tmp_path / "masks" / f"{n}.png", n, mask=True)
     before = fingerprint(load(tmp_path))
     write(tmp_path / "masks" / "3.png", 77, mask=True)
-    assert differences(before, fingerprint(load(tmp_path))) == ("1 images changed (3.png)",)
+    assert differences(before, fingerprint(load(tmp_path))) == ("1 image or its label changed (3.png)",)
 
 
 def test_arrays_are_pinned_by_their_rows(tmp_path: Path) -> None:
@@ -110,13 +147,17 @@ def test_arrays_are_pinned_by_their_rows(tmp_path: Path) -> None:
     assert differences(before, fingerprint(load(tmp_path / "a.npz"))) == ()
     x[4, 0, 0, 0] += 1  # type: ignore[index]
     np.savez(tmp_path / "a.npz", x=x, y=y)
-    assert differences(before, fingerprint(load(tmp_path / "a.npz"))) == ("1 images changed (train 4)",)
+    assert differences(before, fingerprint(load(tmp_path / "a.npz"))) == ("1 image or its label changed (train 4)",)
 
 
 def test_it_is_kept_as_json_and_damage_is_a_sentence() -> None:
     before = fingerprint(load("digits"))
     again = Fingerprint.loads(before.dumps(), "data.json")
     assert again == before
+    assert again.labels == {}
+    old = json.loads(before.dumps())
+    del old["labels"]
+    assert Fingerprint.loads(json.dumps(old).encode(), "data.json") == replace(before, labels=None)
     assert again.digest == before.digest
     assert set(before.summary()) == {"fingerprint", "parts"}
     for text in (b"", b"{}", b"[]", b'{"classes": 3, "digests": {"train": 5}, "names": {}}', before.dumps()[:-9]):
@@ -129,4 +170,4 @@ def test_of_very_many_files_names_and_sizes_count(photos: Path, monkeypatch: pyt
     monkeypatch.setattr("oche.data.reading.listing.SAMPLED", 2)
     before = fingerprint(load(photos))
     (photos / "b" / "04.png").write_bytes((photos / "b" / "04.png").read_bytes() + b"end")
-    assert differences(before, fingerprint(load(photos))) == ("1 images changed (b/04.png)",)
+    assert differences(before, fingerprint(load(photos))) == ("1 image or its label changed (b/04.png)",)
