@@ -44,7 +44,8 @@ from oche.optim import Adam
 from oche.plan.request import Request
 from oche.plan.resolve import resolve
 from oche.search.inherit import inherited
-from oche.search.searcher import around, as_searcher
+from oche.search.searcher import Searcher, around, as_searcher
+from oche.search.state import Problem
 from oche.spaces import Space
 from oche.spaces.fit import widest
 from oche.spaces.grid import GATE, GridSpace
@@ -123,7 +124,7 @@ def searched(data: Data, seed: int, given: Mapping[str, str]) -> tuple[nn.Module
     """What `oche search` hands out, with what differs, and the processor time that it took."""
     small = SMALL if given.get("grid") == "small" else {}
     settings: dict[str, object] = small | {
-        key: oche_value(value) for key, value in given.items() if "." in key or key in ("split", "lr_by_step")
+        key: oche_value(value) for key, value in given.items() if "." in key or key in ("split", "lr_by_step", "arch_start")
     }
     sizes: dict[str, object] = {key: int(given[key]) for key in ("epochs", "batch") if key in given}
     if "max_params" in given:
@@ -134,6 +135,8 @@ def searched(data: Data, seed: int, given: Mapping[str, str]) -> tuple[nn.Module
         assert searcher.method
         searcher = as_searcher(around(searcher, replace(searcher.method, weight_optimizer=Adam()), searcher.name))
     problem = problem_of(plan)
+    if "seconds" in given:
+        problem = replace(problem, epochs=epochs_in(float(given["seconds"]), problem, searcher))
     if given.get("augment") == "none":
         plain = AugmentMasks(data.mean, data.std, data.size, ignore=255, scale=(1.0, 1.0))
         problem = replace(problem, augment=plain)
@@ -142,6 +145,17 @@ def searched(data: Data, seed: int, given: Mapping[str, str]) -> tuple[nn.Module
     assert state
     network = inherited(state, genotype)
     return network, time.process_time() - began
+
+
+def epochs_in(seconds: float, problem: Problem, searcher: Searcher) -> int:
+    """The epochs of a search that fit into so much processor time, by the second of two short ones; each has all the phases."""
+    short = 5
+    took = 0.0
+    for _ in range(2):  # the first warms up
+        began = time.process_time()
+        searcher.run(replace(problem, epochs=short))
+        took = time.process_time() - began
+    return max(short, round(seconds * short / took))
 
 
 def trained(
@@ -160,12 +174,12 @@ def trained(
             protocol = config.override(protocol, key.removeprefix("train."), oche_value(value), "train")
     plan = resolve(Request(data=data, seed=seed, threads=1, device="cpu"))
     training = Training(space, genotype, data, protocol, seed, plan.fabric, task=plan.task)
-    took = 0.0
-    for _ in range(2):  # the first warms up
+    epochs, took = int(given.get("epochs", 0)), 0.0
+    for _ in range(0 if epochs else 2):  # the first warms up
         began = time.process_time()
         retrain(training)
         took = time.process_time() - began
-    epochs = max(1, round(float(given["seconds"]) / took))
+    epochs = epochs or max(1, round(float(given["seconds"]) / took))
     began = time.process_time()
     network = retrain(replace(training, protocol=replace(protocol, epochs=epochs)))
     return network, time.process_time() - began

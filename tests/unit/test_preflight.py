@@ -284,6 +284,11 @@ def test_steps_without_alpha_count_for_what_they_take(monkeypatch: pytest.Monkey
     monkeypatch.setattr(preflight, "steps", lambda *given: now.__setitem__(0, now[0] + (0.03 if given[-1] else 0.01)))
     found = estimate(replace(problem("toy"), epochs=4), replace(method("darts"), arch_start=0.5, arch_every=2))
     assert found.step_seconds == pytest.approx(0.25 * 0.03 + 0.75 * 0.01)
+    half = replace(method("darts"), arch_start=0.25)
+    assert estimate(replace(problem("toy"), epochs=4), half, until=0.5).step_seconds == pytest.approx(
+        0.25 * 0.03 + 0.75 * 0.01
+    )
+    assert estimate(replace(problem("toy"), epochs=4), half, until=0.25).step_seconds == pytest.approx(0.01)
 
 
 # ---------------------------------------------------------------------- wherever a search begins

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from oche.api.resume import reopen, resume
 from oche.api.rounds import Rounds
 from oche.api.terminal import Show
 from oche.api.train import plan_training
+from oche.cli import started
 from oche.data import Stream
 from oche.errors import UserError
 from oche.genotype import Genotype
@@ -170,7 +174,7 @@ def paces(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds per epoch of a training, as if they had been measured, an epoch of the search taking 2; nothing else takes time."""
     each = [0.5]
     monkeypatch.setattr(module, "pace", lambda training: Pace(each[0], 0.0))
-    monkeypatch.setattr(module, "estimate", lambda problem, _: Estimate(1, 1, 1.0, 2.0, problem.epochs, {}))
+    monkeypatch.setattr(module, "estimate", lambda problem, *_: Estimate(1, 1, 1.0, 2.0, problem.epochs, {}))
     monkeypatch.setattr(module, "ENDING", 0.0)
     monkeypatch.setattr(module.time, "monotonic", lambda: 1000.0)
     return each
@@ -396,6 +400,22 @@ def test_a_training_takes_the_epochs_that_fit(monkeypatch: pytest.MonkeyPatch, t
         plan_training(asked).in_time(Clock.of("2s"))
 
 
+def test_alpha_steps_until_the_freeze_where_weights_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 10 epochs of a single-stage search 2 warm up, 4 search and 4 tune; a step of alpha takes 0.02 s, one of the weights 0.01."""
+    from oche.search import preflight
+
+    now = [0.0]
+    monkeypatch.setattr(preflight.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(preflight, "steps", lambda *given: now.__setitem__(0, now[0] + (0.03 if given[-1] else 0.01)))
+    found = {}
+    for method in ("single_stage", "darts"):
+        asked = Request(method, space="toy", data=DATA, budget="smoke", epochs=10, batch=6, compare=0, rivals="none")
+        search = module.expected_of(resolve(asked), trainings=False).search
+        assert search
+        found[method] = search.step_seconds
+    assert found == {"single_stage": pytest.approx(0.4 * 0.03 + 0.6 * 0.01), "darts": pytest.approx(0.03)}
+
+
 # ---------------------------------------------------------------------- the bar
 
 
@@ -412,3 +432,32 @@ def test_the_bar_fills_over_the_whole_command() -> None:
         for _ in range(4):
             show.listen("trained", {"cell": "found", "seed": 0, "test_accuracy": 0.5, "metric": "accuracy"})
         assert bar.tasks[0].completed == pytest.approx(100)
+
+
+# ---------------------------------------------------------------------- the beginning
+
+
+def test_the_time_runs_from_the_beginning_of_the_process() -> None:
+    """By two clocks: the process's age, and how long ago the process around it began to start it."""
+    told = "import time; time.sleep(0.25); from oche.cli.started import age; print(age())"
+    before = time.monotonic()
+    seconds = float(subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True).stdout)
+    if not sys.platform.startswith("linux"):
+        assert seconds == 0.0
+        return
+    assert 0.25 <= seconds <= time.monotonic() - before + 0.02  # a tick is 10 ms
+
+
+@pytest.mark.parametrize("stat", ["", "1 (a) b) S", "no numbers " * 30])
+def test_an_age_that_is_not_told_is_none(stat: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(started.Path, "read_text", lambda *_, **__: stat)
+    assert started.age() == 0.0
+
+
+def test_a_process_that_did_something_else_before_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    fields = ["S", *["0"] * 18, "100"]  # began at tick 100
+    monkeypatch.setattr(started.Path, "read_text", lambda *_, **__: f"7 (o) che) {' '.join(fields)}")
+    monkeypatch.setattr(started.os, "sysconf", lambda _: 100)
+    for now, seconds in ((3.5, 2.5), (1.0 + started.LONGEST + 1, 0.0), (0.5, 0.0)):
+        monkeypatch.setattr(started.time, "clock_gettime", lambda _, now=now: now)
+        assert started.age() == seconds

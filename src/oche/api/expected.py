@@ -16,6 +16,7 @@ from oche.plan.within import OVER, Parts, epochs_within, nearest, seconds_of
 from oche.search.preflight import Estimate, check_memory, estimate
 from oche.search.searcher import as_searcher
 from oche.search.selection import kept
+from oche.search.stages import Staged
 from oche.spaces.cost import cost
 from oche.spaces.sampling import sample
 from oche.training.compare import random_cells, rivals_of
@@ -78,10 +79,19 @@ def expected_of(plan: Plan, trainings: bool = True) -> Expected:
 def _measured(plan: Plan, trainings: bool = True) -> tuple[Expected, Paces]:
     with gradients(), cpu_threads(plan.request.threads):
         method = as_searcher(plan.searcher).method
-        search = estimate(problem_of(plan), method) if method else None
+        search = estimate(problem_of(plan), method, _alpha_until(plan)) if method else None
         paces = _before(plan) if trainings and trained(plan) else Paces()
         expected = Expected(search, searches=plan.request.seeds, epochs=(plan.epochs, plan.protocol.epochs))
         return _compared(expected, plan, paces), paces
+
+
+def _alpha_until(plan: Plan) -> float:
+    """The share of the epochs after which alpha stops: where weights are kept, the first stage's; all else of it is tuning."""
+    searcher = plan.searcher
+    if not isinstance(searcher, Staged) or not searcher.keeps_weights:
+        return 1.0
+    first = searcher.stages(problem_of(plan), searcher.method, ())
+    return first.epochs / plan.epochs if first else 1.0
 
 
 def fitting(plan: Plan) -> None:

@@ -27,6 +27,7 @@ from oche.cli.flags import flags
 from oche.cli.latency import latency
 from oche.cli.lists import LISTS
 from oche.cli.show import show_found, show_latency, show_score, show_trained
+from oche.cli.started import age
 from oche.cli.study import study
 from oche.cli.typed import goes_alone, is_given, speak_aside
 from oche.cli.waiting import wait_briefly
@@ -47,8 +48,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-STARTED = time.monotonic()
-"""When the command began, nearly."""
+STARTED = time.monotonic() - age()
+"""When the command began, by the monotonic clock, Python's own beginning included."""
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0 or mps.", autocompletion=values("device"))]
 Resume = Annotated[Path | None, typer.Option(help="Carry on with an interrupted run.")]

@@ -68,13 +68,16 @@ class Estimate:
         return self.step_seconds * self.steps
 
 
-def estimate(problem: Problem, method: Method) -> Estimate:
-    """Measures a few steps of a throw-away copy of the search. Raises UserError where it would not fit into memory."""
+def estimate(problem: Problem, method: Method, until: float = 1.0) -> Estimate:
+    """Measures a few steps of a throw-away copy of the search, in which alpha steps `until` this share of the epochs is over.
+
+    Raises UserError where it would not fit into memory.
+    """
     problem = quiet(problem)
     with _refusing(problem) as free:
         state = begin(problem, method)
         need = _fitting(state, problem, method, free)
-        step = _step_seconds(state, problem, method)
+        step = _step_seconds(state, problem, method, until)
     total = parameters(state.supernet)
     cells = dict(Counter(coverage(state.supernet).values()))
     return Estimate(total, sum(t.numel() for t in state.theta.values()), need / 2**20, step, state.steps, cells)
@@ -160,7 +163,7 @@ def _kept_bytes(state: SearchState, problem: Problem, method: Method, batch: int
     return kept
 
 
-def _step_seconds(state: SearchState, problem: Problem, method: Method) -> float:
+def _step_seconds(state: SearchState, problem: Problem, method: Method, until: float) -> float:
     """The mean over the steps of the search, of which some have a step of alpha."""
     weights, arch = streams(problem, method)
     losses = bilevel(state, method)
@@ -177,7 +180,7 @@ def _step_seconds(state: SearchState, problem: Problem, method: Method) -> float
 
     first = measured(0, True)  # cold: it makes buffers and fetches pages
     held = ceil(method.arch_start * problem.epochs) / problem.epochs
-    shares, seconds = {True: (1 - held) / method.arch_every}, 0.0
+    shares, seconds = {True: max(0.0, until - held) / method.arch_every}, 0.0
     shares[False] = 1 - shares[True]
     allowed = min(LONGEST, max(2 * MEASURED, SHARE * first * state.steps)) / sum(share > 0 for share in shares.values())
     for due, share in shares.items():
