@@ -124,7 +124,9 @@ def searched(data: Data, seed: int, given: Mapping[str, str]) -> tuple[nn.Module
     """What `oche search` hands out, with what differs, and the processor time that it took."""
     small = SMALL if given.get("grid") == "small" else {}
     settings: dict[str, object] = small | {
-        key: oche_value(value) for key, value in given.items() if "." in key or key in ("split", "lr_by_step", "arch_start")
+        key: oche_value(value)
+        for key, value in given.items()
+        if "." in key or key in ("split", "lr_by_step", "arch_start")
     }
     sizes: dict[str, object] = {key: int(given[key]) for key in ("epochs", "batch") if key in given}
     if "max_params" in given:

@@ -24,6 +24,8 @@ from oche.search.loop import search
 from oche.search.relaxations import Relaxation
 from oche.search.selection import Keep
 from oche.search.state import SearchState
+from oche.spaces import Space
+from oche.spaces.chain import ChainSpace
 from oche.spaces.cost import cost
 from oche.spaces.fit import check, fit, greatest, searched, widest
 from oche.spaces.limits import Limits, limit
@@ -254,6 +256,34 @@ def test_alpha_loses_the_least_that_it_can() -> None:
     one_less = cost(space, genotype).parameters - 1
     found = fit(space, genotype, Limits(parameters=one_less, fixed=True), {"cell": strengths})
     assert [c.op for c in found.genotype.groups["cell"]] == ["nor_conv_3x3", "skip_connect", "nor_conv_3x3"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("fixed", [True, False])
+def test_nothing_is_given_up_in_vain(fixed: bool, seed: int) -> None:
+    """Peak memory hangs on one place: with any operation of before put back, or wider, the network would exceed a limit."""
+    space = ChainSpace(layers=(2, 1, 1), channels=4, size=(12, 12), outputs=3)
+    genotype = sample(space, counted(seed, "in vain"))
+    full, least = (cost(space, g).memory for g in (genotype, smallest(space, Limits())))
+    limits = Limits(parameters=100_000, memory=(full + least) // 2, fixed=fixed)
+    (group,) = space.groups
+    strengths = {group.name: torch.rand(4, group.width, generator=torch.Generator().manual_seed(seed))}
+    found = fit(space, genotype, limits, strengths)
+    assert found.genotype != genotype
+
+    def kept(genotype: Genotype, space: Space) -> bool:
+        costs = cost(space, genotype)
+        return costs.parameters <= 100_000 and costs.memory <= (full + least) // 2
+
+    assert kept(found.genotype, found.space)
+    table, mine = strengths[group.name], found.genotype.groups[group.name]
+    for n, (old, new) in enumerate(zip(genotype.groups[group.name], mine, strict=True)):
+        better = [op for op in group.ops[n] if table[n, group.ops[n].index(op)] > table[n, group.ops[n].index(new.op)]]
+        for op in {old.op, *better} if old != new else ():
+            again = replace(found.genotype, groups={group.name: (*mine[:n], replace(new, op=op), *mine[n + 1 :])})
+            assert not kept(again, space)
+    wider = replace(space, channels=found.space.channels + 1)  # type: ignore[attr-defined]
+    assert fixed or not kept(found.genotype, wider)
 
 
 def test_a_kept_network_drops_what_weighs_least() -> None:

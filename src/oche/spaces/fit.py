@@ -56,7 +56,7 @@ def fit(
     price = price or priced(limits)
     if not limits:
         return Fitted(space, genotype, price(space, genotype))
-    free = not limits.fixed and genotype.edge not in TRAINED and width_of(space) is not None
+    free, given = not limits.fixed and genotype.edge not in TRAINED and width_of(space) is not None, space
     if free:
         wider = widest(space, genotype, limits, price)
         if wider is not None:
@@ -66,6 +66,8 @@ def fit(
         space = with_width(space, least_width(space))
     changed = repaired(space, genotype, limits, strengths or {}, price)
     done = tuple(_differences(genotype, changed))
+    if free:  # with other operations it may be wider
+        space = widest(given, changed, limits, price) or space
     return Fitted(
         space, changed, price(space, changed), (*([f"width {width_of(space)} channels"] if free else []), *done)
     )

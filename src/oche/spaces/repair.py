@@ -1,6 +1,7 @@
 """Changes a genotype until its network keeps its limits, by what alpha minds least.
 
 Each change takes one choice for a cheaper one; the last of them lead to the smallest network of the space, which is known to keep them.
+Then what was given up in vain is put back: peak memory hangs on one place of the network, and changes elsewhere do not lower it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,44 @@ def repaired(
     The loss is the sum of the logarithms of the strengths given up; without strengths each change loses alike.
     """
     price = price or priced(limits)
+    changed = _lowered(space, genotype, limits, strengths, price)
+    return changed if changed == genotype else _put_back(space, changed, genotype, limits, strengths, price)
+
+
+def _put_back(
+    space: Space, changed: Genotype, genotype: Genotype, limits: Limits, strengths: Strengths, price: Pricer
+) -> Genotype:
+    """The changed genotype with the inputs that nodes had before, dearest to alpha first, wherever the limits are kept with them."""
+    refused = set[Node]()
+    while ways := [way for way in _towards(space, changed, genotype, strengths) if way[1] not in refused]:
+        _, node, restored = min(ways, key=lambda way: way[0])
+        if limits.kept(price(space, restored)):
+            changed = restored
+        refused.add(node)
+    return changed if changed.edge in TRAINED else _dearest(space, changed, genotype, limits, strengths, price)
+
+
+def _dearest(
+    space: Space, changed: Genotype, genotype: Genotype, limits: Limits, strengths: Strengths, price: Pricer
+) -> Genotype:
+    """The changed genotype with the operation that alpha likes best, of those that keep the limits, where another was put in its place."""
+    for group in space.groups:
+        loss, before = partial(_loss, group, strengths), genotype.groups[group.name]
+        for n, choice in enumerate(changed.groups[group.name]):
+            if choice in before:
+                continue
+            ops = derivable(group, group.edges.index((choice.source, choice.target)))
+            dearer = [other for op in ops if loss(other := replace(choice, op=op)) > loss(choice)]
+            for other in sorted(dearer, key=loss, reverse=True):
+                better = _put(changed, group, n, other)
+                if valid(space, better) and limits.kept(price(space, better)):
+                    changed = better
+                    break
+    return changed
+
+
+def _lowered(space: Space, genotype: Genotype, limits: Limits, strengths: Strengths, price: Pricer) -> Genotype:
+    """The genotype, changed until it keeps the limits."""
     floor = smallest(space, limits, price)
     if genotype.edge in TRAINED:
         floor = replace(_with_coefficients(space, floor, strengths), edge=genotype.edge, edge_args=genotype.edge_args)
@@ -55,10 +94,10 @@ def repaired(
         by_choice = candidate_costs(space, weights, latencies, over.get("latency", 0.0))
         changed = _saving(space, genotype, strengths, by_choice, limits.excess(prices))
         if changed == genotype:
-            nearer = min(_towards(space, genotype, floor, strengths), key=lambda pair: pair[0], default=None)
+            nearer = min(_towards(space, genotype, floor, strengths), key=lambda way: way[0], default=None)
             if nearer is None:
                 break
-            changed = nearer[1]
+            changed = nearer[2]
         genotype = changed
     return floor
 
@@ -109,13 +148,17 @@ def _drops(space: Space, genotype: Genotype, strengths: Strengths, by_choice: By
                 yield fewer, abs(choice.coefficient), saved
 
 
+Node = tuple[str, int]
+"""(group, target)."""
+
+
 def _towards(
-    space: Space, genotype: Genotype, floor: Genotype, strengths: Strengths
-) -> Iterator[tuple[float, Genotype]]:
-    """(loss, genotype) with the inputs of one node replaced by those of the smallest genotype."""
+    space: Space, genotype: Genotype, other: Genotype, strengths: Strengths
+) -> Iterator[tuple[float, Node, Genotype]]:
+    """(loss, node, genotype) with the inputs of one node replaced by those of the other genotype."""
     for group in space.groups:
         loss = partial(_loss, group, strengths)
-        mine, theirs = genotype.groups[group.name], floor.groups[group.name]
+        mine, theirs = genotype.groups[group.name], other.groups[group.name]
         for target in {c.target for c in (*mine, *theirs)}:
             old, new = ([c for c in choices if c.target == target] for choices in (mine, theirs))
             if {(c.source, c.op) for c in old} == {(c.source, c.op) for c in new}:
@@ -125,7 +168,7 @@ def _towards(
             )
             changed = replace(genotype, groups={**genotype.groups, group.name: choices})
             if valid(space, changed):
-                yield sum(map(loss, old)) - sum(map(loss, new)), changed
+                yield sum(map(loss, old)) - sum(map(loss, new)), (group.name, target), changed
 
 
 def _loss(group: Group, strengths: Strengths, choice: Choice) -> float:
