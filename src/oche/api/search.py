@@ -29,7 +29,7 @@ from oche.data import Data, for_search, for_training, none
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.ask_tell import AskTell
-from oche.plan.request import Request, verb
+from oche.plan.request import Request, options_for_data, verb
 from oche.plan.resolve import Plan, resolve
 from oche.report import attempt, render
 from oche.report.claims import with_verdicts
@@ -193,6 +193,7 @@ def _carried_out(plan: Plan, run: Run, listener: Listener, clock: Clock | None) 
                 epochs=rounds,
                 kept=kept,
             )
+            comparison = replace(comparison, again=options_for_data(plan.request))
             if plan.fabric.is_global_zero:
                 said = with_verdicts(comparison.record())
                 if run.has(CARD) and "comparison" not in json.loads(run.read(CARD)):

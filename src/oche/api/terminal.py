@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
+from oche.api.beforehand import changes, compared, how_it_runs, length, no_rivals, shared, split, times
 from oche.genotype import Genotype
 from oche.plan.within import spoken
 from oche.report.claims import TITLES, floored, in_words, moved
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 
 console = Console(highlight=False, markup=False, emoji=False)
 """Takes every word literally, whatever brackets it holds."""
-
-LONG = 3600.0
-"""Seconds from which on a run is told how it could be shorter."""
 
 SPEED_OVER = 600.0
 """Seconds over which the speed is taken that tells the time left."""
@@ -59,10 +57,10 @@ class Show:
 
         request, space = plan.request, plan.space
         rows = data_rows(plan.data)
-        rows += [("split", "test images are kept aside; " + _split(plan))]
+        rows += [("split", "test images are kept aside; " + split(plan))]
         rows += [("chosen", plan.chosen)] if plan.chosen else []
-        rows += [("method", f"{plan.searcher.name}, {_length(plan)} ({request.budget}: {plan.source})")]
-        rows += [("budget sets" if n == 0 else "", line) for n, line in enumerate(_changes(plan))]
+        rows += [("method", f"{plan.searcher.name}, {length(plan)} ({request.budget}: {plan.source})")]
+        rows += [("budget sets" if n == 0 else "", line) for n, line in enumerate(changes(plan))]
         rows += [("space", f"{space.name}: {space.cardinality():,} genotypes")]
         rows += [("", note) for note in space.notes()]
         if plan.limits:
@@ -74,7 +72,7 @@ class Show:
         rows += [(plan.data.things, f"search: {for_search(plan.data).describe()}")]
         if expected and (estimate := expected.search):
             rows += [("supernet", f"{estimate.parameters:,} parameters, {estimate.trainable:,} of them learn")]
-            rows += [("cells", "; ".join(f"{n} {how}" for how, n in estimate.cells.items()))]
+            rows += [("cells", "; ".join(f"{n} {how_it_runs(how)}" for how, n in estimate.cells.items()))]
             cost = f"{estimate.steps} steps of {1000 * estimate.step_seconds:.0f} ms"
             rows += [("cost", f"about {expected.memory_mib:.0f} MiB and {spoken(estimate.seconds)} ({cost})")]
         rows += [("table", plan.watch.told())] if plan.watch.told() else []
@@ -86,15 +84,15 @@ class Show:
         if as_searcher(plan.searcher).keeps_weights:
             rows += [("then", "keeps the supernet's weights: the network that was searched is the result")]
         if plan.compare or plan.rivals:
-            rows += [("then", _compared(plan))]
+            rows += [("then", compared(plan))]
             rows += [
                 ("", f"training: {for_training(plan.data, plan.protocol.cutout, plan.protocol.policy).describe()}")
             ]
-        rows += [] if plan.rivals else [("rivals", _no_rivals(plan))]
-        rows += _times(plan, expected) if expected else []
-        shared = _shared(plan.batch, plan.fabric.world_size, request.sync_batch_norm)
+        rows += [] if plan.rivals else [("rivals", no_rivals(plan))]
+        rows += times(plan, expected) if expected else []
+        processes = shared(plan.batch, plan.fabric.world_size, request.sync_batch_norm)
         said = f"{request.threads} thread(s), precision {request.precision}, seed {request.seed}"
-        rows += [("device", f"{plan.fabric.device}{shared}, {said}"), ("run", folder)]
+        rows += [("device", f"{plan.fabric.device}{processes}, {said}"), ("run", folder)]
         console.print(rows_table(rows))
 
     def training_plan(self, training: Training, run: Run) -> None:
@@ -117,8 +115,8 @@ class Show:
         rows += [("protocol", f"{protocol.epochs} epochs{more}, batch {protocol.batch} ({protocol.source})")]
         rate = f"{protocol.lr(0.0):g} to {protocol.lr(1.0):g}"
         rows += [("rate", f"{rate}, {type(protocol.lr).__name__}; `--set train.lr.start=...` sets it")] if more else []
-        shared = _shared(protocol.batch, training.fabric.world_size, training.sync)
-        rows += [("device", f"{training.fabric.device}{shared}, seed {training.seed}"), ("run", str(run.path))]
+        processes = shared(protocol.batch, training.fabric.world_size, training.sync)
+        rows += [("device", f"{training.fabric.device}{processes}, seed {training.seed}"), ("run", str(run.path))]
         console.print(rows_table(rows))
 
     def search(self, plan: Plan, expected: Expected | None = None) -> Progress:
@@ -316,84 +314,3 @@ def data_rows(data: Data) -> list[tuple[str, str]]:
         (kind, f"{len(data.classes)}: {names}"),
         *(("", note) for note in data.notes),
     ]
-
-
-def _shared(batch: int, processes: int, sync: bool) -> str:
-    """How several processes share a batch; nothing for one."""
-    if processes == 1:
-        return ""
-    norm = "over all" if sync else "in each by itself (--sync-batch-norm)"
-    return f", {processes} processes with {batch // processes} images of each batch, batch norm {norm}"
-
-
-def _changes(plan: Plan) -> list[str]:
-    """What the budget changed, two settings per line."""
-    said = [str(change) for change in plan.changed]
-    return [", ".join(said[i : i + 2]) for i in range(0, len(said), 2)]
-
-
-def _compared(plan: Plan) -> str:
-    """What the comparison trains."""
-    beside = [f"{plan.compare} random cell{'s' * (plan.compare > 1)}"] if plan.compare else []
-    if plan.rivals:
-        usual = "the ResNet that fits best" if plan.data.ignore is None else "the plain FCN or U-Net that fits best"
-        named = usual if plan.rivals == ("auto",) else ", ".join(plan.rivals)
-        beside += [f"{named} within {'the same limits' if plan.limits else 'its cost'}"]
-    if plan.beside_kept:
-        return f"trains {' and '.join(beside)} once, {plan.protocol.epochs} epochs, to stand beside it"
-    each = f"{plan.compare_seeds} seed{'s' * (plan.compare_seeds > 1)} each, protocol {plan.request.protocol}"
-    return f"trains the found cell beside {' and '.join(beside)}, {each}"
-
-
-def _times(plan: Plan, expected: Expected) -> list[tuple[str, str]]:
-    """How long the whole takes, by part, and which epochs `--time` has chosen."""
-    search, training = expected.seconds
-    parts = [f"search {spoken(search)}"] if expected.search else []
-    if expected.trainings:
-        count = f"{expected.trainings} trainings of {plan.protocol.epochs} epoch{'s' * (plan.protocol.epochs != 1)}"
-        parts += [f"{count} {spoken(training)}"]
-    rows = [("time", f"about {spoken(search + training)}: {', '.join(parts)}")] if parts else []
-    if plan.request.time is None:
-        long = search + training > LONG and plan.request.epochs is None
-        return [*rows, ("", "shorter: `--time 30m` chooses epochs that end about then")] if long else rows
-    given = [] if plan.request.epochs is None else [f"{plan.epochs} epochs of the search were given"]
-    given += ["the trainings' epochs were given"] if "train.epochs" in plan.request.settings else []
-    rest = f"; {given[0]}, the other part's are chosen" if given else ""
-    rows += [("", f"epochs are chosen for --time {plan.request.time}{rest}")]
-    return [*rows, ("", expected.reduced)] if expected.reduced else rows
-
-
-def _no_rivals(plan: Plan) -> str:
-    """Why no rival is trained."""
-    if plan.compare:
-        return "none, as asked: how a network picked by hand would do is not measured"
-    name = "resnet8" if plan.data.ignore is None else "unet"
-    return f"none, for nothing is compared: `--rivals {name}` trains one beside the found cell"
-
-
-def _length(plan: Plan) -> str:
-    """Epochs and batch of a search, or its queries."""
-    from oche.methods.ask_tell import AskTell
-
-    if isinstance(plan.searcher, AskTell):
-        return plan.searcher.length(plan.epochs, plan.batch)
-    return f"{plan.epochs} epochs, batch {plan.batch}"
-
-
-def _split(plan: Plan) -> str:
-    from oche.data import UntilFreeze
-    from oche.methods.ask_tell import AskTell
-    from oche.search.searcher import as_searcher
-
-    method = as_searcher(plan.searcher).method
-    if isinstance(plan.searcher, AskTell):
-        return f"at most {plan.searcher.queries} cells are scored, by {plan.searcher.asks}"
-    if method is None:
-        return "nothing is trained in the search"
-    parts, count = method.split(plan.data.train, plan.request.seed), len(plan.data.train)
-    arch = parts.weights if parts.arch is None else parts.arch
-    if len(parts.weights) == len(arch) == count:
-        return "all train images train weights and alpha"
-    said = f"of the train images {len(parts.weights) / count:.0%} train weights, {len(arch) / count:.0%} train alpha"
-    later = isinstance(method.split, UntilFreeze)
-    return said + ", drawn anew every epoch" * parts.anew + "; all train weights after the freeze" * later

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, Field, dataclass, fields, replace
 from pathlib import Path
@@ -308,6 +309,26 @@ def written(request: Request | TrainRequest) -> dict[str, object]:
     """The request as a table of run.toml; every value is plain. None is "none"."""
     table = {f.name: getattr(request, f.name) for f in options(type(request))}
     return {name: NONE if v is None else list(v) if isinstance(v, tuple) else v for name, v in table.items()}
+
+
+def options_for_data(request: Request) -> str:
+    """The options with which `oche train` reads and splits the same data, as they are typed; "" for data without a name.
+
+    >>> options_for_data(Request(data="my photos", seed=3, settings={"data.size": [32, 32], "space.channels": 8}))
+    "--data 'my photos' --set 'data.size=[32, 32]' --seed 3"
+    >>> options_for_data(Request())
+    ''
+    """
+    if not isinstance(request.data, str | Path):
+        return ""
+    said = [] if request.data == Request.data else ["--data", shlex.quote(str(request.data))]
+    if isinstance(request.task, str) and request.task != Request.task:
+        said += ["--task", shlex.quote(request.task)]
+    for path, value in request.settings.items():
+        if path.startswith("data."):
+            plain = list(value) if isinstance(value, tuple) else value
+            said += ["--set", shlex.quote(f"{path}={plain}")]
+    return " ".join([*said, *(["--seed", str(request.seed)] if request.seed != Request.seed else [])])
 
 
 def requested(run: Run) -> tuple[Request | TrainRequest, Mapping[str, object]]:

@@ -115,7 +115,7 @@ take ResNet-8, which needs no search: oche train resnet8 --set space.channels=61
 take U-Net, which needs no search: oche train unet --set space.channels=8
     """
     rivals, unit = record.get("rivals"), "" if str(record.get("metric")) in UNITS else " points"
-    left_out = record.get("left_out")
+    left_out, again = record.get("left_out"), f" {record['again']}" if record.get("again") else ""
     said = [str(line) for line in left_out] if isinstance(left_out, list | tuple) else []
     for name, rival in rivals.items() if isinstance(rivals, Mapping) else ():
         mean, low, high = (
@@ -127,7 +127,8 @@ take U-Net, which needs no search: oche train unet --set space.channels=8
             said.append(f"{lead} {few}")
             continue
         take = (
-            f"take {rival['title']}, which needs no search: oche train {name} --set space.channels={rival['channels']}"
+            f"take {rival['title']}, which needs no search: oche train {name}{again} "
+            f"--set space.channels={rival['channels']}"
         )
         cheaper = "" if high < 0 else _cheaper(record.get("found_costs"), rival)
         then = "" if low > 0 else f"; the found network costs less: {cheaper}" if cheaper else f"; {take}"
@@ -289,9 +290,12 @@ search longer, or set a larger arch_optimizer.lr.'
         return "Alpha was held in every epoch, all of them warm-up: the cell is read from the values that alpha began with; search longer."
     if not stepped or not moved or not isinstance(entropy, int | float) or entropy < UNDECIDED:
         return ""
+    kept = any(r.get("kind") == "network" for r in records)
+    then = "a cell read from it is little better than one drawn at random"
+    then = "the network that is kept mixes all its candidates nearly alike" if kept else then
     return (
-        f"Alpha hardly moved ({_number(moved[-1]):.3f} rms) and is undecided (entropy {entropy:.3f} of 1): a cell read from it is "
-        "little better than one drawn at random; search longer, or set a larger arch_optimizer.lr."
+        f"Alpha hardly moved ({_number(moved[-1]):.3f} rms) and is undecided (entropy {entropy:.3f} of 1): {then}; search longer, or "
+        "set a larger arch_optimizer.lr."
     )
 
 

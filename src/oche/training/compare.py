@@ -55,6 +55,7 @@ class Comparison:
     `costs` are the found network's. `rivals` tells what those among them are that no search drew, `left_out` why others that were asked
     for are not among them. `floor` is the score of always naming the commonest class of the test images, where the task has one.
     `leads` are intervals over test images of the found network's lead, by rival, where it was kept as its search had trained it.
+    `again` are the options with which `oche train RIVAL` reads the same data.
     """
 
     accuracies: dict[str, tuple[float, ...]]
@@ -64,6 +65,7 @@ class Comparison:
     left_out: tuple[str, ...] = ()
     floor: float | None = None
     leads: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    again: str = ""
 
     @property
     def found(self) -> tuple[float, ...]:
@@ -111,6 +113,7 @@ class Comparison:
             **({"found_costs": dict(self.costs)} if self.costs else {}),
             **({"rivals": {name: self._beside(name) for name in self.rivals}} if self.rivals else {}),
             **({"left_out": list(self.left_out)} if self.left_out else {}),
+            **({"again": self.again} if self.rivals and self.again else {}),
         }
 
     def _beside(self, rival: str) -> dict[str, object]:

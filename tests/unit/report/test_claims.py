@@ -63,6 +63,8 @@ def test_a_rival_is_to_be_taken_unless_the_found_network_is_better_or_cheaper(
     assert verdicts({**record, "relative_improvement": 1.0}) == ["relative improvement over random cells +1.00 %", line]
     (one,) = against_rivals({**record, "seeds": 1})
     assert one.endswith("+2.00 points with one seed, which says nothing about chance")
+    (same,) = against_rivals({**record, "again": "--data photos"})
+    assert same == line.replace("oche train ds_cnn", "oche train ds_cnn --data photos")
     (raw,) = against_rivals({**record, "metric": "r2"})
     assert "multiply-adds) +0.02 [" in raw
 
@@ -158,6 +160,11 @@ def search_log(entropy: float, arch_loss: float | None = 0.7) -> list[dict[str, 
 def test_alpha_that_stood_still_is_told_unless_the_method_never_steps_it() -> None:
     (said,) = warnings(search_log(0.9994))
     assert said.startswith("Alpha hardly moved (0.016 rms) and is undecided (entropy 0.999 of 1)")
+    assert said.endswith(
+        "a cell read from it is little better than one drawn at random; search longer, or set a larger arch_optimizer.lr."
+    )
+    (kept,) = warnings([*search_log(0.9994), {"kind": "network", "val_miou": 0.5}])
+    assert "the network that is kept mixes all its candidates nearly alike; search longer" in kept
     assert warnings(search_log(0.95)) == []
     assert warnings(search_log(1.0, arch_loss=None)) == []
     assert warnings(search_log(1.0)[:-1]) == []  # the search has not ended
