@@ -25,10 +25,12 @@ from oche.methods.ask_tell import AskTell, Strategy, Told
 from oche.methods.evaluators import SupernetScore, TableScore, TrainingScore
 from oche.methods.local_search import Climb, local_search
 from oche.methods.random_search import Uniform, random_search
+from oche.methods.random_search_ws import accuracy, random_search_ws
 from oche.methods.regularized_evolution import Aging, mutated, regularized_evolution
 from oche.plan.request import Request
 from oche.plan.resolve import resolve
 from oche.run import Run
+from oche.search.loop import search
 from oche.search.searcher import as_searcher
 from oche.search.state import Problem
 from oche.spaces import SPACES, Space
@@ -341,6 +343,15 @@ def test_a_table_answers_for_its_own_space_by_what_may_select() -> None:
         replace(TABLE, metric="digits/parameters").ready(tiny_problem(), ())
     with pytest.raises(UserError, match="holds cells of toy, not of nb201"):
         TABLE.ready(tiny_problem("nb201"), ())
+
+
+def test_a_supernet_scores_on_validation_images() -> None:
+    """By the weights of a search of its own, from the same seed; the train images, which it has learned, would say something else."""
+    problem = tiny_problem(epochs=2)
+    score, state = SupernetScore().ready(problem, ()), search(problem, random_search_ws()).state
+    parts = (problem.data.val, problem.data.train)
+    val, train = ([100 * accuracy(state, problem, part, cell) for cell in CELLS[-6:]] for part in parts)
+    assert [score(cell) for cell in CELLS[-6:]] == val != train
 
 
 def test_a_brief_training_is_scored_on_validation_images() -> None:

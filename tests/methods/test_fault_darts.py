@@ -52,7 +52,7 @@ def test_the_constants_are_those_of_the_docstring() -> None:
         Complexity(0.1, "multiply_adds"),
         Entropy(ops=Ramp(0.5, 0.0, 1.0), measure=discretisation),
     )
-    assert method.callbacks == (PruneOperations(0.1, 0.2, 1),)
+    assert method.callbacks == (PruneOperations(0.1, 0.2, 1),) == (PruneOperations(),)
     assert method.space == {"signal.ops": DIAGNOSIS_OPS}
     kernels = {f"{kind}_conv_{k}" for kind in ("sep", "dil") for k in (3, 5, 7, 15)}
     assert set(DIAGNOSIS_OPS) == kernels | {"skip_connect", "max_pool_3", "avg_pool_3"}
@@ -130,6 +130,24 @@ def test_the_steps_go_from_all_to_those_left() -> None:
     for bad in ({"share": 1.5}, {"start": 1.0}, {"left": 0}):
         with pytest.raises(UserError, match="at least one operation"):
             PruneOperations(**bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("space", "left"), [("darts", 2), ("nb201", 1)])
+def test_an_edge_that_a_node_may_keep_has_an_operation(space: str, left: int) -> None:
+    """At the end each edge has one left, `none` where it is the strongest; where nodes keep some of their edges an operation beside it."""
+    state = spread(space)
+    for group in state.space.groups:
+        with torch.no_grad():
+            state.alpha[f"{group.name}/alpha"][group.named("none")] = 9.0
+    state.step = state.steps
+    record: dict[str, object] = {}
+    PruneOperations().on_epoch_end(state, record)
+    assert record == {"operations_left": left}
+    for group, strength in state.strengths():
+        for e, ops in enumerate(group.ops):
+            ranked = sorted(range(len(ops)), key=lambda o, row=strength[e]: -float(row[o]))
+            assert ops[ranked[0]] == "none"
+            assert state.mask[group.name][e].nonzero().flatten().tolist() == sorted(ranked[:left])
 
 
 def test_a_search_on_signals_decides_and_is_cheaper_for_it(tmp_path: Path) -> None:
