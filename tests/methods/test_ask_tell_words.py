@@ -16,12 +16,15 @@ from oche.methods.ask_tell import AskTell, Told
 from oche.methods.evaluators import Evaluator, Scorer, TableScore, TrainingScore
 from oche.methods.random_search import Uniform
 from oche.methods.zero_cost import ZeroCost
+from oche.plan.request import Request
+from oche.plan.resolve import resolve
 from oche.search.callbacks import Callback
 from oche.search.state import Problem
 from oche.spaces import Space
 from oche.spaces.toy import ToySpace
 from oche.testing import noise_problem
 from reference.small_bench import ToyTable
+from reference.tiny import tiny_data
 
 TABLE = TableScore(metric="digits/valid", given=ToyTable())
 
@@ -65,6 +68,33 @@ def test_epochs_and_batch_are_refused_where_nothing_is_trained_by_them(
 def test_a_table_says_what_it_answers_by() -> None:
     said = AskTell("mine", Uniform(), TABLE).asks
     assert said == "digits/valid of the table toys, whose networks are not trained on this data"
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "said"),
+    [
+        (None, "crop of the image padded by 1, normalise"),
+        (TABLE, "none, the table toys answers"),
+        (ZeroCost(images=9), "9 train images, normalise"),
+        (ZeroCost(images=99), "24 train images, normalise"),
+        (TrainingScore("darts_cifar"), "crop of the image padded by 1, normalise, cutout 4"),
+        (Own(), "crop of the image padded by 1, normalise"),
+    ],
+)
+def test_what_becomes_of_the_images_that_cells_are_scored_with(evaluator: Evaluator | None, said: str) -> None:
+    assert AskTell("mine", Uniform(), evaluator, queries=9).images(tiny_data(24), "classify") == said
+
+
+def test_the_table_before_a_search_names_no_images_where_none_are_seen(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither where a table answers, whose networks the budget does not make smaller, nor where nothing is trained."""
+    given = {"space": "nb201", "data": tiny_data(24), "budget": "quick", "compare": 0}
+    for method, table, lines in (("random_search", "nb201", 1), ("random_sampling", None, 0)):
+        plan = resolve(Request(method, table=table, **given))  # type: ignore[arg-type]
+        Show(quiet=False).preflight(plan, None, "folder")
+        said = " ".join(capsys.readouterr().out.split())
+        assert said.count("search: ") == lines
+        assert ("images search: none, the table nb201 answers" in said) == (lines == 1)
+        assert ("5 -> 1 of networks trained here, not of the table's" in said) == (lines == 1)
 
 
 def test_a_cell_that_is_asked_for_again_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:

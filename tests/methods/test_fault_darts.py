@@ -139,8 +139,11 @@ def test_an_edge_that_a_node_may_keep_has_an_operation(space: str, left: int) ->
     for group in state.space.groups:
         with torch.no_grad():
             state.alpha[f"{group.name}/alpha"][group.named("none")] = 9.0
-    state.step = state.steps
     record: dict[str, object] = {}
+    PruneOperations().on_epoch_end(state, record)
+    assert record == {"operations_left": max(map(len, state.space.groups[0].ops))}, "nothing goes before the start"
+    assert state.mask == {}
+    state.step = state.steps
     PruneOperations().on_epoch_end(state, record)
     assert record == {"operations_left": left}
     for group, strength in state.strengths():

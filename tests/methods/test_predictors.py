@@ -229,6 +229,32 @@ def test_an_ensemble_s_order_is_a_draw_around_its_mean() -> None:
     assert one == Ensemble(epochs=5).order(NB201, told, unknown, 0)
 
 
+def test_each_cell_has_a_draw_of_its_own_from_what_the_networks_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two networks say 2 and -2 of the first and of the last cell, both say 1 of the middle one: N(0, 2^2) beats 1 in 30.9 % of draws."""
+    import sklearn.neural_network
+
+    said: list[float] = []
+
+    class Says:
+        def __init__(self, **settings: object) -> None:
+            said.append(-2.0 if said and said[-1] == 2.0 else 2.0)
+
+        def fit(self, x: object, y: object) -> Says:
+            return self
+
+        def predict(self, x: object) -> np.ndarray:
+            return np.array([said[-1], 1.0, said[-1]])
+
+    monkeypatch.setattr(sklearn.neural_network, "MLPRegressor", Says)
+    told, cells = told_of(draws(4)), draws(7)[4:]
+    orders = [Ensemble(networks=2).order(NB201, told, cells, seed) for seed in range(400)]
+    for end in (cells[0], cells[2]):
+        share = np.mean([order.index(end) < order.index(cells[1]) for order in orders])
+        assert abs(share - norm.sf(0.5)) < 4 * math.sqrt(norm.sf(0.5) * norm.cdf(0.5) / 400)
+    both = np.mean([order.index(cells[0]) < order.index(cells[2]) for order in orders])
+    assert abs(both - 0.5) < 4 * math.sqrt(0.25 / 400)
+
+
 def test_what_the_docstrings_say_of_the_constants() -> None:
     assert [build().queries for build in (bananas, gaussian_process)] == [100, 100]
     assert bananas().strategy == Rounds(Ensemble(5, 10, 20, 150, 0.01), first=10, batch=10, candidates=100)

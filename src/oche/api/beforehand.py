@@ -37,9 +37,25 @@ def shared(batch: int, processes: int, sync: bool) -> str:
 
 
 def changes(plan: Plan) -> list[str]:
-    """What the budget changed, two settings per line."""
+    """What the budget changed, two settings per line; networks of a table are what they are."""
+    from oche.methods.ask_tell import AskTell
+    from oche.methods.evaluators import TableScore
+
     said = [str(change) for change in plan.changed]
-    return [", ".join(said[i : i + 2]) for i in range(0, len(said), 2)]
+    lines = [", ".join(said[i : i + 2]) for i in range(0, len(said), 2)]
+    by_table = isinstance(plan.searcher, AskTell) and isinstance(plan.searcher.evaluator, TableScore)
+    return [*lines, "of networks trained here, not of the table's"] if lines and by_table else lines
+
+
+def images(plan: Plan) -> list[str]:
+    """What becomes of the images that the search sees; nothing where it looks at none."""
+    from oche.data import for_search
+    from oche.methods.ask_tell import AskTell
+    from oche.search.searcher import as_searcher
+
+    if isinstance(plan.searcher, AskTell):
+        return [f"search: {plan.searcher.images(plan.data, plan.space.task)}"]
+    return [f"search: {for_search(plan.data).describe()}"] if as_searcher(plan.searcher).method else []
 
 
 def compared(plan: Plan) -> str:
@@ -92,7 +108,7 @@ def length(plan: Plan) -> str:
 
 
 def split(plan: Plan) -> str:
-    """Which images train what."""
+    """Which images train what in the search, or by what cells are scored."""
     from oche.data import UntilFreeze
     from oche.methods.ask_tell import AskTell
     from oche.search.searcher import as_searcher

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.table import Table
 from rich.text import Text
 
-from oche.api.beforehand import changes, compared, how_it_runs, length, no_rivals, shared, split, times
+from oche.api.beforehand import changes, compared, how_it_runs, images, length, no_rivals, shared, split, times
 from oche.genotype import Genotype
 from oche.plan.within import spoken
 from oche.report.claims import TITLES, floored, in_words, moved
@@ -51,7 +51,7 @@ class Show:
         """The table before a search: what it will do, what the budget changed, and what it will cost."""
         if self.quiet:
             return
-        from oche.data import for_search, for_training
+        from oche.data import for_training
         from oche.search.searcher import as_searcher
         from oche.spaces.limits import LIMITED
 
@@ -69,7 +69,7 @@ class Show:
             )
             width = getattr(space, "channels", None)
             rows += [("limits", f"at most {words}" + (f"; searched at {width} channels" if width else ""))]
-        rows += [(plan.data.things, f"search: {for_search(plan.data).describe()}")]
+        rows += [(plan.data.things, line) for line in images(plan)]
         if expected and (estimate := expected.search):
             rows += [("supernet", f"{estimate.parameters:,} parameters, {estimate.trainable:,} of them learn")]
             rows += [("cells", "; ".join(f"{n} {how_it_runs(how)}" for how, n in estimate.cells.items()))]

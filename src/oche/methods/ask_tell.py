@@ -14,9 +14,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+from oche.data import Data
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.methods.evaluators import Evaluator, SupernetScore, in_words, length_in_words, takes_epochs
+from oche.methods.evaluators import Evaluator, SupernetScore, images_in_words, in_words, length_in_words, takes_epochs
 from oche.run import Run
 from oche.search.callbacks import Callback
 from oche.search.limits import hand_out, keeps
@@ -90,6 +91,10 @@ class AskTell:
     def length(self, epochs: int, batch: int) -> str:
         """How long a search is, in words; epochs and batch are told of where the evaluator trains for them."""
         return length_in_words(self.evaluator or SupernetScore(), self.queries, epochs, batch)
+
+    def images(self, data: Data, task: str) -> str:
+        """What becomes of the images that cells are scored with, in words."""
+        return images_in_words(self.evaluator or SupernetScore(), data, task)
 
     @property
     def takes_epochs(self) -> bool:

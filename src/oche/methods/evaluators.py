@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from oche.data import none
+from oche.data import Data, for_search, for_training, none
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.methods.random_search_ws import accuracy, random_search_ws
@@ -107,17 +107,21 @@ class TrainingScore:
 
     def ready(self, problem: Problem, watch: Sequence[Callback]) -> Scorer:
         """Only looks the protocol up."""
-        name = self.protocol or BRIEF[problem.space.task]
-        if name not in PROTOCOLS:
-            raise unknown("protocol", name, PROTOCOLS)
         space, data, fabric, task = problem.space, problem.data, problem.fabric, problem.task
-        protocol = lengthened(PROTOCOLS[name], len(data.train))
+        protocol = lengthened(PROTOCOLS[self.named(space.task)], len(data.train))
 
         def score(genotype: Genotype) -> float:
             training = Training(space, genotype, data, protocol, problem.seed, fabric, task=task)
             return 100 * evaluate(retrain(training), data.val, none(data), fabric, task).value
 
         return score
+
+    def named(self, task: str) -> str:
+        """The name of its trainings' protocol. Raises UserError."""
+        name = self.protocol or BRIEF[task]
+        if name not in PROTOCOLS:
+            raise unknown("protocol", name, PROTOCOLS)
+        return name
 
 
 EVALUATORS: dict[str, Evaluator] = {
@@ -156,3 +160,15 @@ def length_in_words(evaluator: Evaluator, queries: int, epochs: int, batch: int)
         return f"{queries:,} queries"
     first = " of a supernet" if isinstance(evaluator, SupernetScore) else ""
     return f"{queries:,} queries, {epochs} epochs{first}, batch {batch}"
+
+
+def images_in_words(evaluator: Evaluator, data: Data, task: str) -> str:
+    """What becomes of the images that cells are scored with; a table needs none."""
+    if isinstance(evaluator, TableScore):
+        return f"none, {evaluator.title} answers"
+    if isinstance(evaluator, ZeroCost):
+        return f"{min(evaluator.images, len(data.train))} train images, {none(data).describe()}"
+    if isinstance(evaluator, TrainingScore):
+        protocol = PROTOCOLS[evaluator.named(task)]
+        return for_training(data, protocol.cutout, protocol.policy).describe()
+    return for_search(data).describe()
