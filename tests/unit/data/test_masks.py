@@ -13,7 +13,8 @@ from PIL import Image
 
 from oche.data import Data, halves, load
 from oche.data.facts import pixel_counts
-from oche.data.reading.standards import CAMVID, CITYSCAPES
+from oche.data.reading.official import CAMVID
+from oche.data.reading.standards import CITYSCAPES
 from oche.errors import UserError
 
 SIZE = (16, 24)

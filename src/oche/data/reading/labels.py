@@ -30,7 +30,7 @@ LACKING = frozenset(("", "nan", "none", "null", "na", "n/a", "nil", "?", "-"))
 """What programs write where there is no label."""
 
 FILE = "classes.toml"
-LINES = ("classes.txt", "class_names.txt")
+LINES = ("classes.txt", "class_names.txt", "codes.txt")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from oche.data.reading.labels import beside
 from oche.data.reading.layouts import Paired, Place, in_one_folder, paired, places
 from oche.data.reading.listing import WORKERS, Listing, filled, of_files
 from oche.data.reading.masks import IGNORE, by_colour, code_of, decided, palette_of, read_mask
+from oche.data.reading.official import ADE_NAMES, said_by_makers
 from oche.errors import UserError
 
 Palette = tuple[tuple[int, int, int], ...]
@@ -44,11 +45,15 @@ def read_pairs(root: Path, found: Mapping[str, Place], wish: Wish) -> Parts:
     pairs = {part: paired(place) for part, place in found.items()}
     refuse(sentence for part, place in found.items() for sentence in _unpaired(place, pairs[part]))
     wanted, names = beside(root)
+    every, known = [mask for one in pairs.values() for mask in one.masks], ""
+    if wanted is None and not names and wish.labels is None and wish.contract is None:
+        wanted, known = said_by_makers(root, every)
     wish = wish if wish.labels else replace(wish, labels=wanted)
-    every = [mask for one in pairs.values() for mask in one.masks]
     colours, notes = by_colour(every, colours_asked(wish), WORKERS)
+    notes = (known, *notes) if known else notes
     listings = {part: of_pairs(one.images, one.masks, colours=colours) for part, one in pairs.items()}
     used = {f"{part} images": one.images for part, one in pairs.items()}
+    used |= {"names of classes": (root / ADE_NAMES,)} if known and (root / ADE_NAMES).is_file() else {}
     told = folder_fates(root, {**used, **{f"{part} masks": one.masks for part, one in pairs.items()}})
     palette = () if colours else palette_of(pairs["train"].masks[0])
     parts = of_listings(root.resolve().name, listings, wish, names, palette=palette, told=told)

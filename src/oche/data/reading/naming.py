@@ -18,7 +18,7 @@ MASKS = frozenset((
 ))  # fmt: skip
 MASK_SUFFIXES = (
     "_mask", "_masks", "_gt", "_gts", "_label", "_labels", "_seg", "_segmentation", "_annotation", "_ann", "_target",
-    "_groundtruth", "_ground_truth", "_labelids", "_l",
+    "_groundtruth", "_ground_truth", "_labelids", "_l", "_p",
 )  # fmt: skip
 IMAGE_SUFFIXES = ("_image", "_img", "_rgb", "_sat", "_photo", "_input", "_x", "_0000")
 

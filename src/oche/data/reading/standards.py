@@ -23,6 +23,7 @@ from oche.data.reading.listing import WORKERS, Listing
 from oche.data.reading.masks import IGNORE, by_colour, mask_values, palette_of
 from oche.data.reading.masksets import colours_asked, of_listings, of_pairs
 from oche.data.reading.naming import part_of
+from oche.data.reading.official import CAMVID, CAMVID_VOID
 from oche.data.reading.texts import text_of
 from oche.data.reading.torchsets import data_root
 from oche.errors import UserError
@@ -33,11 +34,8 @@ CITYSCAPES = (
 )  # fmt: skip
 """Class names by trainId (cityscapesScripts)."""
 
-CAMVID = (
-    "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist",
-)  # fmt: skip
-CAMVID_VOID = 11
-"""Class names of the 11-class split of SegNet, and the label of pixels without one."""
+CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+"""The id of each class in the files labelIds; pixels of other ids count nowhere."""
 
 VOC = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
@@ -50,39 +48,67 @@ VOC = (
 
 
 def has_cityscapes(root: Path) -> bool:
-    """True if the folder holds leftImg8bit/ and gtFine/."""
-    return (root / "leftImg8bit").is_dir() and (root / "gtFine").is_dir()
+    """True if the folder holds leftImg8bit/ and gtFine/, by itself or in folders of their own, as archives are unpacked."""
+    return _unpacked(root, "leftImg8bit") is not None and _unpacked(root, "gtFine") is not None
+
+
+def _unpacked(root: Path, name: str) -> Path | None:
+    """The folder of that name in this one, or in a folder of it that begins with the name, such as gtFine_trainvaltest."""
+    places = (root, *(folder for folder in folders_in(root) if folder.name.startswith(f"{name}_")))
+    return next((place / name for place in places if (place / name).is_dir()), None)
 
 
 def read_cityscapes(root: Path, wish: Wish) -> Parts:
     """leftImg8bit/PART/CITY/*_leftImg8bit.png with gtFine/PART/CITY/*_gtFine_labelTrainIds.png: 19 classes, each city a group.
 
-    Its `val` is what papers report on and becomes the test part; its `test` has no public labels and is left alone. Images to
-    validate on are split off train.
+    Where there are no such masks those called *_gtFine_labelIds.png are taken, whose ids are mapped. Its `val` is what papers report on and
+    becomes the test part; its `test` has no public labels and is left alone. Images to validate on are split off train.
 
     Raises:
-        UserError: no train images, labelTrainIds files that are missing, masks that do not fit.
+        UserError: no train images, masks that are missing, or that do not fit.
     """
     listings: dict[str, Listing] = {}
     used: dict[str, Sequence[Path]] = {}
+    left, fine = _unpacked(root, "leftImg8bit"), _unpacked(root, "gtFine")
+    assert left is not None
+    assert fine is not None
+    mapped = not next(fine.glob("*/*/*_gtFine_labelTrainIds.png"), None)
+    ending = "_gtFine_labelIds.png" if mapped else "_gtFine_labelTrainIds.png"
     for part, folder in (("train", "train"), ("test", "val")):
-        images = sorted((root / "leftImg8bit" / folder).glob("*/*_leftImg8bit.png"))
+        images = sorted((left / folder).glob("*/*_leftImg8bit.png"))
         if not images and part == "train":
-            raise UserError(
-                f"{root / 'leftImg8bit' / folder} holds no CITY/*_leftImg8bit.png; unpack Cityscapes there."
-            )
+            raise UserError(f"{left / folder} holds no CITY/*_leftImg8bit.png; unpack Cityscapes there.")
         stems = [(path.parent.name, path.name.removesuffix("_leftImg8bit.png")) for path in images]
-        masks = [root / "gtFine" / folder / city / f"{stem}_gtFine_labelTrainIds.png" for city, stem in stems]
+        masks = [fine / folder / city / f"{stem}{ending}" for city, stem in stems]
         refuse(
-            f"The image {image} has no mask {mask}; cityscapesscripts' createTrainIdLabelImgs writes these files."
+            f"The image {image} has no mask {mask}; "
+            + ("unpack gtFine again." if mapped else "cityscapesscripts' createTrainIdLabelImgs writes these files.")
             for image, mask in zip(images, masks, strict=True)
             if not mask.is_file()
         )
         if images:
-            listings[part] = of_pairs(images, masks, tuple(city for city, _ in stems))
+            listing = of_pairs(images, masks, tuple(city for city, _ in stems))
+            listings[part] = _by_train_id(listing) if mapped else listing
             used |= {f"{part} images": images, f"{part} masks": masks}
     told = folder_fates(root, used)
-    return of_listings("cityscapes", listings, wish, CITYSCAPES, settled=True, told=told, layout="Cityscapes")
+    parts = of_listings("cityscapes", listings, wish, CITYSCAPES, settled=True, told=told, layout="Cityscapes")
+    note = f"There are no labelTrainIds, so the ids of labelIds were mapped to Cityscapes' {len(CITYSCAPES)} classes."
+    return replace(parts, notes=(note, *parts.notes)) if mapped else parts
+
+
+def _by_train_id(listing: Listing) -> Listing:
+    """The listing with ids in its masks as class numbers. Raises UserError, where one is read, for a mask of other types."""
+    table = np.full(256, IGNORE, np.uint8)
+    table[list(CITYSCAPES_IDS)] = range(len(CITYSCAPES_IDS))
+
+    def mask(i: int) -> NDArray[np.generic]:
+        assert listing.mask is not None
+        ids = listing.mask(i)
+        if ids.dtype != np.uint8 or ids.ndim != 2:
+            raise UserError(f"The mask {listing.mask_names[i]} does not hold ids of 8 bits; unpack gtFine again.")
+        return table[ids]
+
+    return replace(listing, mask=mask)
 
 
 # ------------------------------------------------------------------ CamVid
