@@ -106,7 +106,8 @@ def _by_train_id(listing: Listing) -> Listing:
         ids = listing.mask(i)
         if ids.dtype != np.uint8 or ids.ndim != 2:
             raise UserError(f"The mask {listing.mask_names[i]} does not hold ids of 8 bits; unpack gtFine again.")
-        return table[ids]
+        classes: NDArray[np.generic] = table[ids]
+        return classes
 
     return replace(listing, mask=mask)
 
