@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -311,6 +311,50 @@ def test_one_damaged_image_does_not_lose_the_others(grey: Path, tmp_path: Path) 
     assert [name in sentence for name, sentence in zip(("b.png", "d.png"), failed, strict=True)] == [True, True]
     with pytest.raises(UserError, match=r"2 problems.*b\.png.*d\.png"):
         inference.predict(grey, [tmp_path], batch=2)
+
+
+def test_what_cannot_be_reached_does_not_lose_the_others(
+    grey: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a shell hands over `photos/*`: a folder without images, a link that leads nowhere, HEIC without its package."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.new("L", (8, 8), 100).save(photos / "a.png")
+    (photos / "empty").mkdir()
+    (photos / "link.png").symlink_to("nowhere.png")
+    (photos / "closed").mkdir()
+    (photos / "phone.heic").write_bytes(b"x")
+    monkeypatch.setattr("oche.data.reading.files._heic", lambda: False)
+    real = Path.iterdir
+
+    def closed(self: Path) -> Iterator[Path]:
+        if self.name == "closed":
+            raise PermissionError(13, "Permission denied", str(self))
+        return real(self)
+
+    monkeypatch.setattr(Path, "iterdir", closed)
+    for given, count in (([photos / name for name in ("a.png", "closed", "empty", "link.png")], 3), ([photos], 3)):
+        failed: list[str] = []
+        assert [p.path.name for p in inference.predict(grey, given, failed=failed.append)] == ["a.png"]
+        assert len(failed) == count
+        said = " ".join(failed)
+        assert "closed cannot be read: Permission denied" in said
+        assert "link.png" in said
+        assert ("empty holds no images" in said) == (len(given) > 1)
+        assert ("phone.heic cannot be read: .heic needs the package" in said) == (len(given) == 1)
+        with pytest.raises(UserError, match="3 problems"):
+            inference.predict(grey, given)
+    with pytest.raises(UserError, match="no file or folder"):
+        inference.predict(grey, ["nothing.png"], failed=failed.append)
+
+
+def test_masks_of_one_name_do_not_lose_the_others() -> None:
+    files = [Path(name) for name in ("a/1.png", "a/2.png", "b/1.png", "a/1.png", "1.tif")]
+    failed: list[str] = []
+    assert inference._named_apart(files, failed.append) == (files[:2], ["1", "2"])
+    assert ["b/1.png would have the name of that of a/1.png" in failed[0], "1.tif" in failed[1]] == [True, True]
+    with pytest.raises(UserError, match="2 problems"):
+        inference._named_apart(files, None)
 
 
 def test_values_that_training_never_saw_are_said(grey: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import nan
@@ -20,7 +19,7 @@ from oche.data.contract import Contract
 from oche.data.overlay import as_picture, colours, overlaid, shown
 from oche.data.problems import problems_of, refuse
 from oche.data.reading.applied import Applied, applied, applied_to, painted
-from oche.data.reading.files import SUFFIXES, images_below
+from oche.data.reading.given import image_files
 from oche.errors import UserError, unknown
 from oche.plan.machine import fabric_for
 from oche.run import Run
@@ -79,12 +78,12 @@ def predict(
 ) -> list[Prediction]:
     """Predicts classes, labels or numbers for images in files and folders, with a run's trained network, by its training's rule for values.
 
-    Images that cannot be read are told to `failed`, and left out. Raises UserError; without `failed`, for those images as well, all at
-    once.
+    What cannot be read or reached is told to `failed`, and left out. Raises UserError where nothing is left; without `failed`, for those
+    images as well, all at once.
     """
     loaded = load_network(Run.open(Path(path)))
     _network_for("classify", loaded, path)
-    files = list(image_files(images))
+    files = image_files(images, failed)
     where = fabric_for(device).device
     loaded.network.to(where)
     predictions: list[Prediction] = []
@@ -208,12 +207,8 @@ def segment(
     """
     loaded = load_network(Run.open(Path(path)))
     _network_for("segment", loaded, path)
-    files, folder = list(image_files(images)), Path(out)
-    names = Counter(file.stem for file in files)
-    if twice := [name for name, count in names.items() if count > 1]:
-        raise UserError(
-            f"{names[twice[0]]} of these images are called {twice[0]!r}; their pictures would have one name."
-        )
+    files, folder = image_files(images, failed), Path(out)
+    files, names = _named_apart(files, failed)
     taken = [p for name in names for p in (folder / f"{name}_overlay.png", folder / f"{name}_mask.png") if p.exists()]
     if taken:
         raise UserError(f"{taken[0]} exists already; choose another folder, with `--out FOLDER`.")
@@ -237,20 +232,21 @@ def segment(
     refuse(wrong)
 
 
-def image_files(given: Sequence[str | Path]) -> Iterator[Path]:
-    """The files named, and all images below the folders named, sorted. Raises UserError where something is missing or holds none."""
-    for path in map(Path, given):
-        if path.is_dir():
-            found = images_below(path)
-            if not found:
-                raise UserError(f"{path} holds no images; expected files such as {', '.join(sorted(SUFFIXES)[:4])}.")
-            yield from found
-        elif path.is_file():
-            yield path
-        else:
-            raise UserError(
-                f"There is no file or folder {str(path)!r} to predict; name image files or folders of them."
+def _named_apart(files: Sequence[Path], failed: Failed | None) -> tuple[list[Path], list[str]]:
+    """The files, each once and of one stem the first, and their stems. The others are told to `failed`; without it, raises UserError."""
+    first: dict[str, Path] = {}
+    wrong = []
+    for file in dict.fromkeys(files):
+        if (other := first.setdefault(file.stem, file)) != file:
+            wrong.append(
+                f"The mask of {file} would have the name of that of {other}; predict it by itself, with `--out FOLDER`."
             )
+    if failed is None:
+        refuse(wrong)
+    for sentence in wrong:
+        assert failed is not None
+        failed(sentence)
+    return list(first.values()), list(first)
 
 
 def _network_for(task: str, loaded: Loaded, path: str | Path) -> None:

@@ -10,7 +10,7 @@ import os
 import struct
 import tokenize
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -85,9 +85,12 @@ def skipped_for(path: Path) -> str | None:
     return None if suffix in suffixes() else f"no image ({path.suffix or 'no suffix'})"
 
 
-def below(folder: Path) -> Iterator[Path]:
-    """All files below a folder, links followed once, and none to a folder around it; hidden folders are given, and not entered."""
-    yield from _below(folder, frozenset(map(str, Path(os.path.realpath(folder)).parents)))
+def below(folder: Path, denied: Callable[[OSError], None] | None = None) -> Iterator[Path]:
+    """All files below a folder, links followed once, and none to a folder around it; hidden folders are given, and not entered.
+
+    `denied` is told about folders that cannot be read, which are left out; without it, the first raises its OSError.
+    """
+    yield from _below(folder, frozenset(map(str, Path(os.path.realpath(folder)).parents)), denied)
 
 
 def images_below(folder: Path) -> list[Path]:
@@ -320,12 +323,19 @@ def _heic() -> bool:
     return True
 
 
-def _below(folder: Path, seen: frozenset[str]) -> Iterator[Path]:
+def _below(folder: Path, seen: frozenset[str], denied: Callable[[OSError], None] | None) -> Iterator[Path]:
     real = os.path.realpath(folder)
     if real in seen:
         return
-    for path in sorted(folder.iterdir()):
-        if path.is_dir() and not hidden(path.name):
-            yield from _below(path, seen | {real})
+    try:
+        entries = [(path, path.is_dir()) for path in sorted(folder.iterdir())]
+    except OSError as error:
+        if denied is None:
+            raise
+        denied(error)
+        return
+    for path, is_folder in entries:
+        if is_folder and not hidden(path.name):
+            yield from _below(path, seen | {real}, denied)
         else:
             yield path
