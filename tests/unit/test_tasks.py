@@ -70,6 +70,15 @@ def test_mean_iou_is_that_of_sets_of_pixels(seed: int, absent: tuple[int, ...]) 
     assert task.score(total) == pytest.approx(float(jaccard.compute()), abs=1e-6)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_of_equal_scores_the_first_class_is_the_answer_as_argmax_has_it(layout: torch.memory_format) -> None:
+    scores = torch.randint(3, (2, 5, 7, 9)).float().contiguous(memory_format=layout)
+    scores[0, 1:4:2, 2, 3] = torch.nan
+    targets = torch.randint(5, (2, 7, 9))
+    pairs = (targets * 5 + scores.argmax(1)).flatten()
+    assert torch.equal(confusion_matrix(scores, targets), torch.bincount(pairs, minlength=25).view(5, 5))
+
+
 def test_the_confusion_matrix_is_torchmetrics() -> None:
     logits, labels = maps(1)
     wanted = multiclass_confusion_matrix(logits.argmax(1), labels, CLASSES, ignore_index=IGNORE)

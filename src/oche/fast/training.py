@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from oche.fast.backends.buffers import shared
 from oche.fast.backends.native import kernels, switched_off
-from oche.fast.kernels.chains import ACTIVATIONS, Chain, projects, segments, several
+from oche.fast.kernels.chains import ACTIVATIONS, Chain, segments, several
 from oche.fast.kernels.dense import DenseLayout
 from oche.fast.kernels.dense_found import found_layout, run_found
 from oche.fast.kernels.entry import single
 from oche.fast.kernels.graph import run_graph, takes
 from oche.fast.kernels.graph_layout import GraphLayout, graph_layout
 from oche.fast.kernels.node import Term, joined
+from oche.fast.kernels.projections import projection_of
 from oche.spaces.blocks import MBConv, Residual
 from oche.spaces.nb201 import ResidualReduction
 from oche.spaces.networks import Cell, Chosen, Paths, Through
@@ -229,9 +230,9 @@ def _branch(module: nn.Module, x: Tensor) -> Term:
     chain = _whole(module)
     if chain and _runs(chain, x):
         return Term(x, chain)
-    if projects(module) and all(w.dtype == x.dtype for w in module.parameters()):
-        assert isinstance(module, nn.Conv2d)
-        return Term(x, projection=module)
+    projection = projection_of(module, *x.shape[2:])
+    if projection is not None and all(w.dtype == x.dtype for w in module.parameters()):
+        return Term(x, projection=projection)
     return Term(single(module(x)).to(x.dtype))
 
 

@@ -17,6 +17,7 @@ from oche.spaces import SPACES
 from oche.spaces.blocks import MBConv, Place, Residual
 from oche.spaces.nb201 import ResidualReduction
 from oche.spaces.rivals import RIVALS
+from oche.training.memory import kept_bytes
 from unit.fast.steps import drawn, errors, quick, step
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no compiled kernels: modules stay as they are")
@@ -146,6 +147,14 @@ def test_memory_that_is_handed_out_is_not_used_again_while_a_tensor_lies_in_it()
     for _ in range(3):
         own(x + torch.randn_like(x)).sum().backward()
     assert torch.equal(kept, values)
+
+
+def test_what_a_block_keeps_between_its_convolutions_counts() -> None:
+    """What it reads, what each convolution leaves, and the sum, as the estimate of a training's memory sees them."""
+    own = quick(of(BLOCKS["residual"][1])).train()
+    x = torch.randn(2, 16, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    kept = kept_bytes(lambda: own(x).sum(), own.parameters())
+    assert 4 * x.nbytes <= kept < 4.5 * x.nbytes
 
 
 NETWORKS = {

@@ -131,14 +131,6 @@ def remember(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: int) -
     norm.num_batches_tracked += 1
 
 
-def projects(conv: nn.Module) -> bool:
-    """True if it is a dense 1x1 convolution without padding, of every s-th pixel."""
-    if type(conv) not in (nn.Conv2d, Halving, Thinning):
-        return False
-    assert isinstance(conv, nn.Conv2d)
-    return (conv.kernel_size, conv.padding, conv.groups) == ((1, 1), (0, 0), 1)
-
-
 # ------------------------------------------------------------------ what is known
 
 

@@ -1,4 +1,4 @@
-"""Sums what leads into a node of a network that learns: chains of stages, tensors as they are, 1x1 convolutions without batch norm.
+"""Sums what leads into a node of a network that learns: chains of stages, tensors as they are, projections.
 
 The formulas are in `stages`. What several terms read is one tensor, whose gradient is summed as it is stored.
 """
@@ -6,34 +6,35 @@ The formulas are in `stages`. What several terms read is one tensor, whose gradi
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from oche.fast.backends.buffers import shared
 from oche.fast.backends.library import invoke
 from oche.fast.kernels.chains import Chain, remember
+from oche.fast.kernels.projections import Projection, project, project_back
 from oche.fast.kernels.stages import Norm, Ran, chain_back, run_chain, through
 
 
 class Term(NamedTuple):
     """What is summed into a node: a chain on a source, a projection of it, or with neither the source itself.
 
-    `factor` (B,) multiplies it. A projection is a 1x1 convolution of every s-th pixel.
+    `factor` (B,) multiplies it.
     """
 
     source: Tensor
     chain: Chain = ()
     factor: Tensor | None = None
-    projection: nn.Conv2d | None = None
+    projection: Projection | None = None
 
     def weights(self) -> list[Tensor]:
         """The parameters of what is run on the source."""
         if self.projection is not None:
-            return list(self.projection.parameters())
+            return list(self.projection.conv.parameters())
         return [w for stage in self.chain for w in stage.weights()]
 
 
@@ -61,12 +62,11 @@ class CNode(ctypes.Structure):
 
 
 class _Took(NamedTuple):
-    """A term that was summed: how, how many weights it has, its chain's stages, the pixels (M, C) that its projection read."""
+    """A term that was summed: how, how many weights it has, and its chain's stages."""
 
     how: Term
     many: int
     steps: list[Ran]
-    pixels: Tensor | None
 
 
 class _Node(torch.autograd.Function):
@@ -77,48 +77,55 @@ class _Node(torch.autograd.Function):
         sources, rest = given[: len(how)], list(given[len(how) :])
         took: list[_Took] = []
         ends: list[Tensor] = []
+        biases: list[Tensor | None] = []
         for term, source in zip(how, sources, strict=True):
             count, x = len(term.weights()), source.permute(0, 2, 3, 1).contiguous()
             mine, rest = rest[:count], rest[count:]
             passed = run_chain(term.chain, x, mine)
-            pixels = None if term.projection is None else _read(term.projection, x)
             moments.append(passed.moments)
-            took.append(_Took(term, count, passed.steps, pixels))
+            took.append(_Took(term, count, passed.steps))
             if passed.steps:
                 x = passed.steps[-1].y.view(len(x), *passed.steps[-1].sides(), -1)
-            elif pixels is not None:
-                weight, *bias = mine
-                y = torch.nn.functional.linear(pixels, weight.flatten(1), *bias)
-                x = y.view(len(x), *_sides(term.projection, x), -1)
+            elif term.projection is not None:
+                x = project(term.projection, x, mine[0])
             ends.append(x)
+            biases.append(mine[1].double() if term.projection is not None and count > 1 else None)
         shape, dtype = ends[0].shape, ends[0].dtype
         one = torch.ones(shape[-1], dtype=torch.float64)
+        shifts = [
+            t.steps[-1].shift if t.steps else one * 0 if b is None else b for t, b in zip(took, biases, strict=True)
+        ]
         a = torch.stack([t.steps[-1].slope if t.steps else one for t in took]).to(dtype)
-        b = torch.stack([t.steps[-1].shift if t.steps else one * 0 for t in took]).to(dtype)
+        b = torch.stack(shifts).to(dtype)
         f = [None if term.factor is None else term.factor.reshape(-1).to(dtype) for term in how]
         out = shared().lasting(shape, dtype)
         invoke("join", dtype, CNode.of(out, len(how), activation), ends, a, b, f, out)
         out = out.permute(0, 3, 1, 2)
-        ctx.took, ctx.f, ctx.activation = took, f, activation
+        ctx.took = [t._replace(steps=[step._replace(x=one, y=one) for step in t.steps]) for t in took]
+        ctx.f, ctx.activation = f, activation
         ctx.same = [next(i for i, other in enumerate(sources) if other is source) for source in sources]
-        ctx.save_for_backward(*given, *([out] if activation else []))  # autograd looks whether they were changed since
+        ys = [step.y for t in took for step in t.steps]
+        # autograd looks whether they were changed since
+        ctx.save_for_backward(*given, *ys, *([out] if activation else []))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        took: list[_Took] = ctx.took
-        given, needs, same = ctx.saved_tensors, ctx.needs_input_grad[3:], ctx.same
-        out = given[-1].permute(0, 2, 3, 1) if ctx.activation else None
+        saved, needs, same = ctx.saved_tensors, ctx.needs_input_grad[3:], ctx.same
+        given, ys = saved[: len(needs)], iter(saved[len(needs) :])
+        took = [t._replace(steps=_again(t.steps, x, ys)) for t, x in zip(ctx.took, given, strict=False)]
+        out = saved[-1].permute(0, 2, 3, 1) if ctx.activation else None
         g, norms = _last_norms(took, ctx.f, grad.permute(0, 2, 3, 1).contiguous(), ctx.activation, out)
         starts = [len(took) + sum(t.many for t in took[:n]) for n in range(len(took))]
         back = _Back(g, given, needs, same, {}, [None] * len(given))
-        for t in sorted(range(len(took)), key=lambda t: took[t].pixels is not None):  # projections add to what is there
+        projected = [one.how.projection is not None for one in took]
+        for t in sorted(range(len(took)), key=projected.__getitem__):  # projections add to what is there
             factor = ctx.f[t]
             if took[t].steps:
                 plain = [i for i, one in enumerate(took) if _identity(one) and same[i] == same[t]]
                 back.chain(t, took[t], norms[t], factor, starts[t], bool(plain))
-            elif took[t].pixels is not None:
+            elif projected[t]:
                 back.projection(t, took[t], factor, starts[t])
         for t, one in enumerate(took):
             if needs[t] and not one.many and not (_identity(one) and same[t] in back.added):
@@ -161,42 +168,34 @@ class _Back:
 
     def projection(self, t: int, took: _Took, factor: Tensor | None, start: int) -> None:
         """Those of a projection."""
-        conv, weight = took.how.projection, self.given[start]
-        assert conv is not None
-        assert took.pixels is not None
+        assert took.how.projection is not None
         g = self.g if factor is None else self.g * factor.view(-1, 1, 1, 1)
-        flat = g.reshape(-1, g.shape[-1])
-        if self.needs[start]:
-            self.grads[start] = (flat.t() @ took.pixels).view(weight.shape)
         if took.many > 1 and self.needs[start + 1]:
-            self.grads[start + 1] = flat.sum(0)
+            self.grads[start + 1] = g.sum((0, 1, 2))
+        dx, x = None, self.given[t].permute(0, 2, 3, 1).contiguous()
         if self.needs[t]:
-            source = self.given[t]
             dx = self.into.get(self.same[t])
             if dx is None:
-                dx = self.into[self.same[t]] = shared().lasting(source.permute(0, 2, 3, 1).shape, g.dtype).zero_()
-            down, right = conv.stride
-            dx[:, ::down, ::right] += (flat @ weight.flatten(1)).view(*g.shape[:3], -1)
+                dx = self.into[self.same[t]] = shared().lasting(x.shape, g.dtype).zero_()
+        self.grads[start] = project_back(took.how.projection, x, self.given[start], g, dx, self.needs[start])
 
 
 # ------------------------------------------------------------------ helpers
 
 
+def _again(steps: list[Ran], source: Tensor, ys: Iterator[Tensor]) -> list[Ran]:
+    """A chain's stages with what they read, the first one its source (B, C, H, W), and what they left."""
+    found: list[Ran] = []
+    x = source.permute(0, 2, 3, 1).contiguous()
+    for step in steps:
+        found.append(step._replace(x=x, y=next(ys)))
+        x = found[-1].y.view(len(x), *step.sides(), -1)
+    return found
+
+
 def _identity(took: _Took) -> bool:
     """True if the term is its source, unchanged."""
-    return not took.steps and took.pixels is None and took.how.factor is None
-
-
-def _sides(conv: nn.Conv2d | None, x: Tensor) -> tuple[int, int]:
-    """Rows and columns of a projection of x (B, H, W, C)."""
-    assert conv is not None
-    return -(-x.shape[1] // int(conv.stride[0])), -(-x.shape[2] // int(conv.stride[1]))
-
-
-def _read(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """The pixels (M, C) that a projection reads of x (B, H, W, C)."""
-    down, right = conv.stride
-    return x[:, ::down, ::right].reshape(-1, x.shape[-1])
+    return not took.steps and took.how.projection is None and took.how.factor is None
 
 
 def _sum(one: Tensor | None, other: Tensor) -> Tensor:

@@ -42,7 +42,7 @@ template <class T> struct DenseBack : Dense<T> {
             const V<T> a = at(slope.data() + i * lanes + l), b = at(level.data() + i * lanes + l), e = at(tilt.data() + i * lanes + l);
             int64_t k = l;
             for (int64_t y = 0; y < height; ++y)
-                for (int64_t x = 0; x < width; ++x, k += lanes) f(y, x, l, a * at(g + k) + b + e * at(t + k));
+                for (int64_t x = 0; x < width; ++x, k += lanes) f(y, x, l, a * load(g + k) + b + e * load(t + k));
         }
     }
     // the same into a padded tile whose border is zero
@@ -55,57 +55,48 @@ template <class T> struct DenseBack : Dense<T> {
         std::vector<Buffer<T>> turned(p.convs);
         for (int i = 0; i < p.units; ++i)
             if (units[i].kind == POINT) load_matrix(units[i].conv, false, matrix[units[i].conv]), load_matrix(units[i].conv, true, turned[units[i].conv]);
-        for (int j = states() - 1; j >= 0; --j) {
-            std::vector<double> parts(j + 1 < states() ? groups * p.units * 2 * c : 0, 0.0);
-            if (j + 1 < states()) parallel(groups, [&](int64_t g) { measure(j, g, parts.data() + g * p.units * 2 * c); });
+        const int64_t width = p.units * 2 * c;
+        std::vector<double> each(groups * width, 0.0);
+        parallel(groups, [&](int64_t g) {
+            T* room = scratch(3 * plane);
+            for (int64_t n = begin(g); n < begin(g) + size(g); ++n) measure(states() - 1, n, room, each.data() + g * width);
+        });
+        for (int j = states() - 2; j >= 0; --j) {
             for (int i = 0; i < p.units; ++i)
-                if (units[i].src == j) coefficients(i, parts.data() + i * 2 * c);
+                if (units[i].src == j) coefficients(i, each.data() + i * 2 * c);
             const bool wanted = j >= p.inputs || dinput[j];
+            if (!wanted && !dfilter) continue;
             const std::vector<int> wide = from(j, WIDE), point = from(j, POINT);
-            if (j + 1 < states() && (wanted || dfilter)) {
-                const int64_t size = (wide.size() * 16 + point.size()) * c * c;
-                const Parts parts(groups, p.threads, dfilter);
-                std::vector<Buffer<T>> sums(dfilter ? parts.count : 0);
-                if (!wide.empty()) load_wide(wide, true);
-                parallel(parts.count, [&](int64_t part) {
-                    if (dfilter) sums[part].assign(size, T(0));
-                    for (int64_t g = parts.begin(part); g < parts.end(part); ++g)
-                        descend(j, g, wide, point, turned, wanted, dfilter ? sums[part].data() : nullptr);
-                });
-                if (dfilter) store(wide, point, sums);
-            }
-            if (j >= p.inputs && reaches(j, POOL))
-                parallel(groups, [&](int64_t g) {
-                    T* line = scratch(p.width * c);
-                    for (int64_t n = begin(g); n < begin(g) + this->size(g); ++n) {
-                        T* to = pooled(j) + n * plane;
-                        std::memset(to, 0, plane * sizeof(T));
-                        average<T, true>(int(p.height), int(p.width), c, gradient(j, n), to, line);
-                    }
-                });
+            const int64_t size = (wide.size() * 16 + point.size()) * c * c;
+            const Parts parts(groups, p.threads, dfilter);
+            std::vector<Buffer<T>> sums(dfilter ? parts.count : 0);
+            if (!wide.empty()) load_wide(wide, true);
+            parallel(parts.count, [&](int64_t part) {
+                if (dfilter) sums[part].assign(size, T(0));
+                for (int64_t g = parts.begin(part); g < parts.end(part); ++g)
+                    descend(j, g, wide, point, turned, wanted, dfilter ? sums[part].data() : nullptr, each.data() + g * width);
+            });
+            if (dfilter) store(wide, point, sums);
         }
     }
 
-    // sums over a group for every unit out of state j: (units, 2, c)
-    void measure(int j, int64_t g, double* sums) {
-        T *rectified = scratch(2 * plane + c), *made = rectified + plane, *about = made + plane;
-        const bool again = anew(j);
-        for (int64_t n = begin(g); n < begin(g) + size(g); ++n) {
-            if (again) rectify(state(j, n), rectified);
-            for (int i = 0; i < p.units; ++i) {
-                const Unit& q = units[i];
-                if (q.src != j) continue;
-                const int dst = int(q.dst);
-                if (q.kind == SKIP) dots<T>(gradient(dst, n), state(j, n), nullptr, pixels(), c, sums + i * 2 * c);
-                else if (q.kind == POOL) dots<T>(pooled(dst) + n * plane, state(j, n), nullptr, pixels(), c, sums + i * 2 * c);
-                else dots<T>(gradient(dst, n), term(q, n, rectified, made), pivot(q, about), pixels(), c, sums + i * 2 * c);
-            }
+    // of image n, as soon as node j's gradient of it is complete: the pooled gradient, and sums for every unit into j: (units, 2, c)
+    void measure(int j, int64_t n, T* room, double* sums) const {
+        T *rectified = room, *made = room + plane, *line = room + 2 * plane;
+        if (reaches(j, POOL)) {
+            T* to = pooled(j) + n * plane;
+            std::memset(to, 0, plane * sizeof(T));
+            average<T, true>(int(p.height), int(p.width), c, gradient(j, n), to, line);
         }
-    }
-    bool anew(int j) const {
-        for (int i = 0; i < p.units; ++i)
-            if (units[i].src == j && units[i].kind == POINT && units[i].term < 0) return true;
-        return false;
+        int64_t source = -1;
+        for (int i = 0; i < p.units; ++i) {
+            const Unit& q = units[i];
+            if (q.dst != j) continue;
+            if (q.kind == POINT && q.term < 0 && source != q.src) rectify(state(int(q.src), n), rectified), source = q.src;
+            if (q.kind == SKIP) dots<T>(gradient(j, n), state(int(q.src), n), nullptr, pixels(), c, sums + i * 2 * c);
+            else if (q.kind == POOL) dots<T>(pooled(j) + n * plane, state(int(q.src), n), nullptr, pixels(), c, sums + i * 2 * c);
+            else dots<T>(gradient(j, n), term(q, n, rectified, made), pivot(q, line), pixels(), c, sums + i * 2 * c);
+        }
     }
 
     // the sums' meaning: gradients of op weight, scale and shift, and the map dT = a G + b + e T
@@ -133,9 +124,10 @@ template <class T> struct DenseBack : Dense<T> {
         }
     }
 
-    // dh_j of a group from all that leads out of it, and the weights' gradients (wide (16, c, c) each, then point (c, c)) added to `learn`
+    // dh_j of a group from all that leads out of it, measured into `each`, and the weights' gradients (wide (16, c, c) each, then point (c, c))
+    // added to `learn`
     void descend(int j, int64_t g, const std::vector<int>& wide, const std::vector<int>& point, const std::vector<Buffer<T>>& turned,
-                 bool wanted, T* learn) {
+                 bool wanted, T* learn, double* each) {
         const int e = int(wide.size());
         const int64_t all = p.group * plane, many = int64_t(16) * TILES, batch = int64_t(16) * BATCH;
         const int64_t products = std::max(many * c * std::max(e, 1) + many * 2 * Vector<T>::width, 2 * batch * c);
@@ -189,7 +181,10 @@ template <class T> struct DenseBack : Dense<T> {
             }
         }
         if (!wanted) return;
-        for (int64_t i = 0; i < size(g); ++i) finish(j, begin(g) + i, sums + i * plane);
+        for (int64_t i = 0; i < size(g); ++i) {
+            finish(j, begin(g) + i, sums + i * plane);
+            if (j >= p.inputs) measure(j, begin(g) + i, rectified, each);
+        }
     }
 
     // dh = (h > 0) sums + what identities and pools send back
@@ -198,7 +193,7 @@ template <class T> struct DenseBack : Dense<T> {
         const T* h = state(j, n);
         const V<T> zero = {};
         const int64_t end = plane;
-        for (int64_t i = 0; i < end; i += Vector<T>::width) at(to + i) = at(h + i) > zero ? at(sums + i) : zero;
+        for (int64_t i = 0; i < end; i += Vector<T>::width) at(to + i) = load(h + i) > zero ? at(sums + i) : zero;
         std::vector<const T*> x;
         Buffer<T> a;
         for (int i = 0; i < p.units; ++i)

@@ -86,7 +86,7 @@ template <class T> struct Dense {
             for (int64_t y = 0; y < p.height; ++y) {
                 T* row = to + i * tiles.image() + (y + 1) * tiles.row() + c;
                 for (int64_t x = 0; x < width; x += Vector<T>::width) {
-                    const V<T> v = at(h + y * width + x);
+                    const V<T> v = load(h + y * width + x);
                     at(row + x) = v > zero ? v : zero;
                 }
             }
@@ -99,7 +99,7 @@ template <class T> struct Dense {
         for (int64_t l = 0; l < lanes; l += Vector<T>::width) {
             T* block = to + column(int(l), n * BLOCK);
             for (int64_t x = 0; x < n; ++x) {
-                const V<T> v = at(h + x * lanes + l);
+                const V<T> v = load(h + x * lanes + l);
                 at(block + x * BLOCK) = v > zero ? v : zero;
             }
         }

@@ -43,7 +43,7 @@ void sum_some(const T* const* x, const T* a, const T* b, int64_t pixels, int lan
         for (int64_t i = l; i < pixels * lanes; i += lanes) {
             V<T> v = add ? at(to + i) + constant : constant;
 #pragma GCC unroll 4
-            for (int k = 0; k < N; ++k) v += f[k] * at(x[k] + i);
+            for (int k = 0; k < N; ++k) v += f[k] * load(x[k] + i);
             at(to + i) = v;
         }
     }
@@ -72,8 +72,8 @@ void dots(const T* g, const T* x, const T* pivot, int64_t pixels, int lanes, dou
         for (; i + 4 <= pixels; i += 4)
 #pragma GCC unroll 4
             for (int k = 0; k < 4; ++k) {
-                const V<T> v = at(g + (i + k) * lanes + l);
-                s[k] += v, q[k] += v * (at(x + (i + k) * lanes + l) - m);
+                const V<T> v = load(g + (i + k) * lanes + l);
+                s[k] += v, q[k] += v * (load(x + (i + k) * lanes + l) - m);
             }
         for (; i < pixels; ++i) s[0] += at(g + i * lanes + l), q[0] += at(g + i * lanes + l) * (at(x + i * lanes + l) - m);
         const V<T> a = (s[0] + s[1]) + (s[2] + s[3]), b = (q[0] + q[1]) + (q[2] + q[3]);
