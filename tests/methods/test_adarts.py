@@ -119,10 +119,20 @@ def test_the_edge_with_alpha_is_the_literal_one(channels: int, stride: int, size
         torch.randn(14, 10, generator=rng, dtype=torch.float64),
         torch.rand(14, 1, generator=rng, dtype=torch.float64),
     )
-    weights = alpha.softmax(-1) * shares
     assert isinstance(edge, Among)
-    found = edge.among(x, weights, 3, DRAW)
-    torch.testing.assert_close(found, literal(edge, x, weights[3], stride, attention_of_alpha(edge, alpha)))
+    first, _ = matrices(edge.attention)  # type: ignore[arg-type]
+    with torch.no_grad():
+        edge.attention.squeeze.weight[-1] *= -1  # type: ignore[union-attr, operator]
+    decided = (
+        12 * torch.eye(10, dtype=torch.float64)[torch.arange(14) % 10]
+    )  # so that G is diagonal and both signs reach the ReLU
+    for own in (alpha, decided):
+        weights = own.softmax(-1) * shares
+        found = edge.among(x, weights, 3, DRAW)
+        torch.testing.assert_close(found, literal(edge, x, weights[3], stride, attention_of_alpha(edge, own)))
+    inside = first @ torch.cat([x.flatten(2).mean(-1), x.flatten(2).amax(-1)], dim=1).T
+    assert (inside > 0.1).any()
+    assert (inside < -0.1).any()
 
 
 def test_channels_that_are_not_chosen_pass_as_attended(monkeypatch: pytest.MonkeyPatch) -> None:
