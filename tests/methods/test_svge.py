@@ -336,6 +336,32 @@ def test_points_improve_on_what_is_known() -> None:
     assert ((points >= 0) & (points <= 1)).all()
 
 
+def test_how_long_points_are_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the docstring says: 100 steps of the fit, a climb of 20 from the best of 64 draws, one point at a time, in the unit box."""
+    import botorch.fit
+    import botorch.optim.optimize
+
+    fits: list[object] = []
+    climbs: list[dict[str, object]] = []
+    fit, climb = botorch.fit.fit_gpytorch_mll, botorch.optim.optimize.optimize_acqf
+
+    def fitted(mll: object, **given: object) -> object:
+        fits.append(given)
+        return fit(mll, **given)
+
+    def climbed(hope: object, bounds: Tensor, **given: object) -> object:
+        climbs.append({**given, "box": bounds.tolist()})
+        return climb(hope, bounds, **given)
+
+    monkeypatch.setattr(botorch.fit, "fit_gpytorch_mll", fitted)
+    monkeypatch.setattr(botorch.optim.optimize, "optimize_acqf", climbed)
+    x = torch.rand(5, 2, generator=torch.Generator().manual_seed(0))
+    improved(x, x.sum(1) - x.sum(1).mean(), 2)
+    assert fits == [{"optimizer_kwargs": {"options": {"maxiter": 100}}}]
+    each = {"q": 1, "num_restarts": 1, "raw_samples": 64, "options": {"maxiter": 20}, "box": [[0.0, 0.0], [1.0, 1.0]]}
+    assert climbs == [each] * 2
+
+
 @pytest.mark.slow
 def test_what_comes_next_depends_on_the_arguments_alone() -> None:
     def asked(rule: Optimised, queries: int, seed: int = 0) -> list[Told]:

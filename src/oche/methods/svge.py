@@ -12,8 +12,9 @@ predictor (from the embedding to a half, a quarter and an eighth of it, then 1; 
 squared error). There are no numbers to compare with: the authors' page prints none.
 Ours: 48 units for 250 and Adam at 2e-3 falling along a cosine for 1e-4, 800 batches of 128 of 4,000 random cells, so that a CPU learns
 in minutes (published: 300 epochs of 14,062 cells in batches of 32); 10 first cells for 1,000, 100 queries for 1,500, rounds of 10 for 50,
-50 decodings for 500; the cells' graphs of any space (`oche.methods.graphs`). The embedding is learned from unlabelled cells once for
-all seeds (`strategy.training.seed`), and kept in the cache.
+50 decodings for 500; at most 100 steps to fit the process, and for each point one climb of at most 20 steps from the best of 64 draws;
+the cells' graphs of any space (`oche.methods.graphs`). The embedding is learned from unlabelled cells once for all seeds
+(`strategy.training.seed`), and kept in the cache.
 
 Deviations from the paper: a point whose decodings are no cells or known ones is left out, and a random cell asked for in its place.
 Deviations from the authors' code: there the score of an edge is computed with another graph's embedding where a batch has several graphs,
