@@ -65,9 +65,12 @@ def test_epochs_and_batch_are_refused_where_nothing_is_trained_by_them(
     assert not (tmp_path / "r").exists()
 
 
-def test_a_table_says_what_it_answers_by() -> None:
+def test_a_table_and_a_score_say_what_they_answer_by() -> None:
     said = AskTell("mine", Uniform(), TABLE).asks
     assert said == "digits/valid of the table toys, whose networks are not trained on this data"
+    for score, given in (("naswot", "train images"), ("synflow", "an image of ones"), ("parameters", "no image")):
+        said = AskTell("mine", Uniform(), ZeroCost(score)).asks
+        assert said == f"{score}, a zero-cost score, of networks that are not trained, on {given}"
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,12 @@ def test_a_table_says_what_it_answers_by() -> None:
         (TABLE, "none, the table toys answers"),
         (ZeroCost(images=9), "9 train images, normalise"),
         (ZeroCost(images=99), "24 train images, normalise"),
-        (TrainingScore("darts_cifar"), "crop of the image padded by 1, normalise, cutout 4"),
+        (ZeroCost("zen"), "none, zen takes noise"),
+        (ZeroCost("multiply_adds"), "none, multiply_adds takes no image"),
+        (
+            TrainingScore("darts_cifar"),
+            "crop of the image padded by 1, normalise, cutout 4; each training 600 epochs, batch 96 (darts_cifar)",
+        ),
         (Own(), "crop of the image padded by 1, normalise"),
     ],
 )

@@ -19,7 +19,7 @@ from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.evaluators import EVALUATORS
 from oche.methods.random_search import random_search
-from oche.methods.zero_cost import COUNTED, LOWEST, SCORES, Codes, ZeroCost, deviations, jacov, zen
+from oche.methods.zero_cost import BLIND, COUNTED, LOWEST, SCORES, Codes, ZeroCost, deviations, jacov, zen
 from oche.spaces import SPACES, Network
 from oche.spaces.nb201 import NB201Space
 from oche.spaces.sampling import sample
@@ -220,6 +220,15 @@ def test_counted_scores_grow_with_convolutions(name: str) -> None:
     assert [score(cell) for cell in (CELLS[0], CELLS[2], GOOD)] == sorted(
         {score(c) for c in (CELLS[0], CELLS[2], GOOD)}
     )
+
+
+@pytest.mark.parametrize("name", [*SCORES, *COUNTED])
+def test_which_scores_see_the_images(name: str) -> None:
+    """Other images of the same size change all but those that are said to see none."""
+    problem = tiny_problem()
+    other = replace(problem.data, train=problem.data.val)
+    own, turned = (ZeroCost(name, 8).ready(replace(problem, data=data), ())(GOOD) for data in (problem.data, other))
+    assert (own == turned) == (name in BLIND)
 
 
 def test_a_search_finds_the_highest_score_of_what_it_asks() -> None:

@@ -15,7 +15,7 @@ from oche.data import Data, for_search, for_training, none
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.methods.random_search_ws import accuracy, random_search_ws
-from oche.methods.zero_cost import ZeroCost
+from oche.methods.zero_cost import BLIND, ZeroCost
 from oche.run import Run
 from oche.search.begin import begin
 from oche.search.callbacks import Callback
@@ -135,15 +135,17 @@ EVALUATORS: dict[str, Evaluator] = {
 WORDS: dict[type, str] = {
     SupernetScore: "a supernet that is trained first on the train images, on validation images",
     TrainingScore: "a brief training of each on the train images, on validation images",
-    ZeroCost: "a zero-cost score of networks that are not trained, on train images",
 }
-"""The evaluators in words; a table's are its own."""
+"""The evaluators in words; a table's and a score's are their own."""
 
 
 def in_words(evaluator: Evaluator) -> str:
     """The evaluator in words, its type's name if it is the user's own."""
     if isinstance(evaluator, TableScore):
         return f"{evaluator.metric} of {evaluator.title}, whose networks are not trained on this data"
+    if isinstance(evaluator, ZeroCost):
+        given = BLIND.get(evaluator.score, "train images")
+        return f"{evaluator.score}, a zero-cost score, of networks that are not trained, on {given}"
     return WORDS.get(type(evaluator), type(evaluator).__name__)
 
 
@@ -159,16 +161,20 @@ def length_in_words(evaluator: Evaluator, queries: int, epochs: int, batch: int)
     if not takes_epochs(evaluator):
         return f"{queries:,} queries"
     first = " of a supernet" if isinstance(evaluator, SupernetScore) else ""
-    return f"{queries:,} queries, {epochs} epochs{first}, batch {batch}"
+    return f"{queries:,} queries, {epochs} epoch{'s' * (epochs != 1)}{first}, batch {batch}"
 
 
 def images_in_words(evaluator: Evaluator, data: Data, task: str) -> str:
     """What becomes of the images that cells are scored with; a table needs none."""
     if isinstance(evaluator, TableScore):
         return f"none, {evaluator.title} answers"
+    if isinstance(evaluator, ZeroCost) and evaluator.score in BLIND:
+        return f"none, {evaluator.score} takes {BLIND[evaluator.score]}"
     if isinstance(evaluator, ZeroCost):
         return f"{min(evaluator.images, len(data.train))} train images, {none(data).describe()}"
     if isinstance(evaluator, TrainingScore):
-        protocol = PROTOCOLS[evaluator.named(task)]
-        return for_training(data, protocol.cutout, protocol.policy).describe()
+        name = evaluator.named(task)
+        protocol = lengthened(PROTOCOLS[name], len(data.train))
+        done = for_training(data, protocol.cutout, protocol.policy).describe()
+        return f"{done}; each training {protocol.epochs} epochs, batch {protocol.batch} ({name})"
     return for_search(data).describe()

@@ -206,6 +206,14 @@ SCORES: dict[str, Score] = {
 COUNTED = ("parameters", "multiply_adds")
 """Scores that are counted, without a network."""
 
+BLIND = {
+    "synflow": "an image of ones",
+    "logsynflow": "an image of ones",
+    "zen": "noise",
+    **dict.fromkeys(COUNTED, "no image"),
+}
+"""Scores that see no image of the data, and what they take instead."""
+
 
 @dataclass(frozen=True)
 class ZeroCost:
