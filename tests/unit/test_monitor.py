@@ -31,6 +31,7 @@ from oche.watch.monitor import (
     TableAccuracy,
     warning,
 )
+from oche.watch.named import Watch
 from reference.tiny import tiny_problem
 
 EPOCHS = [*range(0, 50, 2), 49]
@@ -122,6 +123,14 @@ def test_skips_are_told_once_with_a_remedy() -> None:
         "(`oche search rf_darts`), or take genotypes/epoch_003.json from before."
     }
     assert warning(state) == said[5]
+
+
+def test_a_network_that_is_kept_is_not_judged_by_a_cell_that_nothing_derives() -> None:
+    (*_, derived), (*_, kept) = Watch().callbacks(), Watch().callbacks(kept=True)
+    assert isinstance(derived, Monitor)
+    assert isinstance(kept, Monitor)
+    assert [len(played(monitor, [SKIPS] * 6)[1]) for monitor in (derived, kept)] == [1, 0]
+    assert list(played(kept, [GOOD] * 30, eigenvalue=[0.2] * 15 + [2.0] * 15)[1]) != []
 
 
 def test_a_sign_must_last_and_the_search_be_on() -> None:

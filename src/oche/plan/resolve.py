@@ -119,7 +119,10 @@ class Plan:
     @property
     def callbacks(self) -> tuple[Callback, ...]:
         """What stands beside the method's own callbacks: what is watched, and what ends the search early."""
-        return (*self.watch.callbacks(), *patience_of(self.request, self.searcher))
+        return (
+            *self.watch.callbacks(as_searcher(self.searcher).keeps_weights),
+            *patience_of(self.request, self.searcher),
+        )
 
     def table(self) -> dict[str, object]:
         """run.toml: the request, every resolved value, and the versions."""

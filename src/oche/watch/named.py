@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 from oche import own
 from oche.errors import UserError, unknown
@@ -59,12 +60,15 @@ class Watch:
             else ""
         )
 
-    def callbacks(self) -> tuple[Callback, ...]:
-        """The probes, and the monitor behind them, to be added to a method's callbacks."""
+    def callbacks(self, kept: bool = False) -> tuple[Callback, ...]:
+        """The probes, and the monitor behind them, to be added to a method's callbacks.
+
+        Where the supernet is `kept`, no cell is derived: how many of its operations would be skip connections is then no sign.
+        """
         beside: tuple[Callback, ...] = (Probes((ParameterFree(),)),)
         if self.names or self.objects:
             beside += (Probes(self.probes(), self.every),)
-        return (*beside, Monitor())
+        return (*beside, Monitor(skips=1.0, parameter_free=inf) if kept else Monitor())
 
     def probes(self) -> tuple[Probe, ...]:
         """The probes. Raises UserError for a name that there is not."""
