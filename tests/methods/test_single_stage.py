@@ -462,6 +462,8 @@ def test_the_search_keeps_its_network_beside_a_rival(tmp_path: Path) -> None:
     (verdict,) = json.loads(found.run.read("network/card.json"))["comparison"]["verdicts"]
     assert "on images like the test images" in verdict
     assert RIVALS[name].title in verdict
+    assert [r.get("kept", False) for r in found.run.records() if r["kind"] == "trained"] == [True, False]
+    assert "its search trained it; each rival was trained once" in found.report().read_text(encoding="utf-8")
     alone = searched(tmp_path / "alone")
     assert Counter(str(r["kind"]) for r in alone.run.records()) == kept
     assert alone.comparison is None

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy import stats
 
 from oche.base import counted
+from oche.cli.show import _comparison
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.plan.machine import fabric_for
@@ -252,6 +254,17 @@ def test_a_kept_network_is_not_trained_again(training: Training, monkeypatch: py
     again = compare(limited, cells=0, seeds=1, keep=nothing, rivals=("resnet8",), kept=own)
     assert again == told
     assert trained == ["chain"]
+
+
+def test_scores_of_one_network_each_have_no_column_of_seeds() -> None:
+    of = {"metric": "miou", "rivals": {"unet": {"title": "U-Net"}}}
+    scores: dict[str, tuple[float, ...]] = {FOUND: (0.5,), "unet": (0.6,)}
+    once = Comparison(scores, leads={"unet": (-0.2, 0.0)}, **of)  # type: ignore[arg-type]
+    for comparison, columns, title in ((once, 2, "one network each"), (replace(once, leads={}), 4, "mean over seeds")):
+        table = _comparison(SimpleNamespace(comparison=comparison))  # type: ignore[arg-type]
+        assert len(table.columns) == columns
+        assert title in str(table.title)
+        assert [*table.columns[1].cells][:2] == ["50.00%", "60.00%"]
 
 
 def test_a_rivals_lead_is_paired_and_no_random_cell() -> None:

@@ -284,7 +284,9 @@ _LINES: dict[str, Callable[[Mapping[str, Any]], str]] = {
         + (f" instead of {r['planned']}" if r["planned"] != r["train_epochs"] else "")
     ),
     # the table after the trainings has the floor
-    "trained": lambda r: f"trained {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images",
+    "trained": lambda r: (
+        f"{'kept' if 'kept' in r else 'trained'} {r['cell']}, seed {r['seed']}: {_said(r, 'test_')} on test images"
+    ),
     "train_epoch": lambda r: (
         f"{r['epoch']:3d} train {r['loss']:.3f} {_value(r):>4}  validation {r['val_loss']:.3f} {_said(r, 'val_')}"
     ),

@@ -155,13 +155,17 @@ def _comparison(found: Found) -> Table:
     from oche.training.compare import interval
 
     assert found.comparison
+    once = bool(
+        found.comparison.leads
+    )  # one network each: the sentence below has the interval of the difference, over images
+    over = ", one network each" if once else ", mean over seeds [95 % interval]"
     table = Table(
-        title=f"\ntest {TITLES.get(found.comparison.metric, found.comparison.metric)}, mean over seeds [95 % interval]",
+        title=f"\ntest {TITLES.get(found.comparison.metric, found.comparison.metric)}{over}",
         title_justify="left",
         box=None,
         pad_edge=False,
     )
-    for name in ("cell", "mean", "interval", "each seed"):
+    for name in ("cell", "score") if once else ("cell", "mean", "interval", "each seed"):
         table.add_column(name, justify="left")
     name_of = found.comparison.metric
     rows = {**found.comparison.accuracies}
@@ -175,12 +179,9 @@ def _comparison(found: Found) -> Table:
             if len(values) >= claims.FEWEST
             else "too few seeds"
         )
-        table.add_row(
-            name,
-            in_words(name_of, float(np.mean(values))),
-            spread,
-            " ".join(in_words(name_of, v) for v in values),
-        )
+        mean = in_words(name_of, float(np.mean(values)))
+        each = () if once else (spread, " ".join(in_words(name_of, v) for v in values))
+        table.add_row(name, mean, *each)
     if found.comparison.floor is not None and name_of in claims.ALWAYS:
         table.add_row(claims.ALWAYS[name_of], in_words(name_of, found.comparison.floor))
     return table

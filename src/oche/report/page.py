@@ -167,6 +167,7 @@ def made(run: Run) -> tuple[str, dict[str, bytes]]:
         front=_table(front_cells(run), "front", FRONT),
         seeds=_table(records, "seed", SEED),
         intervals=isinstance(found := shown.get("comparison"), Comparison) and bool(found.intervals),
+        over_images=any(r.get("kind") == "comparison" and r.get("over") == "images" for r in records),
         trained=_table(records, "trained", TRAINED),
         by_class=_table(records, "class", BY_CLASS) or class_scores(records),
         augmented=samples.augmented(run),

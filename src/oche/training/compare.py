@@ -191,6 +191,8 @@ def compare(
                     **prices,
                     **({"rolled_back": back} if back else {}),
                 }
+                if kept and name == FOUND and n == 0:
+                    record["kept"] = True
                 if kept and name in beside.networks:
                     leads[name] = lead_over_images(training, kept, network)
                     record["lead"] = list(leads[name])
