@@ -55,6 +55,13 @@ def test_one_sentence(error: BaseException, code: int, said: str, capsys: pytest
     assert said in printed
 
 
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not a file that was looked for, or was to be made, in it."""
+    with pytest.raises(SystemExit):
+        guarded(raising(PermissionError(errno.EACCES, "x", str(tmp_path / "ant" / "points.csv"))))
+    assert f"Permission denied: {str(tmp_path)!r}:" in capsys.readouterr().err
+
+
 def test_an_interruption_names_the_command_that_carries_on(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

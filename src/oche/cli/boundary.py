@@ -65,9 +65,15 @@ def explained(error: BaseException) -> str | None:
         return f"There is not enough memory ({_first_line(error)}): {_FEWER} {KEPT}"
     if isinstance(error, OSError) and error.errno in _ADVICE:
         path = error.filename2 or error.filename
+        path = _closed(Path(os.fsdecode(path))) if path and error.errno in (errno.EACCES, errno.EPERM) else path
         what = f"{os.strerror(error.errno)}" + (f": {str(path)!r}" if path else "")
         return f"{what}: {_ADVICE[error.errno]}"
     return None
+
+
+def _closed(path: Path) -> Path:
+    """The path, or where nothing is seen there the folder around it: what keeps a file from being looked for, or made."""
+    return next((one for one in (path, *path.parents) if one.name and os.path.lexists(one)), path)
 
 
 def guarded(command: Callable[[], None]) -> None:

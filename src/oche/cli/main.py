@@ -246,7 +246,7 @@ def evaluate(
 @app.command()
 def predict(
     run: Annotated[Path, typer.Argument(help="A run with a trained network.")],
-    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.")],
+    images: Annotated[list[Path], typer.Argument(help="Image files, or folders of them.", readable=False)],
     out: Annotated[
         Path | None, typer.Option(help="Where pictures of masks go. Default: predictions in the run's folder.")
     ] = None,

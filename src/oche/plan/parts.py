@@ -11,6 +11,7 @@ from oche import config, own
 from oche.data import SETS, Data, load
 from oche.data.facts import pixel_counts
 from oche.data.fingerprint import fingerprint
+from oche.data.reading.texts import spelled
 from oche.errors import UserError, unknown
 from oche.plan.request import Request, TrainRequest
 from oche.plan.settings import Change, layered
@@ -80,7 +81,12 @@ def path_of(given: object, data: Data) -> str:
     if own.is_own(given):
         return cast(str, own.absolute(given))
     path = Path(given).expanduser()
-    return str(path.resolve()) if str(given) not in SETS and path.exists() else str(given)
+    found = str(path.resolve()) if str(given) not in SETS and path.exists() else str(given)
+    if found != spelled(found):
+        raise UserError(
+            f"The path {spelled(found)} has bytes that are no UTF-8, which run.toml cannot record: rename the folder."
+        )
+    return found
 
 
 def data_facts(data: Data) -> dict[str, object]:

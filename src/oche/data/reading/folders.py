@@ -19,6 +19,7 @@ from oche.data.reading.labels import FILE, LINES, beside
 from oche.data.reading.listing import filled, of_files
 from oche.data.reading.naming import divides, part_of, part_within
 from oche.data.reading.pairing import refuse_pairs
+from oche.data.reading.texts import spelled
 from oche.errors import UserError
 
 DEEPEST = 8
@@ -109,7 +110,7 @@ def of_names(
     layout: str = "",
 ) -> Parts:
     """Parts from part -> (files, names of their classes)."""
-    keys = {part: np.array(names, dtype=np.str_) for part, (_, names) in files.items()}
+    keys = {part: np.array(list(map(spelled, names)), dtype=np.str_) for part, (_, names) in files.items()}
     classes, labels, more = classes_of(keys, wish, (), name)
     listings, targets = {}, {}
     for part, (paths, _) in files.items():
@@ -170,11 +171,18 @@ def _inner(folder: Path) -> Path:
 
 def refuse_differences(found: Mapping[str, Sequence[str]], folders: Mapping[str, Path], wish: Wish) -> tuple[str, ...]:
     """Notes about classes that val or test lack. Raises UserError for those, unless they are allowed, and for classes train lacks."""
-    known = wish.contract.classes if wish.contract else found["train"]
+    known = list(map(spelled, found["train"]))
+    if wish.contract:
+        known = list(wish.contract.labels.table) or list(wish.contract.classes)
     wrong, notes = [], []
-    for part, names in found.items():
+    for part, given in found.items():
+        names = list(map(spelled, given))
         more, fewer = sorted(set(names) - set(known)), sorted(set(known) - set(names))
-        if more and not (wish.labels and not wish.contract):
+        if more and wish.contract:
+            wrong.append(
+                f"{folders[part]} has the class {more[0]!r}, which the network was not trained on; leave it out."
+            )
+        elif more and not wish.labels:
             wrong.append(
                 f"{folders[part]} and {folders['train']} differ in the class {more[0]!r}; all parts need the same classes, those of train."
             )
@@ -214,5 +222,9 @@ def _class_names(folder: Path) -> tuple[str, ...]:
     if not names:
         raise UserError(
             f"{folder} holds no folders; expected one folder of images for each class, images/ and masks/, or a labels.csv."
+        )
+    if twice := [name for name, count in Counter(map(spelled, names)).items() if count > 1]:
+        raise UserError(
+            f"{folder} holds two folders called {twice[0]!r}, one of them in another encoding: rename or join them."
         )
     return names

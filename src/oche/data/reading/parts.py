@@ -16,6 +16,7 @@ from oche.data.ledger import measured
 from oche.data.reading.counts import notes_on_counts, standardised_counts
 from oche.data.reading.found import ALIASES, Parts, Wish
 from oche.data.reading.labels import notes_on_names
+from oche.data.reading.texts import spelled
 from oche.data.reading.vectors import notes_on, standardised
 from oche.data.splits import stratified
 from oche.errors import UserError
@@ -57,8 +58,9 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
     height, width, channels = sets["train"].take(torch.zeros(1, dtype=torch.int64))[0].shape[1:]
     if height > 1 and height * width > LARGE:
         notes += (f"Images of {height}x{width} take much memory and time: `--set data.size=224` makes them smaller.",)
+    told = (splitting, *notes, *filled.notes, *sampling, *unbalanced, *ledger.skipped, *ledger.notes)
     data = Data(
-        name=parts.name,
+        name=spelled(parts.name),
         train=sets["train"],
         val=sets["val"],
         test=sets["test"],
@@ -68,7 +70,7 @@ def finish(parts: Parts, *, seed: int, val: float, test: float, flip: bool | Non
         mean=mean,
         std=std,
         flip=parts.flip if flip is None else flip,
-        notes=(splitting, *notes, *filled.notes, *sampling, *unbalanced, *ledger.skipped, *ledger.notes),
+        notes=tuple(map(spelled, told)),
         ignore=parts.ignore,
         pixels=filled.rule,
         labels=parts.labels,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 
 from oche.errors import UserError
@@ -34,3 +35,12 @@ def text_of(path: Path) -> str:
     if "\0" in text:
         raise UserError(f"{path} is no text: it holds zero bytes; save it as UTF-8.")
     return text
+
+
+def spelled(name: str) -> str:
+    r"""A text with names of files in it, as it can be written down: bytes of a name that are no UTF-8 are taken for Latin-1.
+
+    >>> spelled("caf\udce9"), spelled("ant")
+    ('caf\xe9', 'ant')
+    """
+    return re.sub("[\udc80-\udcff]", lambda found: chr(ord(found[0]) - 0xDC00), name)
