@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import oche
+from oche.api.search import seen
 from oche.api.terminal import Show
 from oche.errors import UserError
 from oche.genotype import Genotype
@@ -103,6 +104,24 @@ def test_the_table_before_a_search_names_no_images_where_none_are_seen(capsys: p
         assert said.count("search: ") == lines
         assert ("images search: none, the table nb201 answers" in said) == (lines == 1)
         assert ("5 -> 1 of networks trained here, not of the table's" in said) == (lines == 1)
+
+
+def test_the_report_says_whose_score_it_is_and_shows_no_images_that_are_not_seen(tmp_path: Path) -> None:
+    """A table's number for other data is no accuracy of this one's images, and nothing augments what no network is trained on."""
+    asked = {"space": "toy", "data": tiny_data(24), "budget": "smoke", "compare": 0, "device": "cpu"}
+    for evaluator, what, kept in (
+        ("zero_cost", "best naswot of a query, whose network is not trained", False),
+        ("training", "best validation score of a query", True),
+    ):
+        settings = {"evaluator": evaluator, "queries": 1}
+        settings |= {"evaluator.protocol": "smoke"} if evaluator == "training" else {}
+        found = oche.search("random_search", settings=settings, out=tmp_path / evaluator, **asked)  # type: ignore[arg-type]
+        page = found.run.read("report.html").decode()
+        assert f"<dt>{what}</dt>" in page
+        assert ("right of it what augmentation made of it" in page) == kept
+    assert seen(resolve(Request("random_search", table="nb201", space="nb201", data=tiny_data(24), compare=0))) is None
+    assert seen(resolve(Request("random_sampling", space="toy", data=tiny_data(24), compare=0))) is None
+    assert seen(resolve(Request("darts", space="toy", data=tiny_data(24), compare=0))) is not None
 
 
 def test_a_cell_that_is_asked_for_again_is_shown_once(capsys: pytest.CaptureFixture[str]) -> None:

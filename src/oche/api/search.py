@@ -25,7 +25,7 @@ from oche.api.rounds import Rounds
 from oche.api.telling import asked, telling
 from oche.api.terminal import Show
 from oche.api.train import Trained, log_test, train
-from oche.data import Data, for_search, for_training, none
+from oche.data import Augmentation, Data, for_search, for_training, none
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.ask_tell import AskTell
@@ -132,10 +132,18 @@ def start(plan: Plan, out: str | Path | None = None) -> Run:
     run = begun(plan.fabric, Path(out) if out else default_folder(plan), plan.table(), plan.files)
     if plan.fabric.is_global_zero:
         pin(run, plan.data)
-        protocol, trains = plan.protocol, plan.compare or plan.rivals
-        augment = for_training(plan.data, protocol.cutout, protocol.policy) if trains else for_search(plan.data)
-        keep_augmented(run, plan.data, augment, plan.request.seed)
+        if augment := seen(plan):
+            keep_augmented(run, plan.data, augment, plan.request.seed)
     return run
+
+
+def seen(plan: Plan) -> Augmentation | None:
+    """What images go through before networks see them, in the trainings if there are any; None where none is trained."""
+    if plan.compare or plan.rivals:
+        return for_training(plan.data, plan.protocol.cutout, plan.protocol.policy)
+    if isinstance(plan.searcher, AskTell):
+        return plan.searcher.augmentation(plan.data, plan.space.task)
+    return for_search(plan.data) if as_searcher(plan.searcher).method else None
 
 
 def carry_out(plan: Plan, run: Run, listener: Listener = silent, clock: Clock | None = None) -> Found:

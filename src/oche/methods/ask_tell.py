@@ -14,10 +14,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from oche.data import Data
+from oche.data import Augmentation, Data
 from oche.errors import UserError
 from oche.genotype import Genotype
-from oche.methods.evaluators import Evaluator, SupernetScore, images_in_words, in_words, length_in_words, takes_epochs
+from oche.methods.evaluators import (
+    Evaluator,
+    SupernetScore,
+    augmentation,
+    images_in_words,
+    in_words,
+    length_in_words,
+    takes_epochs,
+)
 from oche.run import Run
 from oche.search.callbacks import Callback
 from oche.search.limits import hand_out, keeps
@@ -95,6 +103,10 @@ class AskTell:
     def images(self, data: Data, task: str) -> str:
         """What becomes of the images that cells are scored with, in words."""
         return images_in_words(self.evaluator or SupernetScore(), data, task)
+
+    def augmentation(self, data: Data, task: str) -> Augmentation | None:
+        """What the images go through on which cells are scored; None where no network is trained on them."""
+        return augmentation(self.evaluator or SupernetScore(), data, task)
 
     @property
     def takes_epochs(self) -> bool:

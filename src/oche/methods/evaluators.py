@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from oche.data import Data, for_search, for_training, none
+from oche.data import Augmentation, Data, for_search, for_training, none
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
 from oche.methods.random_search_ws import accuracy, random_search_ws
@@ -164,17 +164,27 @@ def length_in_words(evaluator: Evaluator, queries: int, epochs: int, batch: int)
     return f"{queries:,} queries, {epochs} epoch{'s' * (epochs != 1)}{first}, batch {batch}"
 
 
+def augmentation(evaluator: Evaluator, data: Data, task: str) -> Augmentation | None:
+    """What the images go through on which cells are scored; None where no network is trained on them."""
+    if isinstance(evaluator, TableScore | ZeroCost):
+        return None
+    if isinstance(evaluator, TrainingScore):
+        protocol = PROTOCOLS[evaluator.named(task)]
+        return for_training(data, protocol.cutout, protocol.policy)
+    return for_search(data)
+
+
 def images_in_words(evaluator: Evaluator, data: Data, task: str) -> str:
     """What becomes of the images that cells are scored with; a table needs none."""
     if isinstance(evaluator, TableScore):
         return f"none, {evaluator.title} answers"
     if isinstance(evaluator, ZeroCost) and evaluator.score in BLIND:
         return f"none, {evaluator.score} takes {BLIND[evaluator.score]}"
+    done = (augmentation(evaluator, data, task) or none(data)).describe()
     if isinstance(evaluator, ZeroCost):
-        return f"{min(evaluator.images, len(data.train))} train images, {none(data).describe()}"
+        return f"{min(evaluator.images, len(data.train))} train images, {done}"
     if isinstance(evaluator, TrainingScore):
         name = evaluator.named(task)
         protocol = lengthened(PROTOCOLS[name], len(data.train))
-        done = for_training(data, protocol.cutout, protocol.policy).describe()
         return f"{done}; each training {protocol.epochs} epochs, batch {protocol.batch} ({name})"
-    return for_search(data).describe()
+    return done

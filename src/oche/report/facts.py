@@ -152,7 +152,23 @@ def _span(epochs: Sequence[int]) -> str:
     return f"epoch {epochs[0]}" if len(epochs) == 1 else f"epochs {epochs[0]} to {epochs[-1]}"
 
 
-def facts(run: Run, records: Sequence[Record]) -> list[tuple[str, str]]:
+def queried(config: Mapping[str, object]) -> str:
+    """What the best score of a query is: of the run's own data, of a table's, or of a network that is not trained.
+
+    >>> queried({"method": {"evaluator": {"type": "TableScore", "metric": "cifar10/valid"}}})
+    'best cifar10/valid of a query, by the table'
+    """
+    method = config.get("method")
+    evaluator = method.get("evaluator") if isinstance(method, Mapping) else None
+    known = evaluator if isinstance(evaluator, Mapping) else {}
+    if known.get("type") == "TableScore":
+        return f"best {known.get('metric')} of a query, by the table"
+    if known.get("type") == "ZeroCost":
+        return f"best {known.get('score')} of a query, whose network is not trained"
+    return "best validation score of a query"
+
+
+def facts(run: Run, records: Sequence[Record], config: Mapping[str, object]) -> list[tuple[str, str]]:
     """The numbers one asks for first, (value, what it is)."""
     facts: list[tuple[str, str]] = []
 
@@ -183,7 +199,7 @@ def facts(run: Run, records: Sequence[Record]) -> list[tuple[str, str]]:
     queries = sum(r.get("kind") == "query" for r in records)
     if queries:
         facts.append((str(queries), "queries"))
-    add("query", "best", "{:.2f}", "best validation score of a query")
+    add("query", "best", "{:.2f}", queried(config))
     epochs = [r for r in records if r.get("kind") in ("epoch", "train_epoch")]
     seconds = sum(number(r.get("seconds")) or 0.0 for r in epochs)
     memory = max((number(r.get("memory_mib")) or 0.0 for r in epochs), default=0.0)

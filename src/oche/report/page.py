@@ -152,7 +152,7 @@ def made(run: Run) -> tuple[str, dict[str, bytes]]:
         subtitle=subtitle(config),
         state=state(run, records),
         headline=headline(run, records),
-        facts=facts(run, records),
+        facts=facts(run, records, config),
         limits=limits(records),
         warnings=claims.warnings(records),
         verdicts=next((claims.verdicts(r) for r in records if r.get("kind") == "comparison"), []),

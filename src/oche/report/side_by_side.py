@@ -23,7 +23,7 @@ def compared(runs: Sequence[Run]) -> str:
     for n, run in enumerate(runs):
         records, config = run.records(), config_of(run)
         columns.append({"name": str(run.path), "what": subtitle(_asked(config)), "state": state(run, records)})
-        for value, what in facts(run, records):
+        for value, what in facts(run, records, config):
             rows.setdefault(what, {}).setdefault(n, value)
         if kept := limits(records):
             rows.setdefault("limits", {})[n] = "; ".join(said for said, _ in kept)
