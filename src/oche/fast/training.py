@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from oche.fast.backends.buffers import shared
 from oche.fast.backends.native import kernels, switched_off
-from oche.fast.kernels.chains import ACTIVATIONS, Chain, segments, several
+from oche.fast.kernels.chains import ACTIVATIONS, Chain, reduction, segments, several
 from oche.fast.kernels.dense import DenseLayout
 from oche.fast.kernels.dense_found import found_layout, run_found
 from oche.fast.kernels.entry import single
@@ -26,7 +26,7 @@ from oche.fast.kernels.projections import projection_of
 from oche.spaces.blocks import MBConv, Residual
 from oche.spaces.nb201 import ResidualReduction
 from oche.spaces.networks import Cell, Chosen, Paths, Through
-from oche.spaces.ops import ReLUConvBN
+from oche.spaces.ops import FactorizedReduce, ReLUConvBN
 
 
 def quicken(network: nn.Module) -> None:
@@ -124,6 +124,17 @@ class QuickBottleneck(QuickSum, MBConv):
         return self.layers, nn.Identity()
 
 
+class QuickReduce(FactorizedReduce):
+    """A FactorizedReduce: in a training step on images of even sides a chain of one stage."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and torch.is_grad_enabled() and _suits(x) and not (x.shape[2] % 2 or x.shape[3] % 2):
+            chain, wide = reduction(self), single(x)
+            if chain and _runs(chain, wide):
+                return joined([Term(wide, chain)])
+        return super().forward(x)
+
+
 class QuickCell(Cell):
     """A cell of a network: in a training step one operator, where the kernels know what lies between its nodes, or else one sum per node.
 
@@ -166,6 +177,7 @@ SUMS: dict[type[nn.Module], type[nn.Module]] = {
     Residual: QuickResidual,
     ResidualReduction: QuickReduction,
     MBConv: QuickBottleneck,
+    FactorizedReduce: QuickReduce,
     Cell: QuickCell,
 }
 ORDINARY: dict[type[nn.Module], type[nn.Module]] = {quick: plain for plain, quick in [*QUICK.items(), *SUMS.items()]}

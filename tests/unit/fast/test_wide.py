@@ -16,6 +16,7 @@ from oche.genotype import Genotype
 from oche.spaces import SPACES
 from oche.spaces.blocks import MBConv, Place, Residual
 from oche.spaces.nb201 import ResidualReduction
+from oche.spaces.ops import FactorizedReduce
 from oche.spaces.rivals import RIVALS
 from oche.training.memory import kept_bytes
 from unit.fast.steps import drawn, errors, quick, step
@@ -155,6 +156,35 @@ def test_what_a_block_keeps_between_its_convolutions_counts() -> None:
     x = torch.randn(2, 16, 8, 8, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
     kept = kept_bytes(lambda: own(x).sum(), own.parameters())
     assert 4 * x.nbytes <= kept < 4.5 * x.nbytes
+
+
+@pytest.mark.parametrize("size", [(8, 12), (2, 2), (7, 8), (4, 5)])
+@pytest.mark.parametrize(("inputs", "outputs"), [(12, 17), (16, 16), (3, 2)])
+def test_a_factorized_reduce_is_a_convolution_of_squares(inputs: int, outputs: int, size: tuple[int, int]) -> None:
+    op = of(lambda: FactorizedReduce(inputs, outputs, True))
+    own = copy.deepcopy(op)
+    quicken(own)
+    x = torch.randn(3, inputs, *size, dtype=torch.float64) + 0.3
+    with pytest.MonkeyPatch.context() as patch:
+        if size[0] % 2 == size[1] % 2 == 0:
+            patch.setattr(FactorizedReduce, "halves", None)  # what torch would run
+        found = step(own, x)
+    for name, error in errors(found, step(op, x)).items():
+        assert error < 1e-10, name
+    torch.testing.assert_close(own.eval()(x), op.eval()(x))
+    ordinary(own)
+    assert type(own) is FactorizedReduce
+
+
+def test_a_factorized_reduce_errs_no_more_than_torch() -> None:
+    op = drawn(lambda channels, stride: FactorizedReduce(32, 16, True), 1)
+    x = torch.randn(4, 32, 12, 12) + 0.3
+    own = copy.deepcopy(op)
+    quicken(own)
+    exact = step(copy.deepcopy(op).double(), x.double())
+    plain = errors(step(op, x), exact)
+    for name, error in errors(step(own, x), exact).items():
+        assert error <= 3 * plain[name] + 1e-6, name
 
 
 NETWORKS = {

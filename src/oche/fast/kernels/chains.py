@@ -11,12 +11,32 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from oche.spaces.blocks import Thinning
-from oche.spaces.ops import Halving, ReLUConvBN
+from oche.spaces.ops import FactorizedReduce, Halving, ReLUConvBN
 
 ACTIVATIONS: dict[type[nn.Module], int] = {nn.ReLU: 1, nn.ReLU6: 2}
+
+
+@dataclass(frozen=True)
+class Squares:
+    """The two convolutions of a FactorizedReduce as one, of squares of 2x2 pixels.
+
+    A square's first pixel makes the first half of the outputs, its last one the others.
+    """
+
+    even: nn.Conv2d
+    odd: nn.Conv2d
+    kernel_size = stride = (2, 2)
+    dilation = (1, 1)
+    bias = None
+
+    @property
+    def weight(self) -> Tensor:
+        """Its weight (C', C, 2, 2)."""
+        return torch.cat([F.pad(self.even.weight, (0, 1, 0, 1)), F.pad(self.odd.weight, (1, 0, 1, 0))])
 
 
 @dataclass(frozen=True)
@@ -27,14 +47,14 @@ class Stage:
     """
 
     activation: int
-    wide: nn.Conv2d | None
+    wide: nn.Conv2d | Squares | None
     depthwise: nn.Conv2d | None
     pointwise: nn.Conv2d | None
     norm: nn.BatchNorm2d
     modules: tuple[nn.Module, ...]
 
     @property
-    def convs(self) -> tuple[nn.Conv2d, ...]:
+    def convs(self) -> tuple[nn.Conv2d | Squares, ...]:
         """Its convolutions, of which the first alone may have a stride."""
         return tuple(conv for conv in (self.wide, self.depthwise, self.pointwise) if conv is not None)
 
@@ -102,6 +122,14 @@ def _stage(modules: Sequence[nn.Module], normed: Callable[[nn.Module], TypeGuard
         return None
     count = len(modules) - len(rest) + 1
     return Stage(activation, wide, depthwise, pointwise, rest[0], tuple(modules[:count]))  # type: ignore[arg-type]
+
+
+def reduction(module: FactorizedReduce) -> Chain:
+    """The module as a chain, for images of even sides, or none where the kernels do not know it."""
+    norm, many = module.norm, module.even.in_channels * module.norm.num_features
+    if not running(norm) or 4 * many > 10 * LARGEST:
+        return ()
+    return (Stage(ACTIVATIONS[nn.ReLU], Squares(module.even, module.odd), None, None, norm, (module,)),)
 
 
 def several(chain: Chain, x: Tensor) -> bool:
