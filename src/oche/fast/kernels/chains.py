@@ -31,6 +31,8 @@ class Squares:
     odd: nn.Conv2d
     kernel_size = stride = (2, 2)
     dilation = (1, 1)
+    padding = (0, 0)
+    groups = 1
     bias = None
 
     @property
