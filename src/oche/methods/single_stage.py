@@ -90,8 +90,8 @@ Growth = Literal["constant", "linear", "delayed"]
 GATES: dict[str, Gate] = {"sigmoid": SigmoidGate(), "softmax": SoftmaxGate(), "relu_tanh": ReluTanhGate()}
 OPERATIONS: dict[str, Relaxation] = {"softmax": Softmax(), "sigmoid": Sigmoid(), "normalised": Sigmoid(normalised=True)}
 
-FEW = ("mbconv_k3_e3", "mbconv_k5_e3", "skip_connect")
-"""Operations of a small mixture: a step of all six inverted bottlenecks takes four times as long (docs/results/masks.md)."""
+FEW = ("plain_3x3", "skip_connect")
+"""Operations of a small mixture: a step takes half as long as with two inverted bottlenecks (docs/results/masks.md)."""
 
 _OURS = "our choice: the paper's settings are not known"
 BUDGETS = {
