@@ -50,6 +50,7 @@ ABOUT = {
     "also/pcdarts-portable": "PC-DARTS, batch 16, portable tier (no compiler) against plain cells in channels_last",
     "also/darts-channels-last": "DARTS space, batch 16, against plain cells in channels_last",
     "also/darts-portable": "DARTS space, batch 16, portable tier (no compiler) against plain cells in channels_last",
+    "also/darts-peer": "DARTS space, batch 16, against a literal DARTS without oche",
     "also/darts-nhwc": "DARTS space, batch 64, against the published step in channels_last",
     "also/pcdarts-nhwc": "PC-DARTS, batch 64, against the published step in channels_last",
     "also/nb201-nhwc": "NAS-Bench-201, batch 64, against the published step in channels_last",
@@ -60,10 +61,7 @@ ABOUT = {
     "also/nb201-compile": "NAS-Bench-201, batch 64, portable tier, cells by torch.compile against cells as they are",
     "also/nb201-bf16": "NAS-Bench-201, batch 64, bf16 against fp32 reference",
     "also/nb201-channels-last": "NAS-Bench-201, batch 64, against plain cells in channels_last",
-    **{
-        f"also/{s}": f"{s.upper()} of RobustDARTS, batch 8, against plain cells in channels_last"
-        for s in ("s1", "s2", "s3", "s4")
-    },
+    **{f"also/{s}": f"{s.upper()} of RobustDARTS, batch 8" for s in ("s1", "s2", "s3", "s4")},
 }
 SCALES = ("batch", "size", "channels", "cells", "edges", "ops", "threads")
 BASE = {"batch": "8", "size": "32", "channels": "16", "cells": "4", "edges": "14", "ops": "8"}
