@@ -31,7 +31,7 @@ from oche.spaces.ops import FactorizedReduce, ReLUConvBN
 
 def quicken(network: nn.Module) -> None:
     """Lets the modules that the kernels know run on them in training, on the CPU. OCHE_FAST=off leaves all as they are."""
-    if kernels() is None or switched_off("OCHE_FAST"):
+    if switched_off("OCHE_FAST") or kernels() is None:
         return
     for module in network.modules():
         if type(module) in QUICK:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image
 
 from oche.data import Data, halves, load
 from oche.data.facts import pixel_counts
+from oche.data.problems import problems_of
 from oche.data.reading.official import CAMVID
 from oche.data.reading.standards import CITYSCAPES
 from oche.errors import UserError
@@ -166,6 +168,27 @@ def test_a_mistake_is_one_sentence_with_the_file(tmp_path: Path, wrong: str) -> 
     with pytest.raises(UserError, match=said) as raised:
         load(tmp_path)
     assert "\n" not in str(raised.value)
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    """Whatever is found first: a mask that lacks, files that cannot be read, sizes that differ."""
+    root = folder(tmp_path, 8)
+    (root / "masks/0.png").unlink()
+    write(root / "images/lone.png", pair(9, 3)[0])
+    (root / "images/1.png").write_bytes(b"no picture")
+    (root / "masks/2.png").write_bytes(b"no picture")
+    write(root / "masks/3.png", np.zeros((30, 30), np.uint8))
+    said = [r"images/0\.png has no mask", r"lone\.png has no mask", r"images/1\.png cannot be read", r"masks/2\.png cannot be read",
+            r"masks/3\.png has 30x30 pixels"]  # fmt: skip
+    for _ in range(2):
+        with pytest.raises(UserError) as raised:
+            load(tmp_path)
+        found = problems_of(raised.value)
+        assert [sum(bool(re.search(one, sentence)) for sentence in found) for one in said] == [1] * len(said)
+        assert len(found) == len(said)
+        for name in ("0", "lone"):
+            (root / f"images/{name}.png").unlink(missing_ok=True)
+        said = said[2:]
 
 
 def test_a_label_that_train_does_not_have_is_found_in_the_other_parts(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import blake2b
@@ -105,7 +105,7 @@ def filled(
         size, channels = common_size([extent(wish.size)], wish.size)[0], wish.channels
     else:
         heads, found = _heads(listings)
-        refuse([*found, *_damaged(listings, heads)] if found else ())
+        refuse([*found, *faults(listings.values())] if found else ())
         refuse(_too_small(listings, heads))
         flat = [one for part in heads.values() for one in part]
         size, notes = common_size([one.shape[:2] for one in flat], wish.size)
@@ -152,12 +152,7 @@ class _Build:
     def mask(self, listing: Listing, i: int) -> Tensor:
         assert listing.mask is not None
         name, values = listing.mask_names[i], listing.mask(i)
-        height, width, _ = listing.head(i).shape
-        if values.shape[:2] != (height, width):
-            was = "x".join(map(str, values.shape[:2]))
-            turned = listing.head(i).turned and values.shape[:2] == (width, height)
-            why = " Its image is turned by its EXIF tag: turn the mask likewise, or remove the tag." if turned else ""
-            raise UserError(f"The mask {name} has {was} pixels, its image {height}x{width}; they must be equal.{why}")
+        _refuse_unequal(listing, i, values)
         return resized_masks(torch.from_numpy(translated(values, name, self.labels, self.classes))[None], self.size)[0]
 
 
@@ -179,11 +174,33 @@ def _too_small(listings: Mapping[str, Listing], heads: Mapping[str, Sequence[Hea
     ]
 
 
-def _damaged(listings: Mapping[str, Listing], heads: Mapping[str, Sequence[Head]]) -> list[str]:
-    """Sentences about files whose pixels cannot be read, though some heads cannot either: all at once."""
+def _refuse_unequal(listing: Listing, i: int, mask: NDArray[np.generic]) -> None:
+    shown = listing.head(i)
+    height, width, _ = shown.shape
+    if mask.shape[:2] != (height, width):
+        was = "x".join(map(str, mask.shape[:2]))
+        turned = shown.turned and mask.shape[:2] == (width, height)
+        why = " Its image is turned by its EXIF tag: turn the mask likewise, or remove the tag." if turned else ""
+        raise UserError(
+            f"The mask {listing.mask_names[i]} has {was} pixels, its image {height}x{width}; they must be equal.{why}"
+        )
+
+
+def faults(listings: Iterable[Listing]) -> list[str]:
+    """Sentences about all images and masks that cannot be read, or are not of one size, where something is wrong already."""
+
+    def image(one: Listing, i: int) -> bool:
+        return one.read(i).size > 0
+
+    def mask(one: Listing, i: int) -> bool:
+        assert one.mask is not None
+        _refuse_unequal(one, i, one.mask(i))
+        return True
+
     wrong: list[str] = []
-    for one in listings.values():
-        wrong += tried(lambda i, one=one: one.read(i) is None, len(one), one.workers)[1]  # type: ignore[misc]
+    for one in listings:
+        wrong += tried(partial(image, one), len(one), one.workers)[1]
+        wrong += tried(partial(mask, one), len(one), one.workers)[1] if one.mask else []
     return wrong
 
 

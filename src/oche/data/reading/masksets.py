@@ -12,13 +12,13 @@ from torch import Tensor
 
 from oche.data.contract import LabelMap
 from oche.data.entries import Fate
-from oche.data.problems import refuse
+from oche.data.problems import problems_of, refuse
 from oche.data.reading.files import below
 from oche.data.reading.folders import folder_fates
 from oche.data.reading.found import Filled, Parts, Wish
 from oche.data.reading.labels import beside
 from oche.data.reading.layouts import Paired, Place, in_one_folder, paired, places
-from oche.data.reading.listing import WORKERS, Listing, filled, of_files
+from oche.data.reading.listing import WORKERS, Listing, faults, filled, of_files
 from oche.data.reading.masks import IGNORE, by_colour, code_of, decided, palette_of, read_mask
 from oche.data.reading.official import ADE_NAMES, said_by_makers
 from oche.errors import UserError
@@ -43,7 +43,8 @@ def read_pairs(root: Path, found: Mapping[str, Place], wish: Wish) -> Parts:
     if "train" not in found:
         raise UserError(f"{root} has a folder for {min(found)} but none called train; add train beside it.")
     pairs = {part: paired(place) for part, place in found.items()}
-    refuse(sentence for part, place in found.items() for sentence in _unpaired(place, pairs[part]))
+    if bare := [sentence for part, place in found.items() for sentence in _unpaired(place, pairs[part])]:
+        refuse([*bare, *faults(of_pairs(one.images, one.masks) for one in pairs.values())])
     wanted, names = beside(root)
     every, known = [mask for one in pairs.values() for mask in one.masks], ""
     if wanted is None and not names and wish.labels is None and wish.contract is None:
@@ -100,7 +101,10 @@ def of_listings(
     elif not settled or wish.labels is not None:
         train = listings["train"]
         assert train.mask is not None
-        classes, labels, notes = decided(train.mask, train.mask_names, wish.labels, names, name, train.workers)
+        try:
+            classes, labels, notes = decided(train.mask, train.mask_names, wish.labels, names, name, train.workers)
+        except UserError as error:
+            refuse([*problems_of(error), *faults(listings.values())])
 
     def fill(train: Tensor) -> Filled:
         return filled(listings, name, wish, labels, classes, train=train)
