@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstring>
 #include <vector>
+#include "../past.h"
 #include "../pieces.h"
 #include "image.h"
 #include "winograd.h"
@@ -217,6 +218,7 @@ template <class T> struct Dense {
         const int64_t step = int64_t(16) * c * BLOCK, many = int64_t(16) * TILES;
         T *tile = scratch(padded() + many * c + many * 2 * Vector<T>::width), *v = tile + padded(), *m = v + many * c;
         pad(j, g, tile);
+        const bool past = past_caches(saved, p.n * plane);
         for (int first = 0; first < total; first += TILES) {
             const Spots spots(tiles, first, total);
             transform_input(tiles, tile, first, spots.n, TILES, 0, c / BLOCK, v);
@@ -227,7 +229,7 @@ template <class T> struct Dense {
                     const int k = (l + b * Vector<T>::width) / c, lane = (l + b * Vector<T>::width) % c;
                     y[b] = saved + units[wide[k]].term + begin(g) * plane + lane, s[b] = sums + k * 2 * c + lane;
                 }
-                transform_output<T, NB, false>(tiles, spots, v, c / BLOCK, u.data() + column(l, step), step, m, y, s);
+                transform_output<T, NB, false>(tiles, spots, v, c / BLOCK, u.data() + column(l, step), step, m, y, s, past);
             });
         }
     }

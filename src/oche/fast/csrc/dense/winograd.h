@@ -93,9 +93,11 @@ void transform_gradient(const Tiles s, const T* padded, int first, int n, int si
                 at(z + f * step + int64_t(t) * BLOCK + column(l, int64_t(size) * BLOCK)) = V<T>{};
 }
 
-// A' [v u] A for a block of tiles and NB vectors of columns: to y_c with sums s_c (2, lanes), or added to y_c without; m: scratch
+// A' [v u] A for a block of tiles and NB vectors of columns: to y_c with sums s_c (2, lanes), past the caches if asked, or added to y_c
+// without; m: scratch
 template <class T, int NB, bool ADD>
-void transform_output(const Tiles s, const Spots& spots, const T* v, int blocks, const T* u, int64_t ustep, T* m, T* const* y, T* const* sums) {
+void transform_output(const Tiles s, const Spots& spots, const T* v, int blocks, const T* u, int64_t ustep, T* m, T* const* y, T* const* sums,
+                      bool past = false) {
     constexpr int W = Vector<T>::width, X = rows_at_once<T, NB>(), R = 4 * NB * TILES * W;
     const int64_t across = int64_t(TILES) * BLOCK, vstep = blocks * across, size = int64_t(blocks) * BLOCK * BLOCK;
     for (int f = 0; f < 16; ++f)
@@ -116,7 +118,8 @@ void transform_output(const Tiles s, const Spots& spots, const T* v, int blocks,
             T* to = y[c] + spots.at[t];
             auto put = [&](T* where, V<T> value) {
                 if (ADD) value += at(where);
-                at(where) = value;
+                if (!ADD && past) stream(where, value);
+                else at(where) = value;
                 if (!ADD) s1 += value, s2 += value * value;
             };
             put(to, top[0] + top[1] + top[2]);
