@@ -178,7 +178,12 @@ def test_several_labels(tmp_path: Path) -> None:
 def test_masks(tmp_path: Path) -> None:
     """Of any size: the int8 file takes images of another size than those that it was calibrated on."""
     found = oche.search(
-        "single_stage", data="digits_masks", budget="smoke", settings={"space.layers": 2}, out=tmp_path / "run"
+        "single_stage",
+        data="digits_masks",
+        budget="smoke",
+        rivals="none",
+        settings={"space.layers": 2},
+        out=tmp_path / "run",
     )
     found.export(["int8"], allow_loss=True)
     told = json.loads(found.run.read(CARD))["int8"]
