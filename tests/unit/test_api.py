@@ -121,6 +121,18 @@ def test_what_learns_has_gradients_whatever_the_caller_has_switched_off(
     assert again.test == plain.test == score
 
 
+def test_data_that_are_read_in_inference_mode_can_be_trained_on(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", x=x, y=np.arange(24) % 3)
+    given: dict[str, Any] = {"data": str(tmp_path / "x.npz"), "device": "cpu", "progress": False, "epochs": 1}
+    plain = train_network("resnet8", protocol="smoke", out=tmp_path / "plain", **given)
+    with torch.inference_mode():
+        again = train_network("resnet8", protocol="smoke", out=tmp_path / "again", **given)
+        found = api.search("rf_darts", space="toy", budget="smoke", compare=0, out=tmp_path / "run", **given)
+    assert again.test == plain.test
+    assert found.history
+
+
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:
     runs = [searched(tmp_path / "run").run.path.name for _ in range(2)]
     assert runs == ["run", "run-2"]

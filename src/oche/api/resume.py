@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from oche import own
 from oche.api.expected import fitting
+from oche.api.limits import gradients
 from oche.api.pinned import compared
 from oche.api.search import Found, carry_out
 from oche.api.train import Trained, finish_training
@@ -58,7 +59,8 @@ def resume(
     request, _ = requested(run)
     if isinstance(request, TrainRequest):
         return _training(run, request, objects, listener)
-    plan, _ = reopen(path, **objects)
+    with gradients():  # what is read here is trained on
+        plan, _ = reopen(path, **objects)
     if not run.has(Run.GENOTYPE):
         fitting(plan)
     return carry_out(plan, run, listener)
@@ -78,7 +80,7 @@ def reopen(path: str | Path, data: object = None, **objects: object) -> tuple[Pl
 def _training(run: Run, request: TrainRequest, objects: Mapping[str, object], listener: Listener) -> Trained:
     table = requested(run)[1]
     register_kept(run)
-    with own.copies_of(run.path, table):
+    with own.copies_of(run.path, table), gradients():
         training = resolve_training(_handed(request, objects), recorded=table)
     training = replace(training, data=_same(run, training.data))
     if not run.has(CARD):

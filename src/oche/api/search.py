@@ -95,7 +95,8 @@ def search(request: Request) -> Found:
     Raises UserError.
     """
     clock = Clock.of(request.time)
-    plan, expected = with_batch(resolve(request)), None
+    with gradients():  # what is read here is trained on
+        plan, expected = with_batch(resolve(request)), None
     _check_used(request, plan)
     if clock or request.progress:
         plan, expected = timed(plan, clock)

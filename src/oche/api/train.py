@@ -72,7 +72,8 @@ def train(request: TrainRequest) -> Trained:
     its rate (`settings={"train.lr.start": ...}` sets it), momentum from 0, images in the order that would have followed.
     """
     clock = Clock.of(request.time)
-    plan = plan_training(request).measured().in_time(clock)
+    with gradients():  # what is read here is trained on
+        plan = plan_training(request).measured().in_time(clock)
     run = plan.start(request.out)
     if not request.progress:
         return finish_training(plan.training, run, plan.request, request.listener)

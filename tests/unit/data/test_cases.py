@@ -250,7 +250,7 @@ def test_one_rule_for_all_files_decided_on_train(tmp_path: Path) -> None:
     assert other.contract.pixels.scale == 65535
     again = load(path, contract=data.contract)
     assert_close(again.test.take(torch.arange(10))[0], data.test.take(torch.arange(10))[0], rtol=0, atol=0)
-    assert any("train images have values up to 65535" in note for note in again.notes)
+    assert any("have values up to 65535, where those that the network was trained on" in note for note in again.notes)
 
 
 def test_what_is_split_off_train_does_not_decide_the_rule(tmp_path: Path) -> None:
