@@ -16,6 +16,7 @@ from oche.cli.show import show_score
 from oche.data import load
 from oche.data.contract import IN_BYTES, UNIT, Contract, PixelRule
 from oche.data.reading.applied import applied
+from oche.errors import UserError
 from oche.training.export import load_network
 
 FLOATS = Contract("classify", ("a", "b"), 3, (12, 12), UNIT, (0.5,) * 3, (0.2,) * 3)
@@ -77,6 +78,38 @@ def test_an_evaluation_says_what_training_never_saw(tmp_path: Path, capsys: pyte
     assert f"oche: {said[0]}" in capsys.readouterr().err
     show_score(score, load_network(trained.run), True, None)
     assert said[0] in capsys.readouterr().out
+
+
+def mixed(root: Path) -> Path:
+    """20 images of uint16, of which two are of 8 bits."""
+    for i in range(20):
+        (root / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        values = np.random.default_rng(i).integers(0, 256 if i in (4, 7) else 60000, (8, 8, 3))
+        np.save(root / "ab"[i % 2] / f"{i:02}.npy", values.astype("u1" if i in (4, 7) else "u2"))
+    return root
+
+
+def test_mixed_depths_can_be_scored_where_they_were_trained_on_and_else_are_named(tmp_path: Path) -> None:
+    root = mixed(tmp_path / "mixed")
+    asked = {"data.range": (0, 65535)}
+    trained = oche.train(
+        "resnet8", data=root, protocol="smoke", epochs=1, device="cpu", out=tmp_path / "run", progress=False, settings=asked
+    )  # fmt: skip
+    assert evaluate_run(trained.run.path, device="cpu") == trained.test
+    with pytest.raises(
+        UserError, match=r"mixes files of the types uint16, uint8: convert all to uint16, as"
+    ) as refused:
+        evaluate_run(trained.run.path, data=str(root), device="cpu")
+    said = str(refused.value)
+    assert said.endswith(f"; 2 of 20 are not: {root / 'a' / '04.npy'}, {root / 'b' / '07.npy'}.")
+    assert "--set" not in said
+    with pytest.raises(UserError, match=r"or say which values become 0 and 1, such as `--set data\.range=0,255`"):
+        load(root)
+
+
+def test_mixed_depths_of_which_none_is_the_networks(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"convert all to uint16; 2 of 20 are not: .*04\.npy"):
+        load(mixed(tmp_path / "mixed"), contract=FLOATS)
 
 
 def test_rules_that_bytes_do_not_change() -> None:

@@ -34,7 +34,7 @@ def data_of(run: Run, loaded: Loaded, data: str | Data | None, device: str) -> t
         settled: dict[str, object] = {"size": loaded.space.size, "channels": loaded.space.inputs}
         if "contract" in loaded.card:
             settled = {"contract": loaded.contract}
-            own = {name: value for name, value in own.items() if name not in ("size", "channels", "labels", "range")}
+            own = {name: value for name, value in own.items() if name not in ("size", "channels", "labels")}
         elif data is None:
             del settled["size"]
         options = {"source": source, "seed": request.seed, **settled, **own}

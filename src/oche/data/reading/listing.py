@@ -18,7 +18,7 @@ from torch import Tensor
 from oche.data.contract import IN_BYTES, LabelMap, PixelRule, decided
 from oche.data.images import ArraySource, Identity, ImageSet, LazySource
 from oche.data.memory import room
-from oche.data.problems import each, refuse, tried
+from oche.data.problems import SHOWN, each, refuse, tried
 from oche.data.reading.extremes import Ends, alone, ends, joined
 from oche.data.reading.files import Head, head, read_image
 from oche.data.reading.found import Filled, Wish
@@ -264,12 +264,7 @@ def _rule(
     own = [one.depth for one in heads["train"]]
     rule = wish.settled(decided(low, high, sorted(set(own)), all(one.whole for one in mine)))
     if len(set(own)) > 1 and not rule.whole_bytes and wish.span is None:
-        rarest, count = Counter(own).most_common()[-1]
-        at = listings["train"].names[own.index(rarest)]
-        raise UserError(
-            f"{name} mixes files of the types {', '.join(sorted(set(own)))}, {count} of them {rarest} such as {at}: one rule for values "
-            "cannot fit both; convert them to one depth, or say which values become 0 and 1, such as `--set data.range=0,255`."
-        )
+        raise UserError(_mixed(own, listings["train"].names, wish, name))
     notes: tuple[str, ...] = () if rule.whole_bytes or rule.scale == 1 else (f"Pixels: {rule.says()}.",)
     notes += alone(found)
     looked = {part: ranges[part] for part in ranges if part != "train" or wish.rule}
@@ -284,6 +279,22 @@ def _rule(
     every = [one for some in ranges.values() for one in some]
     fits = all(one.whole and one.ends.low >= 0 and one.ends.high <= 255 for one in every)
     return rule, rule.whole_bytes and fits and all(np.dtype(d).kind in "ui" for d in depths), notes
+
+
+def _mixed(own: Sequence[str], names: Sequence[str], wish: Wish, name: str) -> str:
+    """The sentence about train files of several types, and what can be done: beside a trained network only to convert them."""
+    said = f"{name} mixes files of the types {', '.join(sorted(set(own)))}"
+    if wish.rule is not None:
+        wanted = wish.rule.depth if wish.rule.depth in own else Counter(own).most_common(1)[0][0]
+        other = [at for at, depth in zip(names, own, strict=True) if depth != wanted]
+        why = ", as the network's training had them" if wanted == wish.rule.depth else ""
+        shown = ", ".join(other[:SHOWN]) + (", ..." if other[SHOWN:] else "")
+        return f"{said}: convert all to {wanted}{why}; {len(other)} of {len(own)} are not: {shown}."
+    rarest, count = Counter(own).most_common()[-1]
+    return (
+        f"{said}, {count} of them {rarest} such as {names[own.index(rarest)]}: one rule for values cannot fit both; convert them to one "
+        "depth, or say which values become 0 and 1, such as `--set data.range=0,255`."
+    )
 
 
 def _range(listing: Listing, i: int) -> Range:
