@@ -94,6 +94,36 @@ def test_what_an_old_run_did_not_record_is_said(begun: Run, tmp_path: Path) -> N
     assert unrecorded(begun)
 
 
+def test_what_labels_stood_for_in_an_old_run_is_said_to_be_unknown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for kind, shape in (("images", (8, 8, 3)), ("masks", (8, 8))):
+        (tmp_path / "scenes" / kind).mkdir(parents=True)
+        for n in range(12):
+            values = rng.integers(0, 2 if kind == "masks" else 256, shape, dtype=np.uint8)
+            Image.fromarray(values).save(tmp_path / "scenes" / kind / f"{n}.png")
+    says = tmp_path / "scenes" / "classes.toml"
+    says.write_text("[classes]\nground = 0\ntree = 1\n")
+    request = Request("darts", space="grid", data=str(tmp_path / "scenes"), budget="smoke", compare=0, device="cpu")
+    begun = api.start(resolve(request), tmp_path / "run")
+    assert not any("stand for" in note for note in reopen(begun.path)[0].data.notes)
+    table = json.loads(begun.read(PRINT))
+    del table["labels"]
+    begun.write(PRINT, json.dumps(table).encode())
+    said = f"{begun.path} has no record of what the labels in its masks stand for (it is older)"
+    assert any(note.startswith(said) for note in reopen(begun.path)[0].data.notes)
+    command = ["oche", "search", "--config", str(begun.file(Run.CONFIG)), "--dry-run", "--quiet"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert not stop.value.code
+    assert f"WARNING  {said}" in capsys.readouterr().out
+    says.unlink()  # labels are the numbers of classes, and the names of classes tell of them
+    with pytest.raises(UserError, match="the classes 'ground', 'tree' are gone"):
+        reopen(begun.path)
+
+
 def test_training_sees_the_searchs_split(begun: Run, tmp_path: Path) -> None:
     found = resolve(Request("random_sampling", space="toy", data="photos", budget="smoke", compare=0, device="cpu"))
     run = api.carry_out(found, begun).run

@@ -15,6 +15,8 @@ PRINT, LEDGER = "data.json", "ledger.json"
 
 UNRECORDED = "{run} did not record what its data were (it is older), so it cannot be told whether they are the same."
 
+MEANINGS = "{run} has no record of what the labels in its masks stand for (it is older), so it cannot be told whether they mean the same."
+
 
 def pin(run: Run, data: Data) -> None:
     """Writes what the data are into a new run."""
@@ -29,10 +31,17 @@ def unrecorded(run: Run) -> str | None:
     return None if there else UNRECORDED.format(run=run.path)
 
 
+def meanings_unrecorded(run: Run, data: Data) -> tuple[str, ...]:
+    """A sentence where masks are read by what their labels stand for, and a run recorded its data without that."""
+    before = _print_of(run)
+    told = before is not None and before.labels is not None
+    return () if told or data.ignore is None or not data.labels.entries else (MEANINGS.format(run=run.path),)
+
+
 def changes(run: Run, data: Data) -> tuple[str, ...] | None:
     """What has changed since the run began, in sentences; None where it did not record what its data were."""
-    if run.has(PRINT):
-        return differences(Fingerprint.loads(run.read(PRINT), str(run.file(PRINT))), fingerprint(data))
+    if (before := _print_of(run)) is not None:
+        return differences(before, fingerprint(data))
     facts = requested(run)[1].get("data", {})
     recorded = facts.get("fingerprint") if isinstance(facts, Mapping) else None
     if recorded is None:
@@ -54,4 +63,9 @@ def compared(run: Run, data: Data, *, split: bool = True) -> tuple[str, ...]:
         raise UserError(
             f"The data of {run.path} are not what they were: {'; '.join(wrong)}. Put them back, or begin a new run with `--data`."
         )
-    return (f"The data are not read as for {run.path}: {'; '.join(found)}.",) if found else ()
+    other = (f"The data are not read as for {run.path}: {'; '.join(found)}.",) if found else ()
+    return (*other, *meanings_unrecorded(run, data))
+
+
+def _print_of(run: Run) -> Fingerprint | None:
+    return Fingerprint.loads(run.read(PRINT), str(run.file(PRINT))) if run.has(PRINT) else None

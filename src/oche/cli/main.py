@@ -142,7 +142,7 @@ def search(
 
 def _note_changed_data(path: Path, plan: Plan) -> None:
     """Prints what has changed in the data since the run.toml was written, where the run beside it recorded that."""
-    from oche.api.pinned import changes
+    from oche.api.pinned import changes, meanings_unrecorded
 
     folder = path.parent
     found = changes(Run(folder), plan.data) if path.name == Run.CONFIG and Run(folder).has(Run.CONFIG) else None
@@ -150,6 +150,8 @@ def _note_changed_data(path: Path, plan: Plan) -> None:
         console.print(f"WARNING  {path} was edited after oche wrote it.", soft_wrap=True)
     for said in found or ():
         console.print(f"WARNING  the data are not those of {folder}: {said}", soft_wrap=True)
+    for said in meanings_unrecorded(Run(folder), plan.data) if found is not None else ():
+        console.print(f"WARNING  {said}", soft_wrap=True)
 
 
 def _repeated(path: Path, out: str | Path | None, trust: bool) -> tuple[Request, Mapping[str, object] | None]:
