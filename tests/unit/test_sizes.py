@@ -60,7 +60,7 @@ OWN = {
         "bench/identity.py",
         "bench/spawning.py",
     ),  # code of the user's own
-    *("data/memory.py", "search/record.py", "training/timing.py"),  # what the system says of itself
+    *("cli/started.py", "data/memory.py", "search/record.py", "training/timing.py"),  # what the system says of itself
     *(
         "genotype/zoo.py",
         "methods/papers.py",
