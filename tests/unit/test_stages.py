@@ -17,10 +17,10 @@ from oche.methods.darts import darts
 from oche.methods.random_features import random_features
 from oche.run import Run
 from oche.schedule import Linear
-from oche.search.begin import begin
+from oche.search.begin import begin, fresh_alpha
 from oche.search.loop import search
 from oche.search.method import Method
-from oche.search.stages import Stage, Staged
+from oche.search.stages import Enter, Stage, Staged, afresh, carry_on
 from oche.search.state import Problem, SearchState
 from oche.search.weights import same_shape
 from oche.spaces.edges import PartialChannels
@@ -163,6 +163,61 @@ def test_weights_may_change_their_shape_and_their_momentum_with_them() -> None:
         grown += t.shape != old.shape
     assert grown
     wide.weight_optimizer.step()
+
+
+# ---------------------------------------------------------------------- how far alpha has moved
+
+
+@dataclass(frozen=True)
+class Thirds:
+    """Three stages of an epoch each, which begin in this way; alpha is held in those of `held`."""
+
+    enter: Enter
+    held: tuple[int, ...] = ()
+
+    def __call__(self, problem: Problem, method: Method, ended: tuple[SearchState, ...]) -> Stage | None:
+        own = replace(method, arch_start=1.0) if len(ended) in self.held else method
+        return Stage(problem.space, own, 1, enter=self.enter if ended else afresh) if len(ended) < 3 else None
+
+
+def supernet_record(stages: Thirds) -> tuple[dict[str, object], SearchState]:
+    found: list[Mapping[str, object]] = []
+    asked = replace(problem(epochs=3), listener=lambda event, r: found.append(r) if event == "supernet" else None)
+    state = Staged("thirds", darts(), stages).search(asked).state
+    return dict(found[0]), state
+
+
+def rms(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    squares = [(a.detach() - b.detach()).square().flatten() for a, b in zip(one.values(), other.values(), strict=True)]
+    return float(torch.cat(squares).mean().sqrt())
+
+
+def test_alpha_that_begins_anew_in_each_stage_has_moved_since_the_last_beginning() -> None:
+    """And not since the first stage's, from which it lies as far as two random draws do."""
+    record, state = supernet_record(Thirds(afresh))
+    begun = fresh_alpha(state.problem, darts(), ["stage 2"])
+    assert record["alpha_moved"] == pytest.approx(rms(state.alpha, begun), rel=1e-6)
+    assert record["alpha_moved"] != pytest.approx(rms(state.alpha, state.at(0).alpha), rel=1e-3)
+
+
+def test_alpha_that_is_carried_on_has_moved_since_the_search_began() -> None:
+    record, state = supernet_record(Thirds(carry_on))
+    begun = fresh_alpha(state.problem, darts(), [])
+    assert record["alpha_moved"] == pytest.approx(rms(state.alpha, begun), rel=1e-6)
+
+
+def test_alpha_that_a_last_stage_only_holds_is_still_told_of() -> None:
+    """Tuning holds alpha, which a stage before it has stepped."""
+    record, state = supernet_record(Thirds(carry_on, held=(1, 2)))
+    assert record["alpha_moved"] == pytest.approx(rms(state.alpha, fresh_alpha(state.problem, darts(), [])), rel=1e-6)
+    assert "strengths_moved" not in record
+
+
+def test_alpha_that_no_stage_steps_has_not_moved() -> None:
+    record, _ = supernet_record(Thirds(afresh, held=(0, 1, 2)))
+    assert record["strengths_moved"] == 0
+    record, _ = supernet_record(Thirds(afresh, held=(1, 2)))
+    assert record["alpha_moved"] == 0
 
 
 # ---------------------------------------------------------------------- killed

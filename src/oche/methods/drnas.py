@@ -179,6 +179,7 @@ def widened(state: SearchState, ended: tuple[SearchState, ...]) -> None:
 
     if ended:
         state.weights.take_over(ended[-1].weights, fit)
+        state.began = ended[-1].began
         for group in state.space.groups:
             key = f"{group.name}/alpha"
             state.alpha[key].copy_(ended[-1].alpha[key] * state.alive(group).to(state.alpha[key]))

@@ -47,6 +47,7 @@ def begin(
         state.keeping = before.keeping
         state.stage, state.lines, state.genotype = before.stage + 1, before.lines, before.genotype
         state.steps_before, state.epochs_before = before.steps_before + before.step, before.epochs_before + before.epoch
+    state.began = state.now()
     shapes = {name: t.shape for name, t in alpha.items()}
     if before and {name: rows[0].shape for name, rows in before.trajectory.items()} == shapes:
         state.trajectory = {name: list(rows) for name, rows in before.trajectory.items()}

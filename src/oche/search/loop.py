@@ -35,7 +35,7 @@ def search(problem: Problem, method: Method) -> SearchResult:
     state = begin(problem, method)
     resume(state)
     advance(state, method)
-    return conclude(state, method, method.selection(state, problem))
+    return conclude(state, method.arch_start < 1, method.selection(state, problem))
 
 
 def advance(state: SearchState, method: Method) -> None:

@@ -6,7 +6,7 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -82,8 +82,11 @@ def end_epoch(state: SearchState, method: Method, seconds: float, images: int, s
     problem.listener("epoch", record)
 
 
-def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchResult:
-    """Scores the supernet and writes the genotype, last of all: from then on this search is done."""
+def conclude(state: SearchState, stepped: bool, genotype: Genotype) -> SearchResult:
+    """Scores the supernet and writes the genotype, last of all: from then on this search is done.
+
+    `stepped`: the search, or one of its stages, has epochs in which its optimiser steps alpha.
+    """
     problem = state.problem
     joined = connected(state, genotype)
     cut, genotype = joined != genotype, genotype if problem.literal else joined
@@ -94,7 +97,7 @@ def conclude(state: SearchState, method: Method, genotype: Genotype) -> SearchRe
         **named(val.metrics, "val"),
         "val_loss": val.loss,
         **val.honest(problem.task),
-        **_moved(state, method),
+        **_moved(state, stepped),
         "checkpoint_share": state.keeping.share,
     }
     if cut:
@@ -154,12 +157,13 @@ def _score(state: SearchState, who: str) -> float | None:
     return None if confusion is None else state.problem.task.score(confusion)
 
 
-def _moved(state: SearchState, method: Method) -> dict[str, float]:
-    """How far alpha is from where it began, the root mean square over entries; where no step moves it, how far the strengths are."""
-    if method.arch_start < 1:
-        alphas = [(rows[-1] - rows[0]).square().flatten() for rows in state.trajectory.values()]
+def _moved(state: SearchState, stepped: bool) -> dict[str, float]:
+    """How far alpha is from where it last began afresh, root mean square over entries; if no step moves it, how far the strengths are."""
+    if stepped:
+        alphas = [(t - state.began[name]).square().flatten() for name, t in state.now().items()]
         return {"alpha_moved": float(torch.cat(alphas).mean().sqrt())}
-    both = zip(state.at(0).strengths(), state.at(-1).strengths(), strict=True)
+    began = replace(state, alpha={name: t.to(state.alpha[name]) for name, t in state.began.items()})
+    both = zip(began.strengths(), state.strengths(), strict=True)
     strengths = [(now - first)[group.valid()].square() for (group, first), (_, now) in both]
     return {"strengths_moved": float(torch.cat(strengths).mean().sqrt())}
 

@@ -31,7 +31,10 @@ from oche.spaces import Space
 
 
 class Enter(Protocol):
-    """Changes a stage's fresh state by what the stages before it ended with: weights, alpha, memory."""
+    """Changes a stage's fresh state by what the stages before it ended with: weights, alpha, memory.
+
+    With alpha it takes over `began`; otherwise alpha counts as begun afresh.
+    """
 
     def __call__(self, state: SearchState, ended: tuple[SearchState, ...]) -> None: ...
 
@@ -44,6 +47,7 @@ def afresh(state: SearchState, ended: tuple[SearchState, ...]) -> None:
 def carry_on(state: SearchState, ended: tuple[SearchState, ...]) -> None:
     """Takes over the weights with their momentum, and alpha, of the stage before, as they are."""
     state.weights.take_over(ended[-1].weights, same_shape)
+    state.began = ended[-1].began
     for name, t in ended[-1].alpha.items():
         state.alpha[name].copy_(t)
 
@@ -121,8 +125,10 @@ class Staged:
         """Searches as `run` does, and returns the whole history too."""
         ended: tuple[SearchState, ...] = ()
         method = base = limited(problem, self.method)
+        stepped = False
         while stage := self.stages(problem, base, ended):
             method = stage.method
+            stepped |= method.arch_start < 1
             state = entered(problem, stage, ended)
             kept = Run.stage(len(ended))
             if problem.run and problem.run.has(kept):
@@ -138,7 +144,7 @@ class Staged:
             problem.run.rewind(
                 ended[-1].lines
             )  # what a killed process has written behind the last epoch is written again
-        return conclude(ended[-1], method, self.choose(problem, method, ended))
+        return conclude(ended[-1], stepped, self.choose(problem, method, ended))
 
 
 def entered(problem: Problem, stage: Stage, ended: tuple[SearchState, ...]) -> SearchState:
@@ -146,7 +152,10 @@ def entered(problem: Problem, stage: Stage, ended: tuple[SearchState, ...]) -> S
     own = replace(problem, space=stage.space, epochs=stage.epochs)
     state = begin(own, stage.method, stage.mask, ended[-1] if ended else None)
     state.span = stage.span
+    fresh = state.began
     stage.enter(state, ended)
+    if state.began is fresh:
+        state.began = state.now()
     return state
 
 

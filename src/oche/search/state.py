@@ -73,7 +73,8 @@ class SearchState:
     `step` and `epoch` count within the search, or within its stage number `stage`, which began after `steps_before` steps and
     `epochs_before` epochs of the stages before it and runs `progress` through `span`. `still` is set while a step is captured (`replay`);
     `slower` counts how often the rates were halved (`finite`); so many `processes` wrote the checkpoint that was taken over.
-    `keeping` is what was kept of it all, and is no part of it.
+    `began` is alpha as it was last begun afresh, on the CPU: at the search's start, or at that of the last stage that took none over.
+    `keeping` is what was kept of it all. Neither is a part of a checkpoint: `began` follows from the problem and the stages before.
     """
 
     problem: Problem
@@ -95,6 +96,7 @@ class SearchState:
     memory: dict[str, Tensor] = field(default_factory=dict)
     meters: dict[str, Tensor] = field(default_factory=dict)
     trajectory: dict[str, list[Tensor]] = field(default_factory=dict)
+    began: Alpha = field(default_factory=dict)
     genotype: str = ""
     still: bool = False
     slower: int = 0
@@ -202,8 +204,12 @@ class SearchState:
 
     def remember(self) -> None:
         """Adds alpha as it stands to the trajectory."""
-        for name, t in self.alpha.items():
-            self.trajectory.setdefault(name, []).append(t.detach().cpu().clone())
+        for name, t in self.now().items():
+            self.trajectory.setdefault(name, []).append(t)
+
+    def now(self) -> Alpha:
+        """A copy of alpha as it stands, on the CPU."""
+        return {name: t.detach().cpu().clone() for name, t in self.alpha.items()}
 
 
 def quiet(problem: Problem) -> Problem:
