@@ -73,7 +73,7 @@ def test_a_resumed_run_refuses_other_data_and_says_what_changed(begun: Run, tmp_
         said = r"the class 'b' is gone; the class 'c' is new"
     else:
         Image.new("RGB", (8, 8)).save(root / "a" / "04.png")
-        said = r"1 image or its label changed \(a/04\.png\)"
+        said = r"1 image changed \(a/04\.png\)"
     with pytest.raises(UserError, match=f"The data of .*run are not what they were: .*{said}"):
         resume(begun.path)
 

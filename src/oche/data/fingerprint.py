@@ -1,7 +1,8 @@
 """Pins a data set to a run: what every image is, in which part, and what has changed since.
 
 The digest of an image is that of its file, or of its values in an array, with its class or its mask's file: size, channels and the like do
-not enter. Of more than 20,000 files, all have their name and size in it and 512 of them their content.
+not enter. A short one of the image alone, and what its label says, tell what of the two has changed. Of more than 20,000 files, all have
+their name and size in their digests and 512 of them their content.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from weakref import WeakKeyDictionary
 
 from oche.data.facts import both
 from oche.data.images import ArraySource, Data, ImageSet, in_parallel
+from oche.data.marks import SHORT, Mark, label_text, short, short_of
 from oche.errors import UserError
 
 LENGTH = 12
@@ -23,6 +25,9 @@ LENGTH = 12
 
 NAMED = 20_000
 """Images of a part up to which their names are kept beside their digests."""
+
+DIGITS, LONGEST = 3, 40
+"""Labels are kept as texts, and numbered, where at most 16**DIGITS differ and none has more letters than `LONGEST`; else as digests."""
 
 SHOWN = 4
 WORKERS = 8
@@ -33,12 +38,18 @@ class Fingerprint:
     """Classes, and for each part the digests of its images in order, with their names where there are not too many.
 
     `labels` is what labels in files stand for (`contract.LabelMap`), None where that was not recorded. It does not enter the digest.
+    `images` are short digests of the images alone and `targets` what their labels say, or short digests of that where `plain` is false;
+    both are empty where they were not recorded. `thing` is what the targets are called.
     """
 
     classes: tuple[str, ...] = ()
     digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     labels: Mapping[str, int] | None = None
+    images: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    targets: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    plain: bool = False
+    thing: str = "label"
 
     @property
     def digest(self) -> str:
@@ -54,22 +65,40 @@ class Fingerprint:
         """As JSON."""
         digests = {part: "".join(found) for part, found in self.digests.items()}
         names = {part: list(found) for part, found in self.names.items()}
-        table = {"classes": list(self.classes), "digests": digests, "names": names}
-        return json.dumps(table if self.labels is None else {**table, "labels": dict(self.labels)}).encode()
+        table: dict[str, object] = {"classes": list(self.classes), "digests": digests, "names": names}
+        table |= {} if self.labels is None else {"labels": dict(self.labels)}
+        if self.images:
+            texts = sorted({text for part in self.targets.values() for text in part}) if self.plain else None
+            numbers = {text: f"{n:0{DIGITS}x}" for n, text in enumerate(texts or ())}
+            targets = {part: "".join(numbers.get(t, t) for t in found) for part, found in self.targets.items()}
+            images = {part: "".join(found) for part, found in self.images.items()}
+            table |= {"images": images, "targets": targets, "texts": texts, "thing": self.thing}
+        return json.dumps(table).encode()
 
     @classmethod
     def loads(cls, text: bytes, where: str) -> Fingerprint:
         """The fingerprint that `dumps` wrote. Raises UserError for anything else; `where` is what errors call it."""
         try:
             table: Any = json.loads(text)
-            digests = {
-                str(part): tuple(found[at : at + LENGTH] for at in range(0, len(found), LENGTH))
-                for part, found in table["digests"].items()
-            }
+            digests = _cut(table["digests"], LENGTH)
             names = {str(part): tuple(map(str, found)) for part, found in table["names"].items()}
             labels = {str(key): int(n) for key, n in table["labels"].items()} if "labels" in table else None
-            return cls(tuple(map(str, table["classes"])), digests, names, labels)
-        except (ValueError, KeyError, TypeError, AttributeError):
+            images, targets, texts = _cut(table.get("images", {}), SHORT), table.get("targets", {}), table.get("texts")
+            if texts is None:
+                targets = _cut(targets, SHORT)
+            else:
+                numbers = _cut(targets, DIGITS)
+                targets = {part: tuple(str(texts[int(n, 16)]) for n in found) for part, found in numbers.items()}
+            if any(
+                part not in targets or not len(images[part]) == len(targets[part]) == len(digests[part])
+                for part in images
+            ):
+                raise ValueError("not one for each image")
+            thing = str(table.get("thing", cls.thing))
+            return cls(
+                tuple(map(str, table["classes"])), digests, names, labels, images, targets, texts is not None, thing
+            )
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
             raise UserError(
                 f"{where} is damaged, so it cannot be told if the data are the same; remove it to go on."
             ) from None
@@ -82,31 +111,52 @@ def fingerprint(data: Data) -> Fingerprint:
     """
     if data in _KNOWN:
         return _KNOWN[data]
-    digests: dict[str, tuple[str, ...]] = {}
+    marks: dict[str, tuple[Mark, ...]] = {}
     names: dict[str, tuple[str, ...]] = {}
     for part in ("train", "val", "test"):
         identity = data.identities.get(part)
         if identity is None:
-            digests[part] = tuple(_of_pixels(getattr(data, part)))
+            marks[part] = tuple(_of_pixels(getattr(data, part), data.classes))
             continue
-        digests[part] = tuple(in_parallel(identity.digest, range(len(identity.names)), WORKERS))
+        marks[part] = tuple(in_parallel(identity.mark, range(len(identity.names)), WORKERS))
         if len(identity.names) <= NAMED:
             names[part] = identity.names
-    _KNOWN[data] = Fingerprint(data.classes, digests, names, data.labels.table)
+    told = {part: found for part, found in marks.items() if all(one.image for one in found)}
+    texts = {one.label for found in told.values() for one in found}
+    plain = data.ignore is None and len(texts) <= 16**DIGITS and max(map(len, texts), default=0) <= LONGEST
+    _KNOWN[data] = Fingerprint(
+        data.classes,
+        {part: tuple(one.whole for one in found) for part, found in marks.items()},
+        names,
+        data.labels.table,
+        {part: tuple(one.image for one in found) for part, found in told.items()},
+        {part: tuple(one.label if plain else short_of(one.label) for one in found) for part, found in told.items()},
+        plain,
+        Fingerprint.thing if data.ignore is None else "mask",
+    )
     return _KNOWN[data]
 
 
 _KNOWN: WeakKeyDictionary[Data, Fingerprint] = WeakKeyDictionary()
 
 
-def _of_pixels(images: ImageSet) -> Iterator[str]:
+def _cut(table: Mapping[str, str], length: int) -> dict[str, tuple[str, ...]]:
+    """Part -> pieces of this length that a text is joined of."""
+    return {
+        str(part): tuple(text[at : at + length] for at in range(0, len(text), length)) for part, text in table.items()
+    }
+
+
+def _of_pixels(images: ImageSet, classes: Sequence[str]) -> Iterator[Mark]:
     if not isinstance(images.source, ArraySource):
-        yield from (f"{i:0{LENGTH}x}" for i in range(len(images)))
+        yield from (Mark(f"{i:0{LENGTH}x}") for i in range(len(images)))
         return
     for pixels, targets in both(images):
         for one, target in zip(pixels.cpu(), targets.cpu(), strict=True):
-            raw = one.contiguous().numpy().tobytes() + target.contiguous().numpy().tobytes()
-            yield blake2b(raw, digest_size=LENGTH // 2).hexdigest()
+            own = blake2b(one.contiguous().numpy().tobytes(), digest_size=LENGTH // 2)
+            image = short(own.digest())
+            own.update(target.contiguous().numpy().tobytes())
+            yield Mark(own.hexdigest(), image, label_text(target, classes))
 
 
 def differences(before: Fingerprint, now: Fingerprint) -> tuple[str, ...]:
@@ -118,14 +168,15 @@ def differences(before: Fingerprint, now: Fingerprint) -> tuple[str, ...]:
     labels = _labels(before, now)
     if before.digest == now.digest:
         return tuple(labels)
-    found = [*_classes(before.classes, now.classes), *labels, *_images(before, now)]
+    images, same = _images(before, now)
+    found = [*_classes(before.classes, now.classes), *labels, *images]
     old, new = _places(before), _places(now)
     moved: Counter[tuple[str, str]] = Counter()
     copied = 0
-    for digest in old.keys() & new.keys():
-        was, there = _unshared(old[digest], new[digest])
+    for first, second in [*((digest, digest) for digest in old.keys() & new.keys()), *same]:
+        was, there = _unshared(old[first], new[second])
         moved.update(zip(was, there, strict=False))
-        copied += "train" in there[len(was) :] and old[digest]["test"] > 0
+        copied += "train" in there[len(was) :] and old[first]["test"] > 0
     if copied:
         found.append(f"{_counted(copied, 'test image')} {COPIED}")
     found += [f"{_counted(n, 'image')} {MOVED.format(a)} {b}" for (a, b), n in sorted(moved.items())]
@@ -154,10 +205,15 @@ def _labels(before: Fingerprint, now: Fingerprint) -> list[str]:
     return [f"labels mean something else ({', '.join(shown)}{', ...' if other[SHOWN:] else ''})"] if other else []
 
 
-def _images(before: Fingerprint, now: Fingerprint) -> list[str]:
-    """Sentences about images that changed, are gone, are new, or have other names."""
+Kept = tuple[str, str]
+"""The name of an image, "" where it was not kept, and its digest."""
+
+
+def _images(before: Fingerprint, now: Fingerprint) -> tuple[list[str], set[Kept]]:
+    """Sentences about images that changed, are gone, are new, or have other names; digests before and now of those with another label."""
     old, new = _names(before), _names(now)
-    gone, come = Counter[str](), Counter[str]()
+    gone: list[Kept] = []
+    come: list[Kept] = []
     renamed = []
     for digest in old.keys() | new.keys():
         was, there = old.get(digest, Counter()), new.get(digest, Counter())
@@ -165,16 +221,84 @@ def _images(before: Fingerprint, now: Fingerprint) -> list[str]:
         pairs = [(a, b) for a, b in zip(lost, found, strict=False) if a and b]
         renamed += [(a, b) for a, b in pairs if not f"/{a}".endswith(f"/{b}") and not f"/{b}".endswith(f"/{a}")]
         shared = min(len(lost), len(found))
-        gone.update(lost[shared:])
-        come.update(found[shared:])
-    changed = Counter({name: n for name, n in (gone & come).items() if name})
+        gone += [(name, digest) for name in lost[shared:]]
+        come += [(name, digest) for name in found[shared:]]
+    first, second = _parts(before), _parts(now)
+    pairs_ = _paired(gone, come, first, second)
+    changed, same = _changed(pairs_, first, second, now.thing)
+    gone_, come_ = Counter(name for name, _ in gone), Counter(name for name, _ in come)
+    known = Counter(name for name, _, _ in pairs_)
     said = [
-        _said(changed, "image or its label changed", "images or their labels changed"),
-        _said(gone - changed, "image is gone", "images are gone"),
-        _said(come - changed, "image is new", "images are new"),
+        *changed,
+        _said(gone_ - known, "image is gone", "images are gone"),
+        _said(come_ - known, "image is new", "images are new"),
         _said(Counter(f"{a} -> {b}" for a, b in renamed), "image has another name", "images have other names"),
     ]
-    return [sentence for sentence in said if sentence]
+    return [sentence for sentence in said if sentence], same
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The short digest of an image, and its label: as text where that is known, and as a short digest."""
+
+    image: str
+    label: str | None
+    digest: str
+
+
+def _parts(print_: Fingerprint) -> dict[str, _Part]:
+    """Digest -> image and label apart, where they were recorded."""
+    return {
+        whole: _Part(image, target if print_.plain else None, short_of(target) if print_.plain else target)
+        for part, images in print_.images.items()
+        for whole, image, target in zip(print_.digests[part], images, print_.targets[part], strict=True)
+    }
+
+
+def _paired(
+    gone: Sequence[Kept], come: Sequence[Kept], first: Mapping[str, _Part], second: Mapping[str, _Part]
+) -> list[tuple[str, str, str]]:
+    """(name, digest before, digest now) of images that are there with another digest: by name, without names by the image alone."""
+
+    def key(kept: Kept, known: Mapping[str, _Part]) -> tuple[str, str] | None:
+        name, digest = kept
+        return (name, "") if name else ("", known[digest].image) if digest in known else None
+
+    there: dict[tuple[str, str] | None, list[str]] = {}
+    for kept in sorted(come):
+        there.setdefault(key(kept, second), []).append(kept[1])
+    keys = ((kept, key(kept, first)) for kept in sorted(gone))
+    return [(name, digest, there[k].pop(0)) for (name, digest), k in keys if k is not None and there.get(k)]
+
+
+def _changed(
+    pairs: Sequence[tuple[str, str, str]], first: Mapping[str, _Part], second: Mapping[str, _Part], thing: str
+) -> tuple[list[str], set[Kept]]:
+    """Sentences about what of each pair changed, and the digests of those whose image is the same."""
+    either, labels, images, same = Counter[str](), Counter[str](), Counter[str](), set[Kept]()
+    for name, old, new in pairs:
+        was, there = first.get(old), second.get(new)
+        if was is None or there is None or (was.image, was.digest) == (there.image, there.digest):
+            either[name] += 1
+            continue
+        if was.image == there.image:
+            same.add((old, new))
+        else:
+            images[name] += 1
+        if was.digest != there.digest:
+            told = was.label is not None and there.label is not None
+            meant = f"{_quoted(was.label)} was, {_quoted(there.label)} is now" if told else ""
+            labels[": ".join(text for text in (name, meant) if text)] += 1
+    said = [
+        _said(labels, f"{thing} changed", f"{thing}s changed"),
+        _said(images, "image changed", "images changed"),
+        _said(either, f"image or its {thing} changed", f"images or their {thing}s changed"),
+    ]
+    return said, same
+
+
+def _quoted(label: str | None) -> str:
+    return repr(label) if label else "no label"
 
 
 def _said(names: Counter[str], one: str, several: str) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor
 from oche.base import sent
 from oche.data.contract import UNIT, Contract, LabelMap, PixelRule
 from oche.data.entries import Ledger
+from oche.data.marks import Mark
 
 Item = TypeVar("Item")
 
@@ -115,15 +116,15 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """What the images of a part are: their names, relative to what they were read from, and a digest of each, with its class or mask."""
+    """What the images of a part are: their names, relative to what they were read from, and the mark of each, with its class or mask."""
 
     names: tuple[str, ...]
-    digest: Callable[[int], str]
+    mark: Callable[[int], Mark]
 
     def subset(self, positions: Tensor) -> Identity:
         """Of the images at these positions."""
         at = positions.tolist()
-        return Identity(tuple(self.names[i] for i in at), lambda i: self.digest(at[i]))
+        return Identity(tuple(self.names[i] for i in at), lambda i: self.mark(at[i]))
 
 
 @dataclass(frozen=True, eq=False)

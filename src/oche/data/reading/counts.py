@@ -16,6 +16,7 @@ from torch import Tensor
 
 from oche.data.entries import Fate
 from oche.data.images import Data, Identity
+from oche.data.marks import Mark, label_text
 from oche.data.problems import refuse
 from oche.data.reading.files import images_below
 from oche.data.reading.folders import folder_fates
@@ -85,10 +86,12 @@ def placed(found: Filled, places: Mapping[str, Places], size: tuple[int, int], g
 
 
 def _with_targets(identity: Identity, targets: Tensor) -> Identity:
-    def digest(i: int) -> str:
-        return blake2b(identity.digest(i).encode() + targets[i].numpy().tobytes(), digest_size=6).hexdigest()
+    def mark(i: int) -> Mark:
+        own, target = identity.mark(i), targets[i]
+        whole = blake2b(own.whole.encode() + target.numpy().tobytes(), digest_size=6).hexdigest()
+        return Mark(whole, own.image, label_text(target, ()))
 
-    return Identity(identity.names, digest)
+    return Identity(identity.names, mark)
 
 
 # ------------------------------------------------------------------ arrays

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from oche.data.contract import IN_BYTES, LabelMap, PixelRule, decided
 from oche.data.images import ArraySource, Identity, ImageSet, LazySource
+from oche.data.marks import Mark, short
 from oche.data.memory import room
 from oche.data.problems import SHOWN, each, refuse, tried
 from oche.data.reading.extremes import Ends, alone, ends, joined
@@ -343,24 +344,27 @@ def identities(listings: Mapping[str, Listing], classes: Sequence[str]) -> dict[
     root = os.path.commonprefix(names)  # noqa: RUF071  names need not be paths; cut at the last separator below
     start = root.rfind(os.sep) + 1
     return {
-        part: Identity(tuple(name[start:] for name in one.names), partial(_digest, one, tuple(classes)))
+        part: Identity(tuple(name[start:] for name in one.names), partial(_mark, one, tuple(classes)))
         for part, one in listings.items()
     }
 
 
-def _digest(listing: Listing, classes: tuple[str, ...], i: int) -> str:
-    """Of an image's file, or values where it is none, and of its class or mask; of `SAMPLED` files in very many, else name and size."""
+def _mark(listing: Listing, classes: tuple[str, ...], i: int) -> Mark:
+    """By an image's file, or values where it is none, and its class or mask; of `SAMPLED` files in very many, else name and size."""
     whole = len(listing) <= MANY or i % (len(listing) // SAMPLED) == 0
-    own = blake2b(digest_size=DIGEST)
-    for name, values in (
-        (listing.names[i], listing.read),
-        (listing.mask_names[i] if listing.mask else "", listing.mask),
-    ):
-        if values is None:
-            continue
+
+    def content(name: str, values: Callable[[int], NDArray[np.generic]]) -> bytes:
         if os.path.isfile(name):
-            own.update(Path(name).read_bytes() if whole else f"{Path(name).name} {os.path.getsize(name)}".encode())
-        else:
-            own.update(np.ascontiguousarray(values(i)).tobytes())
-    own.update(classes[listing.labels[i]].encode() if listing.labels and classes else b"")
-    return own.hexdigest()
+            return Path(name).read_bytes() if whole else f"{Path(name).name} {os.path.getsize(name)}".encode()
+        return np.ascontiguousarray(values(i)).tobytes()
+
+    own = blake2b(content(listing.names[i], listing.read), digest_size=DIGEST)
+    image, label = short(own.digest()), ""
+    if listing.mask is not None:
+        mask = content(listing.mask_names[i], listing.mask)
+        own.update(mask)
+        label = blake2b(mask, digest_size=DIGEST).hexdigest()
+    if listing.labels and classes:
+        label = classes[listing.labels[i]]
+        own.update(label.encode())
+    return Mark(own.hexdigest(), image, label)

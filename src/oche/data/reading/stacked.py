@@ -15,6 +15,7 @@ from oche.data.contract import decided
 from oche.data.entries import Fate
 from oche.data.facts import CHUNK
 from oche.data.images import Identity, ImageSet
+from oche.data.marks import Mark, label_text, short
 from oche.data.problems import refuse
 from oche.data.reading.classes import classes_of, label_keys, numbered
 from oche.data.reading.counts import NAMES, array_places, grid_of, placed
@@ -190,12 +191,13 @@ def _arrays_filled(
 def _identity(part: str, images: NDArray[np.generic], targets: Tensor, classes: Sequence[str]) -> Identity:
     """Rows of an array, named by their number."""
 
-    def digest(i: int) -> str:
+    def mark(i: int) -> Mark:
         own = blake2b(np.ascontiguousarray(images[i]).tobytes(), digest_size=6)
+        image = short(own.digest())
         own.update(targets[i].numpy().tobytes() if targets.ndim == 2 else classes[int(targets[i])].encode())
-        return own.hexdigest()
+        return Mark(own.hexdigest(), image, label_text(targets[i], classes))
 
-    return Identity(tuple(f"{part} {i}" for i in range(len(images))), digest)
+    return Identity(tuple(f"{part} {i}" for i in range(len(images))), mark)
 
 
 def _range(array: NDArray[np.generic]) -> tuple[float, float]:
