@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 
 from oche.data import Data
-from oche.data.fingerprint import LEAKS, Fingerprint, differences, fingerprint
+from oche.data.changes import LEAKS, differences
+from oche.data.fingerprint import Fingerprint, fingerprint
 from oche.errors import UserError
 from oche.plan.request import requested
 from oche.run import Run

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from oche.data import load
-from oche.data.fingerprint import LEAKS, Fingerprint, differences, fingerprint
+from oche.data.changes import LEAKS, differences
+from oche.data.fingerprint import Fingerprint, fingerprint
 from oche.errors import UserError
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from oche import config
 from oche.data import Data, load
-from oche.data.fingerprint import differences, fingerprint
+from oche.data.changes import differences
+from oche.data.fingerprint import fingerprint
 from oche.data.reading.texts import spelled
 from oche.errors import UserError
 from oche.plan.parts import data_facts, path_of

@@ -12,7 +12,8 @@ from PIL import Image
 from sklearn.preprocessing import MultiLabelBinarizer
 
 from oche.data import load
-from oche.data.fingerprint import differences, fingerprint
+from oche.data.changes import differences
+from oche.data.fingerprint import fingerprint
 from oche.errors import UserError
 
 
