@@ -115,21 +115,25 @@ def plots(records: Sequence[Record], alphas: bytes | None = None) -> dict[str, P
     Args:
         records: the run's log.
         alphas: the content of its alphas.npz. Raises UserError where that is damaged.
+
+    An alpha that nothing trains is not shown (`untrained`).
     """
     found: dict[str, Plot] = {}
     if comparison := _comparison(records):
         found["comparison"] = comparison
     if confusion := _confusion(records):
         found["confusion"] = confusion
+    idle = untrained(records)
     changes = tuple(x for x, changed in _series(records, "epoch", "changed") if changed)
     for name, (title, unit, kind, keys) in CURVES.items():
         scale = 100.0 if unit == "%" else 1.0
         lines = {label: [(x, scale * y) for x, y in _series(records, kind, key)] for key, label in keys.items()}
-        if lines := {label: points for label, points in lines.items() if points}:
+        lines = {label: points for label, points in lines.items() if points}
+        if lines and not (idle and name == "entropy"):
             found[name] = Curves(title, unit, lines, changes if name == "entropy" else ())
         if name == "entropy" and (skips := _skips(records)):
             found["skips"] = Curves("Skip connections that would be chosen", "", skips)
-    if alphas is not None:
+    if alphas is not None and not idle:
         try:
             found |= _alphas(alphas)
         except (OSError, ValueError, EOFError, RuntimeError, LookupError, BadZipFile, zlib.error) as error:
@@ -137,6 +141,21 @@ def plots(records: Sequence[Record], alphas: bytes | None = None) -> dict[str, P
                 f"The run's alphas are damaged ({error}); remove alphas.npz to report on the rest."
             ) from None
     return found
+
+
+def untrained(records: Sequence[Record]) -> bool:
+    """True if all epochs so far trained a supernet's weights alone: none stepped alpha, and no strength of an operation has changed.
+
+    >>> one = {"kind": "epoch", "phase": "weights", "entropy": 1.0}
+    >>> untrained([one, one]), untrained([one, one | {"entropy": 0.9}]), untrained([one, one | {"phase": "search"}])
+    (True, False, False)
+    """
+    epochs = [r for r in records if r.get("kind") == "epoch"]
+    moved = any(number(r.get("strengths_moved")) for r in records if r.get("kind") == "supernet")
+    still = all(
+        r.get("phase") in ("weights", "warm-up") and r.get("entropy") == epochs[0].get("entropy") for r in epochs
+    )
+    return bool(epochs) and still and not moved
 
 
 def number(value: object) -> float | None:

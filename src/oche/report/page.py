@@ -17,7 +17,7 @@ from oche.genotype import Genotype
 from oche.report import claims, samples
 from oche.report.draw import draw, draw_text
 from oche.report.facts import facts, frames, headline, limits
-from oche.report.figures import Comparison, Curves, Record, Strips, plots
+from oche.report.figures import Comparison, Curves, Record, Strips, plots, untrained
 from oche.report.interactive import spec
 from oche.report.sections import citations, class_scores, confused, data_facts, front_cells
 from oche.report.static import GREY, INK, LINE, PAPER, SOFT, svg
@@ -147,6 +147,7 @@ def made(run: Run) -> tuple[str, dict[str, bytes]]:
     curves = {name: spec(plot) for name, plot in shown.items() if isinstance(plot, Curves)}
     strips = {name: spec(plot) for name, plot in shown.items() if isinstance(plot, Strips)}
     live = curves | strips
+    of_epochs = {key: how for key, how in EPOCH.items() if not (key == "entropy" and untrained(records))}
     page = template("report").render(
         title=run.path.resolve().name,
         subtitle=subtitle(config),
@@ -176,7 +177,7 @@ def made(run: Run) -> tuple[str, dict[str, bytes]]:
         confused=confused(records),
         data=data_facts(run),
         citations=citations(config),
-        epochs=[table for kind in ("epoch", "train_epoch") if (table := _table(records, kind, EPOCH))],
+        epochs=[table for kind in ("epoch", "train_epoch") if (table := _table(records, kind, of_epochs))],
         settings=_flat(config),
         files={n: text for n, text in FILES.items() if run.has(n) or (n == Run.FIGURES and stills)},
         folder=str(run.path),
