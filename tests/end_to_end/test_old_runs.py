@@ -84,6 +84,8 @@ def assert_ended_as(run: Path, wanted: Mapping[str, object]) -> None:
     told = wanted["log"]
     assert isinstance(told, list)
     kinds = {record["kind"] for record in told}
+    if "network" in kinds:  # kept as it was searched: since 29f11ef it is not warned of a cell that nothing derives
+        told = [{key: value for key, value in record.items() if key != "warning"} for record in told]
     assert list(differences([r for r in records(run) if r["kind"] in kinds], told)) == []
     if "alphas" in wanted:
         with np.load(run / "alphas.npz") as arrays:
