@@ -73,7 +73,7 @@ class SearchState:
     `step` and `epoch` count within the search, or within its stage number `stage`, which began after `steps_before` steps and
     `epochs_before` epochs of the stages before it and runs `progress` through `span`. `still` is set while a step is captured (`replay`);
     `slower` counts how often the rates were halved (`finite`); so many `processes` wrote the checkpoint that was taken over.
-    `began` is alpha as it was last begun afresh, on the CPU: at the search's start, or at that of the last stage that took none over.
+    `began` is alpha as it was last begun afresh: at the search's start, or at that of the last stage that took none over.
     `keeping` is what was kept of it all. Neither is a part of a checkpoint: `began` follows from the problem and the stages before.
     """
 
@@ -205,11 +205,11 @@ class SearchState:
     def remember(self) -> None:
         """Adds alpha as it stands to the trajectory."""
         for name, t in self.now().items():
-            self.trajectory.setdefault(name, []).append(t)
+            self.trajectory.setdefault(name, []).append(t.cpu())
 
     def now(self) -> Alpha:
-        """A copy of alpha as it stands, on the CPU."""
-        return {name: t.detach().cpu().clone() for name, t in self.alpha.items()}
+        """A copy of alpha as it stands, on its device."""
+        return {name: t.detach().clone() for name, t in self.alpha.items()}
 
 
 def quiet(problem: Problem) -> Problem:
