@@ -56,6 +56,15 @@ def searched(path: Path, data: str | Data = SMALL, **options: object) -> api.Fou
     return api.search("darts", data=data, out=path, **arguments)  # type: ignore[arg-type]
 
 
+def photos(folder: Path) -> None:
+    """Writes a folder of three classes with ten images each."""
+    rng = np.random.default_rng(0)
+    for name in "abc":
+        (folder / name).mkdir(parents=True)
+        for i in range(10):
+            Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+
+
 def trained(path: Path, data: Data = SMALL, **options: object) -> Trained:
     return train_network(CELL, space="toy", data=data, protocol="smoke", epochs=1, batch=6, out=path, **options)  # type: ignore[arg-type]
 
@@ -121,16 +130,26 @@ def test_what_learns_has_gradients_whatever_the_caller_has_switched_off(
     assert again.test == plain.test == score
 
 
-def test_data_that_are_read_in_inference_mode_can_be_trained_on(tmp_path: Path) -> None:
-    x = np.random.default_rng(0).integers(0, 256, (24, 8, 8, 3), dtype=np.uint8)
-    np.savez(tmp_path / "x.npz", x=x, y=np.arange(24) % 3)
-    given: dict[str, Any] = {"data": str(tmp_path / "x.npz"), "device": "cpu", "progress": False, "epochs": 1}
+def test_images_that_are_read_in_inference_mode_can_be_trained_on(tmp_path: Path) -> None:
+    """Of files, whose tensors are changed in place; arrays are copied first."""
+    photos(tmp_path / "photos")
+    given: dict[str, Any] = {"data": str(tmp_path / "photos"), "device": "cpu", "progress": False, "epochs": 1}
     plain = train_network("resnet8", protocol="smoke", out=tmp_path / "plain", **given)
     with torch.inference_mode():
         again = train_network("resnet8", protocol="smoke", out=tmp_path / "again", **given)
         found = api.search("rf_darts", space="toy", budget="smoke", compare=0, out=tmp_path / "run", **given)
     assert again.test == plain.test
     assert found.history
+
+
+@pytest.mark.usefixtures("no_export")
+def test_the_comparison_tells_how_a_rival_reads_the_same_data(tmp_path: Path) -> None:
+    photos(tmp_path / "my photos")
+    found = searched(
+        tmp_path / "run", str(tmp_path / "my photos"), compare=1, compare_seeds=1, rivals="resnet8", protocol="smoke"
+    )
+    record = next(r for r in found.run.records() if r["kind"] == "comparison")
+    assert record["again"] == f"--data '{tmp_path / 'my photos'}'"
 
 
 def test_a_run_is_never_overwritten(tmp_path: Path) -> None:

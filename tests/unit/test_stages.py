@@ -14,6 +14,7 @@ from torch import Tensor
 
 from oche.errors import UserError
 from oche.methods.darts import darts
+from oche.methods.drnas import widened
 from oche.methods.random_features import random_features
 from oche.run import Run
 from oche.schedule import Linear
@@ -200,8 +201,9 @@ def test_alpha_that_begins_anew_in_each_stage_has_moved_since_the_last_beginning
     assert record["alpha_moved"] != pytest.approx(rms(state.alpha, state.at(0).alpha), rel=1e-3)
 
 
-def test_alpha_that_is_carried_on_has_moved_since_the_search_began() -> None:
-    record, state = supernet_record(Thirds(carry_on))
+@pytest.mark.parametrize("enter", [carry_on, widened])
+def test_alpha_that_is_carried_on_has_moved_since_the_search_began(enter: Enter) -> None:
+    record, state = supernet_record(Thirds(enter))
     begun = fresh_alpha(state.problem, darts(), [])
     assert record["alpha_moved"] == pytest.approx(rms(state.alpha, begun), rel=1e-6)
 
