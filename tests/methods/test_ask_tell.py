@@ -34,6 +34,8 @@ from oche.search.loop import search
 from oche.search.searcher import as_searcher
 from oche.search.state import Problem
 from oche.spaces import SPACES, Space
+from oche.spaces.fit import fit, width_of
+from oche.spaces.limits import Limits
 from oche.spaces.neighbours import neighbours
 from oche.spaces.sampling import sample
 from oche.spaces.toy import ToySpace
@@ -363,6 +365,20 @@ def test_a_brief_training_is_scored_on_validation_images() -> None:
     assert score(cell) == 100 * evaluate(network, data.val, none(data), fabric, task).value
     with pytest.raises(UserError, match="no protocol"):
         TrainingScore("smok").ready(problem, ())
+
+
+def test_a_brief_training_under_limits_is_of_the_network_that_would_be_handed_out() -> None:
+    """Cells are compared as wide as the limits allow: at the searched width a cheap one would have less than it may take."""
+    limits = Limits(parameters=20_000)
+    problem, cell = replace(tiny_problem(), limits=limits), CELLS[-1]
+    data, fabric, task = problem.data, problem.fabric, problem.task
+    fitted = fit(problem.space, cell, limits)
+    assert width_of(fitted.space) != width_of(problem.space)
+    network = retrain(Training(fitted.space, cell, data, PROTOCOLS["smoke"], problem.seed, fabric, task=task))
+    assert (
+        TrainingScore("smoke").ready(problem, ())(cell)
+        == 100 * evaluate(network, data.val, none(data), fabric, task).value
+    )
 
 
 def test_a_brief_training_takes_its_least_number_of_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from oche.search.checkpoint import loads, resume
 from oche.search.loop import advance
 from oche.search.method import Method
 from oche.search.state import Problem
+from oche.spaces.fit import fit
 from oche.tables import TableLike, table_named
 from oche.training.evaluate import evaluate
 from oche.training.protocols import BRIEF, PROTOCOLS, lengthened
@@ -101,17 +102,21 @@ class SupernetScore:
 
 @dataclass(frozen=True)
 class TrainingScore:
-    """Trains each cell's network from scratch, at the searched size, and scores it: `protocol`, or the brief one that fits the data."""
+    """Trains each cell's network from scratch and scores it: `protocol`, or the brief one that fits the data.
+
+    The network is that of the searched size, or under limits the one that would be handed out: as wide as they allow.
+    """
 
     protocol: str | None = None
 
     def ready(self, problem: Problem, watch: Sequence[Callback]) -> Scorer:
         """Only looks the protocol up."""
-        space, data, fabric, task = problem.space, problem.data, problem.fabric, problem.task
+        space, data, fabric, task = problem.built or problem.space, problem.data, problem.fabric, problem.task
         protocol = lengthened(PROTOCOLS[self.named(space.task)], len(data.train))
 
         def score(genotype: Genotype) -> float:
-            training = Training(space, genotype, data, protocol, problem.seed, fabric, task=task)
+            fitted = fit(space, genotype, problem.limits)
+            training = Training(fitted.space, fitted.genotype, data, protocol, problem.seed, fabric, task=task)
             return 100 * evaluate(retrain(training), data.val, none(data), fabric, task).value
 
         return score
