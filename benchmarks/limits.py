@@ -138,7 +138,14 @@ def steps_of(arm: str, seed: int, data: Path, runs: Path) -> list[Step]:
     if arm in RIVALS:
         return [Step(arm, seed, folder / "trained", ("train", arm, *given, *trained))]
     if arm == "best_of_table":
-        return [Step(arm, seed, folder / "trained", ("train", BEST_OF_TABLE, "--space", "nb201", *given, *trained))]
+        return [
+            Step(
+                arm,
+                seed,
+                folder / "trained",
+                ("train", BEST_OF_TABLE, *given, *trained, "--space", "nb201", "--set", "space.cells=1"),
+            )
+        ]
     method, space = SEARCHED[arm]
     searching = ["search", method, "--space", space, *given, "--compare", "0", *usual]
     if method == "random_search":
