@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("svg")
+from goals import GOALS, OTHERS
 from matplotlib import pyplot as plt
 from results_page import READING
 
@@ -25,25 +26,6 @@ LOG = "performance.jsonl"
 Result = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class Goal:
-    """The goal of a row: a ratio, a stretch, and a memory ratio (0: none asked)."""
-
-    work: str
-    ratio: float
-    stretch: float = 0.0
-    memory: float = 0.0
-
-
-GOALS = {
-    "goal/darts": Goal("DARTS space, C=16, L=8, batch 64", 10, 13, 5),
-    "goal/exact": Goal("the same, second order, batch 16: exact product", 7, 9, 5),
-    "goal/finite": Goal("the same, second order, batch 16: finite difference", 9, 12, 5),
-    "goal/pcdarts": Goal("PC-DARTS, batch 64", 5, 10, 2),
-    "goal/nb201": Goal("NAS-Bench-201, C=16, N=5, batch 64", 3.5, 5, 4),
-    "goal/rf": Goal("random features against training all weights, DARTS space, batch 64", 1.15, 1.25),
-    "goal/augment": Goal("augmentation of a batch of 64 against PIL, image by image", 8),
-}
 ABOUT = {
     "also/darts-b16": "DARTS space, batch 16",
     "also/nb201-portable": "NAS-Bench-201, batch 64, portable tier (no compiler) against plain cells in channels_last",
@@ -51,9 +33,7 @@ ABOUT = {
     "also/darts-channels-last": "DARTS space, batch 16, against plain cells in channels_last",
     "also/darts-portable": "DARTS space, batch 16, portable tier (no compiler) against plain cells in channels_last",
     "also/darts-peer": "DARTS space, batch 16, against a literal DARTS without oche",
-    "also/darts-nhwc": "DARTS space, batch 64, against the published step in channels_last",
     "also/pcdarts-nhwc": "PC-DARTS, batch 64, against the published step in channels_last",
-    "also/nb201-nhwc": "NAS-Bench-201, batch 64, against the published step in channels_last",
     "also/exact-nhwc": "second order, batch 16: exact product against the published finite difference in channels_last",
     "also/darts-bf16": "DARTS space, batch 16, bf16 against fp32 reference",
     "also/darts-recompute": "DARTS space, batch 16, recomputed cells against kept ones",
@@ -163,6 +143,13 @@ def goals(rows: dict[str, Result]) -> list[str]:
         )
         stretch = f"{goal.stretch:g}x" if goal.stretch else ""
         body.append([goal.work, f"{goal.ratio:g}x", stretch, f"**{ratio:.2f}x**", verdict, less, asked])
+    for other in OTHERS:
+        if other.row not in rows:
+            continue
+        value = other.of(rows[other.row])
+        asked = [f"{'at most ' * other.most}{at:g}{other.unit}" for at in (other.goal, other.stretch)]
+        measured = f"**{value:.2f}{other.unit}**" if math.isfinite(value) else "not reached"
+        body.append([other.work, *asked, measured, other.verdict(value), "", ""])
     return _table(["work", "goal", "stretch", "measured", "", "memory", "goal"], body)
 
 
@@ -236,7 +223,7 @@ def kernels(rows: dict[str, Result]) -> list[str]:
     """Calls and seconds an iteration of the compiled kernels, of the rows with the most of them."""
     body = []
     for name in GOALS:
-        row = rows.get(name, {})
+        row = rows.get(name, {}) if name.startswith("goal/") else {}
         for kernel, (count, seconds) in sorted(
             row.get("sides", {}).get(row.get("tier"), {}).get("kernels", {}).items(), key=lambda item: -item[1][1]
         )[:4]:
@@ -287,7 +274,7 @@ def epochs(row: Result) -> list[str]:
 
 def stages(rows: dict[str, Result]) -> plt.Figure | None:
     """Seconds an iteration by stage, as a share of the whole."""
-    shown = {n: r["sides"][r["tier"]] for n, r in rows.items() if n in GOALS and "sides" in r}
+    shown = {n: r["sides"][r["tier"]] for n, r in rows.items() if n.startswith("goal/") and "sides" in r}
     shown = {n: side for n, side in shown.items() if side["stages"]}
     if not shown:
         return None
@@ -306,7 +293,7 @@ def stages(rows: dict[str, Result]) -> plt.Figure | None:
 
 def memory(rows: dict[str, Result]) -> plt.Figure | None:
     """Peak memory of both sides."""
-    shown = {n: r for n, r in rows.items() if n in GOALS and "sides" in r}
+    shown = {n: r for n, r in rows.items() if n.startswith("goal/") and "sides" in r}
     if not shown:
         return None
     figure, axis = plt.subplots(figsize=(7, 0.6 + 0.55 * len(shown)), layout="constrained")

@@ -6,7 +6,7 @@
 
 A row is a command; its answer goes to docs/results/performance.jsonl as soon as it is there, with the machine and the commit that last
 touched src/ or benchmarks/. Rows that the log has of this machine, commit and command are skipped, so an interrupted run carries on;
-with uncommitted changes in either folder nothing is skipped. A row that fails, or takes over a quarter of an hour, is told and does not
+with uncommitted changes in either folder nothing is skipped. A row that fails, or takes over half an hour, is told and does not
 stop the others; an interrupted run renders what is there.
 """
 
@@ -33,7 +33,11 @@ SMALL = ("--batch", "8", "--set", "cells=4", "--repeats", "1", "--iterations", "
 PLAIN = ("--against", "reference-channels-last")
 CHANNELS_LAST = ("--tier", "portable", "--against", "reference-channels-last")
 COMPILED = ("--tier", "portable", "--compile", "--against", "eager")
-LONGEST = 900
+LARGE = (
+    *("--channels", "36", "--cells", "20", "--batch", "32", "--repeats", "3", "--threads", "1"),
+    *("--forms", "NCHW", "channels_last", "kernels"),
+)
+LONGEST = 1800
 NHWC = ("--against", "reference-nhwc")
 
 
@@ -80,6 +84,8 @@ ROWS: list[Row] = [
     _supernet("also/nb201-nhwc", "--space", "nb201", "--batch", "64", *NHWC, *FEW),
     _supernet("also/exact-nhwc", "--order", "exact", "--batch", "16", *NHWC, *ONCE),
     Row("goal/busy", "busy.py"),
+    Row("goal/train36", "retrain.py", LARGE),
+    Row("goal/ninety", "ninety.py"),
     Row("goal/augment", "augment.py"),
     Row("also/augment-one-thread", "augment.py", ("--threads", "1")),
     Row("goal/start", "start.py"),
