@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from oche.base import counted
 from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.methods.darts import darts
+from oche.methods.single_stage import single_stage
 from oche.methods.sparse_code import SparseCode
 from oche.optim import Adam
 from oche.search.begin import begin, packable
@@ -328,12 +330,40 @@ def test_the_search_is_no_wider_than_the_budget_and_than_the_limit() -> None:
     assert eights.channels == 8  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(("name", "most"), [("toy", 9_000), ("nb201", 60_000), ("chain", 25_000), ("grid", 60_000)])
+def test_a_supernet_that_is_handed_out_is_as_wide_as_all_of_it_may_be(name: str, most: int) -> None:
+    """By its own parameters without alpha: what the freeze leaves is never cut. One too large at its narrowest is as wide as others."""
+    space = tiny_space(name, tiny_data(), **SMALL[name])
+    wide = searched(space, Limits(parameters=most), lambda s: True, keeps_weights=True)
+
+    def count(channels: int) -> int:
+        problem = tiny_problem(name, **{**SMALL[name], "channels": channels})  # type: ignore[arg-type]
+        kept = Keep()(begin(problem, single_stage().method), problem)
+        return sum(p.numel() for p in problem.space.network(kept).parameters())
+
+    channels = wide.channels  # type: ignore[attr-defined]
+    assert channels > space.channels  # type: ignore[attr-defined]
+    assert count(channels) <= most < count(channels + 1)
+    least = cost(space, smallest(space, Limits())).parameters + 10
+    narrow = (searched(space, Limits(parameters=least), lambda s: True, keeps_weights=keeps) for keeps in (True, False))
+    assert next(narrow) == next(narrow)
+
+
 def test_widest_needs_a_width_that_keeps() -> None:
     space = tiny_space("nb201", tiny_data(), channels=8, cells=1)
     assert widest(space, sample(space, counted(2, "width")), Limits(parameters=10)) is None
 
 
 # ------------------------------------------------------------------ the road
+
+
+def test_nothing_is_cut_from_a_single_stage_network_after_its_training(tmp_path: Path) -> None:
+    """Its supernet was made as wide as it may be before: all candidates are there, and the limit is nearly full."""
+    found = oche.search("single_stage", space="toy", budget="smoke", max_params="6k", out=tmp_path / "run")
+    table = json.loads(found.run.read("genotype.json"))["fitted"]
+    assert table["done"] == []
+    assert 0.7 < table["shares"]["parameters"] <= 1
+    assert sum(p.numel() for p in found.network().parameters()) == table["costs"]["parameters"] <= 6000
 
 
 @pytest.mark.slow

@@ -265,7 +265,7 @@ def _within(limits: Limits, space: Space, searcher: SearcherLike) -> Space:
             return False
         return True
 
-    space = searched(space, limits, allowed)
+    space = searched(space, limits, allowed, found.keeps_weights)
     check(space, limits, found.keeps_weights)
     return space
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 
 from oche.base import counted
 from oche.errors import UserError
-from oche.genotype import Genotype
+from oche.genotype import Choice, Genotype
 from oche.spaces.base import Space
 from oche.spaces.cost import priced
 from oche.spaces.edges import KEPT_NORMED, TRAINED
@@ -107,6 +107,20 @@ def widest(space: Space, genotype: Genotype, limits: Limits, price: Pricer | Non
     return None if found is None else with_width(space, found)
 
 
+def whole(space: Space) -> Genotype:
+    """Every candidate of the space on every edge, as a method hands it out that decodes nothing."""
+    choices = {
+        group.name: tuple(
+            Choice(*edge, op)
+            for edge, ops in zip(group.edges, group.ops, strict=True)
+            for op in ops
+            if op != "none" or len(ops) == 1
+        )
+        for group in space.groups
+    }
+    return Genotype(space.name, choices, space.sharing, KEPT_NORMED)
+
+
 def greatest(low: int, high: int, keeps: Callable[[int], bool], first: int) -> int | None:
     """The greatest number from low to high that keeps, if all below it do; `first` is tried first. None where not even low does."""
     if not low <= first <= high:
@@ -126,14 +140,23 @@ def greatest(low: int, high: int, keeps: Callable[[int], bool], first: int) -> i
     return low
 
 
-def searched(space: Space, limits: Limits, allowed: Callable[[Space], bool], price: Pricer | None = None) -> Space:
+def searched(
+    space: Space,
+    limits: Limits,
+    allowed: Callable[[Space], bool],
+    keeps_weights: bool = False,
+    price: Pricer | None = None,
+) -> Space:
     """The space as it is searched: not wider than it is, and as wide as the middle one of five random networks may be.
 
-    Widths are multiples of four; `allowed` says which of them the supernet can have.
+    Widths are multiples of four; `allowed` says which of them the supernet can have. Where the supernet is handed out with its weights, it
+    has the greatest width at which all of it keeps the limits, if there is one, so that nothing of it is cut off once it is trained.
     """
     width, price = width_of(space), price or priced(limits)
     if not limits or limits.fixed or width is None:
         return space
+    if keeps_weights and (fitting_whole := widest(space, whole(space), limits, price)):
+        return fitting_whole
     cells = []
     for i in range(5):
         rng = counted(0, "limits", i)
