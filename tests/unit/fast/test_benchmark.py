@@ -266,28 +266,33 @@ def test_an_interrupted_table_carries_on(tmp_path: Path, monkeypatch: pytest.Mon
         raise table.subprocess.TimeoutExpired(command, options["timeout"])
 
     monkeypatch.setattr(table.subprocess, "run", hang)
-    assert table.measured(table.ROWS[1], 2, log) == "FAILED: not done after 900 s"
+    assert table.measured(table.ROWS[1], 2, log) == f"FAILED: not done after {table.LONGEST} s"
 
 
 def test_every_row_is_there_once_and_every_goal_has_one() -> None:
     names = [row.name for row in module("table").ROWS]
     assert len(set(names)) == len(names)
     assert set(module("render").GOALS) <= set(names)
+    assert {other.row for other in module("goals").OTHERS} <= set(names)
     assert {"scaling"} | {"goal", "also"} == {name.partition("/")[0] for name in names}
 
 
 def test_the_page_says_what_was_reached(tmp_path: Path) -> None:
     render = module("render")
     log = tmp_path / "performance.jsonl"
-    rows = {"goal/darts": ANSWER, "goal/nb201": {**ANSWER, "ratio": 3.0}, "scaling/batch=8": ANSWER}
+    rows = {"goal/darts": {**ANSWER, "ratio": 14.0}, "goal/nb201": {**ANSWER, "ratio": 3.0}, "scaling/batch=8": ANSWER}
     rows["scaling/size=16"] = ANSWER
+    rows |= {"goal/train36": {"ratios": {"channels_last": 1.6, "kernels": 3.2}}, "goal/ninety": {"minutes": None}}
     key = {"machine": "m", "commit": "abc"}
     log.write_text("".join(json.dumps({"row": name, **key, "result": answer}) + "\n" for name, answer in rows.items()))
     (tmp_path / "performance.md").write_text("# Old\n<!-- reading -->\nBy hand.\n<!-- /reading -->\n| old |\n")
-    assert "4 rows" in render.render(log, tmp_path)
-    assert "4 rows" in render.render(log, tmp_path)
+    assert "6 rows" in render.render(log, tmp_path)
+    assert "6 rows" in render.render(log, tmp_path)
     page = (tmp_path / "performance.md").read_text()
-    assert "| **11.00x** | reached | 4.0x less | 5x less (missed) |" in page
+    assert "| **14.00x** | reached | 4.0x less | 5x less (missed) |" in page
+    assert "against NCHW | 3x | 4x | **3.20x** | reached |" in page
+    assert "against channels_last | 2x | 2.7x | **2.00x** | reached |" in page
+    assert "| at most 15 min | at most 10 min | not reached | missed |" in page
     assert "| **3.00x** | missed | 4.0x less | 4x less (reached) |" in page
     assert "<!-- reading -->\nBy hand.\n<!-- /reading -->" in page
     assert "old" not in page
