@@ -20,6 +20,7 @@ from oche.search.begin import StepBatches, begin, bilevel, streams
 from oche.search.bilevel import FirstOrder
 from oche.search.loop import steps
 from oche.search.method import Method
+from oche.search.record import memory_mib
 from oche.search.state import Problem, SearchState, quiet
 from oche.spaces.cost import parameters
 from oche.training.memory import (
@@ -53,6 +54,7 @@ SHARE, LONGEST = 0.02, 30.0
 class Estimate:
     """What a search will cost: weights in the supernet, those of them that learn, peak memory in MiB, mean seconds per step, and steps.
 
+    The memory is what was reckoned from what a loss keeps, or what the measured steps took beyond the process's peak before, if that is more.
     `cells` says how the supernet's cells run: "kernels", "portable: why", or "plain: why", each with how many do.
     """
 
@@ -75,12 +77,14 @@ def estimate(problem: Problem, method: Method, until: float = 1.0) -> Estimate:
     """
     problem = quiet(problem)
     with _refusing(problem) as free:
+        before = memory_mib(problem.fabric.device)
         state = begin(problem, method)
-        need = _fitting(state, problem, method, free)
+        need = _fitting(state, problem, method, free) / 2**20
         step = _step_seconds(state, problem, method, until)
+        need = max(need, memory_mib(problem.fabric.device) - before)
     total = parameters(state.supernet)
     cells = dict(Counter(coverage(state.supernet).values()))
-    return Estimate(total, sum(t.numel() for t in state.theta.values()), need / 2**20, step, state.steps, cells)
+    return Estimate(total, sum(t.numel() for t in state.theta.values()), need, step, state.steps, cells)
 
 
 def check_memory(problem: Problem, method: Method) -> None:
