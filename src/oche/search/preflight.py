@@ -54,7 +54,7 @@ SHARE, LONGEST = 0.02, 30.0
 class Estimate:
     """What a search will cost: weights in the supernet, those of them that learn, peak memory in MiB, mean seconds per step, and steps.
 
-    The memory is what was reckoned from what a loss keeps, or what the measured steps took beyond the process's peak before, if that is more.
+    The memory is reckoned from what a loss keeps, or what the measured steps took beyond the process's peak before, if that is more.
     `cells` says how the supernet's cells run: "kernels", "portable: why", or "plain: why", each with how many do.
     """
 
