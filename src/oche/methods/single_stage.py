@@ -207,7 +207,8 @@ def in_one_stage(method: Method, plan: SingleStage = SingleStage()) -> Staged:
             f"{method.name} does not mix its candidates by a weighted sum of all channels, which is what a single-stage network keeps."
         )
     trained = replace(method, trainable=AllWeights(affine=True), split=UntilFreeze(method.split))
-    return Staged(f"single_stage_{method.name}", trained, plan, keep, keeps_weights=True)
+    whole = plan.variant != "one_hot"
+    return Staged(f"single_stage_{method.name}", trained, plan, keep, keeps_weights=True, keeps_whole=whole)
 
 
 def single_stage(
@@ -241,7 +242,8 @@ def single_stage(
     )
     terms = penalty(entropy, gate_entropy, entropy_form, entropy_schedule, (method.arch_start, freeze))
     plan = SingleStage(variant, freeze, threshold, relative, renormalise, margin, restart)
-    return Staged("single_stage", replace(method, outer_terms=terms), plan, keep, keeps_weights=True)
+    whole = variant != "one_hot"
+    return Staged("single_stage", replace(method, outer_terms=terms), plan, keep, keeps_weights=True, keeps_whole=whole)
 
 
 def penalty(ops: float, gates: float, form: Form, growth: Growth, search: tuple[float, float]) -> tuple[Term, ...]:

@@ -53,6 +53,7 @@ from oche.plan.settings import PARTS, Change, by_part, differing, layered, reach
 from oche.search.callbacks import Callback
 from oche.search.method import Method
 from oche.search.searcher import SearcherLike, around, as_searcher
+from oche.search.stages import Staged
 from oche.spaces import Space
 from oche.spaces import named as spaces
 from oche.spaces.fit import check, searched
@@ -265,7 +266,7 @@ def _within(limits: Limits, space: Space, searcher: SearcherLike) -> Space:
             return False
         return True
 
-    space = searched(space, limits, allowed, found.keeps_weights)
+    space = searched(space, limits, allowed, isinstance(found, Staged) and found.keeps_whole)
     check(space, limits, found.keeps_weights)
     return space
 

@@ -99,7 +99,7 @@ class Staged:
     """A searcher in stages: `method` is what the plan `stages` varies, and what settings such as `arch_optimizer.lr` change.
 
     `problem.epochs` is the sum over all stages as the plan divides it up. `keeps_weights`: those of the last stage's supernet are part
-    of what is found, so that nothing has to be trained from scratch.
+    of what is found, so that nothing has to be trained from scratch; `keeps_whole`: so may all of its candidates be.
     """
 
     name: str
@@ -107,6 +107,7 @@ class Staged:
     stages: Stages
     choose: Choose = last
     keeps_weights: bool = False
+    keeps_whole: bool = field(default=False, repr=False)
 
     @property
     def papers(self) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from oche.errors import UserError
 from oche.genotype import Choice, Genotype
 from oche.spaces.base import Space
 from oche.spaces.cost import priced
-from oche.spaces.edges import KEPT_NORMED, TRAINED
+from oche.spaces.edges import KEPT, KEPT_NORMED, TRAINED
 from oche.spaces.limits import LIMITED, Limits, Pricer, Prices
 from oche.spaces.repair import Strengths, repaired
 from oche.spaces.sampling import sample
@@ -108,7 +108,7 @@ def widest(space: Space, genotype: Genotype, limits: Limits, price: Pricer | Non
 
 
 def whole(space: Space) -> Genotype:
-    """Every candidate of the space on every edge, as a method hands it out that decodes nothing."""
+    """Every candidate of the space on every edge, as `oche.search.selection.Keep` hands it out."""
     choices = {
         group.name: tuple(
             Choice(*edge, op)
@@ -118,7 +118,7 @@ def whole(space: Space) -> Genotype:
         )
         for group in space.groups
     }
-    return Genotype(space.name, choices, space.sharing, KEPT_NORMED)
+    return Genotype(space.name, choices, space.sharing, KEPT)
 
 
 def greatest(low: int, high: int, keeps: Callable[[int], bool], first: int) -> int | None:
@@ -144,18 +144,18 @@ def searched(
     space: Space,
     limits: Limits,
     allowed: Callable[[Space], bool],
-    keeps_weights: bool = False,
+    keeps_whole: bool = False,
     price: Pricer | None = None,
 ) -> Space:
     """The space as it is searched: not wider than it is, and as wide as the middle one of five random networks may be.
 
-    Widths are multiples of four; `allowed` says which of them the supernet can have. Where the supernet is handed out with its weights, it
+    Widths are multiples of four; `allowed` says which of them the supernet can have. Where the whole supernet is handed out, it
     has the greatest width at which all of it keeps the limits, if there is one, so that nothing of it is cut off once it is trained.
     """
     width, price = width_of(space), price or priced(limits)
     if not limits or limits.fixed or width is None:
         return space
-    if keeps_weights and (fitting_whole := widest(space, whole(space), limits, price)):
+    if keeps_whole and (fitting_whole := widest(space, whole(space), limits, price)):
         return fitting_whole
     cells = []
     for i in range(5):
