@@ -1,5 +1,5 @@
 # `make demo` searches a small network for digits that are hard to read, in three minutes; `make test` is what has to be green before a
-# commit; `make bench` measures what docs/results/performance.md lacks (on a quiet machine, half an hour; it carries on
+# commit; `make bench` measures what docs/results/performance.md lacks (on a quiet machine, an hour and more; it carries on
 # where it was stopped) and writes that page.
 # `make chaos` kills runs 200 times, wherever they write, import or compile, and fills their disk (half an hour; it goes on where it was stopped),
 # then damages each kind of file 250 times (ten minutes).

@@ -34,6 +34,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--json", action="store_true")
     a = parser.parse_args()
+    if not os.environ.get("OCHE_DATA"):
+        parser.error("OCHE_DATA is not set: name the folder that holds cifar10/, as for cifar_npz.py")
     with tempfile.TemporaryDirectory() as folder:
         data, run = Path(folder) / "cifar10.npz", Path(folder) / "run"
         np.savez(data, **cifar_npz.cifar10(Path(os.environ["OCHE_DATA"]) / "cifar10", "both"))  # type: ignore[arg-type]

@@ -1,6 +1,6 @@
 """`make bench`: measures every row of docs/results/performance.md that the log does not hold yet, then renders the page.
 
-    python benchmarks/table.py                      # all rows, the goals first: 20 to 25 minutes on two quiet cores
+    python benchmarks/table.py                      # all rows, the goals first: 65 to 75 minutes on two quiet cores; OCHE_DATA for one
     python benchmarks/table.py --only scaling       # rows whose name begins with it
     python benchmarks/table.py --list
 

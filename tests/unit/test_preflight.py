@@ -197,6 +197,17 @@ def test_measuring_that_does_not_fit_itself_is_refused(monkeypatch: pytest.Monke
 # ---------------------------------------------------------------------- the estimate
 
 
+@pytest.mark.parametrize("grown", [0.0, 1e6])
+def test_the_memory_told_is_what_the_measured_steps_took_if_that_is_more(
+    grown: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    p, m = problem("toy"), method("darts")
+    reckoned = memory_bytes(begin(p, m), p, m) / 2**20
+    peaks = iter((500.0, 500.0 + grown))
+    monkeypatch.setattr(preflight, "memory_mib", lambda device: next(peaks))
+    assert estimate(p, m).memory_mib == pytest.approx(max(reckoned, grown))
+
+
 def test_the_estimate_counts_what_learns() -> None:
     p = problem("nb201")
     full, frozen = (estimate(p, m) for m in (method("darts"), method("rf_darts")))
