@@ -2,11 +2,12 @@
 
     python benchmarks/cifar_npz.py --out cifar10.npz                    # OCHE_DATA names the folder of the sheets
     python benchmarks/limits.py cifar10.npz runs/limits                  # again: carries on; --minutes 60 stops after that
+    python benchmarks/limits.py cifar10.npz runs/limits --known docs/results/limits.jsonl    # what ran on another machine stays run
     python benchmarks/limits.py cifar10.npz runs/limits --page docs/results/limits.md
 
 Every run is the command that a user would type: `oche search METHOD --space SPACE --max-params 80k --max-macs 12.7M`, then
 `oche train RUN`; rivals by `oche train NAME` with the same limits. A run that was broken off is resumed. Each finished one is a line of the
-page's `.jsonl`.
+page's `.jsonl`. Several processes may share a folder of runs: each takes what no other has begun.
 
 Criteria, written before the first run. CIFAR-10, 45,000 train and 5,000 validation images, the 10,000 test images scored once, after
 the last epoch. One recipe for all (`PROTOCOL`, `EPOCHS`), chosen beforehand on other images, on rivals, and left
@@ -22,9 +23,11 @@ trains each as wide as the limits allow and keeps the best by validation: three 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -32,6 +35,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
+from typing import IO
 
 from oche.bench import stats
 from oche.spaces.rivals import RIVALS
@@ -98,17 +102,23 @@ def main() -> None:
     parser.add_argument("data", type=Path, help="CIFAR-10 as cifar_npz.py writes it")
     parser.add_argument("runs", type=Path, help="the folder of all runs")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further run after so many")
+    parser.add_argument(
+        "--known", type=Path, help="the .jsonl of runs that have ended elsewhere, for a new folder of runs"
+    )
     parser.add_argument("--page", type=Path)
     asked = parser.parse_args()
     log = asked.runs / "limits.jsonl"
     asked.runs.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * asked.minutes
+    if asked.known and not log.is_file():
+        shutil.copyfile(asked.known, log)
     if asked.page is None:
-        while time.monotonic() < until and (missing := next(_missing(asked.data, asked.runs, read(log)), None)):
-            arm, seed, steps = missing
-            seconds = {step.arguments[0]: step.run() for step in steps}
-            with log.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(outcome(arm, seed, steps, seconds)) + "\n")
+        while time.monotonic() < until and (claimed := claim(asked.data, asked.runs, log)):
+            arm, seed, steps, lock = claimed
+            with lock:
+                seconds = {step.arguments[0]: step.run() for step in steps}
+                with log.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(outcome(arm, seed, steps, seconds)) + "\n")
         return
     rows = read(log)
     asked.page.write_text(page(rows), encoding="utf-8")
@@ -120,10 +130,27 @@ def read(log: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
 
 
+def claim(data: Path, runs: Path, log: Path) -> tuple[str, int, list[Step], IO[str]] | None:
+    """The next run that has not ended and that no other process is at, with the lock that keeps it so until it is closed."""
+    for arm, seed, steps in _missing(data, runs, read(log)):
+        lock = (runs / f"{arm}-{seed}.lock").open("w", encoding="utf-8")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        if (arm, seed) not in {
+            (row["arm"], row["seed"]) for row in read(log)
+        }:  # not ended since the log was read, either
+            return arm, seed, steps, lock
+        lock.close()
+    return None
+
+
 def _missing(data: Path, runs: Path, rows: list[dict[str, object]]) -> Iterator[tuple[str, int, list[Step]]]:
     """The runs of the plan that have not ended, the next one first."""
     done = {(row["arm"], row["seed"]) for row in rows}
-    plan = [(arm, seed) for seed in SEEDS for arm in ARMS if seed in seeds_of(arm)]
+    plan = [(arm, seed) for seed in SEEDS for arm in ARMS if arm not in ONCE] + [(arm, SEEDS[0]) for arm in ONCE]
     if all(each in done for each in plan):
         plan = [(arm, seed) for seed in FRESH for arm in chosen(rows)]
     yield from ((arm, seed, steps_of(arm, seed, data, runs)) for arm, seed in plan if (arm, seed) not in done)
