@@ -2,22 +2,29 @@
 
     python benchmarks/cifar_npz.py --out cifar10.npz                    # OCHE_DATA names the folder of the sheets
     python benchmarks/limits.py cifar10.npz runs/limits                  # again: carries on; --minutes 60 stops after that
-    python benchmarks/limits.py cifar10.npz runs/limits --known docs/results/limits.jsonl    # what ran on another machine stays run
+    python benchmarks/limits.py cifar10.npz runs/limits --known docs/results    # what ran on another machine stays run
     python benchmarks/limits.py cifar10.npz runs/limits --page docs/results/limits.md
+    python benchmarks/limits.py cifar100.npz runs/limits --part cifar100
 
 Every run is the command that a user would type: `oche search METHOD --space SPACE --max-params 80k --max-macs 12.7M`, then
-`oche train RUN`; rivals by `oche train NAME` with the same limits. A run that was broken off is resumed. Each finished one is a line of the
-page's `.jsonl`. Several processes may share a folder of runs: each takes what no other has begun.
+`oche train RUN`, then `oche export RUN --format int8`; rivals by `oche train NAME` with the same limits. A run that was broken off is
+resumed. Each finished one is a line of the part's `.jsonl`. Several processes may share a folder of runs.
 
 Criteria, written before the first run. CIFAR-10, 45,000 train and 5,000 validation images, the 10,000 test images scored once, after
-the last epoch. One recipe for all (`PROTOCOL`, `EPOCHS`), chosen beforehand on other images, on rivals, and left
+the last epoch. One recipe for all (`PROTOCOL`, `Part.epochs`), chosen beforehand on other images, on rivals, and left
 as it was when ResNet-8 was tried with three changes of it, one seed, validation images alone (`limits_recipe.jsonl` beside the page).
-Limit A: 80,000 parameters that learn and 12.7 million multiply-adds. Arms in seeds 0, 1, 2; the found
-arm and the rival with the best mean *validation* accuracy of
-these three are then run with seeds 10 to 15, searches included, and the verdict is Student's 95 % interval of the differences of their
-*test* accuracies in those six seeds alone: above 0, the search wins; below, the rival; else neither. `random_...` draws `QUERIES` cells,
-trains each as wide as the limits allow and keeps the best by validation: three trainings take about the processor time of a search.
-`best_of_table` and the search in `darts`, of one seed, are shown beside and take no part in that choice.
+
+- Part A, 80,000 parameters that learn and 12.7 million multiply-adds. Arms in seeds 0, 1, 2; the found
+  arm and the rival with the best mean *validation* accuracy of
+  these three are then run with seeds 10 to 15, searches included, and the verdict is Student's 95 % interval of the differences of their
+  *test* accuracies in those six seeds alone: above 0, the search wins; below, the rival; else neither. After them the random search of
+  the found arm's space runs with the same six seeds, and the same interval says whether the search beats it. `random_...` draws
+  `QUERIES` cells, trains each as wide as the limits allow and keeps the best by validation: three trainings take about the processor
+  time of a search.
+  `best_of_table` and the search in `darts`, of one seed, are shown beside and take no part in that choice.
+- Part C, 273,000 parameters and 41 million multiply-adds (ResNet-20 fits): fewer arms, one seed, no verdict.
+- Part cifar100, the second data set: the 10,000 test images of CIFAR-100, of which 6,000 train, under limit A, five seeds. The arms are
+  named beforehand (`rf_darts_chain` against `resnet8` and against `random_chain`), and the verdicts are the intervals over the five.
 """
 
 from __future__ import annotations
@@ -40,10 +47,8 @@ from typing import IO
 from oche.bench import stats
 from oche.spaces.rivals import RIVALS
 
-LIMITS = ("--max-params", "80k", "--max-macs", "12.7M")
-PROTOCOL, EPOCHS = "fast", 12
-SEARCH_EPOCHS = 14
-SEEDS, FRESH = (0, 1, 2), (10, 11, 12, 13, 14, 15)
+PROTOCOL = "fast"
+FRESH = (10, 11, 12, 13, 14, 15)
 RIVALS_OF_A = ("resnet8", "plain_cnn", "resnet20", "ds_cnn")
 """In the order in which they run; `mobilenetv2` and `shufflenetv2` are wider than the limits at their narrowest useful width."""
 
@@ -70,59 +75,121 @@ the limits: what 15,618 full trainings would choose. It is no rival, and no sear
 QUERIES = 3
 """Cells that `random_...` trains."""
 
-ARMS = tuple(dict.fromkeys((RIVALS_OF_A[0], *list(SEARCHED)[:2], *RIVALS_OF_A, "best_of_table", *SEARCHED)))
-"""All of them, in the order in which they run."""
+
+@dataclass(frozen=True)
+class Part:
+    """A limit with the arms that run under it, in their order. Epochs of a search and of a training; how the data is split."""
+
+    title: str
+    limits: tuple[str, ...]
+    arms: tuple[str, ...]
+    seeds: tuple[int, ...]
+    most: tuple[int, int]
+    epochs: int = 12
+    search_epochs: int = 14
+    split: tuple[str, ...] = ("--set", "data.val=0.1")
+    fresh: tuple[int, ...] = ()
+
+    def seeds_of(self, arm: str) -> tuple[int, ...]:
+        """The first seeds that an arm runs with."""
+        return self.seeds[:1] if arm in ONCE else self.seeds
+
+
+LIMIT_A = ("--max-params", "80k", "--max-macs", "12.7M")
+PARTS = {
+    "A": Part(
+        "CIFAR-10, limit A: at most 80,000 parameters and 12.7 million multiply-adds",
+        LIMIT_A,
+        tuple(dict.fromkeys((RIVALS_OF_A[0], *list(SEARCHED)[:2], *RIVALS_OF_A, "best_of_table", *SEARCHED))),
+        (0, 1, 2),
+        (80_000, 12_700_000),
+        fresh=FRESH,
+    ),
+    "C": Part(
+        "CIFAR-10, limit C: at most 273,000 parameters and 41 million multiply-adds",
+        ("--max-params", "273k", "--max-macs", "41M"),
+        ("resnet20", "rf_darts_chain", "resnet8", "random_chain", "rf_darts_nb201"),
+        (0,),
+        (273_000, 41_000_000),
+    ),
+    "cifar100": Part(
+        "6,000 images of CIFAR-100, limit A",
+        LIMIT_A,
+        ("resnet8", "rf_darts_chain", "random_chain", "rf_darts_nb201", "plain_cnn"),
+        (0, 1, 2, 3, 4),
+        (80_000, 12_700_000),
+        epochs=30,
+        search_epochs=30,
+        split=(),
+    ),
+}
+
+
+def log_of(part: str) -> str:
+    """The name of the file of a part's finished runs."""
+    return "limits.jsonl" if part == "A" else f"limits_{part.lower()}.jsonl"
 
 
 @dataclass(frozen=True)
 class Step:
-    """One command of the study: an `oche` verb with its arguments, and the folder that it writes."""
+    """One command of the study: an `oche` verb with its arguments, and the folder that it writes or, for an export, adds to."""
 
-    arm: str
-    seed: int
     folder: Path
     arguments: tuple[str, ...]
 
     def run(self) -> float | None:
         """Runs or resumes it; returns the processor seconds that it took, None after a break. Raises CalledProcessError."""
         verb = self.arguments[0]
-        begun = (self.folder / "run.toml").is_file()
-        given = (verb, "--resume", str(self.folder)) if begun else (*self.arguments, "--out", str(self.folder))
+        begun = verb != "export" and (self.folder / "run.toml").is_file()
+        given = [verb, "--resume", str(self.folder)] if begun else [*self.arguments]
+        if verb != "export":
+            given += ["--quiet"] if begun else ["--out", str(self.folder), "--quiet"]
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run(
-            [sys.executable, "-m", "oche", *given, "--quiet"], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
-        )
+        subprocess.run([sys.executable, "-m", "oche", *given], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return None if begun else after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@dataclass(frozen=True)
+class Claimed:
+    """A run that this process has taken: its arm, seed and commands, and the lock that keeps others from it until it is closed."""
+
+    arm: str
+    seed: int
+    steps: list[Step]
+    lock: IO[str]
+
+
 def main() -> None:
-    """Runs what is missing, in the order of the plan, then writes the page where one is asked for."""
+    """Runs what is missing of a part, in the order of the plan, or writes the page of all parts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, help="CIFAR-10 as cifar_npz.py writes it")
+    parser.add_argument("data", type=Path, help="the images as cifar_npz.py writes them")
     parser.add_argument("runs", type=Path, help="the folder of all runs")
+    parser.add_argument("--part", choices=PARTS, default="A")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no further run after so many")
     parser.add_argument(
-        "--known", type=Path, help="the .jsonl of runs that have ended elsewhere, for a new folder of runs"
+        "--known", type=Path, help="a folder with the .jsonl of what ended elsewhere, for a new folder of runs"
     )
     parser.add_argument("--page", type=Path)
     asked = parser.parse_args()
-    log = asked.runs / "limits.jsonl"
     asked.runs.mkdir(parents=True, exist_ok=True)
     until = time.monotonic() + 60 * asked.minutes
-    if asked.known and not log.is_file():
-        shutil.copyfile(asked.known, log)
-    if asked.page is None:
-        while time.monotonic() < until and (claimed := claim(asked.data, asked.runs, log)):
-            arm, seed, steps, lock = claimed
-            with lock:
-                seconds = {step.arguments[0]: step.run() for step in steps}
-                with log.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(outcome(arm, seed, steps, seconds)) + "\n")
+    for part in PARTS:
+        known = asked.known / log_of(part) if asked.known else None
+        if known and known.is_file() and not (asked.runs / log_of(part)).is_file():
+            shutil.copyfile(known, asked.runs / log_of(part))
+    if asked.page is not None:
+        write(asked.page, {part: read(asked.runs / log_of(part)) for part in PARTS})
         return
-    rows = read(log)
-    asked.page.write_text(page(rows), encoding="utf-8")
-    asked.page.with_suffix(".jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    log = asked.runs / log_of(asked.part)
+    while time.monotonic() < until and (claimed := claim(asked.part, asked.data, asked.runs)):
+        with claimed.lock:
+            seconds = {step.arguments[0]: step.run() for step in claimed.steps}
+            with log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(outcome(claimed, seconds)) + "\n")
+
+
+# ------------------------------------------------------------------ runs
 
 
 def read(log: Path) -> list[dict[str, object]]:
@@ -130,78 +197,155 @@ def read(log: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
 
 
-def claim(data: Path, runs: Path, log: Path) -> tuple[str, int, list[Step], IO[str]] | None:
-    """The next run that has not ended and that no other process is at, with the lock that keeps it so until it is closed."""
-    for arm, seed, steps in _missing(data, runs, read(log)):
-        lock = (runs / f"{arm}-{seed}.lock").open("w", encoding="utf-8")
+def claim(part: str, data: Path, runs: Path) -> Claimed | None:
+    """The next run of the part that has not ended and that no other process is at."""
+    for arm, seed in missing(part, read(runs / log_of(part))):
+        lock = (runs / f"{part}-{arm}-{seed}.lock").open("w", encoding="utf-8")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.close()
             continue
-        if (arm, seed) not in {
-            (row["arm"], row["seed"]) for row in read(log)
-        }:  # not ended since the log was read, either
-            return arm, seed, steps, lock
-        lock.close()
+        if (arm, seed) in ended(read(runs / log_of(part))):  # since the log was read
+            lock.close()
+            continue
+        return Claimed(arm, seed, steps_of(PARTS[part], arm, seed, data, runs / part / arm / str(seed)), lock)
     return None
 
 
-def _missing(data: Path, runs: Path, rows: list[dict[str, object]]) -> Iterator[tuple[str, int, list[Step]]]:
-    """The runs of the plan that have not ended, the next one first."""
-    done = {(row["arm"], row["seed"]) for row in rows}
-    plan = [(arm, seed) for seed in SEEDS for arm in ARMS if arm not in ONCE] + [(arm, SEEDS[0]) for arm in ONCE]
-    if all(each in done for each in plan):
-        plan = [(arm, seed) for seed in FRESH for arm in chosen(rows)]
-    yield from ((arm, seed, steps_of(arm, seed, data, runs)) for arm, seed in plan if (arm, seed) not in done)
+def ended(rows: list[dict[str, object]]) -> set[tuple[object, object]]:
+    """The arms and seeds that these rows have."""
+    return {(row["arm"], row["seed"]) for row in rows}
 
 
-def steps_of(arm: str, seed: int, data: Path, runs: Path) -> list[Step]:
-    """The commands of an arm and a seed: a search and the training of what it found, or a rival's training."""
+def missing(part: str, rows: list[dict[str, object]]) -> Iterator[tuple[str, int]]:
+    """The arms and seeds of the plan that have not ended, the next one first."""
+    of = PARTS[part]
+    plan = [(arm, seed) for seed in of.seeds for arm in of.arms if arm not in ONCE]
+    plan += [(arm, of.seeds[0]) for arm in of.arms if arm in ONCE]
+    if of.fresh and ended(rows).issuperset(plan):
+        found, rival = chosen(rows)
+        plan += [(arm, seed) for seed in of.fresh for arm in (found, rival)]
+        plan += [(random_of(found), seed) for seed in of.fresh]
+    yield from (each for each in plan if each not in ended(rows))
+
+
+def steps_of(part: Part, arm: str, seed: int, data: Path, folder: Path) -> list[Step]:
+    """The commands of an arm and a seed: a search and the training of what it found, or a rival's training; then the int8 file."""
     usual = ("--seed", str(seed), "--threads", "1")
-    trained = ("--protocol", PROTOCOL, "--epochs", str(EPOCHS), *usual)
-    given = ("--data", str(data), "--set", "data.val=0.1", *LIMITS)
-    folder = runs / arm / str(seed)
+    trained = ("--protocol", PROTOCOL, "--epochs", str(part.epochs), *usual)
+    given = ("--data", str(data), *part.split, *part.limits)
+    last = folder / "trained"
+    export = Step(last, ("export", str(last), "--format", "int8", "--allow-loss"))
     if arm in RIVALS:
-        return [Step(arm, seed, folder / "trained", ("train", arm, *given, *trained))]
+        return [Step(last, ("train", arm, *given, *trained)), export]
     if arm == "best_of_table":
-        return [
-            Step(
-                arm,
-                seed,
-                folder / "trained",
-                ("train", BEST_OF_TABLE, *given, *trained, "--space", "nb201", "--set", "space.cells=1"),
-            )
-        ]
+        cell = (BEST_OF_TABLE, *given, *trained, "--space", "nb201", "--set", "space.cells=1")
+        return [Step(last, ("train", *cell)), export]
     method, space = SEARCHED[arm]
     searching = ["search", method, "--space", space, *given, "--compare", "0", *usual]
     if method == "random_search":
         searching += ["--set", "evaluator=training", "--set", f"method.queries={QUERIES}"]
     else:
-        searching += ["--epochs", str(SEARCH_EPOCHS)]
-    return [
-        Step(arm, seed, folder / "searched", tuple(searching)),
-        Step(arm, seed, folder / "trained", ("train", str(folder / "searched"), *trained)),
-    ]
+        searching += ["--epochs", str(part.search_epochs)]
+    searched = folder / "searched"
+    return [Step(searched, tuple(searching)), Step(last, ("train", str(searched), *trained)), export]
 
 
-def outcome(arm: str, seed: int, steps: list[Step], seconds: dict[str, float | None]) -> dict[str, object]:
+def outcome(run: Claimed, seconds: dict[str, float | None]) -> dict[str, object]:
     """The line of a finished run: scores in percent, costs as the card has them, processor seconds of each unbroken verb."""
-    folder = steps[-1].folder
+    folder = run.steps[-1].folder
     card = json.loads((folder / "network" / "card.json").read_text(encoding="utf-8"))
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     (test,) = (r for r in records if r.get("kind") == "test")
     last = [r for r in records if r.get("kind") == "train_epoch"][-1]
     return {
-        "arm": arm,
-        "seed": seed,
+        "arm": run.arm,
+        "seed": run.seed,
         "val": 100 * last["val_accuracy"],
         "test": 100 * test["accuracy"],
         "parameters": card["parameters"],
         "multiply_adds": card["multiply_adds"],
+        "int8_lost": card["int8"]["lost_points"],
+        "int8_size": card["int8"]["size"]["after"],
         "genotype": card["genotype"],
         **{f"{verb}_seconds": round(value, 1) for verb, value in seconds.items() if value is not None},
     }
+
+
+def chosen(rows: list[dict[str, object]]) -> tuple[str, str]:
+    """The found arm and the rival of part A with the best mean validation accuracy over the first seeds."""
+    seeds = PARTS["A"].seeds
+    means = {arm: mean(by_seed(rows, arm, "val", seeds).values()) for arm in (*SEARCHED, *RIVALS_OF_A)}
+    found = [arm for arm in SEARCHED if not arm.startswith("random_") and arm not in ONCE]
+    return max(found, key=means.__getitem__), max(RIVALS_OF_A, key=means.__getitem__)
+
+
+def random_of(found: str) -> str:
+    """The arm of the random search in the space of a found arm."""
+    return f"random_{SEARCHED[found][1]}"
+
+
+# ------------------------------------------------------------------ the page
+
+
+def write(path: Path, rows: dict[str, list[dict[str, object]]]) -> None:
+    """The page, and beside it the rows of each part that has some."""
+    path.write_text(page(rows), encoding="utf-8")
+    for part, of in rows.items():
+        if of:
+            (path.parent / log_of(part)).write_text("".join(json.dumps(row) + "\n" for row in of), encoding="utf-8")
+
+
+def page(rows: dict[str, list[dict[str, object]]]) -> str:
+    """docs/results/limits.md: how far each part came, its table, and the verdict where all of it has run."""
+    text = [
+        "# Limits: searched networks against what one would pick by hand",
+        "",
+        "Written by `python benchmarks/limits.py cifar10.npz runs/limits --page docs/results/limits.md`.",
+        "Its first lines hold the criteria; every run is a line of `limits.jsonl`, `limits_c.jsonl` or `limits_cifar100.jsonl`.",
+    ]
+    for part, of in rows.items():
+        text += ["", *section(part, of)]
+    return "\n".join(text) + "\n"
+
+
+def section(part: str, rows: list[dict[str, object]]) -> list[str]:
+    """A part's heading, its table and what is to be read from it."""
+    of = PARTS[part]
+    planned = sum(len(of.seeds_of(arm)) for arm in of.arms)
+    first = [row for row in rows if row["seed"] in of.seeds]
+    text = [
+        f"## {of.title}",
+        "",
+        f"{of.epochs} epochs of the protocol `{PROTOCOL}`, searches of {of.search_epochs} epochs, one thread.",
+        f"**{len(first)} of {planned} runs of the first {len(of.seeds)} seeds have ended.**",
+    ]
+    if not first:
+        return text
+    over = [row for row in rows if not kept(of, row)]
+    text += [
+        f"Every network keeps the limits: {not over}. " + int8_said(rows),
+        "",
+        "| arm | seeds | validation % | test % | 95 % interval | parameters | multiply-adds M | search min | training min |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    text += [line(of, rows, arm) for arm in of.arms if by_seed(rows, arm, "test", of.seeds)]
+    return [*text, "", *(verdicts_of_a(rows) if part == "A" else verdicts(of, rows))]
+
+
+def kept(part: Part, row: dict[str, object]) -> bool:
+    """Whether a run's network keeps the part's limits, by its card."""
+    counts = int(str(row["parameters"])), int(str(row["multiply_adds"]))
+    return all(count <= most for count, most in zip(counts, part.most, strict=True))
+
+
+def int8_said(rows: list[dict[str, object]]) -> str:
+    """What int8 costs the runs that were exported so."""
+    lost = [float(str(row["int8_lost"])) for row in rows if "int8_lost" in row]
+    if not lost:
+        return ""
+    return f"In int8 {len(lost)} exported networks lose {mean(lost):.2f} points of test accuracy on average, {max(lost):.2f} at most."
 
 
 def by_seed(rows: list[dict[str, object]], arm: str, key: str, seeds: tuple[int, ...]) -> dict[int, float]:
@@ -209,47 +353,11 @@ def by_seed(rows: list[dict[str, object]], arm: str, key: str, seeds: tuple[int,
     return {int(str(r["seed"])): float(str(r[key])) for r in rows if r["arm"] == arm and r["seed"] in seeds}
 
 
-def seeds_of(arm: str) -> tuple[int, ...]:
-    """The first seeds that an arm runs with."""
-    return SEEDS[:1] if arm in ONCE else SEEDS
-
-
-def chosen(rows: list[dict[str, object]]) -> tuple[str, str]:
-    """The found arm and the rival with the best mean validation accuracy over the first seeds."""
-    means = {arm: mean(by_seed(rows, arm, "val", SEEDS).values()) for arm in (*SEARCHED, *RIVALS_OF_A)}
-    found = [arm for arm in SEARCHED if not arm.startswith("random_") and arm not in ONCE]
-    return max(found, key=means.__getitem__), max(RIVALS_OF_A, key=means.__getitem__)
-
-
-def page(rows: list[dict[str, object]]) -> str:
-    """docs/results/limits.md: how far the study came, its table, and the verdict where the fresh seeds have run."""
-    arms = (*RIVALS_OF_A, "best_of_table", *SEARCHED)
-    planned = sum(len(seeds_of(arm)) for arm in arms)
-    first = [row for row in rows if row["seed"] in SEEDS]
-    text = [
-        "# Limits: searched networks against what one would pick by hand",
-        "",
-        "Written by `python benchmarks/limits.py cifar10.npz runs/limits --page docs/results/limits.md`.",
-        "Its first lines hold the criteria; every run is a line of `limits.jsonl` beside this page.",
-        "",
-        "CIFAR-10, limit A: at most 80,000 parameters and 12.7 million multiply-adds. "
-        f"{EPOCHS} epochs of the protocol `{PROTOCOL}`, one thread.",
-        f"**{len(first)} of {planned} runs of the first three seeds have ended"
-        + (".**" if len(first) < planned else "; all of them.**"),
-        "",
-        "| arm | seeds | validation % | test % | 95 % interval | parameters | multiply-adds M | search min | training min |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    text += [line(rows, arm) for arm in arms if by_seed(rows, arm, "test", SEEDS)]
-    text += ["", *verdict(rows, len(first) == planned)]
-    return "\n".join(text) + "\n"
-
-
-def line(rows: list[dict[str, object]], arm: str) -> str:
+def line(part: Part, rows: list[dict[str, object]], arm: str) -> str:
     """An arm's row: means over the seeds that ran; minutes of processor time."""
-    test = list(by_seed(rows, arm, "test", SEEDS).values())
+    test = list(by_seed(rows, arm, "test", part.seeds).values())
     interval = stats.mean_interval(test)
-    of = [row for row in rows if row["arm"] == arm and row["seed"] in SEEDS]
+    of = [row for row in rows if row["arm"] == arm and row["seed"] in part.seeds]
 
     def average(key: str, unit: float, digits: int) -> str:
         known = [float(str(row[key])) / unit for row in of if key in row]
@@ -269,20 +377,36 @@ def line(rows: list[dict[str, object]], arm: str) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def verdict(rows: list[dict[str, object]], complete: bool) -> list[str]:
+def verdicts_of_a(rows: list[dict[str, object]]) -> list[str]:
     """What the fresh seeds say of the arm and the rival that validation chose, or that they have not run."""
-    if not complete:
+    of = PARTS["A"]
+    if not ended(rows).issuperset((arm, seed) for arm in of.arms for seed in of.seeds_of(arm)):
         return [
             "No verdict yet: the arm and the rival that are compared on fresh seeds are chosen when all of these have ended."
         ]
     found, rival = chosen(rows)
-    ours, theirs = by_seed(rows, found, "test", FRESH), by_seed(rows, rival, "test", FRESH)
-    gap = stats.difference(ours, theirs)
-    if gap is None or gap.interval is None:
-        return [f"Chosen by validation: {found} against {rival}. {len(ours)} of {len(FRESH)} fresh seeds have ended."]
-    low, high = gap.interval
-    says = "the search wins" if low > 0 else "take the rival" if high < 0 else "not told apart"
-    return [f"{found} less {rival}, {gap.n} fresh seeds: {gap.mean:+.2f} points [{low:+.2f}, {high:+.2f}]: {says}."]
+    return [f"Chosen by validation: {found} and {rival}.", *said(rows, found, (rival, random_of(found)), of.fresh)]
+
+
+def verdicts(part: Part, rows: list[dict[str, object]]) -> list[str]:
+    """The search in `chain` against the first rival and against random search, over the part's seeds."""
+    if len(part.seeds) < 2:
+        return ["One seed: no verdict."]
+    return said(rows, "rf_darts_chain", (part.arms[0], "random_chain"), part.seeds)
+
+
+def said(rows: list[dict[str, object]], found: str, others: tuple[str, ...], seeds: tuple[int, ...]) -> list[str]:
+    """A sentence for each other arm: the paired difference of test accuracies with its interval, or how many seeds have run."""
+    text = []
+    for other in others:
+        gap = stats.difference(by_seed(rows, found, "test", seeds), by_seed(rows, other, "test", seeds))
+        if gap is None or gap.interval is None or gap.n < len(seeds):
+            text.append(f"{found} against {other}: {gap.n if gap else 0} of {len(seeds)} seeds have ended.")
+            continue
+        low, high = gap.interval
+        says = "the search wins" if low > 0 else f"take {other}" if high < 0 else "not told apart"
+        text.append(f"{found} less {other}, {gap.n} seeds: {gap.mean:+.2f} points [{low:+.2f}, {high:+.2f}]: {says}.")
+    return text
 
 
 if __name__ == "__main__":
