@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 
 import numpy as np
 from numpy.typing import NDArray
@@ -239,8 +239,8 @@ def curve(usual: Sequence[Search]) -> list[str]:
         lines += [
             "",
             f"`{arm}`, {rows[0]['asked']['epochs']} epochs at alpha's rate {rows[0]['asked']['settings']['arch_optimizer.lr']}, "
-            f"{len(rows)} seeds: {fmean(values):.2f} ({', '.join(f'{v:.2f}' for v in values)}); minus 30 epochs, paired by seed: "
-            f"{difference}.",
+            f"{len(rows)} seeds, {median(row['seconds'] for row in rows):.0f} s a search: {fmean(values):.2f} "
+            f"({', '.join(f'{v:.2f}' for v in values)}); minus the study's, paired by seed: {difference}.",
         ]
     return lines
 

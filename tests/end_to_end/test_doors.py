@@ -119,8 +119,8 @@ def test_objects_are_searched_and_resumed() -> None:
     mine = replace(darts(), name="mine_too", split=SPLITS["redrawn"])
     kind = replace(SPACES["toy"](), name="other", nodes=2)  # type: ignore[call-arg]
     found = oche.search(
-        mine, space=kind, data=SMALL, task=Classify(0.1), protocol=PROTOCOLS["smoke"], budget="smoke", epochs=1, batch=6, compare=0,
-        device="cpu", out="run", settings={"split": SPLITS["full"]},
+        mine, space=kind, data=SMALL, task=Classify(0.1), protocol=PROTOCOLS["smoke"], budget="smoke", epochs=1, batch=6, compare=1,
+        compare_seeds=1, device="cpu", out="run", settings={"split": SPLITS["full"]},
     )  # fmt: skip
     assert found.genotype.space == "other"
     assert reopened("data").startswith("The run's method was handed over as an object (mine_too)")

@@ -363,6 +363,12 @@ def test_a_brief_training_is_scored_on_validation_images() -> None:
     data, fabric, task = problem.data, problem.fabric, problem.task
     network = retrain(Training(problem.space, cell, data, PROTOCOLS["smoke"], problem.seed, fabric, task=task))
     assert score(cell) == 100 * evaluate(network, data.val, none(data), fabric, task).value
+    longer = replace(PROTOCOLS["smoke"], epochs=3)
+    network = retrain(Training(problem.space, cell, data, longer, problem.seed, fabric, task=task))
+    assert (
+        TrainingScore("smoke", 3).ready(problem, ())(cell)
+        == 100 * evaluate(network, data.val, none(data), fabric, task).value
+    )
     with pytest.raises(UserError, match="no protocol"):
         TrainingScore("smok").ready(problem, ())
 

@@ -66,6 +66,26 @@ def test_epochs_and_batch_are_refused_where_nothing_is_trained_by_them(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"settings": {"train.epochs": 3}}, "--set train.epochs"),
+        ({"protocol": "quick", "compare_seeds": 2}, "--protocol and --compare-seeds"),
+    ],
+)
+def test_what_would_change_trainings_after_the_search_is_refused_where_there_are_none(
+    given: dict[str, object], named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, object] = {"space": "toy", "data": "digits", "budget": "smoke", "out": tmp_path / "r", **given}
+    with pytest.raises(UserError, match=f"^{named} would change trainings after the search"):
+        oche.search("darts", compare=0, **asked)  # type: ignore[arg-type]
+    assert not (tmp_path / "r").exists()
+    for used in ({"compare": 1}, {"compare": 0, "rivals": "resnet8"}, {"compare": 0, "seeds": 2}):
+        monkeypatch.setattr("oche.api.search.start", lambda *given: 1 / 0)  # what comes after the check
+        with pytest.raises(ZeroDivisionError):
+            oche.search("darts", **asked | used)  # type: ignore[arg-type]
+
+
 def test_a_table_and_a_score_say_what_they_answer_by() -> None:
     said = AskTell("mine", Uniform(), TABLE).asks
     assert said == "digits/valid of the table toys, whose networks are not trained on this data"
@@ -86,6 +106,10 @@ def test_a_table_and_a_score_say_what_they_answer_by() -> None:
         (
             TrainingScore("darts_cifar"),
             "crop of the image padded by 1, normalise, cutout 4; each training 600 epochs, batch 96 (darts_cifar)",
+        ),
+        (
+            TrainingScore("smoke", 1),
+            "crop of the image padded by 1, normalise; each training 1 epoch, batch 32 (smoke)",
         ),
         (Own(), "crop of the image padded by 1, normalise"),
     ],

@@ -29,7 +29,7 @@ from oche.data import Augmentation, Data, for_search, for_training, none
 from oche.errors import UserError
 from oche.genotype import Genotype
 from oche.methods.ask_tell import AskTell
-from oche.plan.request import Request, options_for_data, verb
+from oche.plan.request import AUTO, Request, options_for_data, verb
 from oche.plan.resolve import Plan, resolve
 from oche.report import attempt, render
 from oche.report.claims import with_verdicts
@@ -112,13 +112,21 @@ def search(request: Request) -> Found:
 
 
 def _check_used(request: Request, plan: Plan) -> None:
-    """Raises UserError for epochs or a batch where the search trains nothing by them; a bench, whose arms share them, is not asked."""
+    """Raises UserError for what nothing is trained by, in the search or after it; a bench, whose arms share it, is not asked."""
     given = [f"--{name}" for name in ("epochs", "batch") if getattr(request, name) is not None]
     if given and isinstance(plan.searcher, AskTell) and not plan.searcher.takes_epochs:
         asked = plan.searcher.length(plan.epochs, plan.batch)
         raise UserError(
             f"{plan.searcher.name} asks for {asked} and trains nothing by {' and '.join(given)}: leave out what is not used. "
-            "`--set method.queries=N` says how many cells are asked for, `--set train.epochs=N` how long each trains."
+            "`--set method.queries=N` says how many cells are asked for, with `--set evaluator=training` `--set evaluator.epochs=N` "
+            "how long each trains."
+        )
+    after = [f"--set {path}" for path in request.settings if path.startswith("train.")]
+    after += ["--protocol"] * (request.protocol != AUTO) + ["--compare-seeds"] * (request.compare_seeds is not None)
+    if after and not plan.compare and not plan.rivals and request.seeds == 1:
+        raise UserError(
+            f"{' and '.join(after)} would change trainings after the search, and there are none: leave out what is not used, or let "
+            "`--compare 3` or `--rivals auto` train something. `oche train RUN` takes the same options."
         )
 
 

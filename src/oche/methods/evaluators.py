@@ -7,10 +7,11 @@ validation data, `zero_cost` on train images; none of them sees a test image or 
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
 
+from oche.base import Count
 from oche.data import Augmentation, Data, for_search, for_training, none
 from oche.errors import UserError, unknown
 from oche.genotype import Genotype
@@ -26,14 +27,14 @@ from oche.search.state import Problem
 from oche.spaces.fit import fit
 from oche.tables import TableLike, table_named
 from oche.training.evaluate import evaluate
-from oche.training.protocols import BRIEF, PROTOCOLS, lengthened
+from oche.training.protocols import BRIEF, PROTOCOLS, Protocol, lengthened
 from oche.training.train import Training, retrain
 
 Scorer = Callable[[Genotype], float]
 """The validation score of a cell, in percent where it is an accuracy; more is better."""
 
 
-class Evaluator(Protocol):
+class Evaluator(typing.Protocol):
     """Scores cells by validation."""
 
     def ready(self, problem: Problem, watch: Sequence[Callback]) -> Scorer:
@@ -105,14 +106,17 @@ class TrainingScore:
     """Trains each cell's network from scratch and scores it: `protocol`, or the brief one that fits the data.
 
     The network is that of the searched size, or under limits the one that would be handed out: as wide as they allow.
+    `epochs` are those of each training, by default the protocol's for so many images. The protocol of the comparison after the search
+    is another matter: published ones are too long for every query.
     """
 
     protocol: str | None = None
+    epochs: Count | None = None
 
     def ready(self, problem: Problem, watch: Sequence[Callback]) -> Scorer:
         """Only looks the protocol up."""
         space, data, fabric, task = problem.built or problem.space, problem.data, problem.fabric, problem.task
-        protocol = lengthened(PROTOCOLS[self.named(space.task)], len(data.train))
+        protocol = self.trains(space.task, len(data.train))
 
         def score(genotype: Genotype) -> float:
             fitted = fit(space, genotype, problem.limits)
@@ -120,6 +124,11 @@ class TrainingScore:
             return 100 * evaluate(retrain(training), data.val, none(data), fabric, task).value
 
         return score
+
+    def trains(self, task: str, images: int) -> Protocol:
+        """The protocol of each training on so many images. Raises UserError."""
+        protocol = PROTOCOLS[self.named(task)]
+        return lengthened(protocol, images) if self.epochs is None else replace(protocol, epochs=self.epochs)
 
     def named(self, task: str) -> str:
         """The name of its trainings' protocol. Raises UserError."""
@@ -189,7 +198,7 @@ def images_in_words(evaluator: Evaluator, data: Data, task: str) -> str:
     if isinstance(evaluator, ZeroCost):
         return f"{min(evaluator.images, len(data.train))} train images, {done}"
     if isinstance(evaluator, TrainingScore):
-        name = evaluator.named(task)
-        protocol = lengthened(PROTOCOLS[name], len(data.train))
-        return f"{done}; each training {protocol.epochs} epochs, batch {protocol.batch} ({name})"
+        protocol = evaluator.trains(task, len(data.train))
+        epochs = f"{protocol.epochs} epoch{'s' * (protocol.epochs != 1)}"
+        return f"{done}; each training {epochs}, batch {protocol.batch} ({evaluator.named(task)})"
     return done
