@@ -15,6 +15,8 @@ from oche.fast.grid import FusedGridCell
 from oche.fast.kernels.dense import DenseLayout, dense_layout, run_dense
 from oche.fast.kernels.entry import enter, single
 from oche.fast.kernels.layout import Layout, layout
+from oche.fast.kernels.mixture import weighted_sum
+from oche.fast.kernels.operations import Operation, layer_layout, parts, told
 from oche.fast.kernels.packed import Weights
 from oche.fast.kernels.packed_op import run_packed
 from oche.fast.kernels.partial import run_partial
@@ -60,6 +62,8 @@ class FusedCell(Cell):
             return "portable: no Triton" if accelerator(device) is None else "triton"
         if kernels() is None:
             return "portable: no compiled kernels"
+        if isinstance(self.layout, dict):
+            return told(self.layout)
         return f"nodes: {self.layout}" if isinstance(self.layout, str) else "kernels"
 
     def mixed(self, inputs: Sequence[Tensor], w: Tensor, draw: Draw) -> Tensor:
@@ -72,8 +76,12 @@ class FusedCell(Cell):
             if _simple(states):
                 if isinstance(self.layout, DenseLayout):
                     return run_dense(self.layout, states, w, zero)
-                run = run_packed if self.layout.share == 1 else run_partial
-                return run(self.layout, states, w, zero, draw, self._held())
+                if isinstance(self.layout, Layout):
+                    run = run_packed if self.layout.share == 1 else run_partial
+                    return run(self.layout, states, w, zero, draw, self._held())
+                terms = parts(list(self.layout.values()), states[0], w[0], draw, {o for _, o in zero})
+                if terms:
+                    return weighted_sum(terms)
         out = self.program.run(self, states, w, zero) if self.program else None
         return run_portable(self, states, w, zero, draw, compiled) if out is None else out
 
@@ -90,13 +98,16 @@ class FusedCell(Cell):
         return Weights(self.taps, self.matrices, self.gamma, self.beta)
 
 
-def _layout(cell: Cell) -> Layout | DenseLayout | str:
+def _layout(cell: Cell) -> Layout | DenseLayout | dict[str, Operation] | str:
     """The cell for the kernels that know its candidates, or the reason why none do."""
     depthwise = layout(cell)
     if isinstance(depthwise, Layout):
         return depthwise
     dense = dense_layout(cell)
-    return dense if isinstance(dense, DenseLayout) else f"{depthwise}; {dense}"
+    if isinstance(dense, DenseLayout):
+        return dense
+    layer = layer_layout(cell)
+    return f"{depthwise}; {dense}" if isinstance(layer, str) else layer
 
 
 def _simple(states: Sequence[Tensor]) -> bool:

@@ -9,14 +9,13 @@ from torch import Tensor, nn
 from oche.base import Draw
 from oche.fast.backends.buffers import Buffers, shared
 from oche.fast.backends.native import kernels
-from oche.fast.kernels.chains import Chain, segments
+from oche.fast.kernels.chains import Chain
 from oche.fast.kernels.entry import single
 from oche.fast.kernels.mixture import Part, takes, weighted_sum
-from oche.fast.portable.mixed import of_batch
-from oche.spaces.blocks import MBConv
+from oche.fast.kernels.operations import Operation, chain_of, known, parts, told
 from oche.spaces.edges import _Sum
 from oche.spaces.grid import GridCell
-from oche.spaces.ops import Zero, run
+from oche.spaces.ops import Zero
 
 
 class FusedGridCell(GridCell):
@@ -26,7 +25,7 @@ class FusedGridCell(GridCell):
     """
 
     aligned: tuple[Chain, ...]  # of each entry, up to what makes it larger
-    chains: dict[str, Chain]  # of each operation
+    operations: dict[str, Operation]
     pool: Buffers  # keeps the kernels' buffers alive between steps
 
     @staticmethod
@@ -35,12 +34,12 @@ class FusedGridCell(GridCell):
         mixed = cell.edges[f"{cell.inputs}-{cell.inputs + 1}"]
         if not isinstance(mixed, _Sum):
             return cell
-        chains = {name: _chain(op) for name, op in mixed.ops.items()}
-        if any(chains.values()):
+        operations = known(dict(mixed.ops.items()))
+        if any(op.chain for op in operations.values()):
             cell.__class__ = FusedGridCell
             assert isinstance(cell, FusedGridCell)
-            cell.aligned = tuple(_only(list(entry.children())[:2]) for entry in cell.entries)
-            cell.chains, cell.pool = chains, shared()
+            cell.aligned = tuple(chain_of(list(entry.children())[:2]) for entry in cell.entries)
+            cell.operations, cell.pool = operations, shared()
         return cell
 
     @property
@@ -50,14 +49,7 @@ class FusedGridCell(GridCell):
             return "plain: no compiled kernels"
         if any(p.device.type != "cpu" for p in self.parameters()):
             return "plain: on an accelerator"
-        others = [name for name, op in self._ops.items() if not self.chains[name] and not isinstance(op, PASSING)]
-        return f"nodes: {', '.join(others)} by PyTorch" if others else "kernels"
-
-    @property
-    def _ops(self) -> nn.ModuleDict:
-        mixed = self.edges[f"{self.inputs}-{self.inputs + 1}"]
-        assert isinstance(mixed, _Sum)
-        return mixed.ops
+        return told(self.operations)
 
     def _mixed(self, inputs: Sequence[Tensor], chosen: Sequence[int], w: Tensor, draw: Draw) -> Tensor:
         wide = [single(x) for x in inputs]
@@ -68,19 +60,8 @@ class FusedGridCell(GridCell):
             self._gated(i, x, w[i] if scale == 1 else scale * w[i], draw) for i, x in zip(chosen, wide, strict=True)
         ]
         h = weighted_sum(gates)
-        parts, passed = [], []
-        for (name, op), weight in zip(self._ops.items(), w[self.inputs], strict=False):
-            chain = self.chains[name]
-            known = bool(chain) and takes(chain, h)
-            if known:
-                parts.append(Part(h, weight, chain))
-            elif not isinstance(op, PASSING):
-                parts.append(Part(single(run(op, h, draw)), weight))
-            if isinstance(op, nn.Identity) or (known and isinstance(op, MBConv) and op.residual):
-                passed.append(weight)
-        if passed:
-            parts.append(Part(h, sum(passed[1:], passed[0])))
-        return weighted_sum(parts) if parts else h * 0
+        terms = parts(list(self.operations.values()), h, w[self.inputs], draw)
+        return weighted_sum(terms) if terms else h * 0
 
     def _gated(self, i: int, x: Tensor, row: Tensor, draw: Draw) -> Part:
         """An input, aligned and times its gate."""
@@ -103,15 +84,3 @@ class FusedGridCell(GridCell):
 
 PASSING = (nn.Identity, Zero)
 """Operations without a computation of their own."""
-
-
-def _chain(op: nn.Module) -> Chain:
-    """The chain that an operation is, but for a way past it, or none."""
-    return _only(list((op.layers if isinstance(op, MBConv) else op).children()))
-
-
-def _only(modules: list[nn.Module]) -> Chain:
-    """The chain that all of the modules make up, or none."""
-    parts = segments(modules, of_batch)
-    whole = parts[0] if len(parts) == 1 else ()
-    return whole if isinstance(whole, tuple) and all(stage.bias is None for stage in whole) else ()

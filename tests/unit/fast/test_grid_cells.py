@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
 
 from oche.base import Draw
 from oche.fast import accelerate, coverage
 from oche.fast.backends.native import kernels
-from oche.spaces.edges import PartialChannels, WeightedSum
+from oche.spaces.edges import PartialChannels
 from oche.spaces.grid import GridSpace
-from oche.spaces.networks import Cell, Supernet
+from oche.spaces.networks import Cell
 from oche.training.memory import kept_bytes
+from unit.fast.mixtures import apart, loss, pair, product, step
 
 pytestmark = pytest.mark.skipif(kernels() is None, reason="no compiled kernels: cells stay as they are")
-
-Loss = Callable[[Supernet, Tensor, Tensor], Tensor]
 
 
 def space(**settings: object) -> GridSpace:
@@ -33,40 +30,6 @@ def space(**settings: object) -> GridSpace:
     return GridSpace(inputs=3, outputs=4, size=(24, 40), **given)  # type: ignore[arg-type]
 
 
-def pair(dtype: torch.dtype, affine: bool = False, **settings: object) -> tuple[Supernet, Supernet, Tensor, Tensor]:
-    """(plain supernet, the same on the kernels, alpha-like weights, images); its batch norms scale and shift."""
-    torch.manual_seed(0)
-    of = space(**settings)
-    plain = of.supernet(WeightedSum(), affine=affine).to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    for p in plain.parameters():
-        if p.dim() == 1:
-            p.data.add_(0.2 * torch.rand_like(p))
-    own = accelerate(copy.deepcopy(plain))
-    (group,) = of.groups
-    w = torch.rand(len(group.edges), max(len(ops) for ops in group.ops), dtype=dtype) + 0.1
-    return plain, own, w, torch.randn(2, 3, 24, 40, dtype=dtype)
-
-
-def loss(net: Supernet, w: Tensor, x: Tensor, of: GridSpace) -> Tensor:
-    out, _ = net(x, of.spread({"grid": w}), Draw(0, 0, "weight", 0.0, {}))
-    return (out * torch.linspace(-1, 2, out.numel(), dtype=x.dtype).view_as(out)).sum() / 100
-
-
-def step(net: Supernet, w: Tensor, x: Tensor, of: GridSpace) -> dict[str, Tensor]:
-    """The loss and all gradients."""
-    net.zero_grad()
-    w, x = w.clone().requires_grad_(), x.clone().requires_grad_()
-    value = loss(net, w, x, of)
-    value.backward()
-    found = {"loss": value.detach(), "w": w.grad, "x": x.grad}
-    return {n: t for n, t in {**found, **{n: p.grad for n, p in net.named_parameters()}}.items() if t is not None}
-
-
-def apart(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float]:
-    assert found.keys() == exact.keys()
-    return {n: float((found[n].double() - t).abs().max() / (t.abs().max() + 1e-2)) for n, t in exact.items()}
-
-
 @pytest.mark.parametrize(
     ("settings", "affine"),
     [
@@ -78,21 +41,21 @@ def apart(found: dict[str, Tensor], exact: dict[str, Tensor]) -> dict[str, float
     ],
 )
 def test_the_same_step_in_double_precision(settings: dict[str, object], affine: bool) -> None:
-    plain, own, w, x = pair(torch.float64, affine, **settings)
-    assert all("plain" not in how for how in coverage(own).values())
     of = space(**settings)
+    plain, own, w, x = pair(of, torch.float64, affine)
+    assert all("plain" not in how for how in coverage(own).values())
     assert max(apart(step(own, w, x, of), step(plain, w, x, of)).values()) < 1e-10
 
 
 def test_single_precision_errs_no_more_than_torch() -> None:
-    plain, own, w, x = pair(torch.float32)
+    plain, own, w, x = pair(space(), torch.float32)
     exact = step(copy.deepcopy(plain).double(), w.double(), x.double(), space())
     by_torch, here = apart(step(plain, w, x, space()), exact), apart(step(own, w, x, space()), exact)
     assert all(error <= 3 * by_torch[name] + 1e-5 for name, error in here.items())
 
 
 def test_alpha_alone_has_its_gradient_and_frozen_weights_none() -> None:
-    plain, own, w, x = pair(torch.float64)
+    plain, own, w, x = pair(space(), torch.float64)
     for net in (plain, own):
         net.requires_grad_(False)
     found, exact = step(own, w, x, space()), step(plain, w, x, space())
@@ -102,23 +65,16 @@ def test_alpha_alone_has_its_gradient_and_frozen_weights_none() -> None:
 
 def test_a_second_derivative_is_that_of_torch() -> None:
     """A product with the Hessian in the op weights and one node's weights."""
-    plain, own, w, x = pair(torch.float64, layers=1)
-
-    def product(net: Supernet) -> list[Tensor]:
-        given = w.clone().requires_grad_()
-        inputs = [given, *next(iter(net.body.cells.values())).parameters()]
-        grads = torch.autograd.grad(loss(net, given, x, space(layers=1)) ** 2, inputs, create_graph=True)
-        along = sum((g * torch.linspace(0, 1, g.numel(), dtype=g.dtype).view_as(g)).sum() for g in grads)
-        return list(torch.autograd.grad(along, inputs))
-
-    for found, exact in zip(product(own), product(plain), strict=True):
+    of = space(layers=1)
+    plain, own, w, x = pair(of, torch.float64)
+    for found, exact in zip(product(own, w, x, of), product(plain, w, x, of), strict=True):
         torch.testing.assert_close(found, exact, rtol=1e-8, atol=1e-8)
 
 
 def test_less_is_kept_and_it_is_counted() -> None:
     """Per chain two wide tensors instead of six; no less is counted, though buffers go back to a pool."""
     given: dict[str, object] = {"channels": 4, "layers": 1, "levels": 2, "ops": ("mbconv_k3_e6",), "head": "topdown"}
-    plain, own, w, x = pair(torch.float32, **given)
+    plain, own, w, x = pair(space(**given), torch.float32)
     first, second = (
         kept_bytes(lambda net=net: loss(net, w, x, space(**given)), net.parameters())  # type: ignore[misc]
         for net in (plain, own)
@@ -128,7 +84,7 @@ def test_less_is_kept_and_it_is_counted() -> None:
 
 
 def test_under_autocast_a_node_computes_in_single_precision() -> None:
-    _, own, w, _ = pair(torch.float32, channels=4, layers=1, ops=("mbconv_k3_e3",))
+    _, own, w, _ = pair(space(channels=4, layers=1, ops=("mbconv_k3_e3",)), torch.float32)
     cell, draw = next(iter(own.body.cells.values())), Draw(0, 0, "weight", 0.0, {})
     assert isinstance(cell, Cell)
     x = torch.randn(2, 4, 6, 10).bfloat16().contiguous(memory_format=torch.channels_last)
