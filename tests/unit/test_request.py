@@ -133,6 +133,29 @@ def test_plain_options_arrive_in_the_plan_and_the_problem() -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "options", "space"),
+    [
+        ("auto", {}, "nb201"),
+        ("auto", {"max_params": "9k"}, "chain"),
+        ("drnas", {"max_memory": "64KB"}, "chain"),
+        ("random_sampling", {"max_macs": "1M"}, "chain"),
+        ("pdarts", {"max_params": "90k"}, "nb201"),  # it cannot search a chain
+        ("random_search", {"max_params": "90k", "table": "nb201"}, "nb201"),
+        ("random_search", {"max_params": "90k", "settings": {"evaluator": "table"}}, "nb201"),
+        ("auto", {"max_params": "90k", "data": tiny_masks(8)}, "grid"),
+        ("darts", {"max_params": "90k", "space": "toy"}, "toy"),
+    ],
+)
+def test_without_a_space_limits_take_one_with_the_freedom_that_they_need(
+    method: str, options: dict[str, Any], space: str
+) -> None:
+    plan = resolve(
+        Request(method, **{"data": tiny_data(), "budget": "smoke", "compare": 0, "rivals": "none", **options})
+    )
+    assert (plan.space.name, plan.request.space) == (space, space)
+
+
+@pytest.mark.parametrize(
     ("options", "rivals", "said"),
     [
         ({}, ("auto",), "3 random cells and the ResNet that fits best within its cost, 3 seeds each"),

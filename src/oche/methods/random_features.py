@@ -35,6 +35,9 @@ QUICK = {
     "toy": Budget(60, 64, _SLOW),
     "nb201": Budget(80, 64, {"space.cells": 1, "space.channels": 16, **_SLOW}),
     "darts": Budget(40, 64, {"space.cells": 5, "space.channels": 8, **_SLOW}),
+    **dict.fromkeys(("chain", "signal"), Budget(40, 64, {"space.layers": (2, 2, 2), "space.channels": 8, **_SLOW})),
+    "sase": Budget(40, 64, {"space.layers": (1, 1, 1), "space.channels": 8, **_SLOW}),
+    "grid": Budget(60, 8, {"space.layers": 6, "space.channels": 8, **_SLOW}),
 }
 """Our choice: batch norm alone learns slowly, so its rate is higher, the classifier learns too, and alpha waits for features."""
 

@@ -26,6 +26,9 @@ from oche.training.latencies import this_machine
 SPACE = {"classify": "nb201", "segment": "grid"}
 """The space that "auto" stands for, by what the data can teach."""
 
+LIMITED_SPACE = "chain"
+"""That of images under limits: layer by layer, so that an operation's cost counts where it is large."""
+
 COUNTING = "stages"
 """The same for counts."""
 
@@ -39,11 +42,14 @@ TEACHES = {
 """What data of a task have for each image, in words."""
 
 
-def usual_space(data: Data) -> str:
-    """The name of the space that "auto" stands for."""
+def usual_space(data: Data, limited: bool = False) -> str:
+    """The name of the space that "auto" stands for, for classes under limits or without."""
     if data.task == "count":
         return COUNTING
-    return "signal" if data.things == "signals" else SPACE[form_of(data)]
+    if data.things == "signals":
+        return "signal"
+    form = form_of(data)
+    return LIMITED_SPACE if limited and form == "classify" else SPACE[form]
 
 
 def form_of(data: Data) -> str:

@@ -64,7 +64,9 @@ class Request(Limited):
     )
     _: KW_ONLY
     space: str | Space | type[Space] = option(
-        AUTO, "`oche list spaces`, or FILE.py:NAME. Default: nb201 for classes, grid for masks.", "--space"
+        AUTO,
+        "`oche list spaces`, or FILE.py:NAME. Default: nb201 for classes, chain under limits, grid for masks.",
+        "--space",
     )
     data: str | Path | Source = option(
         "digits",
