@@ -10,10 +10,13 @@ from dataclasses import dataclass, field, replace
 
 from oche.data import Data
 from oche.data.facts import rare_classes
-from oche.plan.parts import SPACE, form_of
+from oche.plan import named
+from oche.plan.parts import LIMITED_SPACE, SPACE, form_of, usual_space
 from oche.plan.request import AUTO, Request
 from oche.plan.settings import by_part
+from oche.search.searcher import as_searcher
 from oche.spaces import named as spaces
+from oche.spaces.limits import LIMITED
 
 METHODS = {"classify": "rf_darts", "segment": "single_stage"}
 """The method that "auto" stands for, by what the data can teach."""
@@ -50,6 +53,15 @@ def chosen(request: Request, data: Data) -> Chosen:
         shares = ", ".join(f"{name!r} {share:.1%}" for name, share in few[:4]) + ", ..." * (len(few) > 4)
         said += [f"cross-entropy + Dice, for few pixels are {shares} ({LOSS}=1; {LOSS}=0 leaves it out)"]
     return Chosen(request, size, "; ".join(said))
+
+
+def auto_space(request: Request, data: Data) -> str:
+    """The name of the space that "auto" stands for; that of limits where the method can search it and asks no table of another."""
+    limited = any(getattr(request, name) is not None for name, _, _ in LIMITED.values())
+    if not limited or request.table is not None or request.settings.get("evaluator") == "table":
+        return usual_space(data)
+    method = as_searcher(named.method(request.method).build({})).method
+    return usual_space(data, limited=method is None or LIMITED_SPACE not in method.unfit)
 
 
 def levels_for(size: tuple[int, int]) -> int:

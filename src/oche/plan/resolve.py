@@ -21,11 +21,10 @@ from oche.fast.portable.program import needs_compiler
 from oche.methods import budgets
 from oche.methods.budgets import Budget, budget
 from oche.plan import named
-from oche.plan.chosen import chosen
+from oche.plan.chosen import auto_space, chosen
 from oche.plan.compared import beside_kept, cells_of, left_free, rivals_of, seeds_of
 from oche.plan.machine import fabric_for, threads_for, versions
 from oche.plan.parts import (
-    LIMITED_SPACE,
     data_facts,
     data_for,
     form_of,
@@ -34,7 +33,6 @@ from oche.plan.parts import (
     space_for,
     table_path,
     task_for,
-    usual_space,
 )
 from oche.plan.patience import patience_of
 from oche.plan.processes import processes, shared_out
@@ -58,7 +56,7 @@ from oche.search.stages import Staged
 from oche.spaces import Space
 from oche.spaces import named as spaces
 from oche.spaces.fit import check, searched
-from oche.spaces.limits import LIMITED, Limits
+from oche.spaces.limits import Limits
 from oche.spaces.rivals import NONE, names
 from oche.tasks import Classify, Task
 from oche.training.protocols import BRIEF, Protocol, lengthened
@@ -172,7 +170,7 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
     request, form = choice.request, form_of(data)
     parts = {name: part for name, part in by_part(request.settings).items() if name != "data"}
     task = task_for(data, request.task, parts.pop("task", {}), table_of(recorded, "task", optional=True), rules)
-    kind = asked_space or spaces.space(_usual_space(request, data))
+    kind = asked_space or spaces.space(auto_space(request, data))
     of_train, of_probe, of_space = (parts.pop(name, {}) for name in ("train", "probe", "space"))
 
     found = named.method(request.method)
@@ -244,15 +242,6 @@ def _resolved(request: Request, recorded: Mapping[str, object] | None) -> Plan:
         () if recorded else (*(replace(c, path=f"space.{c.path}") for c in on_space if c.path in row), *changed), objects_of(request),
         rules=rules, chosen=choice.says, limits=limits, free=left_free(request),
     )  # fmt: skip
-
-
-def _usual_space(request: Request, data: Data) -> str:
-    """The name of the space that "auto" stands for; that of limits where the method can search it and asks no table of another."""
-    limited = any(getattr(request, name) is not None for name, _, _ in LIMITED.values())
-    if not limited or request.table is not None or request.settings.get("evaluator") == "table":
-        return usual_space(data)
-    method = as_searcher(named.method(request.method).build({})).method
-    return usual_space(data, limited=method is None or LIMITED_SPACE not in method.unfit)
 
 
 def _smaller(fitted: Mapping[str, object], row: Mapping[str, object]) -> dict[str, object]:
