@@ -41,6 +41,10 @@ LONGEST = 1800
 NHWC = ("--against", "reference-nhwc")
 
 
+ALONE = ("start.py", "fewer_steps.py")
+"""Scripts that take no number of threads."""
+
+
 @dataclass(frozen=True)
 class Row:
     """A row's name, `part/what`, and the command behind it: a script of this folder and its arguments, --json left out."""
@@ -51,7 +55,7 @@ class Row:
 
     def of(self, threads: int) -> list[str]:
         """The command with its number of threads, where the row does not settle that itself."""
-        given = () if "--threads" in self.arguments or self.script == "start.py" else ("--threads", str(threads))
+        given = () if "--threads" in self.arguments or self.script in ALONE else ("--threads", str(threads))
         return [self.script, *self.arguments, *given]
 
 
@@ -86,6 +90,7 @@ ROWS: list[Row] = [
     Row("goal/busy", "busy.py"),
     Row("goal/train36", "retrain.py", LARGE),
     Row("goal/ninety", "ninety.py"),
+    Row("goal/search", "fewer_steps.py"),
     Row("goal/augment", "augment.py"),
     Row("also/augment-one-thread", "augment.py", ("--threads", "1")),
     Row("goal/start", "start.py"),
