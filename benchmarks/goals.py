@@ -75,7 +75,10 @@ OTHERS = (
               "also/epoch", lambda row, name=name: row["dearer"][name]["kernels"], 2, 1.3, most=True)
         for name in (_MOBILE, _SMALL)
     ),
-    Other("search time to a mean of 92.75 % in the table, eight seeds, against the reduced study's", "goal/search", lambda row: row["times"], 2, 4),
+    Other(
+        "search time to a mean of 92.75 % in the table, eight seeds, against the reduced study's",
+        "goal/search", lambda row: row["times"], 2, 4,
+    ),
     Other("CIFAR-10, minutes to 90 % on test images", "goal/ninety", lambda row: row["minutes"] or math.inf, 15, 10, " min", True),
 )  # fmt: skip
 """Goals of training, of busy machines, of what a user waits for."""

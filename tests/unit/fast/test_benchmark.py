@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+import types
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -367,3 +368,41 @@ def test_a_sides_waiting_lasts_as_long_as_its_processes(monkeypatch: pytest.Monk
         assert os.environ["GOMP_SPINCOUNT"] == "5"
         assert "KMP_BLOCKTIME" not in os.environ
     assert found == {"python": None, "oche": busy.BRIEF["GOMP_SPINCOUNT"], "77": "77"}
+
+
+def test_a_shorter_search_counts_where_it_is_shown_to_lose_less_than_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quickest of those that do; one whose interval is wide is not shown to, however quick."""
+    steps = module("fewer_steps")
+    of = {
+        "rf_darts_fast": (400.0, 0.0),
+        "slow": (200.0, 0.3),
+        "quick": (100.0, -0.2),
+        "wide": (50.0, 0.0),
+        "worse": (40.0, -1.5),
+    }
+
+    def value(arm: str, seed: int) -> float:
+        return 93.0 + of[arm][1] + (3.0 * (-1) ** seed if arm == "wide" else 0.01 * seed)
+
+    rows = [
+        {
+            "kind": "short",
+            "method": arm,
+            "seed": seed,
+            "seconds": of[arm][0],
+            "values": {"cifar10/test": value(arm, seed)},
+        }
+        for arm in of
+        for seed in range(8)
+    ]
+    usual = [
+        types.SimpleNamespace(study="collapse_nb201", arm="rf_darts_fast", seed=n, cells=[("", 93.0)]) for n in range(8)
+    ]
+    monkeypatch.setattr(steps, "_rows", lambda path: rows)
+    monkeypatch.setattr(steps, "searches", lambda: usual)
+    told = steps.quicker()
+    assert (told["arm"], told["times"]) == ("quick", 4.0)
+    monkeypatch.setattr(
+        steps, "_rows", lambda path: [row for row in rows if row["method"] in ("rf_darts_fast", "worse")]
+    )
+    assert steps.quicker()["times"] == 1.0
